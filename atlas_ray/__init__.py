@@ -1,0 +1,3 @@
+"""Critical-step tuning (ATLaS) and learned model switching (LONDI) for language agents, on one laptop or a cluster."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,56 @@
+"""The exceptions of atlas-ray. Each is also a built-in type and survives pickling, so it can cross a Ray boundary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class AtlasError(Exception):
+    """Base of all errors raised on purpose. ``exit_code`` is what the command line returns."""
+
+    exit_code = 1
+
+
+class InputError(AtlasError, ValueError):
+    """The user's input is wrong: a recipe, a file, an argument.
+
+    Args:
+        message: what is wrong and, where known, the way out.
+        path: the file at fault.
+        line: its 1-based line.
+        field: dotted name of the field at fault.
+    """
+
+    exit_code = 2
+
+    def __init__(
+        self, message: str, path: str | Path | None = None, line: int | None = None, field: str | None = None
+    ) -> None:
+        self.message, self.path, self.line, self.field = message, path, line, field
+        where = "" if path is None else str(path) if line is None else f"{path}:{line}"
+        super().__init__(": ".join(part for part in (where, field or "", message) if part))
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[object, ...]]:
+        return type(self), (self.message, self.path, self.line, self.field)
+
+
+class MissingExtraError(AtlasError, ImportError):
+    """An optional dependency is not installed; the message names the extra."""
+
+    exit_code = 2
+
+
+class ContextOverflowError(AtlasError, ValueError):
+    """A prompt or a training sequence is longer than the model's context."""
+
+
+class EmptySelectionError(AtlasError, ValueError):
+    """Nothing would be trained: no step of the data is selected."""
+
+
+class BudgetViolationError(AtlasError, RuntimeError):
+    """A DEEPTHINK call past the budget reached the models. The guard makes this impossible; seeing it is a bug."""
+
+
+class WorkerFailedError(AtlasError, RuntimeError):
+    """A piece of work failed more often than its retries allow."""

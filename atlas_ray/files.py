@@ -1,0 +1,97 @@
+"""Atomic files and append-only JSONL that survive a kill at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Replace ``path`` by ``text`` in one step: a reader sees the old file or the new, never half of one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """:func:`write_text` of ``value`` as indented JSON; NaN is refused."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """The JSON in ``path``."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+@contextmanager
+def atomic_directory(path: str | Path) -> Iterator[Path]:
+    """A temporary directory that becomes ``path`` when the block ends well, and vanishes when it does not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def append_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Append rows, each a line. Call :func:`recover_jsonl` first when an earlier run may have been killed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+
+
+def recover_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of one of *our own* append-only files; a last line cut by a kill is removed from the file.
+
+    For files of a user use the readers of :mod:`atlas_ray.trajectory`, which refuse such a line.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    if end != len(data):
+        with path.open("r+b") as file:
+            file.truncate(end)
+    return [json.loads(line) for line in data[:end].splitlines() if line.strip()]
+
+
+class RunLog:
+    """``metrics.jsonl`` and ``events.jsonl`` of a run directory.
+
+    Metrics are numbers over time; events say what was retried, dropped or recovered, and why.
+    """
+
+    def __init__(self, run_dir: str | Path) -> None:
+        self.run_dir = Path(run_dir)
+
+    def metric(self, stage: str, **values: Any) -> None:
+        """One row of numbers."""
+        append_jsonl(self.run_dir / "metrics.jsonl", [{"stage": stage, **values}])
+
+    def event(self, stage: str, kind: str, **values: Any) -> None:
+        """One thing that happened."""
+        append_jsonl(self.run_dir / "events.jsonl", [{"stage": stage, "event": kind, **values}])

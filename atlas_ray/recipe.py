@@ -1,0 +1,333 @@
+"""Recipes: what a run does, in TOML. Unknown keys are refused, and every field says what it means.
+
+This module imports neither torch nor Ray, so ``--help`` and ``--dry-run`` are quick.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import envs
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import InputError
+from .trajectory import first_problem
+
+SELECTORS = ("all", "random", "non-critical", "value")
+Selector = Literal["all", "random", "non-critical", "value"]
+
+
+def _environment(name: str) -> str:
+    try:
+        envs.full_id(name)
+    except envs.UnknownEnvironmentError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
+Environment = Annotated[str, AfterValidator(_environment)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A table of the recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Collect(Section):
+    """Expert episodes."""
+
+    levels: dict[Environment, Positive] = Field(min_length=1)
+    """Environments and how many expert episodes of each."""
+    max_steps: Positive | None = None
+    """Own step limit of an episode; without it the level's."""
+    cpu_seconds: float = Field(default=2.0, gt=0)
+    """CPU time the expert may take for one move before the episode is given up."""
+
+
+class Select(Section):
+    """Which steps are critical."""
+
+    selectors: list[Selector] = Field(default=["all", "random", "non-critical", "value"], min_length=1)
+    """Selectors to run; `non-critical` draws from what `value` left."""
+    fraction: float = Field(default=0.3, gt=0, le=1)
+    """At most this share of a trajectory's steps is selected (ATLaS: 0.3)."""
+    model: str = "tiny-quick"
+    """The model whose counterfactual roll-outs estimate values."""
+    rollouts: Positive = 5
+    """Roll-outs a step (ATLaS: 5)."""
+    horizon: Positive = 16
+    """Most steps of a roll-out."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature of the roll-outs."""
+
+
+class Arm(Section):
+    """One way to train: the steps of a selector, with or without an anchor."""
+
+    selector: Selector
+    """Whose steps carry the loss."""
+    anchor: float = Field(default=0.0, ge=0)
+    """Weight of the KL divergence to the base model on the unselected action tokens (ours)."""
+
+    @property
+    def name(self) -> str:
+        """Name of the arm in files and tables."""
+        return self.selector if not self.anchor else f"{self.selector}+anchor{self.anchor:g}"
+
+
+class Scratch(Section):
+    """A new Llama-shaped model, instead of a base."""
+
+    hidden: Positive
+    """Width."""
+    layers: Positive
+    """Depth."""
+    heads: Positive
+    """Attention heads."""
+    intermediate: Positive
+    """Width of the MLP."""
+
+
+class Finetune(Section):
+    """Masked supervised fine-tuning on Ray Train."""
+
+    base: str = "tiny-quick"
+    """Model to start from: a shipped name, a directory or a Hugging Face id."""
+    scratch: Scratch | None = None
+    """Start from a new model of this shape instead of `base`."""
+    arms: list[Arm] = Field(min_length=1)
+    """What to train, one model an arm and seed."""
+    seeds: list[int] = Field(default=[0], min_length=1)
+    """Seeds of the data order, one model each."""
+    epochs: Positive = 2
+    """Passes over the trajectories."""
+    batch_size: Positive = 32
+    """Trajectories an optimiser step, over all workers."""
+    micro_tokens: Positive = 4096
+    """Most tokens (padding included) in one forward pass of a worker."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate of AdamW."""
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps that warm up; then linear decay to zero."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW weight decay."""
+    clip: float = Field(default=1.0, gt=0)
+    """Largest gradient norm."""
+    workers: int = Field(default=2, ge=0)
+    """Ray Train workers; 0 trains inside this process."""
+    save_every: Positive = 200
+    """Optimiser steps between saved training states, from which a killed run goes on."""
+
+    @model_validator(mode="after")
+    def _unique(self) -> Self:
+        names = [a.name for a in self.arms]
+        if len(set(names)) != len(names):
+            raise ValueError("arms: the same arm stands twice")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("seeds: the same seed stands twice")
+        return self
+
+
+class Evaluate(Section):
+    """Scores on held-in and held-out environments."""
+
+    held_in: list[Environment] = Field(min_length=1)
+    """Environments whose training episodes were seen."""
+    held_out: list[Environment] = []
+    """Environments never trained on."""
+    episodes: Positive = 50
+    """Episodes an environment and model; their seeds are never those of training."""
+    max_steps: Positive | None = None
+    """Own step limit of an episode; without it the level's."""
+
+
+class Switch(Section):
+    """LONDI: a learned switch between two models."""
+
+    quick: str = "tiny-quick"
+    """The small model."""
+    deepthink: str = "tiny-deepthink"
+    """The large model."""
+    levels: list[Environment] = Field(min_length=1)
+    """Environments, drawn in turn."""
+    max_steps: Positive | None = None
+    """Own step limit of an episode; without it the level's."""
+    costs: list[Annotated[float, Field(ge=0)]] = []
+    """LONDI: one switch is trained for each cost c of a DEEPTHINK call."""
+    budgets: list[Annotated[int, Field(ge=0)]] = []
+    """LONDI-B: one switch is trained for each budget of calls an episode."""
+    num_envs: Positive = 16
+    """Episodes stepped together; one batch a model a vector step."""
+    steps: Positive = 12_000
+    """Environment steps of training for each switch."""
+    updates_per_step: float = Field(default=0.1, gt=0)
+    """Gradient updates for each environment step."""
+    batch_size: Positive = 64
+    """Transitions an update."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Learning rate of the Q network."""
+    gamma: float = Field(default=0.98, gt=0, le=1)
+    """Discount."""
+    features: Positive = 128
+    """Width of the hashed bag of words that encodes goal and observation."""
+    evaluate_every: Positive = 2_000
+    """Environment steps between greedy evaluations, of which the best is kept."""
+    evaluate_episodes: Positive = 64
+    """Episodes of such an evaluation."""
+    test_episodes: Positive = 300
+    """Episodes of the final comparison, for every policy the same seeds."""
+
+    @model_validator(mode="after")
+    def _something_to_train(self) -> Self:
+        if not self.costs and not self.budgets:
+            raise ValueError("costs: name at least one cost or one budget")
+        return self
+
+
+class Recipe(Section):
+    """A whole run. Stages whose table is missing are left out."""
+
+    name: str
+    """Name of the run; `runs/NAME` is its directory unless --out names another."""
+    seed: int = Field(default=0, ge=0, lt=1000)
+    """Seed of everything that is drawn."""
+    workers: Positive = 2
+    """Ray actors that play episodes, one CPU each."""
+    num_envs: Positive = 32
+    """Episodes an actor plays side by side."""
+    style: Literal["react", "action"] = "react"
+    """Thought and action, or actions only."""
+    collect: Collect | None = None
+    """Expert episodes."""
+    select: Select | None = None
+    """Critical steps."""
+    finetune: Finetune | None = None
+    """Masked fine-tuning."""
+    evaluate: Evaluate | None = None
+    """Scores."""
+    switch: Switch | None = None
+    """LONDI."""
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Self:
+        if self.select and not self.collect:
+            raise ValueError("select: needs a [collect] table")
+        if self.finetune:
+            if not self.select:
+                raise ValueError("finetune: needs a [select] table")
+            missing = {a.selector for a in self.finetune.arms} - set(self.select.selectors)
+            if missing:
+                raise ValueError(f"finetune.arms: select.selectors lacks {', '.join(sorted(missing))}")
+        if self.select and "non-critical" in self.select.selectors and "value" not in self.select.selectors:
+            raise ValueError("select.selectors: non-critical needs value, from whose rest it draws")
+        if self.evaluate and not self.finetune:
+            raise ValueError("evaluate: needs a [finetune] table")
+        return self
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(f.name.removesuffix(".toml") for f in _recipes().iterdir() if f.name.endswith(".toml"))
+
+
+def _recipes() -> Any:
+    return resources.files("atlas_ray") / "recipes"
+
+
+def load(name: str | Path, overrides: dict[str, str] | None = None) -> Recipe:
+    """Read a recipe by shipped name or by path, with dotted overrides (``{"select.fraction": "0.2"}``).
+
+    Raises:
+        InputError: names the file, the line and the field, and the nearest valid name of an unknown one.
+    """
+    path = Path(name)
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+    elif str(name) in shipped():
+        text, path = (_recipes() / f"{name}.toml").read_text(encoding="utf-8"), Path(f"{name}.toml")
+    else:
+        near = difflib.get_close_matches(str(name), shipped(), n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; shipped are {', '.join(shipped())}"
+        raise InputError(f"no recipe of that name and no such file{hint}", name)
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"not TOML: {error}", path) from None
+    overridden = set()
+    for key, value in (overrides or {}).items():
+        _put(data, key.split("."), _value(value), key)
+        overridden.add(key)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        field, message = first_problem(error)
+        # pydantic marks a bad key of a mapping by a last part "[key]"
+        loc = [str(p) for p in error.errors()[0]["loc"] if p != "[key]"]
+        field = ".".join(loc)
+        kind = error.errors()[0]["type"]
+        if kind == "extra_forbidden":
+            message = _unknown(loc)
+        elif not isinstance(error.errors()[0]["input"], dict | list | BaseModel) and kind != "missing":
+            message = f"{message} (got {error.errors()[0]['input']!r})" if kind != "value_error" else message
+        if field in overridden:
+            raise InputError(message, None, None, f"--{field}") from None
+        raise InputError(message, path, _line_of(text, loc), field or None) from None
+
+
+def _unknown(loc: list[str]) -> str:
+    section: Any = Recipe
+    for part in loc[:-1]:
+        if part.isdigit():
+            continue
+        fields = getattr(section, "model_fields", {})
+        section = _section_of(fields[part].annotation) if part in fields else None
+    names = list(getattr(section, "model_fields", {}))
+    near = difflib.get_close_matches(loc[-1], names, n=1, cutoff=0.3)
+    return "unknown key" + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(names)}")
+
+
+def _section_of(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        if (found := _section_of(inner)) is not None:
+            return found
+    return None
+
+
+def _line_of(text: str, loc: list[str]) -> int | None:
+    """1-based line where the key at ``loc`` is set, as near as the text tells."""
+    table, best = "", None
+    names = [p for p in loc if not p.isdigit()]
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := re.match(r"\s*\[+([^\]]+)\]+", line):
+            table = header[1].strip()
+            if table == ".".join(names):
+                best = number
+        elif names and (key := re.match(r'\s*"?([\w.-]+)"?\s*=', line)):
+            full = f"{table}.{key[1]}".strip(".")
+            if ".".join(names) == full or ".".join(names).startswith(full + "."):
+                best = number
+    return best
+
+
+def _put(data: dict[str, Any], keys: list[str], value: Any, shown: str) -> None:
+    for key in keys[:-1]:
+        data = data.setdefault(key, {})
+        if not isinstance(data, dict):
+            raise InputError(f"{key!r} is not a table", None, None, f"--{shown}")
+    data[keys[-1]] = value
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text

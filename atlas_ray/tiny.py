@@ -1,0 +1,100 @@
+"""The tiny base models: a tokenizer of phrases for BabyAI-Text and Llama-shaped networks (ours).
+
+A phrase such as ``2 steps left`` or ``You see a`` is one token, which makes an episode a third as long as words
+would. Words outside the vocabulary become ``[UNK]``: these models are for BabyAI-Text and for tests.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+END = "<|end|>"
+PAD = "<|pad|>"
+UNKNOWN = "[UNK]"
+
+_COLORS = ["red", "green", "blue", "purple", "yellow", "grey"]
+_KINDS = ["ball", "box", "key", "door", "wall", "object", "goal", "lava", "floor"]
+_STEPS = [
+    f"{n} step{'s' if n > 1 else ''} {where}" for n in range(1, 7) for where in ("forward", "left", "right")
+]
+_PHRASES = [
+    ", You see a",
+    "You see a",
+    "You see nothing",
+    "You carry a",
+    "turn left",
+    "turn right",
+    "go forward",
+    "pick up the",
+    "pick up a",
+    "pick up",
+    "pick it up",
+    "put it down",
+    "put down the",
+    "go to the",
+    "go to a",
+    "carry it to the",
+    "next to the",
+    "next to a",
+    "make way",
+    "look around",
+    "open the door",
+    "open the",
+    "open a",
+    "in front of you",
+    "behind you",
+    "on your left",
+    "on your right",
+    "after you",
+    "Goal:",
+    "Observation:",
+    "Thought:",
+    "Action:",
+]
+_WORDS = ["drop", "toggle", "put", "the", "a", "and", "then", "open", "closed", "locked", "explore", "done", ","]
+
+
+def vocabulary() -> list[str]:
+    """All tokens, in the order of their ids."""
+    return [UNKNOWN, PAD, END, *_PHRASES, *_STEPS, *_COLORS, *_KINDS, *_WORDS, *[str(d) for d in range(10)]]
+
+
+def build_tokenizer() -> Any:
+    """A fast tokenizer over :func:`vocabulary`; runs anywhere, needs no download."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    phrases = sorted([*_PHRASES, *_STEPS], key=len, reverse=True)
+    # a phrase must end where a word ends, or "pick up a" would eat the start of "pick up apples"
+    pattern = "|".join(re.escape(p) + (r"\b" if p[-1].isalnum() else "") for p in phrases) + r"|\w+|[^\w\s]"
+    core = Tokenizer(
+        models.WordLevel({token: i for i, token in enumerate(vocabulary())}, unk_token=UNKNOWN)  # noqa: S106
+    )
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True)
+    core.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token=UNKNOWN, pad_token=PAD, eos_token=END)
+
+
+def build_model(hidden: int, layers: int, heads: int, intermediate: int, seed: int, context: int = 2048) -> Any:
+    """A freshly initialised Llama-shaped causal LM over :func:`vocabulary`, float32, embeddings tied."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    size = len(vocabulary())
+    config = LlamaConfig(
+        vocab_size=size,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        intermediate_size=intermediate,
+        max_position_embeddings=context,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=vocabulary().index(END),
+        pad_token_id=vocabulary().index(PAD),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)

@@ -55,6 +55,10 @@ class TextEnv(gym.Env[str, str]):
         """An independent copy in the same state: stepping one leaves the other as it was."""
         return copy.deepcopy(self)
 
+    def admissible(self) -> list[str]:
+        """Actions that make sense now."""
+        raise NotImplementedError
+
     def info(
         self, *, goal: str, score: float, success: bool, admissible: Callable[[], list[str]], **more: Any
     ) -> dict[str, Any]:

@@ -1,0 +1,46 @@
+"""The protocol of engines: a batch in, a batch out, prompts as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+
+class Engine(Protocol):
+    """A causal language model that continues prompts and scores continuations.
+
+    A *slot* is a place for one episode: an engine may keep what it computed for the last prompt of a slot and reuse
+    the longest common prefix with the next one. Results never depend on slots, on batching or on what was kept.
+    """
+
+    tokenizer: Any
+    slots: int
+    context: int
+    """Most tokens of prompt and continuation."""
+    parameters: int
+    """Number of weights, for compute estimates."""
+    tokens_fed: list[int]
+    """Tokens that went through the model so far, a count a slot, without padding."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        slots: Sequence[int],
+        stop: Sequence[int],
+        max_tokens: int,
+        temperature: float = 0.0,
+        seeds: Sequence[int] | None = None,
+    ) -> list[list[int]]:
+        """Continue each prompt until a ``stop`` token (left out) or ``max_tokens``.
+
+        With ``temperature`` above 0, row i is sampled from ``seeds[i]`` alone.
+        """
+        ...
+
+    def score(
+        self, prompts: Sequence[Sequence[int]], slots: Sequence[int], candidates: Sequence[Sequence[Sequence[int]]]
+    ) -> list[torch.Tensor]:
+        """Log-probability of every candidate continuation, ``[len(candidates[i])]`` for row i."""
+        ...

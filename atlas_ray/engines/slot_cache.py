@@ -1,0 +1,102 @@
+"""A key-value cache for episodes of unlike length that grow side by side."""
+
+from __future__ import annotations
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class _Layer(CacheLayerMixin):
+    """One layer's keys and values in a buffer ``[slots, heads, capacity, width]`` that is written in place."""
+
+    def __init__(self, owner: SlotCache) -> None:
+        super().__init__()
+        self.owner = owner
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        _, heads, _, width = key_states.shape
+        self.keys = key_states.new_zeros(self.owner.slots, heads, self.owner.capacity, width)
+        self.values = value_states.new_zeros(self.owner.slots, heads, self.owner.capacity, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        start = self.owner.cursor
+        end = start + key_states.shape[-2]
+        rows = self.owner.rows
+        if rows is None:
+            self.keys[:, :, start:end] = key_states
+            self.values[:, :, start:end] = value_states
+            return self.keys[:, :, :end], self.values[:, :, :end]
+        self.keys[rows, :, start:end] = key_states
+        self.values[rows, :, start:end] = value_states
+        return self.keys[rows, :, :end], self.values[rows, :, :end]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.owner.cursor + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.owner.cursor
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class SlotCache(Cache):
+    """Columns are appended for all slots at once; a slot's own tokens are the columns marked valid for it.
+
+    New tokens of unlike number leave holes, and rewinding a slot leaves holes too; holes are never attended to.
+    Rotary positions are baked into the keys, so a token may lie in any column, and :meth:`reserve` can close the holes
+    by moving columns.
+
+    Attributes:
+        valid: ``[slots, capacity]`` bool, which columns a slot attends to.
+        columns: for every slot, the column of each of its tokens in order.
+        rows: the slots of the forward pass in progress, None for all of them in order.
+    """
+
+    def __init__(self, slots: int, layers: int, device: torch.device, capacity: int = 512) -> None:
+        self.slots, self.capacity, self.cursor = slots, capacity, 0
+        self.rows: torch.Tensor | None = None
+        self.valid = torch.zeros(slots, capacity, dtype=torch.bool, device=device)
+        self.columns: list[list[int]] = [[] for _ in range(slots)]
+        super().__init__(layers=[_Layer(self) for _ in range(layers)])
+
+    def rewind(self, slot: int, length: int) -> None:
+        """Keep the first ``length`` tokens of a slot."""
+        gone = self.columns[slot][length:]
+        if gone:
+            self.valid[slot, gone] = False
+            del self.columns[slot][length:]
+
+    def reserve(self, columns: int) -> None:
+        """Make room for ``columns`` more: close the holes, and grow when that frees too little."""
+        if self.cursor + columns <= self.capacity:
+            return
+        longest = max(map(len, self.columns))
+        capacity = self.capacity
+        while longest + columns > capacity // 2:
+            capacity *= 2
+        index = torch.zeros(self.slots, longest, dtype=torch.long, device=self.valid.device)
+        self.valid = torch.zeros(self.slots, capacity, dtype=torch.bool, device=self.valid.device)
+        for slot, held in enumerate(self.columns):
+            index[slot, : len(held)] = torch.tensor(held, dtype=torch.long)
+            self.valid[slot, : len(held)] = True
+            self.columns[slot] = list(range(len(held)))
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.keys = self._moved(layer.keys, index, capacity)
+                layer.values = self._moved(layer.values, index, capacity)
+        self.capacity, self.cursor = capacity, longest
+
+    @staticmethod
+    def _moved(buffer: torch.Tensor, index: torch.Tensor, capacity: int) -> torch.Tensor:
+        slots, heads, _, width = buffer.shape
+        new = buffer.new_zeros(slots, heads, capacity, width)
+        where = index[:, None, :, None].expand(slots, heads, index.shape[1], width)
+        new[:, :, : index.shape[1]] = buffer.gather(2, where)
+        return new

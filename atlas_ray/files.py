@@ -47,8 +47,13 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
+            # a kill in the middle of rmtree would leave half of the old one under the good name
+            old = path.with_name(f"{temporary.name}.old")
+            path.replace(old)
+            temporary.replace(path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import envs
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+import envs
+
 from .errors import InputError
-from .trajectory import first_problem
 
 SELECTORS = ("all", "random", "non-critical", "value")
 Selector = Literal["all", "random", "non-critical", "value"]
@@ -30,6 +31,15 @@ def _environment(name: str) -> str:
     return name
 
 
+def _distinct(names: Iterable[str], field: str) -> None:
+    seen: dict[str, str] = {}
+    for name in names:
+        full = envs.full_id(name)
+        if full in seen:
+            raise ValueError(f"{field}: {seen[full]!r} and {name!r} are the same environment")
+        seen[full] = name
+
+
 Environment = Annotated[str, AfterValidator(_environment)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -37,7 +47,9 @@ Positive = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A table of the recipe."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class Collect(Section):
@@ -49,6 +61,11 @@ class Collect(Section):
     """Own step limit of an episode; without it the level's."""
     cpu_seconds: float = Field(default=2.0, gt=0)
     """CPU time the expert may take for one move before the episode is given up."""
+
+    @model_validator(mode="after")
+    def _unique(self) -> Self:
+        _distinct(self.levels, "levels")
+        return self
 
 
 class Select(Section):
@@ -94,6 +111,12 @@ class Scratch(Section):
     intermediate: Positive
     """Width of the MLP."""
 
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.hidden % (2 * self.heads):
+            raise ValueError(f"hidden: {self.hidden} is no multiple of twice the {self.heads} heads")
+        return self
+
 
 class Finetune(Section):
     """Masked supervised fine-tuning on Ray Train."""
@@ -125,6 +148,9 @@ class Finetune(Section):
     save_every: Positive = 200
     """Optimiser steps between saved training states, from which a killed run goes on."""
 
+    save_dtype: Literal["float32", "float16"] = "float32"
+    """Number format of the checkpoints."""
+
     @model_validator(mode="after")
     def _unique(self) -> Self:
         names = [a.name for a in self.arms]
@@ -146,6 +172,11 @@ class Evaluate(Section):
     """Episodes an environment and model; their seeds are never those of training."""
     max_steps: Positive | None = None
     """Own step limit of an episode; without it the level's."""
+
+    @model_validator(mode="after")
+    def _unique(self) -> Self:
+        _distinct([*self.held_in, *self.held_out], "held_in and held_out")
+        return self
 
 
 class Switch(Section):
@@ -194,7 +225,7 @@ class Switch(Section):
 class Recipe(Section):
     """A whole run. Stages whose table is missing are left out."""
 
-    name: str
+    name: str = Field(pattern=r"^\w[\w .-]*$")
     """Name of the run; `runs/NAME` is its directory unless --out names another."""
     seed: int = Field(default=0, ge=0, lt=1000)
     """Seed of everything that is drawn."""
@@ -229,6 +260,11 @@ class Recipe(Section):
             raise ValueError("select.selectors: non-critical needs value, from whose rest it draws")
         if self.evaluate and not self.finetune:
             raise ValueError("evaluate: needs a [finetune] table")
+        if self.evaluate and self.collect:
+            trained = {envs.full_id(level) for level in self.collect.levels}
+            for level in self.evaluate.held_out:
+                if envs.full_id(level) in trained:
+                    raise ValueError(f"evaluate.held_out: {level!r} is among collect.levels")
         return self
 
 
@@ -249,7 +285,10 @@ def load(name: str | Path, overrides: dict[str, str] | None = None) -> Recipe:
     """
     path = Path(name)
     if path.is_file():
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"not UTF-8 at byte {error.start}", path) from None
     elif str(name) in shipped():
         text, path = (_recipes() / f"{name}.toml").read_text(encoding="utf-8"), Path(f"{name}.toml")
     else:
@@ -259,26 +298,35 @@ def load(name: str | Path, overrides: dict[str, str] | None = None) -> Recipe:
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"not TOML: {error}", path) from None
-    overridden = set()
-    for key, value in (overrides or {}).items():
+        at = re.search(r"at line (\d+)", str(error))
+        raise InputError(f"not TOML: {error}", path, int(at[1]) if at else None) from None
+    overrides = overrides or {}
+    for key, value in overrides.items():
         _put(data, key.split("."), _value(value), key)
-        overridden.add(key)
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        field, message = first_problem(error)
+    as_text: set[str] = set()
+    while True:
+        try:
+            return Recipe.model_validate(data)
+        except ValidationError as error:
+            problems = error.errors()
+        # a misspelt key that is required is both unknown and missing: its name says more
+        problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
         # pydantic marks a bad key of a mapping by a last part "[key]"
-        loc = [str(p) for p in error.errors()[0]["loc"] if p != "[key]"]
-        field = ".".join(loc)
-        kind = error.errors()[0]["type"]
+        loc = [str(p) for p in problem["loc"] if p != "[key]"]
+        field, kind = ".".join(loc), problem["type"]
+        if kind == "string_type" and field in overrides and field not in as_text:
+            as_text.add(field)  # `--name 2024` means the text
+            _put(data, loc, overrides[field], field)
+            continue
+        message = problem["msg"].removeprefix("Value error, ")
         if kind == "extra_forbidden":
             message = _unknown(loc)
-        elif not isinstance(error.errors()[0]["input"], dict | list | BaseModel) and kind != "missing":
-            message = f"{message} (got {error.errors()[0]['input']!r})" if kind != "value_error" else message
-        if field in overridden:
-            raise InputError(message, None, None, f"--{field}") from None
-        raise InputError(message, path, _line_of(text, loc), field or None) from None
+        elif kind not in ("missing", "value_error") and not isinstance(problem["input"], dict | list | BaseModel):
+            message = f"{message} (got {problem['input']!r})"
+        for key in overrides:
+            if f"{field}.".startswith(f"{key}.") or (kind == "extra_forbidden" and key.startswith(f"{field}.")):
+                raise InputError(message, None, None, f"--{key}")
+        raise InputError(message, path, _line_of(text, loc), field or None)
 
 
 def _unknown(loc: list[str]) -> str:
@@ -303,19 +351,28 @@ def _section_of(annotation: Any) -> Any:
 
 
 def _line_of(text: str, loc: list[str]) -> int | None:
-    """1-based line where the key at ``loc`` is set, as near as the text tells."""
-    table, best = "", None
-    names = [p for p in loc if not p.isdigit()]
+    """1-based line where the key at ``loc`` is set, or the table it belongs to, as near as the text tells."""
+    table: list[str] = []
+    best, depth = None, 0
+    counts: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
-        if header := re.match(r"\s*\[+([^\]]+)\]+", line):
-            table = header[1].strip()
-            if table == ".".join(names):
-                best = number
-        elif names and (key := re.match(r'\s*"?([\w.-]+)"?\s*=', line)):
-            full = f"{table}.{key[1]}".strip(".")
-            if ".".join(names) == full or ".".join(names).startswith(full + "."):
-                best = number
+        if header := re.match(r"\s*(\[\[?)([^\[\]]+)\]", line):
+            here = table = _parts(header[2])
+            if header[1] == "[[":
+                name = ".".join(table)
+                counts[name] = counts.get(name, -1) + 1
+                here = table = [*table, str(counts[name])]
+        elif key := re.match(r"""\s*((?:"[^"]*"|'[^']*'|[\w.\s-])+?)\s*=""", line):
+            here = [*table, *_parts(key[1])]
+        else:
+            continue
+        if len(here) > depth and loc[: len(here)] == here:
+            best, depth = number, len(here)
     return best
+
+
+def _parts(dotted: str) -> list[str]:
+    return [a or b or c for a, b, c in re.findall(r"""\"([^"]*)\"|'([^']*)'|([\w-]+)""", dotted)]
 
 
 def _put(data: dict[str, Any], keys: list[str], value: Any, shown: str) -> None:

@@ -60,7 +60,7 @@ class Renderer:
                 self._pieces.clear()
             ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             self._pieces[text] = ids
-        return ids
+        return list(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, special tokens left out, white space folded to single spaces."""

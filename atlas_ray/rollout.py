@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import envs
 
-from .agents import Agent, Decision
+from .agents import Agent
 from .trajectory import Step, Trajectory
 
 # Seeds of a run lie in blocks that never meet: training episodes, then evaluation, then the switch.
@@ -64,27 +63,23 @@ def fresh(env_name: str, seed: int, max_steps: int | None, episode_id: str | Non
     return Start(episode_id or f"{envs.full_id(env_name)}/{seed}", env, info["goal"], observation)
 
 
-def play(
-    agent: Agent,
-    starts: Iterable[Start],
-    on_decision: Callable[[int, Start, Decision], None] = lambda slot, start, decision: None,
-) -> Iterator[Finished]:
+def play(agent: Agent, starts: Iterable[Start]) -> Iterator[Finished]:
     """Play every start to its end with ``agent``, as many side by side as it has slots.
 
     Starts are drawn only when a slot is free. Episodes are yielded as they end.
     """
     waiting = iter(starts)
-    running: dict[int, tuple[Start, list[Step], str, dict[str, Any]]] = {}
+    running: dict[int, tuple[Start, list[Step], str]] = {}
     free = list(range(agent.engine.slots))[::-1]
     while True:
         while free and (start := next(waiting, None)) is not None:
             slot = free.pop()
             agent.start(slot, start.instruction, start.steps, start.observation)
-            running[slot] = (start, [], start.observation, {})
+            running[slot] = (start, [], start.observation)
         if not running:
             return
         for slot in [s for s in running if not agent.fits(s)]:
-            start, steps, _, _ = running.pop(slot)
+            start, steps, _ = running.pop(slot)
             free.append(slot)
             yield Finished(start, steps, 0.0, False, "the context of the model is full")
         slots = sorted(running)
@@ -93,8 +88,7 @@ def play(
         offered = [running[s][0].env.admissible() for s in slots]
         seeds = [decision_seed(running[s][0].id, len(running[s][1])) for s in slots]
         for slot, decision in zip(slots, agent.act(slots, offered, seeds), strict=True):
-            start, steps, observation, _ = running[slot]
-            on_decision(slot, start, decision)
+            start, steps, observation = running[slot]
             try:
                 following, reward, terminated, truncated, info = start.env.step(decision.action)
             except Exception as error:  # a crashed environment must not end the others' episodes
@@ -110,7 +104,7 @@ def play(
                 yield Finished(start, steps, info["score"], info["success"])
             else:
                 agent.advance(slot, step, following)
-                running[slot] = (start, steps, following, info)
+                running[slot] = (start, steps, following)
 
 
 def to_trajectory(finished: Finished, env_name: str, seed: int, source: str) -> Trajectory:

@@ -1,7 +1,7 @@
 """The tiny base models: a tokenizer of phrases for BabyAI-Text and Llama-shaped networks (ours).
 
-A phrase such as ``2 steps left`` or ``You see a`` is one token, which makes an episode a third as long as words
-would. Words outside the vocabulary become ``[UNK]``: these models are for BabyAI-Text and for tests.
+A phrase such as ``and 2 steps forward`` or ``You see a`` is one token, which makes an episode a third as long as
+words would. Words outside the vocabulary become ``[UNK]``: these models are for BabyAI-Text and for tests.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ UNKNOWN = "[UNK]"
 _COLORS = ["red", "green", "blue", "purple", "yellow", "grey"]
 _KINDS = ["ball", "box", "key", "door", "wall", "object", "goal", "lava", "floor"]
 _STEPS = [
-    f"{n} step{'s' if n > 1 else ''} {where}" for n in range(1, 7) for where in ("forward", "left", "right")
+    f"{before}{n} step{'s' if n > 1 else ''} {where}"
+    for n in range(1, 7)
+    for before, where in (("", "forward"), ("", "left"), ("", "right"), ("and ", "forward"))
 ]
 _PHRASES = [
+    ", You see a wall",
+    "You see a wall",
     ", You see a",
     "You see a",
     "You see nothing",

@@ -90,7 +90,10 @@ def first_problem(error: ValidationError) -> tuple[str, str]:
     return ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
 
 
-def _read(kind: type[Row], path: str | Path, on_error: OnError, dropped: list[InputError] | None) -> Iterator[Row]:
+def _read(
+    kind: type[Row], path: str | Path, on_error: OnError, dropped: list[InputError] | None
+) -> Iterator[tuple[int, Row]]:
+    """Every row with its 1-based line."""
     path = Path(path)
     if not path.is_file():
         raise InputError("no such file", path)
@@ -100,26 +103,33 @@ def _read(kind: type[Row], path: str | Path, on_error: OnError, dropped: list[In
             if not raw.strip():
                 continue
             try:
-                yield _parse(kind, raw, path, number)
+                row = _parse(kind, raw, path, number)
             except InputError as error:
-                if on_error == "stop":
-                    raise
-                if dropped is not None:
-                    dropped.append(error)
-            else:
-                found += 1
+                _refuse(error, on_error, dropped)
+                continue
+            found += 1
+            yield number, row
     if not found:
         raise InputError(f"holds no {kind.__name__.lower()} that can be read", path)
 
 
+def _refuse(error: InputError, on_error: OnError, dropped: list[InputError] | None) -> None:
+    if on_error == "stop":
+        raise error
+    if dropped is not None:
+        dropped.append(error)
+
+
 def _parse(kind: type[Row], raw: bytes, path: Path, number: int) -> Row:
     try:
-        value = json.loads(raw.decode("utf-8"))
+        value = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 at byte {error.start}", path, number) from None
     except json.JSONDecodeError as error:
         cut = " (the line is cut short)" if not raw.endswith(b"\n") or error.pos >= len(raw.rstrip()) - 1 else ""
         raise InputError(f"not JSON at column {error.colno}: {error.msg}{cut}", path, number) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets a thousand deep
+        raise InputError(f"not JSON that can be read: {error}", path, number) from None
     if not isinstance(value, dict):
         raise InputError(f"a line must be a JSON object, this is a {type(value).__name__}", path, number)
     try:
@@ -144,13 +154,10 @@ def iter_trajectories(
         InputError: names file, line and field; also when the file is missing or holds nothing usable.
     """
     seen: dict[str, int] = {}
-    for number, item in enumerate(_read(Trajectory, path, on_error, dropped), start=1):
+    for number, item in _read(Trajectory, path, on_error, dropped):
         if item.id in seen:
-            error = InputError(f"id {item.id!r} stands twice, as items {seen[item.id]} and {number}", path, None, "id")
-            if on_error == "stop":
-                raise error
-            if dropped is not None:
-                dropped.append(error)
+            error = InputError(f"id {item.id!r} stands already on line {seen[item.id]}", path, number, "id")
+            _refuse(error, on_error, dropped)
             continue
         seen[item.id] = number
         yield item
@@ -177,22 +184,24 @@ def read_annotations(
     """Read annotations; with ``trajectories`` also check that ids and step indices exist.
 
     Raises:
-        InputError: names file and field.
+        InputError: names file, line and field.
     """
-    items = list(_read(Annotation, path, on_error, dropped))
-    if trajectories is not None:
-        lengths = {t.id: len(t.steps) for t in trajectories}
-        for item in items:
-            if item.trajectory_id not in lengths:
-                raise InputError(f"no trajectory has the id {item.trajectory_id!r}", path, None, "trajectory_id")
-            if item.critical and item.critical[-1] >= lengths[item.trajectory_id]:
-                raise InputError(
-                    f"step {item.critical[-1]} of {item.trajectory_id!r} does not exist, "
-                    f"it has steps 0 to {lengths[item.trajectory_id] - 1}",
-                    path,
-                    None,
-                    "critical",
-                )
+    lengths = None if trajectories is None else {t.id: len(t.steps) for t in trajectories}
+    items = []
+    for number, item in _read(Annotation, path, on_error, dropped):
+        error = None
+        if lengths is not None and item.trajectory_id not in lengths:
+            error = InputError(f"no trajectory has the id {item.trajectory_id!r}", path, number, "trajectory_id")
+        elif lengths is not None and item.critical and item.critical[-1] >= lengths[item.trajectory_id]:
+            message = (
+                f"step {item.critical[-1]} of {item.trajectory_id!r} does not exist, "
+                f"it has steps 0 to {lengths[item.trajectory_id] - 1}"
+            )
+            error = InputError(message, path, number, "critical")
+        if error:
+            _refuse(error, on_error, dropped)
+        else:
+            items.append(item)
     return items
 
 

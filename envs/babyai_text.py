@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +13,7 @@ import gymnasium as gym
 import minigrid  # noqa: F401  (registers the levels)
 import numpy as np
 from minigrid.core.constants import IDX_TO_COLOR, IDX_TO_OBJECT
+from minigrid.envs.babyai.core import roomgrid_level
 
 from .core import TextEnv, UnknownEnvironmentError
 
@@ -24,6 +23,10 @@ _PREFIX, _NAMESPACE = "BabyAI-", "BabyAIText/"
 _AGENT_X, _AGENT_Y = 3, 6
 _UNSEEN, _EMPTY, _WALL, _DOOR = 0, 1, 2, 4
 _DOOR_STATES = ("open", "closed", "locked")
+
+# minigrid prints "Sampling rejected". redirect_stdout is no way out: it swaps the standard output of every thread,
+# and two resets at a time leave it swapped.
+vars(roomgrid_level)["print"] = lambda *_args, **_kwargs: None
 
 
 def _steps(n: int, direction: str) -> str:
@@ -50,7 +53,7 @@ def describe(image: np.ndarray | Sequence[Any], carrying: tuple[str, str] | None
         column from the left and, within a column, from far to near.
 
     Raises:
-        ValueError: the view is not 7x7x3.
+        ValueError: the view is not 7x7x3, or holds a type, colour or door state that minigrid does not know.
     """
     view = np.asarray(image)
     if view.shape != (7, 7, 3):
@@ -75,9 +78,12 @@ def describe(image: np.ndarray | Sequence[Any], carrying: tuple[str, str] | None
             kind = kinds[x][y]
             if kind in (_UNSEEN, _EMPTY, _WALL) or (x, y) == (_AGENT_X, _AGENT_Y):
                 continue
-            thing = f"{IDX_TO_COLOR[int(view[x, y, 1])]} {IDX_TO_OBJECT[kind]}"
+            color, state = int(view[x, y, 1]), int(view[x, y, 2])
+            if kind not in IDX_TO_OBJECT or color not in IDX_TO_COLOR or (kind == _DOOR and state not in (0, 1, 2)):
+                raise ValueError(f"cell ({x}, {y}) holds ({kind}, {color}, {state}), which minigrid does not know")
+            thing = f"{IDX_TO_COLOR[color]} {IDX_TO_OBJECT[kind]}"
             if kind == _DOOR:
-                thing = f"{_DOOR_STATES[int(view[x, y, 2])]} {thing}"
+                thing = f"{_DOOR_STATES[state]} {thing}"
             facts.append(f"You see a {thing} {_where(x - _AGENT_X, _AGENT_Y - y)}")
     return facts
 
@@ -131,13 +137,12 @@ class BabyAIText(TextEnv):
         return self._grid_env
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        super().reset(seed=seed)
         if options:
             raise ValueError(f"BabyAIText takes no reset options, got {sorted(options)}")
+        super().reset(seed=seed)
         # minigrid draws from its own generator, seeded from ours when no seed is given
         inner_seed = seed if seed is not None else int(self.np_random.integers(2**31))
-        with contextlib.redirect_stdout(io.StringIO()):  # minigrid prints "Sampling rejected"
-            obs, _ = self._grid_env.reset(seed=inner_seed)
+        obs, _ = self._grid_env.reset(seed=inner_seed)
         self._goal = str(obs["mission"])
         if self._max_steps is not None:
             self._grid_env.max_steps = self._max_steps

@@ -59,7 +59,7 @@ class SlotCache(Cache):
         rows: the slots of the forward pass in progress, None for all of them in order.
     """
 
-    def __init__(self, slots: int, layers: int, device: torch.device, capacity: int = 512) -> None:
+    def __init__(self, slots: int, layers: int, device: torch.device, capacity: int = 256) -> None:
         self.slots, self.capacity, self.cursor = slots, capacity, 0
         self.rows: torch.Tensor | None = None
         self.valid = torch.zeros(slots, capacity, dtype=torch.bool, device=device)
@@ -74,12 +74,16 @@ class SlotCache(Cache):
             del self.columns[slot][length:]
 
     def reserve(self, columns: int) -> None:
-        """Make room for ``columns`` more: close the holes, and grow when that frees too little."""
-        if self.cursor + columns <= self.capacity:
-            return
+        """Make room for ``columns`` more: close the holes once they are a quarter, and grow when that is too little.
+
+        Attention reads every column up to the cursor, so holes cost time and closing them early pays.
+        """
         longest = max(map(len, self.columns))
+        needed = self.cursor + columns
+        if needed <= self.capacity and self.cursor <= 1.25 * longest + 64:
+            return
         capacity = self.capacity
-        while longest + columns > capacity // 2:
+        while longest + columns > capacity:
             capacity *= 2
         index = torch.zeros(self.slots, longest, dtype=torch.long, device=self.valid.device)
         self.valid = torch.zeros(self.slots, capacity, dtype=torch.bool, device=self.valid.device)
@@ -95,8 +99,9 @@ class SlotCache(Cache):
 
     @staticmethod
     def _moved(buffer: torch.Tensor, index: torch.Tensor, capacity: int) -> torch.Tensor:
-        slots, heads, _, width = buffer.shape
-        new = buffer.new_zeros(slots, heads, capacity, width)
+        slots, heads, old, width = buffer.shape
         where = index[:, None, :, None].expand(slots, heads, index.shape[1], width)
-        new[:, :, : index.shape[1]] = buffer.gather(2, where)
+        kept = buffer.gather(2, where)
+        new = buffer if capacity == old else buffer.new_zeros(slots, heads, capacity, width)
+        new[:, :, : index.shape[1]] = kept
         return new

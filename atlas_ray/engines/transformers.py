@@ -115,8 +115,16 @@ class TransformersEngine:
 
     def _feed(self, slots: Sequence[int], tokens: Sequence[Sequence[int]], last: bool = True) -> torch.Tensor:
         """Append tokens to slots, right-aligned; logits of the last position ``[R, 1, V]``, or of all ``[R, L, V]``."""
-        cache, count = self._cache, len(slots)
+        cache = self._cache
         longest = max(map(len, tokens))
+        if 2 * len(slots) > self.slots:
+            # a pass over all slots, with padding for the idle ones, is cheaper than copying the rows of a few out
+            given = dict(zip(slots, tokens, strict=True))
+            slots, tokens = range(self.slots), [given.get(s, ()) for s in range(self.slots)]
+            order = torch.tensor(list(given), device=self.device)
+        else:
+            order = None
+        count = len(slots)
         cache.reserve(longest)
         start, end = cache.cursor, cache.cursor + longest
         ids_RL = torch.zeros(count, longest, dtype=torch.long)
@@ -124,13 +132,12 @@ class TransformersEngine:
         real_RL = torch.zeros(count, longest, dtype=torch.bool)
         for row, (slot, new) in enumerate(zip(slots, tokens, strict=True)):
             known, pad = len(self._kept[slot]), longest - len(new)
-            ids_RL[row, pad:] = torch.tensor(new)
+            ids_RL[row, pad:] = torch.tensor(new, dtype=torch.long)
             positions_RL[row, pad:] = torch.arange(known, known + len(new))
             real_RL[row, pad:] = True
         ids_RL, positions_RL, real_RL = (x.to(self.device) for x in (ids_RL, positions_RL, real_RL))
 
-        everything = list(slots) == list(range(self.slots))
-        rows = None if everything else torch.tensor(slots, device=self.device)
+        rows = torch.tensor(slots, device=self.device) if order is None else None
         past_RC = cache.valid[:, :start] if rows is None else cache.valid[rows, :start]
         causal_LL = torch.ones(longest, longest, dtype=torch.bool, device=self.device).tril()
         # padding attends to itself, or its softmax over nothing would put NaN into the cache
@@ -153,7 +160,7 @@ class TransformersEngine:
             self._kept[slot].extend(new)
             cache.columns[slot].extend(range(end - len(new), end))
             self.tokens_fed[slot] += len(new)
-        return logits_RLV.float()
+        return (logits_RLV if order is None else logits_RLV[order]).float()
 
 
 def choose(logits_RV: torch.Tensor, temperature: float, generators: Sequence[torch.Generator] | None) -> list[int]:

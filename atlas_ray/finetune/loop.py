@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from ..errors import EmptySelectionError
 from ..files import atomic_directory, read_json, write_json
 from ..recipe import Finetune
-from .data import Example, batches, micro_batches, steps_of
+from .data import Example, batches, micro_batches
 from .loss import masked_loss
 
 
@@ -83,6 +83,7 @@ def train_run(
     model: Any,
     examples: Sequence[Example],
     config: Finetune,
+    steps: int,
     seed: int,
     anchor_weight: float,
     pad: int,
@@ -91,7 +92,7 @@ def train_run(
 ) -> dict[str, Any]:
     """Train ``model`` in place; call it on every worker with the same arguments.
 
-    The state is saved every ``config.save_every`` steps under ``state_dir`` and found again there, so that a run that
+    ``steps`` optimiser steps are taken, with the data in the order of ``seed``. The state is saved every ``config.save_every`` steps under ``state_dir`` and found again there, so that a run that
     was killed ends with the same weights as one that was not.
 
     Returns:
@@ -107,14 +108,13 @@ def train_run(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
     )
-    total = steps_of(len(examples), config.batch_size, config.epochs)
     counts = {"trained_tokens": 0, "context_tokens": 0, "cut_tokens": 0, "padded_tokens": 0, "seconds": 0.0}
     done = 0
     if (state_dir / "state.json").exists():
         done, counts = _load_state(state_dir, model, optimizer)
     model.train()
     start, before = time.perf_counter(), counts["seconds"]
-    for step, indices in enumerate(batches(len(examples), config.batch_size, config.epochs, seed)):
+    for step, indices in enumerate(batches(len(examples), config.batch_size, steps, seed)):
         if step < done:
             continue
         chosen = [examples[i] for i in indices]
@@ -122,8 +122,8 @@ def train_run(
         if not trained:
             raise EmptySelectionError(f"optimiser step {step} has no token to train: its {len(chosen)} episodes "
                                       "have no selected step")
-        warm = max(1, round(config.warmup * total))
-        scale = (step + 1) / warm if step < warm else (total - step) / max(1, total - warm)
+        warm = max(1, round(config.warmup * steps))
+        scale = (step + 1) / warm if step < warm else (steps - step) / max(1, steps - warm)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * scale
         optimizer.zero_grad(set_to_none=True)
@@ -146,8 +146,8 @@ def train_run(
         seconds = time.perf_counter() - start
         counts["seconds"] = before + seconds
         if rank == 0:
-            on_step(Progress(step + 1, total, loss, trained, config.learning_rate * scale, norm, seconds))
-            if (step + 1) % config.save_every == 0 and step + 1 < total:
+            on_step(Progress(step + 1, steps, loss, trained, config.learning_rate * scale, norm, seconds))
+            if (step + 1) % config.save_every == 0 and step + 1 < steps:
                 _save_state(state_dir, model, optimizer, step + 1, counts)
     model.eval()
-    return {"steps": total, **counts}
+    return {"steps": steps, **counts}

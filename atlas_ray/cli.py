@@ -1,0 +1,136 @@
+"""The command line: one thin command a stage."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import __version__
+from .errors import AtlasError, InputError
+from .pipeline import STAGES, done_stages
+from .recipe import Recipe, load, shipped
+
+_STAGE_HELP = {
+    "collect": "play expert episodes",
+    "select": "mark critical steps in the expert episodes",
+    "finetune": "fine-tune on the marked steps",
+    "evaluate": "score the base model and every arm",
+    "switch": "train and score the LONDI switch",
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="atlas-ray",
+        description="Critical-step tuning (ATLaS) and learned model switching (LONDI) for language agents.",
+    )
+    parser.add_argument("--version", action="version", version=f"atlas-ray {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str, takes_recipe: bool) -> None:
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog="Any field of the recipe can be set: --select.fraction 0.2 --seed 1",
+        )
+        if takes_recipe:
+            command.add_argument("recipe", help=f"a TOML file, or a shipped recipe: {', '.join(shipped())}")
+        command.add_argument("--out", type=Path, help="run directory (default: runs/NAME of the recipe)")
+        command.add_argument("--dry-run", action="store_true", help="print the resolved recipe as JSON and stop")
+
+    add("demo", "both methods end to end on two cores, in minutes", takes_recipe=False)
+    add("run", "run all stages of a recipe", takes_recipe=True)
+    for stage, text in _STAGE_HELP.items():
+        add(stage, text, takes_recipe=True)
+    report = commands.add_parser("report", help="write results.json and report.html of a run again")
+    report.add_argument("run", type=Path, help="a run directory")
+    report.add_argument("--dry-run", action="store_true", help="print the run's resolved recipe as JSON and stop")
+    return parser
+
+
+def _overrides(rest: Sequence[str]) -> dict[str, str]:
+    """``--a.b value`` and ``--a.b=value``."""
+    found: dict[str, str] = {}
+    items = list(rest)
+    while items:
+        key = items.pop(0)
+        if not key.startswith("--") or len(key) < 3:
+            raise InputError(f"unexpected argument {key!r}")
+        name, equals, value = key[2:].partition("=")
+        if not equals:
+            if not items:
+                raise InputError("needs a value", None, None, key)
+            value = items.pop(0)
+        found[name] = value
+    return found
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from .pipeline import write_report
+    from .progress import say
+
+    resolved = arguments.run / "recipe.resolved.json"
+    if not resolved.is_file():
+        raise InputError("is not a run directory: it has no recipe.resolved.json", arguments.run)
+    if arguments.dry_run:
+        print(resolved.read_text(encoding="utf-8"), end="")
+        return
+    say(f"report: {write_report(arguments.run)}")
+
+
+def _stages(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+    name = "demo" if arguments.command == "demo" else arguments.recipe
+    recipe = load(name, _overrides(rest))
+    if arguments.dry_run:
+        print(json.dumps(recipe.model_dump(mode="json"), indent=2))
+        return
+    _preflight(recipe)
+    from . import pipeline
+    from .progress import duration, say
+
+    run_dir = arguments.out or Path("runs") / recipe.name
+    stages = STAGES if arguments.command in ("demo", "run") else (arguments.command,)
+    if not set(stages) & set(done_stages(recipe, run_dir)):
+        raise InputError(f"the recipe has no [{arguments.command}] table", name)
+    seconds = pipeline.run(recipe, run_dir, stages)
+    if seconds:
+        say(f"done in {duration(sum(seconds.values()))}, run directory: {run_dir}")
+    if (run_dir / "report.html").exists():
+        say(f"report: {run_dir / 'report.html'}")
+
+
+def _preflight(recipe: Recipe) -> None:
+    """Refuse models that cannot be had before any work begins."""
+    from .models import resolve
+
+    names = [recipe.select.model] if recipe.select and "value" in recipe.select.selectors else []
+    names += [recipe.finetune.base] if recipe.finetune and not recipe.finetune.scratch else []
+    names += [recipe.switch.quick, recipe.switch.deepthink] if recipe.switch else []
+    for name in names:
+        resolve(name)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point. Returns 0 done, 1 failed, 2 bad input."""
+    arguments, rest = _parser().parse_known_args(argv)
+    try:
+        if arguments.command == "report":
+            if rest:
+                raise InputError(f"unexpected argument {rest[0]!r}")
+            _report(arguments)
+        else:
+            _stages(arguments, rest)
+    except AtlasError as error:
+        print(f"atlas-ray: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("atlas-ray: interrupted; the same command goes on from here", file=sys.stderr)
+        return 1
+    except Exception as error:
+        print(f"atlas-ray: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,170 @@
+"""The stages in order. Each is a function of the recipe and the run directory and skips what is already done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+from .files import RunLog, read_json, write_json
+from .progress import duration, say
+from .recipe import Recipe
+
+STAGES = ("collect", "select", "finetune", "evaluate", "switch", "report")
+
+
+def open_run(recipe: Recipe, run_dir: Path) -> None:
+    """Create the run directory, or make sure that it belongs to this recipe.
+
+    Raises:
+        InputError: the directory holds a run of another recipe; the message names the first field that differs.
+    """
+    path, wanted = run_dir / "recipe.resolved.json", recipe.model_dump(mode="json")
+    if path.exists():
+        field, old, new = _difference(read_json(path), wanted) or ("", None, None)
+        if field:
+            raise InputError(
+                f"this run was made with {old!r}, the recipe now says {new!r}: name another --out or delete the run",
+                run_dir,
+                None,
+                field,
+            )
+        return
+    if run_dir.is_dir() and any(run_dir.iterdir()):
+        raise InputError("is not empty and not a run of ours: name another --out", run_dir)
+    write_json(path, wanted)
+
+
+def _difference(old: Any, new: Any, where: str = "") -> tuple[str, Any, Any] | None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            if (found := _difference(old.get(key), new.get(key), f"{where}.{key}".strip("."))) is not None:
+                return found
+        return None
+    return None if old == new else (where, old, new)
+
+
+def done_stages(recipe: Recipe, run_dir: Path) -> dict[str, bool]:
+    """For every stage that the recipe asks for, whether its outcome is there."""
+    done: dict[str, bool] = {}
+    if recipe.collect:
+        done["collect"] = (run_dir / "trajectories" / "expert.jsonl").exists()
+    if recipe.select:
+        done["select"] = all((run_dir / "annotations" / f"{s}.jsonl").exists() for s in recipe.select.selectors)
+    if recipe.finetune:
+        names = [f"{arm.name}-s{seed}" for arm in recipe.finetune.arms for seed in recipe.finetune.seeds]
+        done["finetune"] = all((run_dir / "checkpoints" / name / "run.json").exists() for name in names)
+    if recipe.evaluate:
+        done["evaluate"] = (run_dir / "evaluation" / "atlas.json").exists()
+    if recipe.switch:
+        done["switch"] = (run_dir / "switch" / "policies.json").exists()
+    if recipe.evaluate or recipe.switch:
+        done["report"] = (run_dir / "report.html").exists()
+    return done
+
+
+def _collect(recipe: Recipe, run_dir: Path) -> None:
+    from .collect import collect
+
+    collect(recipe, run_dir)
+
+
+def _select(recipe: Recipe, run_dir: Path) -> None:
+    from .selection import select
+
+    select(recipe, run_dir)
+
+
+def _finetune(recipe: Recipe, run_dir: Path) -> None:
+    from .finetune import finetune
+
+    finetune(recipe, run_dir)
+
+
+def _evaluate(recipe: Recipe, run_dir: Path) -> None:
+    from .evaluation import evaluate
+
+    atlas = evaluate(recipe, run_dir)
+    write_json(run_dir / "evaluation" / "atlas.json", atlas.model_dump(mode="json", exclude_defaults=True))
+
+
+def _switch(recipe: Recipe, run_dir: Path) -> None:
+    from .switching.stage import switch_stage
+
+    switch_stage(recipe, run_dir, say)
+
+
+def write_report(run_dir: Path) -> Path:
+    """``results.json`` from what the stages left, ``report.html`` from that.
+
+    Raises:
+        InputError: the directory holds no scores.
+    """
+    from .report import build_report
+    from .results import Results, write_results
+
+    parts: dict[str, Any] = {}
+    if (run_dir / "evaluation" / "atlas.json").exists():
+        parts["atlas"] = read_json(run_dir / "evaluation" / "atlas.json")
+    if (run_dir / "switch" / "policies.json").exists():
+        parts["londi"] = {"policies": read_json(run_dir / "switch" / "policies.json")}
+    if not parts:
+        raise InputError("holds no scores: run its evaluate or switch stage first", run_dir)
+    write_results(run_dir / "results.json", Results.model_validate(parts))
+    return build_report(run_dir)
+
+
+_RUN: dict[str, Callable[[Recipe, Path], object]] = {
+    "collect": _collect,
+    "select": _select,
+    "finetune": _finetune,
+    "evaluate": _evaluate,
+    "switch": _switch,
+    "report": lambda recipe, run_dir: write_report(run_dir),
+}
+_WHAT = {
+    "collect": "expert episodes",
+    "select": "critical steps",
+    "finetune": "masked fine-tuning",
+    "evaluate": "scores",
+    "switch": "LONDI switch",
+    "report": "report",
+}
+
+
+def run(recipe: Recipe, run_dir: Path, stages: tuple[str, ...] = STAGES) -> dict[str, float]:
+    """Run the stages that are asked for and not done yet, in order.
+
+    Returns:
+        Wall seconds of each stage that ran.
+
+    Raises:
+        InputError: a stage needs an earlier one that was not run.
+    """
+    open_run(recipe, run_dir)
+    seconds: dict[str, float] = {}
+    wanted = [s for s in done_stages(recipe, run_dir) if s in stages]
+    for number, stage in enumerate(wanted, start=1):
+        title = f"[{number}/{len(wanted)}] {stage}: {_WHAT[stage]}"
+        done = done_stages(recipe, run_dir)
+        if done[stage] and (stage != "report" or not seconds):
+            say(f"{title} · already done")
+            continue
+        unmet = [s for s, ready in done.items() if not ready and _needs(stage, s)]
+        if unmet:
+            raise InputError(f"needs the stage {unmet[0]}, which has not been run", run_dir, None, stage)
+        say(title)
+        start = time.monotonic()
+        _RUN[stage](recipe, run_dir)
+        seconds[stage] = time.monotonic() - start
+        RunLog(run_dir).metric("pipeline", name=stage, seconds=round(seconds[stage], 2))
+        say(f"  {stage} took {duration(seconds[stage])}")
+    return seconds
+
+
+def _needs(stage: str, earlier: str) -> bool:
+    """Whether ``stage`` reads what ``earlier`` writes. The switch stands on its own; a report takes what is there."""
+    chain = ("collect", "select", "finetune", "evaluate")
+    return stage in chain and earlier in chain[: chain.index(stage)]

@@ -1,0 +1,64 @@
+"""Long work shows where it is and when it will end: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(stderr=False, highlight=False, soft_wrap=True)
+_EVERY = 10.0
+
+
+def say(message: str) -> None:
+    """A line for the user, taken literally (no markup)."""
+    console.print(message, markup=False)
+
+
+def duration(seconds: float) -> str:
+    """``75`` -> ``1 min 15 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+class Tracker:
+    """Counts finished work; make one with :func:`track`."""
+
+    def __init__(self, label: str, total: int, done: int, bar: Progress | None) -> None:
+        self.label, self.total, self.done, self._bar = label, total, done, bar
+        self._begun, self._first, self._said = time.monotonic(), done, time.monotonic()
+        self._task = bar.add_task(label, total=total, completed=done, note="") if bar else None
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """``count`` more are done."""
+        self.done += count
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self.done, note=note)
+            return
+        now = time.monotonic()
+        if now - self._said >= _EVERY and self.done < self.total:
+            self._said = now
+            left = (now - self._begun) / max(1, self.done - self._first) * (self.total - self.done)
+            say(f"  {self.label}: {self.done}/{self.total}, about {duration(left)} left{' · ' + note if note else ''}")
+
+
+@contextmanager
+def track(label: str, total: int, done: int = 0) -> Iterator[Tracker]:
+    """Progress of ``total`` pieces of work, ``done`` of which an earlier run did."""
+    if not console.is_terminal:
+        yield Tracker(label, total, done, None)
+        return
+    columns = (
+        TextColumn("  {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        yield Tracker(label, total, done, bar)

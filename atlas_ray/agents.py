@@ -62,8 +62,9 @@ class Agent:
         if separator:
             stop = [separator[0], self.renderer.end_of_turn]
             written = self.engine.generate(prompts, slots, stop, MAX_THOUGHT, self.temperature, seeds)
-            prompts = [p + w + separator for p, w in zip(prompts, written, strict=True)]
             thoughts = [self.renderer.decode(w) for w in written]
+            # the recorded thought, not the raw ids: the action is scored behind what would be trained
+            prompts = [p + self.renderer.thought(t or "") + separator for p, t in zip(prompts, thoughts, strict=True)]
         candidates = [[self.renderer.action(a) for a in offered] for offered in actions]
         scores = self.engine.score(prompts, slots, candidates)
         # another stream than the thought's, which was drawn from the same seed

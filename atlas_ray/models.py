@@ -20,7 +20,7 @@ def resolve(name: str) -> str:
         InputError: neither a shipped name nor a directory with a model nor a hub id.
     """
     if name in SHIPPED:
-        return str(resources.files("atlas_ray") / "models" / name)
+        return str(resources.files("atlas_ray") / "weights" / name)
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():

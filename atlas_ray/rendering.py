@@ -79,14 +79,15 @@ class Renderer:
         """The action as it stands in a turn, without the end of turn."""
         return self.encode(f" {' '.join(action.split())}")
 
+    def thought(self, thought: str) -> list[int]:
+        """The thought as it stands in a turn; nothing when it is empty."""
+        words = " ".join(thought.split())
+        return self.encode(f" {words}") if words else []
+
     def turn(self, step: Step) -> list[int]:
         """What the agent writes in a step: thought, separator, action, end of turn."""
-        ids: list[int] = []
-        if self.style == "react":
-            thought = " ".join((step.thought or "").split())
-            ids += self.encode(f" {thought}") if thought else []
-            ids += self.separator
-        return [*ids, *self.action(step.action), self.end_of_turn]
+        before = [*self.thought(step.thought or ""), *self.separator] if self.style == "react" else []
+        return [*before, *self.action(step.action), self.end_of_turn]
 
     def prompt(self, instruction: str, steps: Iterable[Step], observation: str) -> list[int]:
         """Everything the agent sees when it has to act on ``observation`` after ``steps``."""

@@ -137,6 +137,7 @@ class BabyAIText(TextEnv):
         return self._grid_env
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """Start an episode; without ``seed`` the environment's own generator goes on. Options are refused."""
         if options:
             raise ValueError(f"BabyAIText takes no reset options, got {sorted(options)}")
         super().reset(seed=seed)
@@ -150,6 +151,11 @@ class BabyAIText(TextEnv):
         return self._text(obs), self._info(success=False)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Do ``action``; one that is not known costs a step and is answered by a text that says so.
+
+        Raises:
+            gymnasium.error.ResetNeeded: the episode is over, or none was begun.
+        """
         if self._done:
             raise gym.error.ResetNeeded("the episode is over: call reset() first")
         index = self._actions.get(action.strip().lower() if isinstance(action, str) else "")

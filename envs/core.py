@@ -11,7 +11,7 @@ import copy
 import string
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import gymnasium as gym
 from gymnasium import spaces
@@ -43,7 +43,7 @@ class ExpertStep:
 class TextEnv(gym.Env[str, str]):
     """Base of the text environments: seeded, cloneable, one string in, one string out."""
 
-    metadata = {"render_modes": []}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
     observation_space: spaces.Text
     action_space: spaces.Text
 

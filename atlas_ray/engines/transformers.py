@@ -75,6 +75,8 @@ class TransformersEngine:
     ) -> list[torch.Tensor]:
         """See :meth:`Engine.score`. One-token candidates cost one forward pass, longer ones one more each."""
         for prompt, options in zip(prompts, candidates, strict=True):
+            if not all(options):
+                raise ValueError("a candidate without tokens has no probability")
             if len(prompt) + max(map(len, options)) > self.context:
                 raise ContextOverflowError(f"a prompt of {len(prompt)} tokens does not fit the model's {self.context}")
         first_RV = self._feed_prompts(prompts, slots).log_softmax(-1).cpu()
@@ -165,8 +167,10 @@ class TransformersEngine:
 
 def choose(logits_RV: torch.Tensor, temperature: float, generators: Sequence[torch.Generator] | None) -> list[int]:
     """Greedy choice, or a sample by the Gumbel trick in which every row has a generator of its own."""
-    if not temperature or generators is None:
+    if not temperature:
         return [int(i) for i in logits_RV.argmax(-1)]
+    if generators is None:
+        raise ValueError("sampling at a temperature needs a seed for every row")
     uniform_RV = torch.stack([torch.rand(logits_RV.shape[-1], generator=g) for g in generators])
     gumbel_RV = -torch.log(-torch.log(uniform_RV.clamp(1e-20, 1 - 1e-7)))
     return [int(i) for i in (logits_RV.cpu() / temperature + gumbel_RV).argmax(-1)]

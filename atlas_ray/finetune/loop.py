@@ -58,7 +58,7 @@ def _sum_gradients(model: torch.nn.Module, loss: float) -> float:
 def _save_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int, counts: Any) -> None:
     tensors = {f"model.{n}": p.detach().contiguous() for n, p in model.named_parameters()}
     for name, p in model.named_parameters():
-        for key in ("exp_avg", "exp_avg_sq"):
+        for key in ("exp_avg", "exp_avg_sq") if p in optimizer.state else ():
             tensors[f"{key}.{name}"] = optimizer.state[p][key].contiguous()
     with atomic_directory(path) as directory:
         save_file(tensors, directory / "state.safetensors")
@@ -71,6 +71,8 @@ def _load_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optim
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(tensors[f"model.{name}"])
+            if f"exp_avg.{name}" not in tensors:
+                continue
             optimizer.state[p] = {
                 "step": torch.tensor(float(saved["step"])),
                 "exp_avg": tensors[f"exp_avg.{name}"].clone(),

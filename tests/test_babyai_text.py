@@ -1,0 +1,415 @@
+"""The wording of BabyAI-Text against a second implementation, and the environment against gymnasium's contract."""
+
+import sys
+import threading
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from minigrid.envs.babyai.core import roomgrid_level
+
+import envs
+from envs.babyai_text import ACTIONS, UNKNOWN_ACTION, describe, levels, resolve_level
+
+UNSEEN, EMPTY, WALL, FLOOR, DOOR, KEY, BALL, BOX = range(8)
+RED, GREEN, BLUE, PURPLE, YELLOW, GREY = range(6)
+OPEN, CLOSED, LOCKED = range(3)
+KINDS = ["unseen", "empty", "wall", "floor", "door", "key", "ball", "box", "goal", "lava", "agent"]
+COLORS = ["red", "green", "blue", "purple", "yellow", "grey"]
+
+
+def view(cells, fill=EMPTY):
+    """``{(right of the agent, forward of it): (kind, colour, state)}`` as a 7x7x3 array."""
+    image = np.zeros((7, 7, 3), dtype=np.uint8)
+    image[:, :, 0] = fill
+    for (right, forward), cell in cells.items():
+        image[3 + right, 6 - forward] = cell
+    return image
+
+
+def expected(image, carrying=None):
+    """papers.md, section 3, once more and in another way: by offsets from the agent instead of indices."""
+
+    def cell(right, forward):
+        return [int(v) for v in image[3 + right][6 - forward]]
+
+    def count(n, word):
+        return "1 step " + word if n == 1 else f"{n} steps " + word
+
+    said = []
+    if carrying is not None:
+        said.append("You carry a {} {}".format(*carrying))
+    for word, right, forward, reach in (("forward", 0, 1, 6), ("left", -1, 0, 3), ("right", 1, 0, 3)):
+        ray = [(n, cell(n * right, n * forward)[0]) for n in range(1, reach + 1)]
+        something = [(n, kind) for n, kind in ray if KINDS[kind] not in ("unseen", "empty")]
+        if something and KINDS[something[0][1]] == "wall":
+            said.append("You see a wall " + count(something[0][0], word))
+    for right in (-3, -2, -1, 0, 1, 2, 3):
+        for forward in (6, 5, 4, 3, 2, 1, 0):
+            kind, color, state = cell(right, forward)
+            if KINDS[kind] in ("unseen", "empty", "wall") or right == forward == 0:
+                continue
+            words = ["You see a"]
+            if KINDS[kind] == "door":
+                words.append(["open", "closed", "locked"][state])
+            words += [COLORS[color], KINDS[kind]]
+            where = []
+            if right:
+                where.append(count(abs(right), "left" if right < 0 else "right"))
+            if forward:
+                where.append(count(forward, "forward"))
+            said.append(" ".join(words) + " " + " and ".join(where))
+    return said
+
+
+@pytest.mark.parametrize(
+    ("cells", "facts"),
+    [
+        ({}, []),
+        ({(0, 1): (BALL, RED, 0)}, ["You see a red ball 1 step forward"]),
+        ({(0, 6): (KEY, GREEN, 0)}, ["You see a green key 6 steps forward"]),
+        ({(-1, 0): (BOX, BLUE, 0)}, ["You see a blue box 1 step left"]),
+        ({(3, 0): (BOX, PURPLE, 0)}, ["You see a purple box 3 steps right"]),
+        ({(-1, 1): (BALL, GREY, 0)}, ["You see a grey ball 1 step left and 1 step forward"]),
+        ({(2, 5): (BALL, YELLOW, 0)}, ["You see a yellow ball 2 steps right and 5 steps forward"]),
+        ({(0, 2): (DOOR, YELLOW, OPEN)}, ["You see a open yellow door 2 steps forward"]),
+        ({(0, 2): (DOOR, RED, CLOSED)}, ["You see a closed red door 2 steps forward"]),
+        ({(-2, 3): (DOOR, GREY, LOCKED)}, ["You see a locked grey door 2 steps left and 3 steps forward"]),
+        ({(0, 0): (BALL, RED, 0)}, []),
+        ({(0, 0): (DOOR, RED, OPEN)}, []),
+        ({(0, 1): (WALL, GREY, 0)}, ["You see a wall 1 step forward"]),
+        ({(-2, 0): (WALL, GREY, 0)}, ["You see a wall 2 steps left"]),
+        ({(3, 0): (WALL, GREY, 0)}, ["You see a wall 3 steps right"]),
+        # only the first wall on a ray, and walls beside the rays not at all
+        (
+            {(0, 3): (WALL, GREY, 0), (0, 5): (WALL, GREY, 0), (1, 3): (WALL, GREY, 0)},
+            ["You see a wall 3 steps forward"],
+        ),
+        # something before the wall hides it, an unseen cell is nothing
+        ({(0, 2): (KEY, RED, 0), (0, 3): (WALL, GREY, 0)}, ["You see a red key 2 steps forward"]),
+        ({(0, 2): (DOOR, RED, OPEN), (0, 3): (WALL, GREY, 0)}, ["You see a open red door 2 steps forward"]),
+        ({(0, 1): (UNSEEN, 0, 0), (0, 2): (WALL, GREY, 0)}, ["You see a wall 2 steps forward"]),
+        # an object behind a wall that is visible all the same
+        (
+            {(0, 2): (WALL, GREY, 0), (0, 3): (BALL, RED, 0)},
+            ["You see a wall 2 steps forward", "You see a red ball 3 steps forward"],
+        ),
+        # an unseen cell keeps its colour to itself
+        ({(0, 2): (UNSEEN, RED, 2)}, []),
+    ],
+)
+def test_every_clause(cells, facts):
+    assert describe(view(cells)) == facts
+
+
+def test_order_of_the_facts():
+    cells = {
+        (1, 0): (BALL, RED, 0),
+        (3, 2): (KEY, GREY, 0),
+        (-3, 1): (BOX, BLUE, 0),
+        (-3, 5): (DOOR, GREEN, LOCKED),
+        (0, 4): (WALL, GREY, 0),
+        (0, 2): (FLOOR, PURPLE, 0),
+        (-1, 0): (WALL, GREY, 0),
+    }
+    assert describe(view(cells), ("yellow", "key")) == [
+        "You carry a yellow key",
+        "You see a wall 1 step left",
+        "You see a locked green door 3 steps left and 5 steps forward",
+        "You see a blue box 3 steps left and 1 step forward",
+        "You see a purple floor 2 steps forward",
+        "You see a red ball 1 step right",
+        "You see a grey key 3 steps right and 2 steps forward",
+    ]
+    del cells[(0, 2)], cells[(1, 0)]
+    cells[(2, 0)] = (WALL, GREY, 0)
+    assert describe(view(cells))[:3] == [
+        "You see a wall 4 steps forward",
+        "You see a wall 1 step left",
+        "You see a wall 2 steps right",
+    ]
+
+
+def test_thousands_of_random_views_equal_the_second_implementation():
+    rng = np.random.default_rng(0)
+    said = 0
+    for _ in range(3000):
+        empty, wall = rng.uniform(0, 0.9), rng.uniform(0, 0.5)
+        kinds = rng.integers(0, 11, (7, 7))
+        kinds = np.where(rng.random((7, 7)) < wall, WALL, kinds)
+        kinds = np.where(rng.random((7, 7)) < empty, rng.integers(0, 2, (7, 7)), kinds)
+        image = np.stack([kinds, rng.integers(0, 6, (7, 7)), rng.integers(0, 3, (7, 7))], axis=-1).astype(np.uint8)
+        carrying = None if rng.random() < 0.5 else (COLORS[rng.integers(6)], KINDS[rng.integers(5, 8)])
+        assert describe(image, carrying) == expected(image, carrying)
+        said += len(expected(image))
+    assert said > 10_000
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.int32, np.int64, np.uint64])
+def test_any_integers_in_any_container(dtype):
+    image = view({(0, 1): (WALL, GREY, 0), (2, 2): (DOOR, BLUE, CLOSED), (-1, 0): (KEY, RED, 0)})
+    facts = expected(image)
+    assert len(facts) == 3
+    assert describe(image.astype(dtype)) == describe(image.tolist()) == facts
+    assert describe(tuple(tuple(map(tuple, column)) for column in image.tolist())) == facts
+
+
+@pytest.mark.parametrize("shape", [(7, 7), (7, 7, 4), (5, 7, 3), (3, 7, 7), (1, 7, 7, 3), (0,), (147,)])
+def test_other_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match="7x7x3"):
+        describe(np.zeros(shape, dtype=int))
+
+
+def test_ragged_lists_are_refused():
+    image = view({}).tolist()
+    image[3] = image[3][:5]
+    with pytest.raises(ValueError, match="shape"):
+        describe(image)
+
+
+@pytest.mark.parametrize("cell", [(11, 0, 0), (BALL, 6, 0), (DOOR, 0, 3)])
+def test_values_that_minigrid_does_not_know_are_refused(cell):
+    with pytest.raises(ValueError, match=r"cell \(4, 3\)"):
+        describe(view({(1, 3): cell}))
+
+
+def test_real_views_are_worded_by_the_same_rules():
+    """Through the environment, objects carried and doors of all states included."""
+    seen = set()
+    for level in ("GoToLocal", "KeyCorridorS3R2", "UnlockPickup", "Open"):
+        env = envs.make(level)
+        rng = np.random.default_rng(1)
+        observation, _ = env.reset(seed=3)
+        for _ in range(300):
+            held = env.grid_env.carrying
+            image = env.grid_env.gen_obs()["image"]
+            facts = expected(image, (held.color, held.type) if held else None)
+            assert observation == (", ".join(facts) or "You see nothing")
+            assert observation in env.observation_space
+            seen |= set(observation.split())
+            observation, _, terminated, truncated, _ = env.step(ACTIONS[rng.integers(6)])
+            if terminated or truncated:
+                observation, _ = env.reset()
+    assert {"carry", "open", "closed", "locked", "wall", "left", "right"} <= seen
+
+
+def test_the_96_levels_are_registered_and_start():
+    assert len(envs.ids()) == len(levels()) == 96
+    assert envs.ids() == sorted(envs.ids())
+    for name in envs.ids():
+        observation, info = gym.make(f"envs:{name}").reset(seed=0)
+        assert observation
+        assert info["goal"]
+
+
+@pytest.mark.parametrize("level", ["GoToLocal", "BossLevel", "PutNextLocalS5N3", "KeyCorridorS3R1", "Unlock"])
+def test_gymnasiums_own_check_has_nothing_to_say(level, recwarn):
+    check_env(gym.make(f"envs:BabyAIText/{level}-v0").unwrapped)
+    assert [str(w.message) for w in recwarn] == []
+
+
+def test_names_as_people_write_them():
+    for name in ("GoToLocal", "GoToLocal-v0", "BabyAIText/GoToLocal-v0", "envs:BabyAIText/GoToLocal-v0"):
+        assert envs.full_id(name) == "BabyAIText/GoToLocal-v0"
+    with pytest.raises(envs.UnknownEnvironmentError, match=r"GoToLocl.*did you mean.*GoToLocal"):
+        resolve_level("GoToLocl")
+    with pytest.raises(envs.UnknownEnvironmentError):
+        envs.make("")
+
+
+def walk(env, actions):
+    """What each action led to, without ``info``; the end of the episode refuses the rest."""
+    results = []
+    for action in actions:
+        try:
+            results.append(env.step(action)[:4])
+        except gym.error.ResetNeeded:
+            results.append("over")
+    return results
+
+
+WALK = [
+    "turn left",
+    "go forward",
+    "go forward",
+    "turn right",
+    "toggle",
+    "go forward",
+    "pick up",
+    "drop",
+    "no such thing",
+]
+
+
+def test_a_seed_fixes_the_episode_and_seeds_differ():
+    starts = []
+    for seed in range(12):
+        a, b = envs.make("GoToLocal"), envs.make("GoToLocal")
+        (text_a, info_a), (text_b, info_b) = a.reset(seed=seed), b.reset(seed=seed)
+        assert (text_a, info_a["goal"]) == (text_b, info_b["goal"])
+        assert walk(a, WALK) == walk(b, WALK)
+        assert a.reset(seed=seed)[0] == text_a, "what was played before does not matter"
+        starts.append(text_a)
+    assert len(set(starts)) > 8
+
+
+def test_reset_without_a_seed_goes_on_with_the_own_generator():
+    a, b, c = (envs.make("GoToLocal") for _ in range(3))
+    for env, seed in ((a, 5), (b, 5), (c, 6)):
+        env.reset(seed=seed)
+    np.random.seed(1)
+    walk(a, WALK)
+    texts_a, texts_b, texts_c = ([env.reset()[0] for _ in range(5)] for env in (a, b, c))
+    assert texts_a == texts_b != texts_c
+    assert len(set(texts_a)) == 5
+
+
+def test_the_own_generator_is_the_one_gymnasium_shows():
+    texts = []
+    for seed in (1, 2):
+        env = envs.make("GoToLocal")
+        env.reset(seed=seed)
+        env.np_random = np.random.default_rng(0)
+        texts.append([env.reset()[0] for _ in range(3)])
+    assert texts[0] == texts[1]
+
+
+def test_unknown_reset_options_are_refused_and_change_nothing():
+    env, twin = envs.make("GoToLocal"), envs.make("GoToLocal")
+    env.reset(seed=1)
+    twin.reset(seed=1)
+    with pytest.raises(ValueError, match="level"):
+        env.reset(seed=9, options={"level": 3})
+    assert walk(env, WALK) == walk(twin, WALK)
+    assert env.reset(options={})[0] == twin.reset()[0]
+
+
+@pytest.mark.parametrize("action", ["dance", "", "go  forward", "turn left, go forward", None, 2, "GO FORWARDS"])
+def test_a_bad_action_costs_a_step_and_moves_nothing(action):
+    env = envs.make("GoToLocal", max_steps=4)
+    before, _ = env.reset(seed=0)
+    text, reward, terminated, truncated, info = env.step(action)
+    assert (text, reward, terminated, truncated, info["score"]) == (UNKNOWN_ACTION, 0.0, False, False, 0.0)
+    assert text in env.observation_space
+    env.step("turn left")
+    text, _, _, truncated, _ = env.step("turn right")
+    assert text == before
+    assert not truncated
+    text, reward, terminated, truncated, info = env.step(action)
+    assert (reward, terminated, truncated, info["success"]) == (0.0, False, True, False)
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step("turn left")
+    assert env.reset(seed=0)[0] == before
+
+
+def test_case_and_spaces_around_an_action_do_not_matter():
+    a, b = envs.make("GoToLocal"), envs.make("GoToLocal")
+    a.reset(seed=2)
+    b.reset(seed=2)
+    assert a.step(" Go Forward\n")[:4] == b.step("go forward")[:4]
+
+
+def test_a_step_before_the_first_reset_is_refused():
+    with pytest.raises(gym.error.ResetNeeded):
+        envs.make("GoToLocal").step("turn left")
+
+
+@pytest.mark.parametrize("limit", [1, 5, 100])
+def test_the_own_step_limit_is_kept(limit):
+    env = gym.make("envs:BabyAIText/GoToLocal-v0", max_steps=limit)
+    for _ in range(2):
+        env.reset(seed=0)
+        flags = [env.step("turn left")[2:4] for _ in range(limit)]
+        assert flags == [(False, False)] * (limit - 1) + [(False, True)]
+
+
+def test_without_an_own_limit_the_levels_holds():
+    env = envs.make("GoToLocal")
+    env.reset(seed=0)
+    flags = [env.step("turn left")[3] for _ in range(env.grid_env.max_steps)]
+    assert flags.index(True) == len(flags) - 1 == 63
+
+
+@pytest.mark.parametrize("limit", [0, -3])
+def test_a_limit_below_one_is_refused(limit):
+    with pytest.raises(ValueError, match="max_steps"):
+        envs.make("GoToLocal", max_steps=limit)
+
+
+@pytest.mark.parametrize("level", ["GoToLocal", "PutNextLocal", "UnlockPickup", "SynthSeq", "KeyInBox"])
+def test_a_clone_is_independent_and_goes_on_alike(level):
+    env, twin = envs.make(level), envs.make(level)
+    rng = np.random.default_rng(0)
+    for seed in range(3):
+        env.reset(seed=seed)
+        twin.reset(seed=seed)
+        first = [ACTIONS[i] for i in rng.integers(0, 6, 8)]
+        walk(env, first)
+        walk(twin, first)
+        clone = env.clone()
+        rest = [ACTIONS[i] for i in rng.integers(0, 6, 20)]
+        alone = clone.clone()
+        with_clone = walk(clone, rest)
+        walk(clone, ["turn left"])
+        assert walk(env, rest) == with_clone == walk(alone, rest) == walk(twin, rest)
+        assert clone.reset()[0] == env.reset()[0], "the generator is cloned too"
+
+
+def test_info_and_reward_of_success_and_failure():
+    succeeded = 0
+    for seed in range(4):
+        env = envs.make("GoToLocal")
+        _, info = env.reset(seed=seed)
+        assert set(info) == {"goal", "score", "success", "admissible"}
+        assert (info["score"], info["success"], info["admissible"]()) == (0.0, False, list(ACTIONS))
+        assert info["goal"].startswith("go to the ")
+        expert = envs.BabyAIExpert(env)
+        for count in range(1, 65):
+            _, reward, terminated, truncated, info = env.step(expert.act().action)
+            assert info["success"] == (reward > 0) == terminated
+            assert info["score"] == float(info["success"])
+            if terminated or truncated:
+                break
+        assert reward == pytest.approx(1 - 0.9 * count / 64, abs=1e-12)
+        succeeded += info["success"]
+    assert succeeded == 4
+
+
+def test_doing_the_wrong_thing_ends_without_success():
+    """Opening the second door first fails a sequence: terminated, yet reward 0."""
+    ends = []
+    for seed in range(30):
+        env = envs.make("OpenDoorsOrderN4Debug")
+        env.reset(seed=seed)
+        expert = envs.BabyAIExpert(env, cpu_seconds=1)
+        terminated = truncated = False
+        try:
+            while not (terminated or truncated):
+                _, reward, terminated, truncated, info = env.step(expert.act().action)
+        except envs.ExpertGaveUpError:
+            continue
+        assert info["success"] == (reward > 0)
+        ends.append((terminated, info["success"]))
+    assert {(True, True), (True, False)} <= set(ends)
+
+
+def test_nothing_is_printed_even_from_threads(capfd, monkeypatch):
+    said = []
+    with monkeypatch.context() as patch:
+        patch.setitem(vars(roomgrid_level), "print", lambda *words: said.append(words))
+        for seed in range(10):
+            envs.make("BossLevel").reset(seed=seed)
+    assert said, "minigrid must have had something to say about these seeds"
+
+    stdout = sys.stdout
+    threads = [
+        threading.Thread(target=lambda: [envs.make("BossLevel").reset(seed=seed) for seed in range(10)])
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sys.stdout is stdout
+    assert capfd.readouterr().out == ""

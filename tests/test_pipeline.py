@@ -1,0 +1,167 @@
+"""The ATLaS stages end to end, small but real: Ray actors, real episodes, a random tiny model."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+from atlas_ray import pipeline
+from atlas_ray.errors import InputError, WorkerFailedError
+from atlas_ray.files import read_json, recover_jsonl
+from atlas_ray.recipe import Recipe
+from atlas_ray.results import load_results
+from atlas_ray.tiny import build_model, build_tokenizer
+from atlas_ray.trajectory import cap, read_annotations, read_trajectories
+from atlas_ray.workers import ActorPool
+from safetensors.torch import load_file
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    model = tmp_path_factory.mktemp("model")
+    build_model(hidden=16, layers=1, heads=2, intermediate=32, seed=0).save_pretrained(model)
+    build_tokenizer().save_pretrained(model)
+    return Recipe.model_validate(
+        {
+            "name": "small",
+            "num_envs": 4,
+            "collect": {"levels": {"PickupDist": 5, "GoToLocalS5N2": 4}, "max_steps": 20},
+            "select": {"model": str(model), "rollouts": 2, "horizon": 4},
+            "finetune": {
+                "base": str(model),
+                "arms": [{"selector": s} for s in ("all", "random", "non-critical", "value")]
+                + [{"selector": "value", "anchor": 0.5}],
+                "epochs": 2,
+                "batch_size": 4,
+                "save_every": 1,
+                "workers": 0,
+            },
+            "evaluate": {"held_in": ["PickupDist"], "held_out": ["GoToObjS4"], "episodes": 3, "max_steps": 5},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, tmp_path_factory, ray_session):
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    pipeline.run(recipe, run_dir)
+    return run_dir
+
+
+def test_every_stage_leaves_what_the_contract_names(recipe, finished):
+    trajectories = read_trajectories(finished / "trajectories" / "expert.jsonl")
+    assert [t.env for t in trajectories] == ["BabyAIText/PickupDist-v0"] * 5 + ["BabyAIText/GoToLocalS5N2-v0"] * 4
+    assert all(t.success and all(s.thought for s in t.steps) for t in trajectories)
+    lengths = {t.id: len(t.steps) for t in trajectories}
+    marked = {
+        s: read_annotations(finished / "annotations" / f"{s}.jsonl", trajectories) for s in recipe.select.selectors
+    }
+    for selector, annotations in marked.items():
+        assert [a.trajectory_id for a in annotations] == list(lengths)
+        if selector != "all":
+            assert all(len(a.critical) <= cap(0.3, lengths[a.trajectory_id]) for a in annotations)
+    for critical, rest in zip(marked["value"], marked["non-critical"], strict=True):
+        assert critical.critical
+        assert not set(critical.critical) & set(rest.critical)
+    results = load_results(finished / "results.json")
+    assert [a.name for a in results.atlas.arms] == [
+        "none",
+        "all",
+        "random",
+        "non-critical",
+        "value",
+        "value+anchor0.5",
+    ]
+    assert len({a.held_in.episodes for a in results.atlas.arms}) == 1
+    about = [read_json(finished / "checkpoints" / f"{a}-s0" / "run.json") for a in ("all", "random", "value")]
+    assert len({a["steps"] for a in about}) == 1
+    assert about[0]["trained_tokens"] > about[1]["trained_tokens"]
+    assert (finished / "report.html").stat().st_size > 5000
+
+
+def test_a_second_run_does_nothing_and_says_so(recipe, finished, capsys):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+    assert pipeline.run(recipe, finished) == {}
+    assert capsys.readouterr().out.count("already done") == 5
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()} == before
+
+
+def test_a_run_killed_in_every_stage_ends_like_one_that_was_not(recipe, finished, tmp_path, monkeypatch):
+    run_dir = tmp_path / "broken"
+
+    def die_after(module, name, calls):
+        real, count = getattr(module, name), iter(range(calls))
+
+        def dying(*arguments, **more):
+            result = real(*arguments, **more)
+            if next(count, None) is None:
+                raise KeyboardInterrupt
+            return result
+
+        monkeypatch.setattr(module, name, dying)
+
+    from atlas_ray import collect, evaluation
+    from atlas_ray.finetune import loop
+    from atlas_ray.selection import stage
+
+    for module, name, calls in (
+        (collect, "append_jsonl", 0),
+        (stage, "append_jsonl", 0),
+        (loop, "_save_state", 1),
+        (loop, "_save_state", 4),
+        (evaluation, "append_jsonl", 3),
+    ):
+        with monkeypatch.context() as patch:
+            monkeypatch = patch
+            die_after(module, name, calls)
+            with pytest.raises(KeyboardInterrupt):
+                pipeline.run(recipe, run_dir)
+        for part in run_dir.rglob("*.jsonl"):
+            if ".part" in part.name or part.name == "episodes.jsonl":
+                with part.open("a") as file:
+                    file.write('{"cut": ')
+    pipeline.run(recipe, run_dir)
+    for name in ("trajectories/expert.jsonl", *(f"annotations/{s}.jsonl" for s in recipe.select.selectors)):
+        assert (run_dir / name).read_bytes() == (finished / name).read_bytes()
+    for arm in ("all", "random", "non-critical", "value", "value+anchor0.5"):
+        old, new = (load_file(d / "checkpoints" / f"{arm}-s0" / "model.safetensors") for d in (finished, run_dir))
+        assert all(bool((old[k] == new[k]).all()) for k in old), arm
+    episodes = [
+        sorted(json.dumps(r, sort_keys=True) for r in recover_jsonl(d / "evaluation" / "episodes.jsonl"))
+        for d in (finished, run_dir)
+    ]
+    assert episodes[0] == episodes[1]
+
+
+def test_a_killed_actor_costs_only_its_task(ray_session):
+    def slow_square(task, kept):  # local, so that it reaches the actors by value
+        time.sleep(0.3)
+        return task * task
+
+    retried = []
+    with ActorPool(2, on_retry=lambda task, n, why: retried.append(task)) as pool:
+        results = {}
+        for task, result in pool.map(slow_square, range(8)):
+            if not results:
+                os.kill(pool.pids()[0], signal.SIGKILL)
+            assert task not in results
+            results[task] = result
+    assert results == {n: n * n for n in range(8)}
+    assert len(retried) == 1
+
+
+def test_a_task_that_always_kills_its_actor_is_an_error(ray_session):
+    def suicide(task, kept):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with ActorPool(1, retries=1) as pool, pytest.raises(WorkerFailedError, match="died 2 times"):
+        list(pool.map(suicide, [1]))
+
+
+def test_an_error_of_the_job_arrives_as_itself(ray_session):
+    def bad_input(task, kept):
+        raise InputError("wrong", "file.jsonl", 3, "field")
+
+    with ActorPool(1) as pool, pytest.raises(InputError, match="file.jsonl:3: field: wrong"):
+        list(pool.map(bad_input, [1]))

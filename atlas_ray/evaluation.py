@@ -23,7 +23,7 @@ def _job(task: tuple[str, str, str, list[int], int | None, str, int], kept: dict
     key, path, level, seeds, max_steps, style, num_envs = task
     if kept.get("path") != path:
         kept["path"], kept["agent"] = path, Agent(TransformersEngine(path, num_envs), style)  # type: ignore[arg-type]
-    starts = (fresh(level, seed, max_steps) for seed in seeds)
+    starts = ([fresh(level, seed, max_steps)] for seed in seeds)
     return [
         {
             "model": key,

@@ -194,11 +194,11 @@ class Switch(Section):
     """LONDI: one switch is trained for each cost c of a DEEPTHINK call."""
     budgets: list[Annotated[int, Field(ge=0)]] = []
     """LONDI-B: one switch is trained for each budget of calls an episode."""
-    num_envs: Positive = 16
+    num_envs: Positive = 32
     """Episodes stepped together; one batch a model a vector step."""
-    steps: Positive = 12_000
+    steps: Positive = 6_000
     """Environment steps of training for each switch."""
-    updates_per_step: float = Field(default=0.1, gt=0)
+    updates_per_step: float = Field(default=1.0, gt=0)
     """Gradient updates for each environment step."""
     batch_size: Positive = 64
     """Transitions an update."""
@@ -208,9 +208,9 @@ class Switch(Section):
     """Discount."""
     features: Positive = 128
     """Width of the hashed bag of words that encodes goal and observation."""
-    evaluate_every: Positive = 2_000
+    evaluate_every: Positive = 1_500
     """Environment steps between greedy evaluations, of which the best is kept."""
-    evaluate_episodes: Positive = 64
+    evaluate_episodes: Positive = 48
     """Episodes of such an evaluation."""
     test_episodes: Positive = 300
     """Episodes of the final comparison, for every policy the same seeds."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import envs
 
 from .agents import Agent
-from .trajectory import Step, Trajectory
+from .trajectory import Step
 
 # Seeds of a run lie in blocks that never meet: training episodes, then evaluation, then the switch.
 TRAIN, EVALUATE, SWITCH_TRAIN, SWITCH_SELECT, SWITCH_TEST = range(5)
@@ -27,17 +27,13 @@ def decision_seed(episode: str, step: int) -> int:
 
 @dataclass
 class Start:
-    """An episode about to be played by an agent.
-
-    ``steps`` were already taken (by an expert, say); ``limit`` bounds the steps from here.
-    """
+    """An episode about to be played by an agent; ``steps`` were already taken (by an expert, say)."""
 
     id: str
     env: envs.TextEnv
     instruction: str
     observation: str
     steps: list[Step] = field(default_factory=list)
-    limit: int | None = None
 
 
 @dataclass
@@ -63,17 +59,32 @@ def fresh(env_name: str, seed: int, max_steps: int | None, episode_id: str | Non
     return Start(episode_id or f"{envs.full_id(env_name)}/{seed}", env, info["goal"], observation)
 
 
-def play(agent: Agent, starts: Iterable[Start]) -> Iterator[Finished]:
+def play(agent: Agent, lanes: Iterable[Iterable[Start]], horizon: int | None = None) -> Iterator[Finished]:
     """Play every start to its end with ``agent``, as many side by side as it has slots.
 
-    Starts are drawn only when a slot is free. Episodes are yielded as they end.
+    The starts of a lane are played one after the other in one slot, whose cache they share: put starts with a common
+    prefix into a lane. ``horizon`` bounds the steps of every episode from its start. Lanes and starts are drawn only
+    when their time comes. Episodes are yielded as they end.
     """
-    waiting = iter(starts)
+    waiting = iter(lanes)
+    lane_of: dict[int, Iterator[Start]] = {}
+
+    def following_start(slot: int) -> Start | None:
+        while True:
+            if slot in lane_of and (start := next(lane_of[slot], None)) is not None:
+                return start
+            lane = next(waiting, None)
+            if lane is None:
+                return None
+            lane_of[slot] = iter(lane)
+
     running: dict[int, tuple[Start, list[Step], str]] = {}
-    free = list(range(agent.engine.slots))[::-1]
+    free = list(range(agent.engine.slots))
     while True:
-        while free and (start := next(waiting, None)) is not None:
-            slot = free.pop()
+        for slot in list(free):
+            if (start := following_start(slot)) is None:
+                continue
+            free.remove(slot)
             agent.start(slot, start.instruction, start.steps, start.observation)
             running[slot] = (start, [], start.observation)
         if not running:
@@ -98,25 +109,10 @@ def play(agent: Agent, starts: Iterable[Start]) -> Iterator[Finished]:
                 continue
             step = Step(observation=observation, thought=decision.thought, action=decision.action, reward=reward)
             steps.append(step)
-            if terminated or truncated or (start.limit is not None and len(steps) >= start.limit):
+            if terminated or truncated or (horizon is not None and len(steps) >= horizon):
                 del running[slot]
                 free.append(slot)
                 yield Finished(start, steps, info["score"], info["success"])
             else:
                 agent.advance(slot, step, following)
                 running[slot] = (start, steps, following)
-
-
-def to_trajectory(finished: Finished, env_name: str, seed: int, source: str) -> Trajectory:
-    """A finished episode in the form that is written to disk."""
-    return Trajectory(
-        id=finished.start.id,
-        env=envs.full_id(env_name),
-        task=envs.full_id(env_name).split("/")[-1],
-        seed=seed,
-        instruction=finished.start.instruction,
-        steps=tuple([*finished.start.steps, *finished.steps]),
-        score=finished.score,
-        success=finished.success,
-        source=source,
-    )

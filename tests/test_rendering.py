@@ -11,7 +11,7 @@ from atlas_ray.agents import Agent
 from atlas_ray.engines import TransformersEngine
 from atlas_ray.errors import InputError
 from atlas_ray.rendering import Renderer
-from atlas_ray.rollout import fresh, play, to_trajectory
+from atlas_ray.rollout import fresh, play
 from atlas_ray.tiny import build_model, build_tokenizer
 from atlas_ray.trajectory import Step, Trajectory
 
@@ -256,9 +256,12 @@ class Recorder(TransformersEngine):
 def played(style, temperature, episodes=5, slots=3):
     """Episodes of a random tiny model, and the engine that wrote them."""
     engine = Recorder(build_model(hidden=32, layers=2, heads=2, intermediate=64, seed=3), slots, TOKENIZERS["tiny"])
-    starts = (fresh("GoToLocalS5N2", seed, 6) for seed in range(episodes))
-    done = list(play(Agent(engine, style, temperature), starts))
-    return engine, [to_trajectory(f, "GoToLocalS5N2", 0, "tiny") for f in done]
+    lanes = ([fresh("GoToLocalS5N2", seed, 6)] for seed in range(episodes))
+    common = {"env": "GoToLocalS5N2", "task": "GoToLocalS5N2", "seed": 0, "score": 0.0, "success": False}
+    return engine, [
+        Trajectory(id=f.start.id, instruction=f.start.instruction, steps=tuple(f.steps), source="tiny", **common)
+        for f in play(Agent(engine, style, temperature), lanes)
+    ]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -32,6 +32,10 @@ class TransformersEngine:
         self._kept: list[list[int]] = [[] for _ in range(slots)]
         self._cache = SlotCache(slots, self.model.config.num_hidden_layers, self.device)
 
+    def forget(self, slot: int) -> None:
+        """See :meth:`Engine.forget`."""
+        self._rewind(slot, 0)
+
     @torch.inference_mode()
     def generate(
         self,
@@ -118,6 +122,8 @@ class TransformersEngine:
     def _feed(self, slots: Sequence[int], tokens: Sequence[Sequence[int]], last: bool = True) -> torch.Tensor:
         """Append tokens to slots, right-aligned; logits of the last position ``[R, 1, V]``, or of all ``[R, L, V]``."""
         cache = self._cache
+        if last:
+            slots, tokens = list(slots), self._feed_heads(slots, tokens)
         longest = max(map(len, tokens))
         if 2 * len(slots) > self.slots:
             # a pass over all slots, with padding for the idle ones, is cheaper than copying the rows of a few out
@@ -163,6 +169,20 @@ class TransformersEngine:
             cache.columns[slot].extend(range(end - len(new), end))
             self.tokens_fed[slot] += len(new)
         return (logits_RLV if order is None else logits_RLV[order]).float()
+
+    def _feed_heads(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Feed what makes a few rows much longer than the rest on its own; what is left to feed for each row.
+
+        One long row would pad all others to its length.
+        """
+        rest = [list(t) for t in tokens]
+        typical = sorted(map(len, rest))[int(0.75 * len(rest))]
+        long = [r for r, t in enumerate(rest) if len(t) > typical + 8]
+        if long:
+            self._feed([slots[r] for r in long], [rest[r][: len(rest[r]) - typical] for r in long])
+            for r in long:
+                rest[r] = rest[r][len(rest[r]) - typical :]
+        return rest
 
 
 def choose(logits_RV: torch.Tensor, temperature: float, generators: Sequence[torch.Generator] | None) -> list[int]:

@@ -13,7 +13,7 @@ import envs
 
 from ..agents import Agent
 from ..rollout import Start, play
-from ..trajectory import Annotation, Step, Trajectory, cap
+from ..trajectory import Annotation, Trajectory, cap
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,16 @@ def snapshots(trajectory: Trajectory, max_steps: int | None) -> list[envs.TextEn
     return clones
 
 
-def _starts(trajectory: Trajectory, clones: Sequence[envs.TextEnv], config: ValueConfig) -> Iterator[Start]:
-    # the first state is worth estimating too: the first step's gain is measured against it
+def _lane(trajectory: Trajectory, clones: Sequence[envs.TextEnv], k: int) -> Iterator[Start]:
+    """The k-th roll-out from every state in turn: each one's history is a prefix of the next one's."""
     for index, env in enumerate(clones):
-        history: list[Step] = list(trajectory.steps[:index])
-        for k in range(config.rollouts):
-            yield Start(
-                id=f"{trajectory.id}@{index}#{k}",
-                env=env.clone(),
-                instruction=trajectory.instruction,
-                observation=trajectory.steps[index].observation,
-                steps=history,
-                limit=config.horizon,
-            )
+        yield Start(
+            id=f"{trajectory.id}@{index}#{k}",
+            env=env.clone(),
+            instruction=trajectory.instruction,
+            observation=trajectory.steps[index].observation,
+            steps=list(trajectory.steps[:index]),
+        )
 
 
 def estimate_values(
@@ -73,7 +70,7 @@ def estimate_values(
     problems: list[str] = []
     sums: dict[str, list[float]] = {}
 
-    def every_start() -> Iterator[Start]:
+    def lanes() -> Iterator[Iterator[Start]]:
         for trajectory in trajectories:
             try:
                 clones = snapshots(trajectory, config.max_steps)
@@ -81,10 +78,10 @@ def estimate_values(
                 problems.append(str(error))
                 continue
             sums[trajectory.id] = [0.0] * (len(trajectory.steps) + 1)
-            yield from _starts(trajectory, clones, config)
+            yield from (_lane(trajectory, clones, k) for k in range(config.rollouts))
 
     spent = 0
-    for finished in play(agent, every_start()):
+    for finished in play(agent, lanes(), config.horizon):
         spent += len(finished.steps)
         trajectory_id, _, rest = finished.start.id.rpartition("@")
         if finished.error:

@@ -1,0 +1,5 @@
+"""LONDI: when a small model may act and when a large one must (arXiv 2402.12061)."""
+
+from .policy import SwitchPolicy
+
+__all__ = ["SwitchPolicy"]

@@ -1,0 +1,67 @@
+"""LONDI-B's budget: ``z_0 = n``, ``z_{t+1} = z_t - g_t``, and the guard that no call gets past (arXiv 2402.12061).
+
+The guard alone keeps the budget almost surely, whatever the policy asks for. The action mask of the Q network and the
+penalty of the environment only keep the learner from wasting its time on requests that would be overridden [ours].
+"""
+
+from __future__ import annotations
+
+from ..errors import BudgetViolationError
+
+
+class Budget:
+    """Calls left in each of several episodes that run side by side.
+
+    Args:
+        calls: calls an episode may make (n); None is no limit.
+        rows: episodes side by side.
+
+    Attributes:
+        left: calls left (z) for every row; None without a limit.
+        made: calls that reached DEEPTHINK, counted where the model is called and not where the guard grants.
+        overrides: requests the guard turned down.
+    """
+
+    def __init__(self, calls: int | None, rows: int) -> None:
+        if calls is not None and calls < 0:
+            raise ValueError(f"a budget of {calls} calls; it must be at least 0")
+        self.calls = calls
+        self.left: list[int | None] = [calls] * rows
+        self.made = [0] * rows
+        self.overrides = [0] * rows
+
+    def start(self, row: int) -> None:
+        """A new episode in ``row``, with the full budget."""
+        self.left[row], self.made[row], self.overrides[row] = self.calls, 0, 0
+
+    def grant(self, row: int, wanted: bool) -> bool:
+        """The guard: whether the call that is ``wanted`` may be made; a granted call is paid for at once."""
+        left = self.left[row]
+        if not wanted or left is None:
+            return wanted
+        if left == 0:
+            self.overrides[row] += 1
+            return False
+        self.left[row] = left - 1
+        return True
+
+    def record(self, row: int) -> None:
+        """A call is about to reach DEEPTHINK.
+
+        Raises:
+            BudgetViolationError: it is one more than the budget, which means it did not pass the guard.
+        """
+        self.made[row] += 1
+        if self.calls is not None and self.made[row] > self.calls:
+            raise BudgetViolationError(f"call {self.made[row]} of an episode whose budget is {self.calls}")
+
+    def share(self, row: int) -> float:
+        """What the policy sees of the budget, see :func:`share`."""
+        return share(self.left[row], self.calls)
+
+
+def share(left: int | None, calls: int | None) -> float:
+    """Remaining share ``z / n`` of a budget: 0.0 only when no call is left, 1.0 when there is no limit."""
+    if calls is None or left is None:
+        return 1.0
+    return left / calls if calls else 0.0

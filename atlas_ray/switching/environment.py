@@ -1,0 +1,167 @@
+"""The switch's own decision problem as a Gymnasium vector environment: call DEEPTHINK now, or let QUICK act.
+
+``a_t = DEEPTHINK(s_t) if g_t = 1 else QUICK(s_t)``. With a cost c the reward is ``R_t - c g_t`` (LONDI); under a budget
+it is ``R_t``, and the guard keeps the calls within it (LONDI-B, arXiv 2402.12061).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from .budget import Budget
+from .features import EXTRA, Vector, with_shares
+
+# What a request over the budget costs. Redundant [ours]: the guard overrides it and the mask keeps it from being made.
+PENALTY = 1.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one step of an episode brought. ``timeout`` is the level's step limit, ``cut`` a limit of ours.
+
+    The step limit belongs to the task (it is in the reward, and the policy sees the share of it that is used), so
+    learning treats a timeout as an end and not as something to bootstrap from; a cut is bootstrapped from.
+    """
+
+    reward: float
+    ended: bool = False
+    timeout: bool = False
+    cut: bool = False
+    success: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Whether the episode goes on no more."""
+        return self.ended or self.timeout or self.cut
+
+
+class Game(Protocol):
+    """Several episodes side by side in which one of two models acts at every step."""
+
+    rows: int
+    width: int
+    """Entries of :meth:`encoded`."""
+
+    def begin(self, row: int, seed: int) -> None:
+        """Start the episode of ``seed`` in ``row``."""
+        ...
+
+    def encoded(self, row: int) -> Vector:
+        """The state as ``[width]`` float32."""
+        ...
+
+    def step_share(self, row: int) -> float:
+        """Share of the episode's steps that is used, 0..1."""
+        ...
+
+    def advance(self, calls: Mapping[int, bool]) -> dict[int, Outcome]:
+        """One step of the rows in ``calls``, by DEEPTHINK where True and by QUICK where False."""
+        ...
+
+    def tokens(self, row: int) -> tuple[int, int]:
+        """Tokens that this episode fed to (QUICK, DEEPTHINK) so far."""
+        ...
+
+
+def features(game: Game, budget: Budget, rows: list[int]) -> Vector:
+    """``[len(rows), game.width + 2]``: what a switch sees."""
+    return with_shares(
+        [game.encoded(r) for r in rows], [budget.share(r) for r in rows], [game.step_share(r) for r in rows]
+    )
+
+
+class SwitchingVectorEnv(gym.vector.VectorEnv[Vector, NDArray[np.int64], NDArray[Any]]):
+    """One decision (0: QUICK, 1: DEEPTHINK) for each of the rows of a game, every vector step.
+
+    Observations are flat, ``[N, width + 2]`` float32 with the budget's remaining share before the last entry, so that a
+    Q network can mask calls by itself. Episodes get consecutive seeds, the first that of ``reset(seed=...)``. A row
+    whose episode is over is reset by the next step, whatever its action.
+
+    Args:
+        game: where the two models act.
+        first_seed: seed of the first episode unless ``reset`` gives one.
+        budget: calls an episode may make, None for no limit.
+        cost: c, taken from the reward for each call made.
+
+    ``info`` holds for every row: ``calls``, ``overrides``, ``quick_tokens``, ``deepthink_tokens`` (of the episode so
+    far) and ``success``.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+
+    def __init__(self, game: Game, first_seed: int, budget: int | None = None, cost: float = 0.0) -> None:
+        self.game, self.cost = game, cost
+        self.num_envs = game.rows
+        self.budget = Budget(budget, game.rows)
+        self.next_seed = first_seed
+        self.single_observation_space = spaces.Box(-np.inf, np.inf, (game.width + EXTRA,), np.float32)
+        self.single_action_space = spaces.Discrete(2)
+        self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, game.rows)
+        self.action_space = gym.vector.utils.batch_space(self.single_action_space, game.rows)
+        self._over = np.ones(game.rows, np.bool_)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Vector, dict[str, Any]]:
+        """Begin an episode in every row; ``seed`` is that of the first one, the others follow."""
+        if isinstance(seed, list):
+            raise ValueError("give one seed: episodes are numbered from it on")
+        if seed is not None:
+            self.next_seed = seed
+        for row in range(self.num_envs):
+            self._begin(row)
+        return self._observations(), self._info(np.zeros(self.num_envs, np.bool_))
+
+    def step(
+        self, actions: NDArray[np.int64]
+    ) -> tuple[Vector, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        """Decide for every row; rows whose episode is over begin a new one instead."""
+        rewards = np.zeros(self.num_envs, np.float64)
+        terminated, truncated, success = (np.zeros(self.num_envs, np.bool_) for _ in range(3))
+        calls = {}
+        for row in range(self.num_envs):
+            if self._over[row]:
+                self._begin(row)
+                continue
+            wanted = bool(actions[row] == 1)
+            calls[row] = self.budget.grant(row, wanted)
+            rewards[row] = -self.cost * calls[row] - PENALTY * (wanted and not calls[row])
+        for row, called in calls.items():
+            if called:
+                self.budget.record(row)
+        for row, outcome in self.game.advance(calls).items():
+            rewards[row] += outcome.reward
+            terminated[row] = outcome.ended or outcome.timeout
+            truncated[row] = outcome.cut and not terminated[row]
+            success[row] = outcome.success
+            self._over[row] = outcome.over
+        return self._observations(), rewards, terminated, truncated, self._info(success)
+
+    def _begin(self, row: int) -> None:
+        self.game.begin(row, self.next_seed)
+        self.budget.start(row)
+        self._over[row] = False
+        self.next_seed += 1
+
+    def _observations(self) -> Vector:
+        return features(self.game, self.budget, list(range(self.num_envs)))
+
+    def _info(self, success: NDArray[np.bool_]) -> dict[str, Any]:
+        tokens = np.array([self.game.tokens(r) for r in range(self.num_envs)], np.int64)
+        values = {
+            "calls": np.array(self.budget.made, np.int64),
+            "overrides": np.array(self.budget.overrides, np.int64),
+            "quick_tokens": tokens[:, 0],
+            "deepthink_tokens": tokens[:, 1],
+            "success": success,
+        }
+        everywhere = {f"_{name}": np.ones(self.num_envs, np.bool_) for name in values}
+        return {**values, **everywhere}

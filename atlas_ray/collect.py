@@ -93,7 +93,10 @@ def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
     total = sum(config.levels.values())
     have = sum(min(len(solved(n)), want) for n, want in config.levels.items())
     retried = lambda task, n, why: log.event("collect", "retried", task=task[0], attempt=n, why=why)  # noqa: E731
-    with track("expert episodes", total, have) as progress, ActorPool(recipe.workers, on_retry=retried) as pool:
+    with (
+        track("expert episodes", total, have) as progress,
+        ActorPool[Any, Any](recipe.workers, on_retry=retried) as pool,
+    ):
         while True:
             tasks = []
             for name, want in config.levels.items():

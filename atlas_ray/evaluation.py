@@ -64,13 +64,15 @@ def _play_all(recipe: Recipe, run_dir: Path, config: Evaluate) -> list[Row]:
     total = len(_models(recipe, run_dir)) * len(levels) * config.episodes
     retried = lambda task, n, why: log.event("evaluate", "retried", model=task[0], attempt=n, why=why)  # noqa: E731
     with track("evaluation episodes", total, len(rows)) as progress:
-        with ActorPool(recipe.workers, on_retry=retried) as pool:
+        with ActorPool[Any, Any](recipe.workers, on_retry=retried) as pool:
             for task, found in pool.map(_job, tasks):
                 append_jsonl(path, found)
                 rows += found
                 for row in found:
                     if row["error"]:
-                        log.event("evaluate", "failed episode", model=row["model"], level=row["level"], why=row["error"])
+                        log.event(
+                            "evaluate", "failed episode", model=row["model"], level=row["level"], why=row["error"]
+                        )
                 progress.advance(len(found), f"{task[0]} on {task[2]}")
     return rows
 

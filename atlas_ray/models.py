@@ -30,7 +30,9 @@ def resolve(name: str) -> str:
         return str(path)
     if _HUB_ID.fullmatch(name):
         return name
-    raise InputError(f"no model of that name; shipped are {', '.join(SHIPPED)}, else give a directory or a hub id", name)
+    raise InputError(
+        f"no model of that name; shipped are {', '.join(SHIPPED)}, else give a directory or a hub id", name
+    )
 
 
 def load_model(name: str) -> Any:

@@ -72,9 +72,7 @@ def build_tokenizer() -> Any:
     phrases = sorted([*_PHRASES, *_STEPS], key=len, reverse=True)
     # a phrase must end where a word ends, or "pick up a" would eat the start of "pick up apples"
     pattern = "|".join(re.escape(p) + (r"\b" if p[-1].isalnum() else "") for p in phrases) + r"|\w+|[^\w\s]"
-    core = Tokenizer(
-        models.WordLevel({token: i for i, token in enumerate(vocabulary())}, unk_token=UNKNOWN)  # noqa: S106
-    )
+    core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary())}, unk_token=UNKNOWN))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True)
     core.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     return PreTrainedTokenizerFast(tokenizer_object=core, unk_token=UNKNOWN, pad_token=PAD, eos_token=END)

@@ -12,6 +12,7 @@ import pytest
 @pytest.fixture(scope="session")
 def ray_session():
     import ray
+
     from atlas_ray.workers import ensure_ray
 
     ensure_ray(2)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from atlas_ray.cli import main
 from atlas_ray.tiny import build_model, build_tokenizer
 

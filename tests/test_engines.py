@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+
 from atlas_ray.engines import TransformersEngine
 from atlas_ray.engines.transformers import choose
 from atlas_ray.errors import ContextOverflowError

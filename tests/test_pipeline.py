@@ -6,6 +6,8 @@ import signal
 import time
 
 import pytest
+from safetensors.torch import load_file
+
 from atlas_ray import pipeline
 from atlas_ray.errors import InputError, WorkerFailedError
 from atlas_ray.files import read_json, recover_jsonl
@@ -14,7 +16,6 @@ from atlas_ray.results import load_results
 from atlas_ray.tiny import build_model, build_tokenizer
 from atlas_ray.trajectory import cap, read_annotations, read_trajectories
 from atlas_ray.workers import ActorPool
-from safetensors.torch import load_file
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,7 @@ class TransformersEngine:
         self._kept: list[list[int]] = [[] for _ in range(slots)]
         self._cache = SlotCache(slots, self.model.config.num_hidden_layers, self.device)
 
+    @torch.inference_mode()
     def forget(self, slot: int) -> None:
         """See :meth:`Engine.forget`."""
         self._rewind(slot, 0)

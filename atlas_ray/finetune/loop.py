@@ -94,8 +94,9 @@ def train_run(
 ) -> dict[str, Any]:
     """Train ``model`` in place; call it on every worker with the same arguments.
 
-    ``steps`` optimiser steps are taken, with the data in the order of ``seed``. The state is saved every ``config.save_every`` steps under ``state_dir`` and found again there, so that a run that
-    was killed ends with the same weights as one that was not.
+    ``steps`` optimiser steps are taken, with the data in the order of ``seed``. The state is saved every
+    ``config.save_every`` steps under ``state_dir`` and found again there, so that a run that was killed ends with
+    the same weights as one that was not.
 
     Returns:
         Counts over all workers: steps, trained, context and cut tokens, padding share, seconds.
@@ -122,8 +123,9 @@ def train_run(
         chosen = [examples[i] for i in indices]
         trained, anchored = sum(len(e.trained) for e in chosen), sum(len(e.anchored) for e in chosen)
         if not trained:
-            raise EmptySelectionError(f"optimiser step {step} has no token to train: its {len(chosen)} episodes "
-                                      "have no selected step")
+            raise EmptySelectionError(
+                f"optimiser step {step} has no token to train: its {len(chosen)} episodes have no selected step"
+            )
         warm = max(1, round(config.warmup * steps))
         scale = (step + 1) / warm if step < warm else (steps - step) / max(1, steps - warm)
         for group in optimizer.param_groups:

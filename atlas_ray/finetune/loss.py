@@ -35,7 +35,8 @@ def masked_loss(
     ``anchor_weight * sum over anchored tokens of KL(base || model) / anchor_total``.
 
     For models whose logits are the output embeddings of the last hidden state (Llama, Qwen, SmolLM and most others, not
-    those that scale or cap logits). Hidden states are gathered at the trained positions before the LM head, so logits are ``[N, V]`` for N tokens.
+    those that scale or cap logits). Hidden states are gathered at the trained positions before the LM head, so logits
+    are ``[N, V]`` for N tokens.
     """
     device = next(model.parameters()).device
     longest = max(len(e.ids) for e in batch)

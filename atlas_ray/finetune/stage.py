@@ -180,7 +180,9 @@ def _fit(recipe: Recipe, run_dir: Path, config: Finetune) -> None:
         RunLog(run_dir).event("finetune", "failed", why=str(cause))
         if isinstance(cause, AtlasError):
             raise cause from error
-        raise AtlasError(f"fine-tuning failed: {type(cause).__name__}: {str(cause).strip().splitlines()[-1]}") from error
+        raise AtlasError(
+            f"fine-tuning failed: {type(cause).__name__}: {str(cause).strip().splitlines()[-1]}"
+        ) from error
 
 
 def _root(error: BaseException) -> BaseException:
@@ -189,4 +191,3 @@ def _root(error: BaseException) -> BaseException:
         return _root(next(iter(failures.values())))
     cause = getattr(error, "cause", None)
     return _root(cause) if isinstance(cause, BaseException) else error
-

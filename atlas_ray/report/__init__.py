@@ -1,0 +1,176 @@
+"""``report.html``: one self-contained file that loads and runs nothing, the same bytes for the same run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ..errors import InputError
+from ..files import write_text
+from ..recipe import Recipe
+from ..results import Results, load_results
+from ..trajectory import first_problem
+from .claims import claims
+from .journal import events, stage_times
+from .page import Html, el, missing, page
+from .plots import atlas_figure, londi_figure, save_png, svg
+from .reading import read_atlas, read_londi
+from .replay import SwitchReplay, SwitchStep, atlas_replay, londi_replay
+from .tables import arms_table, levels_table, policies_table
+
+__all__ = ["SwitchReplay", "SwitchStep", "build_report", "write_plots"]
+
+
+def build_report(run_dir: str | Path) -> Path:
+    """Write ``report.html`` into a run directory and return its path.
+
+    Needs ``results.json``; any other input that is missing leaves its part out, with a line that says so.
+
+    Raises:
+        InputError: an input is missing that is needed, or is not what it should be.
+    """
+    run_dir = Path(run_dir)
+    results = load_results(run_dir / "results.json")
+    recipe = _recipe(run_dir / "recipe.resolved.json")
+    title = f"atlas-ray: {recipe.name if recipe else run_dir.resolve().name}"
+    parts = [
+        el("header", el("h1", title), el("p", _summary(recipe, results), cls="lead")),
+        *_reading(results),
+        *_atlas(results),
+        *_londi(results),
+        el("h2", "An expert episode and its critical steps"),
+        *(atlas_replay(run_dir) if results.atlas else [missing("this run tuned no model")]),
+        el("h2", "An episode under the switch"),
+        *(londi_replay(run_dir) if results.londi else [missing("this run trained no switch")]),
+        el("h2", "What was dropped and retried"),
+        events(run_dir),
+        el("h2", "How long it took"),
+        stage_times(run_dir),
+        el("h2", "The recipe"),
+        _resolved(run_dir / "recipe.resolved.json"),
+        el("h2", "The papers' claims and ours"),
+        *claims(recipe),
+    ]
+    path = run_dir / "report.html"
+    write_text(path, page(title, parts))
+    return path
+
+
+def write_plots(run_dir: str | Path) -> list[Path]:
+    """Save the pictures as ``atlas.png`` and ``londi.png`` in the run directory; returns those that were written."""
+    run_dir = Path(run_dir)
+    results = load_results(run_dir / "results.json")
+    written = []
+    if results.atlas:
+        save_png(atlas_figure(results.atlas.arms), run_dir / "atlas.png")
+        written.append(run_dir / "atlas.png")
+    if results.londi:
+        save_png(londi_figure(results.londi.policies), run_dir / "londi.png")
+        written.append(run_dir / "londi.png")
+    return written
+
+
+def _recipe(path: Path) -> Recipe | None:
+    if not path.is_file():
+        return None
+    try:
+        return Recipe.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        field, message = first_problem(error)
+        raise InputError(message, path, None, field or None) from None
+
+
+def _summary(recipe: Recipe | None, results: Results) -> str:
+    """One sentence on what was run."""
+    if recipe is None:
+        counts = [f"{len(results.atlas.arms)} arms"] if results.atlas else []
+        counts += [f"{len(results.londi.policies)} switch policies"] if results.londi else []
+        return f"{' and '.join(counts)} were scored; recipe.resolved.json is missing, so no more can be told."
+    parts = []
+    if recipe.collect:
+        levels = recipe.collect.levels
+        parts.append(f"{sum(levels.values()):,} expert episodes of {', '.join(levels)}")
+    if recipe.select:
+        parts.append(f"at most {recipe.select.fraction:.0%} of each episode's steps marked as critical")
+    if recipe.finetune:
+        f = recipe.finetune
+        base = "a new model" if f.scratch else f.base
+        parts.append(f"{base} tuned in {len(f.arms)} arms and {len(f.seeds)} seeds each")
+    if recipe.evaluate:
+        e = recipe.evaluate
+        parts.append(
+            f"scored on {len(e.held_in)} held-in and {len(e.held_out)} held-out levels of {e.episodes} episodes"
+        )
+    if recipe.switch:
+        s = recipe.switch
+        count = len(s.costs) + len(s.budgets)
+        parts.append(f"{count} switches learned between {s.quick} and {s.deepthink} on {', '.join(s.levels)}")
+    return "; ".join(parts) + "."
+
+
+def _reading(results: Results) -> list[Html]:
+    parts = [el("h2", "What the numbers say")]
+    for name, sentences in (
+        ("Critical steps", read_atlas(results.atlas.arms) if results.atlas else []),
+        ("The switch", read_londi(results.londi.policies) if results.londi else []),
+    ):
+        if sentences:
+            parts += [el("h3", name), el("ul", [el("li", s) for s in sentences], cls="reading")]
+    if len(parts) == 1:
+        parts.append(missing("the results hold nothing to compare"))
+    parts.append(
+        el(
+            "p",
+            "In brackets 95 % intervals. A difference counts only when its interval leaves zero out; where there is no "
+            "effect at all, up to one comparison in twenty still does so by chance.",
+            cls="note",
+        )
+    )
+    return parts
+
+
+def _atlas(results: Results) -> list[Html]:
+    if not results.atlas:
+        return [el("h2", "ATLaS: which steps to train on"), missing("this run tuned no model")]
+    arms = results.atlas.arms
+    by_level = levels_table(arms)
+    return [
+        el("h2", "ATLaS: which steps to train on"),
+        arms_table(arms),
+        el("p", "Tokens and seconds are means of one training run, over all its epochs.", cls="note"),
+        *([el("details", el("summary", "Success on each level"), by_level)] if by_level else []),
+        el(
+            "figure",
+            svg(atlas_figure(arms), "atlas", "Success of every arm"),
+            el("figcaption", "Success of every arm on levels it was trained on (other episodes) and on new levels."),
+        ),
+    ]
+
+
+def _londi(results: Results) -> list[Html]:
+    if not results.londi:
+        return [el("h2", "LONDI: when to call the large model"), missing("this run trained no switch")]
+    policies = results.londi.policies
+    return [
+        el("h2", "LONDI: when to call the large model"),
+        policies_table(policies),
+        el("p", "All policies play the same episodes. Return is without the costs of calls.", cls="note"),
+        el(
+            "figure",
+            svg(londi_figure(policies), "londi", "Success against DEEPTHINK calls"),
+            el(
+                "figcaption",
+                "Success against DEEPTHINK calls an episode; learned switches in orange. Dashed: random mixing, which "
+                "draws one of the two models for each whole episode. A switch that learned something lies above it.",
+            ),
+        ),
+    ]
+
+
+def _resolved(path: Path) -> Html:
+    if not path.is_file():
+        return missing(f"{path.name} is missing")
+    text = json.dumps(json.loads(path.read_bytes()), indent=2, ensure_ascii=False)
+    return el("details", el("summary", "Every setting of this run"), el("pre", text))

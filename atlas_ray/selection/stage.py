@@ -40,7 +40,7 @@ def _select_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory])
     spent = 0
     retried = lambda task, n, why: log.event("select", "retried", attempt=n, why=why)  # noqa: E731
     with track("values by roll-out", len(trajectories), len(values)) as progress:
-        with ActorPool(recipe.workers, on_retry=retried) as pool:
+        with ActorPool[Any, Any](recipe.workers, on_retry=retried) as pool:
             for task, (found, problems, steps) in pool.map(_value_job, tasks):
                 append_jsonl(part, [{"id": i, "values": v} for i, v in found.items()])
                 values.update(found)
@@ -93,7 +93,7 @@ def select(recipe: Recipe, run_dir: Path) -> dict[str, list[Annotation]]:
         (run_dir / "annotations" / f".{selector}.part.jsonl").unlink(missing_ok=True)
         done[selector] = made
     lengths = {t.id: len(t.steps) for t in trajectories}
-    for selector, made in done.items():
-        share = sum(len(a.critical) for a in made) / sum(lengths[a.trajectory_id] for a in made)
-        say(f"  {selector}: {share:.1%} of the steps")
+    for name, marks in done.items():
+        share = sum(len(a.critical) for a in marks) / sum(lengths[a.trajectory_id] for a in marks)
+        say(f"  {name}: {share:.1%} of the steps")
     return done

@@ -96,7 +96,7 @@ def gains(trajectory: Trajectory, values: Sequence[float]) -> list[float]:
 
 
 def select_by_value(trajectory: Trajectory, values: Sequence[float], fraction: float, model: str) -> Annotation:
-    """At most ``cap(fraction, T)`` steps with the largest gain above 0, at least the best one; the earlier wins ties."""
+    """At most ``cap(fraction, T)`` steps of the largest gain above 0, at least the best one; the earlier wins ties."""
     gain = gains(trajectory, values)
     ranked = sorted(range(len(gain)), key=lambda t: (-gain[t], t))
     helpful = [t for t in ranked[: cap(fraction, len(gain))] if gain[t] > 0]

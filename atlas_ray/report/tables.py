@@ -1,0 +1,95 @@
+"""The tables of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..results import Arm, Cell, Policy
+from .page import Html, el, table
+from .reading import above_line, arm_labels, ends, signed, span
+
+NOTHING = "\N{EN DASH}"
+
+
+def _rate(cell: Cell | Policy | None) -> Html:
+    """``0.63 [0.55, 0.70]``."""
+    if cell is None:
+        return el("span", NOTHING, cls="ci")
+    low, high = cell.ci95
+    return Html(f"{cell.success:.2f} " + el("span", f"[{low:.2f}, {high:.2f}]", cls="ci"))
+
+
+def _compute(value: float, unit: str) -> str:
+    return f"{value:.3g} {unit}" if value < 1e4 else f"{value:.2e} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """``12.3 s`` or ``4 min 05 s``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"
+
+
+def arms_table(arms: Sequence[Arm]) -> Html:
+    """The ATLaS arms with cost and success."""
+    heads = ["arm", "cap m", "anchor", "share of steps", "held-in success", "held-out success", "trained tokens"]
+    heads += ["context tokens", "seconds", "seeds"]
+    rows: list[list[str | Html]] = [
+        [
+            label,
+            f"{arm.fraction:.0%}",
+            f"{arm.anchor:g}" if arm.anchor else NOTHING,
+            f"{arm.steps_share:.1%}",
+            _rate(arm.held_in),
+            _rate(arm.held_out),
+            f"{arm.trained_tokens:,}",
+            f"{arm.context_tokens:,}",
+            f"{arm.train_seconds:.1f}",
+            ", ".join(map(str, arm.seeds)) or NOTHING,
+        ]
+        for label, arm in zip(arm_labels(arms), arms, strict=True)
+    ]
+    return table(heads, rows)
+
+
+def levels_table(arms: Sequence[Arm]) -> Html | None:
+    """Success on each level, a column an arm; None when no arm has levels."""
+    rows: list[list[str | Html]] = []
+    for split in ("held-in", "held-out"):
+        levels = [_levels(arm, split) for arm in arms]
+        for level in dict.fromkeys(name for cells in levels for name in cells):
+            rows.append([level, split, *[_rate(cells.get(level)) for cells in levels]])
+    return table(["level", "split", *arm_labels(arms)], rows, text=2) if rows else None
+
+
+def _levels(arm: Arm, split: str) -> Mapping[str, Cell]:
+    score = arm.held_in if split == "held-in" else arm.held_out
+    return (score.levels or {}) if score is not None else {}
+
+
+def policies_table(policies: Sequence[Policy]) -> Html:
+    """The LONDI policies with their success against random mixing."""
+    pair = ends(policies)
+    heads = ["policy", "success", "above random mixing", "return", "calls an episode", "share of steps"]
+    heads += ["compute an episode", "budget exceeded", "episodes"]
+    rows: list[list[str | Html]] = []
+    for policy in policies:
+        line: str | Html = NOTHING
+        if pair is not None and policy not in pair:
+            mean, low, high = above_line(policy, *pair)
+            line = Html(f"{signed(mean)} " + el("span", span(low, high), cls="ci"))
+        rows.append(
+            [
+                policy.label,
+                _rate(policy),
+                line,
+                f"{policy.mean_return:.3f}",
+                f"{policy.deepthink_calls_per_episode:.2f}",
+                f"{policy.deepthink_share:.1%}",
+                _compute(policy.compute, policy.compute_unit),
+                NOTHING if policy.budget is None else f"{policy.budget_violations:,}",
+                f"{policy.episodes:,}",
+            ]
+        )
+    return table(heads, rows)

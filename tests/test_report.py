@@ -1,0 +1,386 @@
+"""The report: complete, escaped, honest, the same bytes every time. All numbers here are made up."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from atlas_ray.errors import InputError
+from atlas_ray.files import append_jsonl, write_json
+from atlas_ray.report import build_report, write_plots
+from atlas_ray.report.reading import above_line, read_atlas, read_londi
+from atlas_ray.results import Arm, Policy
+from atlas_ray.trajectory import Annotation, Step, Trajectory, write_annotations, write_trajectories
+
+HOSTILE = """<script>alert(1)</script></details></p>'" onload="x" $\\frac{ &amp; ]]> --> \u202e"""
+
+
+def score(success, half, levels=None):
+    cell = {"success": success, "ci95": [max(0.0, success - half), min(1.0, success + half)], "episodes": 450}
+    return {**cell, "levels": {name: cell for name in levels}} if levels else cell
+
+
+def arm(selector, held_in, held_out, half=0.04, anchor=0.0, fraction=0.3):
+    untuned, everything = selector == "none", selector == "all"
+    row = {
+        "selector": selector,
+        "fraction": 0.0 if untuned else 1.0 if everything else fraction,
+        "seeds": [] if untuned else [0, 1, 2],
+        "steps_share": 0.0 if untuned else 1.0 if everything else 0.327,
+        "trained_tokens": 0 if untuned else 184_320 if everything else 61_210,
+        "context_tokens": 0 if untuned else 903_211,
+        "train_seconds": 0.0 if untuned else 48.2,
+        "held_in": score(held_in, half, ["GoToLocalS6N4", "PickupDist"]),
+        "held_out": None if held_out is None else score(held_out, half, ["PutNextLocalS5N3"]),
+    }
+    return {**row, "anchor": anchor} if anchor else row
+
+
+def policy(name, success, calls, half=0.05, **more):
+    return {
+        "name": name,
+        "success": success,
+        "return": success * 0.8,
+        "ci95": [max(0.0, success - half), min(1.0, success + half)],
+        "deepthink_share": min(1.0, calls / 12),
+        "deepthink_calls_per_episode": calls,
+        "compute": 4.1e8 + 3.3e8 * calls,
+        "compute_unit": "FLOPs",
+        "budget_violations": 0,
+        "episodes": 300,
+        **more,
+    }
+
+
+ARMS = [
+    arm("none", 0.31, 0.12),
+    arm("all", 0.66, 0.24),
+    arm("random", 0.60, 0.23),
+    arm("non-critical", 0.45, 0.17),
+    arm("value", 0.64, 0.35),
+    arm("value", 0.63, 0.36, anchor=0.5),
+]
+POLICIES = [
+    policy("always-quick", 0.41, 0.0),
+    policy("always-deepthink", 0.88, 11.2),
+    policy("random", 0.58, 4.4),
+    policy("heuristic", 0.62, 3.9),
+    policy("cascade", 0.7, 4.1),
+    policy("londi", 0.84, 4.2, cost=0.02),
+    policy("londi", 0.71, 2.1, cost=0.05),
+    policy("londi-b", 0.6, 1.6, budget=2),
+    policy("londi-b", 0.74, 3.2, budget=4),
+    policy("londi-b", 0.8, 4.6, budget=6),
+]
+
+
+def steps(extra=""):
+    """Seven steps of an episode; ``extra`` is put into every text."""
+    texts = [
+        ("You see a wall 2 steps left, You see a red ball 2 steps right and 1 step forward", "explore", "turn right"),
+        ("You see a red ball 1 step left and 2 steps forward", "go to the red ball", "go forward"),
+        ("You see a red ball 1 step left and 1 step forward", "go to the red ball", "go forward"),
+        ("You see a red ball 1 step left", "the ball is on your left", "turn left"),
+        ("You see a red ball 1 step forward", "it is in front of you", "pick up"),
+        ("You carry a red ball, You see a green box 2 steps forward", "carry it to the box", "go forward"),
+        ("You carry a red ball, You see a green box 1 step forward", "put it down", "drop"),
+    ]
+    return [
+        {"observation": o + extra, "thought": t + extra, "action": a + extra, "reward": 0.82 * (i == 6)}
+        for i, (o, t, a) in enumerate(texts)
+    ]
+
+
+def write_run(run_dir, name="demo", text="", arms=ARMS, policies=POLICIES):
+    """A run directory with every input of the report, the texts of its episodes ending in ``text``."""
+    levels = {"GoToLocalS6N4": 300, "PickupDist": 200}
+    write_json(run_dir / "results.json", {"atlas": {"arms": arms}, "londi": {"policies": policies}})
+    write_json(
+        run_dir / "recipe.resolved.json",
+        {
+            "name": name,
+            "collect": {"levels": levels},
+            "select": {},
+            "finetune": {"arms": [{"selector": "value"}, {"selector": "random"}], "seeds": [0, 1, 2]},
+            "evaluate": {"held_in": list(levels), "held_out": ["PutNextLocalS5N3"]},
+            "switch": {"levels": ["PickupLoc"], "costs": [0.02, 0.05], "budgets": [2, 4, 6]},
+        },
+    )
+    rows = [
+        Trajectory(
+            id=f"episode/{i}",
+            env="BabyAIText/PickupDist-v0",
+            task="PickupDist-v0",
+            seed=i,
+            instruction="put the red ball next to the green box" + text,
+            steps=tuple(Step(**s) for s in steps(text)),
+            score=0.82,
+            success=True,
+            source="expert",
+        )
+        for i in range(2)
+    ]
+    write_trajectories(run_dir / "trajectories" / "expert.jsonl", rows)
+    write_annotations(
+        run_dir / "annotations" / "value.jsonl",
+        [
+            Annotation(
+                trajectory_id="episode/1",
+                selector="value",
+                fraction=0.3,
+                critical=(3, 4),
+                categories={4: "critical action" + text},
+                reasons={3: "value 0.2 before, 0.6 after" + text},
+                model="tiny-quick",
+            )
+        ],
+    )
+    actors = ["quick", "quick", "quick", "deepthink", "deepthink", "quick", "quick"]
+    write_json(
+        run_dir / "switch" / "replay.json",
+        {
+            "policy": "londi-b" + text,
+            "budget": 4,
+            "env": "BabyAIText/PickupLoc-v0",
+            "seed": 7,
+            "instruction": "pick up the red ball" + text,
+            "success": True,
+            "steps": [{**s, "actor": a} for s, a in zip(steps(text), actors, strict=True)],
+        },
+    )
+    events = [{"stage": "collect", "event": "dropped", "id": f"e{i}", "reason": "gave up" + text} for i in range(3)]
+    append_jsonl(run_dir / "events.jsonl", [*events, {"stage": "select", "event": "retried", "attempt": 1}])
+    times = {"collect": 31.5, "select": 74.25, "finetune": 240.0, "evaluate": 95.0, "switch": 180.0}
+    append_jsonl(
+        run_dir / "metrics.jsonl",
+        [{"stage": "finetune", "loss": 1.5}]
+        + [{"stage": "pipeline", "name": name, "seconds": seconds} for name, seconds in times.items()],
+    )
+
+
+class Checker(HTMLParser):
+    """Collects tags, attributes and text, and insists that tags close in order."""
+
+    def __init__(self):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.ids, self.text, self.handlers = [], [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.handle_startendtag(tag, attrs)
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.ids += [v for k, v in attrs if k == "id"]
+        self.handlers += [k for k, v in attrs if k.startswith("on") or (v or "").strip().startswith("javascript:")]
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, (tag, self.open, self.getpos())
+        self.open.pop()
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def check(page):
+    checker = Checker()
+    checker.feed(page)
+    checker.close()
+    assert not checker.open
+    assert len(set(checker.ids)) == len(checker.ids)
+    assert not checker.handlers
+    assert "script" not in checker.tags
+    return checker, " ".join("".join(checker.text).split())
+
+
+def test_everything_is_in_it_in_order(tmp_path):
+    write_run(tmp_path)
+    path = build_report(tmp_path)
+    assert path == tmp_path / "report.html"
+    page = path.read_text()
+    checker, text = check(page)
+    assert checker.tags.count("svg") == 2 and checker.tags.count("h1") == 1
+    for label in ("untuned", "all", "random", "non-critical", "value", "value+anchor0.5"):
+        assert f">{label}</td>" in page
+    for label in ("always-quick", "londi (cost 0.02)", "londi-b (budget 6)", "cascade"):
+        assert f">{label}</td>" in page and page.count(label) >= 2
+    order = [
+        "atlas-ray: demo",
+        "500 expert episodes of GoToLocalS6N4, PickupDist",
+        "What the numbers say",
+        "ATLaS: which steps to train on",
+        "LONDI: when to call the large model",
+        "put the red ball next to the green box",
+        "Why critical: value 0.2 before, 0.6 after",
+        "pick up the red ball",
+        "What was dropped and retried",
+        "How long it took",
+        "Every setting of this run",
+        "2503.02197",
+        "2402.12061",
+    ]
+    places = [text.index(part) for part in order]
+    assert places == sorted(places)
+    assert "0.64 [0.60, 0.68]" in text and "61,210" in text
+    assert "2 of 7 steps are critical (at most 30%)" in text and "2 of 7 steps by DEEPTHINK" in text
+    assert page.count('class="marked"') == 4
+    assert re.search(r"collect</td>.*?dropped</td>.*?>3</td>", page)
+    assert "10 min 21 s" in text
+    assert not re.search(r"(src|href)=\"(?!https://arxiv\.org/abs/|#)", page)
+
+
+def test_hostile_text_comes_out_as_text(tmp_path):
+    hostile = [policy(HOSTILE, 0.5, 3.0), *POLICIES]
+    arms = [{**ARMS[0], "held_in": {**ARMS[0]["held_in"], "levels": {HOSTILE: score(0.3, 0.1)}}}, *ARMS[1:]]
+    write_run(tmp_path, name=HOSTILE, text=HOSTILE, arms=arms, policies=hostile)
+    page = build_report(tmp_path).read_text()
+    checker, text = check(page)
+    assert "<script" not in page
+    shown = " ".join(HOSTILE.split())
+    assert text.count(shown) > 30
+    assert checker.tags.count("details") == 2
+
+
+def test_a_lone_surrogate_does_not_stop_the_report(tmp_path):
+    write_run(tmp_path)
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write('{"stage": "select", "event": "odd", "answer": "\\ud800"}\n')
+    check(build_report(tmp_path).read_text())
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path):
+    write_run(tmp_path)
+    first = build_report(tmp_path).read_bytes()
+    pictures = [p.read_bytes() for p in write_plots(tmp_path)]
+    assert build_report(tmp_path).read_bytes() == first
+    assert [p.read_bytes() for p in write_plots(tmp_path)] == pictures
+    assert [p[:4] for p in pictures] == [b"\x89PNG"] * 2
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("gone", "line"),
+    [
+        ("recipe.resolved.json", "recipe.resolved.json is missing"),
+        ("trajectories/expert.jsonl", "trajectories/expert.jsonl is missing"),
+        ("annotations/value.jsonl", "annotations/value.jsonl is missing"),
+        ("switch/replay.json", "switch/replay.json is missing"),
+        ("events.jsonl", "events.jsonl is missing"),
+        ("metrics.jsonl", "metrics.jsonl holds no times of stages"),
+    ],
+)
+def test_a_missing_input_leaves_out_its_part_only(tmp_path, gone, line):
+    write_run(tmp_path)
+    (tmp_path / gone).unlink()
+    page = build_report(tmp_path).read_text()
+    _, text = check(page)
+    assert line in text
+    assert page.count('class="missing"') == 1
+
+
+@pytest.mark.parametrize("part", ["atlas", "londi"])
+def test_a_run_of_one_half(tmp_path, part):
+    write_run(tmp_path)
+    rows = json.loads((tmp_path / "results.json").read_text())
+    write_json(tmp_path / "results.json", {part: rows[part]})
+    checker, text = check(build_report(tmp_path).read_text())
+    assert checker.tags.count("svg") == 1
+    assert ("this run trained no switch" if part == "atlas" else "this run tuned no model") in text
+    assert [p.name for p in write_plots(tmp_path)] == [f"{part}.png"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "field"),
+    [
+        ("results.json", "{", None),
+        ("results.json", '{"atlas": {"arms": [{}]}}', "atlas.arms.0.selector"),
+        ("recipe.resolved.json", '{"name": "x", "colour": 1}', "colour"),
+        ("switch/replay.json", '{"policy": 3}', "policy"),
+        ("events.jsonl", '{"event": "x"}\n', "stage"),
+        ("metrics.jsonl", '{"stage": "pipeline"}\n', None),
+        ("trajectories/expert.jsonl", "{}\n", "id"),
+    ],
+)
+def test_a_bad_input_is_named(tmp_path, file, content, field):
+    write_run(tmp_path)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(InputError) as caught:
+        build_report(tmp_path)
+    assert str(caught.value.path) == str(tmp_path / file) and caught.value.field == field
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_without_results_there_is_no_report(tmp_path):
+    with pytest.raises(InputError, match=r"results\.json"):
+        build_report(tmp_path)
+
+
+def test_a_line_still_being_written_is_left_alone(tmp_path):
+    write_run(tmp_path)
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write('{"stage": "sel')
+    before = (tmp_path / "events.jsonl").read_bytes()
+    build_report(tmp_path)
+    assert (tmp_path / "events.jsonl").read_bytes() == before
+
+
+def as_arms(*rows):
+    return [Arm.model_validate(r) for r in rows]
+
+
+def as_policies(*rows):
+    return [Policy.model_validate(r) for r in rows]
+
+
+def test_the_reading_names_a_winner_only_when_there_is_one():
+    (close,) = read_atlas(as_arms(arm("random", 0.6, 0.3), arm("value", 0.62, 0.29)))
+    assert close.startswith("critical (value) minus random: held-in +0.020 [")
+    assert close.count("not distinguishable at this scale") == 2
+    (won,) = read_atlas(as_arms(arm("random", 0.4, 0.5), arm("value", 0.7, 0.3)))
+    assert "held-in +0.300" in won and "critical (value) is better; held-out" in won
+    assert "\N{MINUS SIGN}0.200" in won and won.endswith("random is better.")
+    (inside,) = read_atlas(as_arms(arm("random", 0.4, None), arm("value", 0.7, None)))
+    assert "held-out" not in inside
+
+
+def test_critical_is_compared_at_its_own_fraction_and_anchors_with_their_twin():
+    rows = as_arms(
+        arm("random", 0.5, 0.2, fraction=0.1),
+        arm("random", 0.5, 0.2),
+        arm("all", 0.5, 0.2),
+        arm("value", 0.5, 0.2),
+        arm("value", 0.5, 0.2, anchor=1.0),
+    )
+    starts = [s.split(":")[0] for s in read_atlas(rows)]
+    assert starts == [
+        "critical (value 30%) minus random 30%",
+        "critical (value 30%) minus all",
+        "value+anchor1 30% minus value 30%",
+    ]
+
+
+def test_the_switch_is_set_against_the_mixing_line():
+    quick, deep = policy("always-quick", 0.4, 0.0, 0.02), policy("always-deepthink", 0.8, 10.0, 0.02)
+    rows = as_policies(quick, deep, policy("londi", 0.75, 5.0, 0.03, cost=0.1))
+    mean, _, high = above_line(rows[2], rows[0], rows[1])
+    assert mean == pytest.approx(0.15)
+    assert high - mean == pytest.approx((0.03**2 + 2 * 0.01**2) ** 0.5)
+    gain, switch = read_londi(rows)
+    assert "the large model is better" in gain
+    assert "lies 0.150 above the random-mixing line" in switch and "better than mixing at random" in switch
+    assert "50% of its calls" in switch
+
+    assert "worse than mixing" in read_londi(as_policies(quick, deep, policy("londi", 0.45, 5.0, 0.03, cost=0.1)))[1]
+    unclear = read_londi(as_policies(quick, deep, policy("londi-b", 0.62, 5.0, budget=6)))
+    assert "not distinguishable at this scale from mixing" in unclear[1]
+    assert unclear[2] == "Budgets were exceeded in 0 of 300 episodes."
+    # more calls than always-deepthink makes: against its success, not an extrapolation
+    assert above_line(as_policies(policy("x", 0.8, 20.0))[0], rows[0], rows[1])[0] == pytest.approx(0)
+
+
+def test_a_large_model_that_is_no_better_is_said_to_be_so():
+    rows = as_policies(policy("always-quick", 0.5, 0.0), policy("always-deepthink", 0.52, 10.0))
+    assert "little that a switch could gain" in read_londi(rows)[0]
+    assert read_londi(rows[:1]) == []

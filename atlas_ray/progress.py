@@ -29,7 +29,8 @@ class Tracker:
 
     def __init__(self, label: str, total: int, done: int, bar: Progress | None) -> None:
         self.label, self.total, self.done, self._bar = label, total, done, bar
-        self._begun, self._first, self._said = time.monotonic(), done, time.monotonic()
+        # the clock starts with the first piece that is done: starting actors says nothing about the rest
+        self._begun, self._first, self._said = 0.0, done, time.monotonic()
         self._task = bar.add_task(label, total=total, completed=done, note="") if bar else None
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -39,7 +40,9 @@ class Tracker:
             self._bar.update(self._task, completed=self.done, note=note)
             return
         now = time.monotonic()
-        if now - self._said >= _EVERY and self.done < self.total:
+        if not self._begun:
+            self._begun, self._first = now, self.done
+        elif now - self._said >= _EVERY and self.done < self.total:
             self._said = now
             left = (now - self._begun) / max(1, self.done - self._first) * (self.total - self.done)
             say(f"  {self.label}: {self.done}/{self.total}, about {duration(left)} left{' · ' + note if note else ''}")

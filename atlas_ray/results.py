@@ -107,7 +107,8 @@ class Policy(_Strict):
     """One way to decide between the two models, over the same episodes as the others."""
 
     name: str = Field(min_length=1)
-    """``always-quick``, ``always-deepthink``, ``random``, ``londi``, ..."""
+    """``always-quick``, ``always-deepthink``, ``random(...)`` at a fixed rate; those of learned switches begin with
+    ``londi``."""
     budget: Count | None = None
     """Most DEEPTHINK calls an episode (LONDI-B)."""
     cost: float | None = Field(default=None, ge=0)
@@ -125,18 +126,16 @@ class Policy(_Strict):
     compute: float = Field(ge=0)
     """Mean compute an episode, in ``compute_unit``."""
     compute_unit: str = Field(min_length=1)
-    """``FLOPs`` or ``seconds``."""
+    """FLOPs or seconds, the same for all policies."""
     budget_violations: Count
     """Episodes with more calls than the budget."""
     episodes: int = Field(ge=1)
     """Episodes played."""
 
     @property
-    def label(self) -> str:
-        """Name with budget and cost, as tables and pictures show it."""
-        notes = [] if self.cost is None else [f"cost {self.cost:g}"]
-        notes += [] if self.budget is None else [f"budget {self.budget}"]
-        return f"{self.name} ({', '.join(notes)})" if notes else self.name
+    def learned(self) -> bool:
+        """Whether this is a trained switch and not a baseline (which may have a budget too)."""
+        return self.name.startswith("londi")
 
     @model_validator(mode="after")
     def _inside(self) -> Self:
@@ -151,9 +150,11 @@ class Londi(_Strict):
 
     @model_validator(mode="after")
     def _unique(self) -> Self:
-        labels = [p.label for p in self.policies]
-        if len(set(labels)) != len(labels):
-            raise ValueError("the same policy (name, budget, cost) stands twice")
+        names = [p.name for p in self.policies]
+        if len(set(names)) != len(names):
+            raise ValueError("two policies have the same name")
+        if len({p.compute_unit for p in self.policies}) > 1:
+            raise ValueError("compute_unit: policies measured in different units cannot be compared")
         return self
 
 

@@ -46,7 +46,7 @@ def policy(name, success, calls, half=0.05, **more):
         "deepthink_share": min(1.0, calls / 12),
         "deepthink_calls_per_episode": calls,
         "compute": 4.1e8 + 3.3e8 * calls,
-        "compute_unit": "FLOPs",
+        "compute_unit": "FLOPs/episode",
         "budget_violations": 0,
         "episodes": 300,
         **more,
@@ -64,14 +64,14 @@ ARMS = [
 POLICIES = [
     policy("always-quick", 0.41, 0.0),
     policy("always-deepthink", 0.88, 11.2),
-    policy("random", 0.58, 4.4),
-    policy("heuristic", 0.62, 3.9),
+    policy("random(p=0.35)", 0.58, 4.2),
+    policy("random(p=0.27, n=4)", 0.56, 3.2, budget=4),
     policy("cascade", 0.7, 4.1),
-    policy("londi", 0.84, 4.2, cost=0.02),
-    policy("londi", 0.71, 2.1, cost=0.05),
-    policy("londi-b", 0.6, 1.6, budget=2),
-    policy("londi-b", 0.74, 3.2, budget=4),
-    policy("londi-b", 0.8, 4.6, budget=6),
+    policy("londi(c=0.02)", 0.84, 4.2, cost=0.02),
+    policy("londi(c=0.05)", 0.71, 2.1, cost=0.05),
+    policy("londi-b(n=2)", 0.6, 1.6, budget=2),
+    policy("londi-b(n=4)", 0.74, 3.2, budget=4),
+    policy("londi-b(n=6)", 0.8, 4.6, budget=6),
 ]
 
 
@@ -149,7 +149,7 @@ def write_run(run_dir, name="demo", text="", arms=ARMS, policies=POLICIES):
             "steps": [{**s, "actor": a} for s, a in zip(steps(text), actors, strict=True)],
         },
     )
-    events = [{"stage": "collect", "event": "dropped", "id": f"e{i}", "reason": "gave up" + text} for i in range(3)]
+    events = [{"stage": "collect", "event": "dropped", "env": f"e{i}", "episodes": 2, "why": text} for i in range(3)]
     append_jsonl(run_dir / "events.jsonl", [*events, {"stage": "select", "event": "retried", "attempt": 1}])
     times = {"collect": 31.5, "select": 74.25, "finetune": 240.0, "evaluate": 95.0, "switch": 180.0}
     append_jsonl(
@@ -204,7 +204,7 @@ def test_everything_is_in_it_in_order(tmp_path):
     assert checker.tags.count("svg") == 2 and checker.tags.count("h1") == 1
     for label in ("untuned", "all", "random", "non-critical", "value", "value+anchor0.5"):
         assert f">{label}</td>" in page
-    for label in ("always-quick", "londi (cost 0.02)", "londi-b (budget 6)", "cascade"):
+    for label in ("always-quick", "londi(c=0.02)", "londi-b(n=6)", "random(p=0.35)", "cascade"):
         assert f">{label}</td>" in page and page.count(label) >= 2
     order = [
         "atlas-ray: demo",
@@ -226,7 +226,7 @@ def test_everything_is_in_it_in_order(tmp_path):
     assert "0.64 [0.60, 0.68]" in text and "61,210" in text
     assert "2 of 7 steps are critical (at most 30%)" in text and "2 of 7 steps by DEEPTHINK" in text
     assert page.count('class="marked"') == 4
-    assert re.search(r"collect</td>.*?dropped</td>.*?>3</td>", page)
+    assert re.search(r"collect</td>.*?dropped</td>.*?>6</td>", page)
     assert "10 min 21 s" in text
     assert not re.search(r"(src|href)=\"(?!https://arxiv\.org/abs/|#)", page)
 
@@ -234,13 +234,27 @@ def test_everything_is_in_it_in_order(tmp_path):
 def test_hostile_text_comes_out_as_text(tmp_path):
     hostile = [policy(HOSTILE, 0.5, 3.0), *POLICIES]
     arms = [{**ARMS[0], "held_in": {**ARMS[0]["held_in"], "levels": {HOSTILE: score(0.3, 0.1)}}}, *ARMS[1:]]
-    write_run(tmp_path, name=HOSTILE, text=HOSTILE, arms=arms, policies=hostile)
+    write_run(tmp_path, text=HOSTILE, arms=arms, policies=hostile)
+    path = tmp_path / "recipe.resolved.json"
+    recipe = json.loads(path.read_text())
+    write_json(path, {**recipe, "finetune": {**recipe["finetune"], "base": HOSTILE}})
     page = build_report(tmp_path).read_text()
     checker, text = check(page)
     assert "<script" not in page
     shown = " ".join(HOSTILE.split())
     assert text.count(shown) > 30
     assert checker.tags.count("details") == 2
+
+
+def test_hostile_names(tmp_path):
+    run_dir = tmp_path / "<script>alert('1')<"
+    write_run(run_dir, name=HOSTILE)
+    with pytest.raises(InputError, match="name"):
+        build_report(run_dir)
+    (run_dir / "recipe.resolved.json").unlink()
+    page = build_report(run_dir).read_text()
+    _, text = check(page)
+    assert text.count("atlas-ray: <script>alert('1')<") == 2
 
 
 def test_a_lone_surrogate_does_not_stop_the_report(tmp_path):
@@ -363,17 +377,25 @@ def test_critical_is_compared_at_its_own_fraction_and_anchors_with_their_twin():
 
 def test_the_switch_is_set_against_the_mixing_line():
     quick, deep = policy("always-quick", 0.4, 0.0, 0.02), policy("always-deepthink", 0.8, 10.0, 0.02)
-    rows = as_policies(quick, deep, policy("londi", 0.75, 5.0, 0.03, cost=0.1))
+    rows = as_policies(quick, deep, policy("londi(c=0.1)", 0.75, 5.0, 0.03, cost=0.1))
     mean, _, high = above_line(rows[2], rows[0], rows[1])
     assert mean == pytest.approx(0.15)
     assert high - mean == pytest.approx((0.03**2 + 2 * 0.01**2) ** 0.5)
     gain, switch = read_londi(rows)
+    twin = read_londi([*rows, *as_policies(policy("random(p=0.4)", 0.6, 5.0, 0.03))])[2]
+    assert twin.startswith("londi(c=0.1) minus random(p=0.4): success +0.150 [") and twin.endswith(
+        "londi(c=0.1) is better (5.00 against 5.00 calls an episode)."
+    )
+    assert len(read_londi([*rows, *as_policies(policy("random(p=0.1)", 0.6, 1.2, 0.03))])) == 2
     assert "the large model is better" in gain
     assert "lies 0.150 above the random-mixing line" in switch and "better than mixing at random" in switch
     assert "50% of its calls" in switch
 
-    assert "worse than mixing" in read_londi(as_policies(quick, deep, policy("londi", 0.45, 5.0, 0.03, cost=0.1)))[1]
-    unclear = read_londi(as_policies(quick, deep, policy("londi-b", 0.62, 5.0, budget=6)))
+    assert (
+        "worse than mixing"
+        in read_londi(as_policies(quick, deep, policy("londi(c=0.1)", 0.45, 5.0, 0.03, cost=0.1)))[1]
+    )
+    unclear = read_londi(as_policies(quick, deep, policy("londi-b(n=6)", 0.62, 5.0, budget=6)))
     assert "not distinguishable at this scale from mixing" in unclear[1]
     assert unclear[2] == "Budgets were exceeded in 0 of 300 episodes."
     # more calls than always-deepthink makes: against its success, not an extrapolation

@@ -61,6 +61,9 @@ ROWS = {
     },
 }
 
+POLICY = ROWS["londi"]["policies"][0]
+UNITS = [POLICY, {**POLICY, "name": "other", "compute_unit": "seconds"}]
+
 
 def broken(*keys, value=None, drop=False):
     """A copy of ROWS in which the entry at ``keys`` has another value, or is gone."""
@@ -115,6 +118,8 @@ def test_one_part_is_enough(tmp_path, part):
         (broken("londi", "policies", 0, "budget", value=-1), "londi.policies.0.budget"),
         (broken("londi", "policies", 0, "mean_return", value=0.1), "londi.policies.0.mean_return"),
         (broken("londi", "policies", 0, "episodes", value=1.5), "londi.policies.0.episodes"),
+        (broken("londi", "policies", value=[ROWS["londi"]["policies"][0]] * 2), "londi"),
+        (broken("londi", "policies", value=UNITS), "londi"),
         ({}, None),
         ([], None),
     ],

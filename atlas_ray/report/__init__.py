@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 from ..errors import InputError
 from ..files import write_text
 from ..recipe import Recipe
-from ..results import Results, load_results
+from ..results import Arm, Results, load_results
 from ..trajectory import first_problem
 from .claims import claims
 from .journal import events, stage_times
@@ -139,7 +140,7 @@ def _atlas(results: Results) -> list[Html]:
     return [
         el("h2", "ATLaS: which steps to train on"),
         arms_table(arms),
-        el("p", "Tokens and seconds are means of one training run, over all its epochs.", cls="note"),
+        el("p", f"Tokens and seconds are means of one training run, over all its epochs.{_one_seed(arms)}", cls="note"),
         *([el("details", el("summary", "Success on each level"), by_level)] if by_level else []),
         el(
             "figure",
@@ -149,6 +150,12 @@ def _atlas(results: Results) -> list[Html]:
     ]
 
 
+def _one_seed(arms: Sequence[Arm]) -> str:
+    if all(len(arm.seeds) > 1 for arm in arms if arm.selector != "none"):
+        return ""
+    return " Arms with one training seed have intervals that know nothing of the spread between seeds."
+
+
 def _londi(results: Results) -> list[Html]:
     if not results.londi:
         return [el("h2", "LONDI: when to call the large model"), missing("this run trained no switch")]
@@ -156,7 +163,12 @@ def _londi(results: Results) -> list[Html]:
     return [
         el("h2", "LONDI: when to call the large model"),
         policies_table(policies),
-        el("p", "All policies play the same episodes. Return is without the costs of calls.", cls="note"),
+        el(
+            "p",
+            "Limit: cost c or budget n of DEEPTHINK calls. All policies play the same episodes. Return is without the "
+            "costs of calls. Each switch was trained once: its interval knows nothing of the spread between trainings.",
+            cls="note",
+        ),
         el(
             "figure",
             svg(londi_figure(policies), "londi", "Success against DEEPTHINK calls"),

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..progress import duration
 from .page import Html, missing, table
-from .tables import duration
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -27,7 +27,10 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def events(run_dir: Path) -> Html:
-    """Counts of every kind of event in each stage, with the first as an example."""
+    """Counts of every kind of event in each stage, with the first as an example.
+
+    A row may stand for several ``episodes`` or ``trajectories``; then their number is counted.
+    """
     path = run_dir / "events.jsonl"
     if not path.is_file():
         return missing("events.jsonl is missing")
@@ -35,7 +38,8 @@ def events(run_dir: Path) -> Html:
     first: dict[tuple[str, str], str] = {}
     for row in _rows(path):
         key = (row["stage"], str(row.get("event", "")))
-        counts[key] = counts.get(key, 0) + 1
+        many = row.get("episodes", row.get("trajectories"))
+        counts[key] = counts.get(key, 0) + (many if isinstance(many, int) else 1)
         rest = {k: v for k, v in row.items() if k not in ("stage", "event")}
         first.setdefault(key, ", ".join(f"{k}: {v}" for k, v in rest.items())[:300])
     if not counts:

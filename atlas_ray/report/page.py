@@ -31,7 +31,7 @@ _STYLE = """
 :root { color-scheme: light dark; %(light)s }
 @media (prefers-color-scheme: dark) { :root { %(dark)s } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 60rem; padding: 2.5rem 1.25rem 5rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; max-width: 68rem; padding: 2.5rem 1.25rem 5rem; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .6rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin: 3rem 0 .7rem; padding-top: .8rem; border-top: 1px solid var(--rule); }
@@ -45,11 +45,12 @@ a { color: var(--blue); }
 .reading { padding-left: 1.1rem; }
 .reading li { margin: .35rem 0; }
 .wide { overflow-x: auto; margin: .9rem 0; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; min-width: 100%%; }
-th, td { padding: .4rem .7rem; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: baseline;
+table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .4rem .5rem; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: baseline;
   white-space: nowrap; }
-th { color: var(--muted); font-weight: 600; font-size: .8rem; vertical-align: bottom; }
-th:first-child, td:first-child { padding-left: 0; }
+th { color: var(--muted); font-weight: 600; font-size: .8rem; line-height: 1.3; vertical-align: bottom;
+  white-space: normal; }
+th:first-child, td:first-child { padding-left: 0; position: sticky; left: 0; background: var(--paper); }
 td.wrap { white-space: normal; overflow-wrap: anywhere; min-width: 16rem; }
 .number { text-align: right; }
 .ci { color: var(--muted); font-size: .92em; }
@@ -60,7 +61,7 @@ figcaption { color: var(--muted); font-size: .88rem; max-width: 46rem; margin-to
 details { margin: .9rem 0; }
 summary { cursor: pointer; color: var(--blue); }
 pre { background: var(--panel); padding: .9rem 1rem; border-radius: 6px; overflow-x: auto; font-size: .8rem; }
-.goal { background: var(--panel); border-radius: 6px; padding: .6rem .9rem; }
+.goal { background: var(--panel); border-radius: 6px; padding: .6rem .9rem; max-width: none; }
 .steps { list-style: none; margin: .8rem 0; padding: 0; }
 .steps li { border-left: 3px solid var(--rule); padding: .35rem .9rem; margin: .35rem 0; max-width: none; }
 .steps li.marked { border-color: var(--orange); background: var(--tint); border-radius: 0 6px 6px 0; }

@@ -20,7 +20,22 @@ from .reading import arm_labels, ends
 # fonttype none keeps text as text, the salt makes ids the same on every run
 _SETTINGS: Any = {"svg.fonttype": "none", "svg.hashsalt": "atlas-ray", "font.size": 10.0, "font.family": "DejaVu Sans"}
 # where a label may stand, in points from its marker
-_OFFSETS = [(9, 0), (-9, 0), (9, 11), (9, -11), (-9, 11), (-9, -11), (9, 23), (9, -23), (-9, 23), (-9, -23), (0, 36)]
+_OFFSETS = [
+    (9, 0),
+    (-9, 0),
+    (9, 11),
+    (9, -11),
+    (-9, 11),
+    (-9, -11),
+    (9, 23),
+    (9, -23),
+    (-9, 23),
+    (-9, -23),
+    (9, 35),
+    (9, -35),
+    (-9, 35),
+    (-9, -35),
+]
 
 
 def _axes(height: float) -> tuple[Figure, Any]:
@@ -64,7 +79,7 @@ def londi_figure(policies: Sequence[Policy]) -> Figure:
             line = [(p.deepthink_calls_per_episode, p.success) for p in pair]
             axes.plot(*zip(*line, strict=True), color=LIGHT["muted"], linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
         for p in policies:
-            colour = LIGHT["orange" if p.budget is not None or p.cost is not None else "blue"]
+            colour = LIGHT["orange" if p.learned else "blue"]
             x = p.deepthink_calls_per_episode
             axes.plot([x, x], p.ci95, color=colour, linewidth=1.3, alpha=0.55, solid_capstyle="butt", zorder=2)
             axes.plot([x], [p.success], "o", color=colour, markersize=6.5, zorder=3)
@@ -86,11 +101,12 @@ def _label(figure: Figure, axes: Any, policies: Sequence[Policy]) -> None:
     frame = axes.get_window_extent(renderer)
     taken = []
     for p in policies:
-        x, y = axes.transData.transform((p.deepthink_calls_per_episode, p.success))
-        taken.append(Bbox.from_bounds(x - 6, y - 6, 12, 12))
+        x = p.deepthink_calls_per_episode
+        (left, y), (_, low), (_, high) = axes.transData.transform([(x, p.success), (x, p.ci95[0]), (x, p.ci95[1])])
+        taken += [Bbox.from_extents(left - 6, y - 6, left + 6, y + 6), Bbox.from_extents(left - 1, low, left + 1, high)]
     for p in sorted(policies, key=lambda p: (p.deepthink_calls_per_episode, p.success)):
         note = axes.annotate(
-            p.label,
+            p.name,
             (p.deepthink_calls_per_episode, p.success),
             xytext=(0, 0),
             textcoords="offset points",
@@ -105,7 +121,7 @@ def _label(figure: Figure, axes: Any, policies: Sequence[Policy]) -> None:
 
 def _move(note: Any, offset: tuple[int, int], renderer: Any) -> Bbox:
     note.set_position(offset)
-    note.set_ha("left" if offset[0] > 0 else "right" if offset[0] < 0 else "center")
+    note.set_ha("left" if offset[0] > 0 else "right")
     box: Bbox = note.get_window_extent(renderer)
     return box
 

@@ -31,7 +31,7 @@ def arm_labels(arms: Sequence[Arm]) -> list[str]:
     ]
 
 
-def _difference(where: str, first: str, a: Score, second: str, b: Score) -> str:
+def _difference(where: str, first: str, a: Score | Policy, second: str, b: Score | Policy) -> str:
     mean, low, high = combine([(1, a), (-1, b)])
     verdict = f"{first} is better" if low > 0 else f"{second} is better" if high < 0 else UNCLEAR
     return f"{where} {signed(mean)} {span(low, high)}, {verdict}"
@@ -89,7 +89,7 @@ def above_line(policy: Policy, quick: Policy, deepthink: Policy) -> tuple[float,
 
 
 def read_londi(policies: Sequence[Policy]) -> list[str]:
-    """Whether there is something to gain, where each learned switch lies against random mixing, and the budgets."""
+    """Whether there is something to gain, each learned switch against random mixing and random calls, the budgets."""
     sentences = []
     if (pair := ends(policies)) is not None:
         quick, deepthink = pair
@@ -102,14 +102,27 @@ def read_londi(policies: Sequence[Policy]) -> list[str]:
             else f"{UNCLEAR}, so there is little that a switch could gain"
         )
         sentences.append(f"{deepthink.name} minus {quick.name}: {signed(mean)} {span(low, high)}, {verdict}.")
-        for policy in policies:
-            if policy.budget is not None or policy.cost is not None:
-                sentences.append(_switch(policy, quick, deepthink))
+        sentences += [_switch(policy, quick, deepthink) for policy in policies if policy.learned]
+    for policy in policies:
+        if policy.learned and (twin := _twin(policy, policies)) is not None:
+            verdict = _difference("success", policy.name, policy, twin.name, twin)
+            calls = f"{policy.deepthink_calls_per_episode:.2f} against {twin.deepthink_calls_per_episode:.2f}"
+            sentences.append(f"{policy.name} minus {twin.name}: {verdict} ({calls} calls an episode).")
     bounded = [p for p in policies if p.budget is not None]
     if bounded:
         broken, episodes = sum(p.budget_violations for p in bounded), sum(p.episodes for p in bounded)
         sentences.append(f"Budgets were exceeded in {broken:,} of {episodes:,} episodes.")
     return sentences
+
+
+def _twin(policy: Policy, policies: Sequence[Policy]) -> Policy | None:
+    """The random policy of the same budget with the nearest share of calls, if that is within 0.05."""
+
+    def distance(other: Policy) -> float:
+        return abs(other.deepthink_share - policy.deepthink_share)
+
+    random = [p for p in policies if p.name.startswith("random") and p.budget == policy.budget and distance(p) <= 0.05]
+    return min(random, key=distance, default=None)
 
 
 def _switch(policy: Policy, quick: Policy, deepthink: Policy) -> str:
@@ -123,10 +136,10 @@ def _switch(policy: Policy, quick: Policy, deepthink: Policy) -> str:
     )
     side = "above" if mean >= 0 else "below"
     sentence = (
-        f"{policy.label} lies {abs(mean):.3f} {side} the random-mixing line ({signed(mean)} {span(low, high)}) "
-        f"at its {policy.deepthink_calls_per_episode:.2f} calls an episode, {verdict}"
+        f"{policy.name} lies {abs(mean):.3f} {side} the random-mixing line at its "
+        f"{policy.deepthink_calls_per_episode:.2f} calls an episode, interval {span(low, high)}, {verdict}"
     )
-    if deepthink.compute > 0 and policy.compute_unit == deepthink.compute_unit:
+    if deepthink.compute > 0:
         calls = policy.deepthink_calls_per_episode / deepthink.deepthink_calls_per_episode
         sentence += (
             f"; success {policy.success:.2f} against {deepthink.success:.2f} of {deepthink.name}, with {calls:.0%} of "

@@ -19,18 +19,6 @@ def _rate(cell: Cell | Policy | None) -> Html:
     return Html(f"{cell.success:.2f} " + el("span", f"[{low:.2f}, {high:.2f}]", cls="ci"))
 
 
-def _compute(value: float, unit: str) -> str:
-    return f"{value:.3g} {unit}" if value < 1e4 else f"{value:.2e} {unit}"
-
-
-def duration(seconds: float) -> str:
-    """``12.3 s`` or ``4 min 05 s``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s"
-
-
 def arms_table(arms: Sequence[Arm]) -> Html:
     """The ATLaS arms with cost and success."""
     heads = ["arm", "cap m", "anchor", "share of steps", "held-in success", "held-out success", "trained tokens"]
@@ -68,11 +56,17 @@ def _levels(arm: Arm, split: str) -> Mapping[str, Cell]:
     return (score.levels or {}) if score is not None else {}
 
 
+def _limit(policy: Policy) -> str:
+    cost = [] if policy.cost is None else [f"c = {policy.cost:g}"]
+    budget = [] if policy.budget is None else [f"n = {policy.budget}"]
+    return ", ".join(cost + budget) or NOTHING
+
+
 def policies_table(policies: Sequence[Policy]) -> Html:
     """The LONDI policies with their success against random mixing."""
     pair = ends(policies)
-    heads = ["policy", "success", "above random mixing", "return", "calls an episode", "share of steps"]
-    heads += ["compute an episode", "budget exceeded", "episodes"]
+    heads = ["policy", "limit", "success", "above random mixing", "return", "calls an episode"]
+    heads += ["share of steps", f"compute ({policies[0].compute_unit})", "budget exceeded", "episodes"]
     rows: list[list[str | Html]] = []
     for policy in policies:
         line: str | Html = NOTHING
@@ -81,13 +75,14 @@ def policies_table(policies: Sequence[Policy]) -> Html:
             line = Html(f"{signed(mean)} " + el("span", span(low, high), cls="ci"))
         rows.append(
             [
-                policy.label,
+                policy.name,
+                _limit(policy),
                 _rate(policy),
                 line,
                 f"{policy.mean_return:.3f}",
                 f"{policy.deepthink_calls_per_episode:.2f}",
                 f"{policy.deepthink_share:.1%}",
-                _compute(policy.compute, policy.compute_unit),
+                f"{policy.compute:.2e}" if policy.compute >= 1e4 else f"{policy.compute:.3g}",
                 NOTHING if policy.budget is None else f"{policy.budget_violations:,}",
                 f"{policy.episodes:,}",
             ]

@@ -206,7 +206,7 @@ class Switch(Section):
     """Learning rate of the Q network."""
     gamma: float = Field(default=0.98, gt=0, le=1)
     """Discount."""
-    features: Positive = 128
+    features: Annotated[int, Field(ge=8)] = 256
     """Width of the hashed bag of words that encodes goal and observation."""
     evaluate_every: Positive = 1_500
     """Environment steps between greedy evaluations, of which the best is kept."""

@@ -229,8 +229,8 @@ class Recipe(Section):
     """Name of the run; `runs/NAME` is its directory unless --out names another."""
     seed: int = Field(default=0, ge=0, lt=1000)
     """Seed of everything that is drawn."""
-    workers: Positive = 2
-    """Ray actors that play episodes, one CPU each."""
+    workers: int = Field(default=2, ge=0)
+    """Ray actors that play episodes, one CPU each; 0 plays inside this process."""
     num_envs: Positive = 32
     """Episodes an actor plays side by side."""
     style: Literal["react", "action"] = "react"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 
 import torch
+
 from atlas_ray.agents import Agent
 from atlas_ray.engines import TransformersEngine
 from atlas_ray.models import SHIPPED

@@ -89,7 +89,9 @@ def test_a_second_run_does_nothing_and_says_so(recipe, finished, capsys):
 
 
 def test_a_run_killed_in_every_stage_ends_like_one_that_was_not(recipe, finished, tmp_path, monkeypatch):
+    """Nor does it matter that the unbroken one played on two actors and this one plays in this process."""
     run_dir = tmp_path / "broken"
+    recipe = recipe.model_copy(update={"workers": 0})
 
     def die_after(module, name, calls):
         real, count = getattr(module, name), iter(range(calls))

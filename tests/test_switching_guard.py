@@ -105,9 +105,18 @@ def test_encoding_tells_apart_what_matters():
         return encode(f"{goal}\n{observation}", 128)
 
     near = one("You see a red ball 1 step left, You see a wall 2 steps right")
-    assert (near[:64] == one("anything")[:64]).all()
-    assert near[:64].any()
-    assert (near[64:] == one("You see a red ball 1 step left, You see a wall 2 steps right", "drop")[64:]).all()
+    assert (near[:32] == one("anything")[:32]).all()
+    assert near[:32].any()
+    dropped = one("You see a red ball 1 step left, You see a wall 2 steps right", "drop")
+    assert (near[32:96] == dropped[32:96]).all()
+    assert near[96:].any()
+    assert not dropped[96:].any(), "nothing that is seen is in the goal"
+    assert not (
+        near[:96] == one("You see a grey key 1 step left, You see a wall 2 steps right", "go to the grey key")[:96]
+    ).all()
+    assert (
+        near[96:] == one("You see a grey key 1 step left, You see a wall 2 steps right", "go to the grey key")[96:]
+    ).all()
     assert (near == one("You see a wall 2 steps right, You see a red ball 1 step left")).all(), "facts have no order"
     others = [
         "You see a red ball 1 step right, You see a wall 2 steps left",

@@ -17,7 +17,7 @@ GAMMA = 0.98
 
 
 def settings(steps, **more):
-    defaults = {"updates_per_step": 1.0, "batch_size": 64, "gamma": GAMMA, "evaluate_every": 1000}
+    defaults = {"num_envs": 16, "updates_per_step": 1.0, "batch_size": 64, "gamma": GAMMA, "evaluate_every": 1000}
     return Switch(levels=["GoToLocal"], costs=[0.05], steps=steps, **{**defaults, **more})
 
 

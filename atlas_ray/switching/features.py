@@ -6,10 +6,11 @@ observation words seen through the goal in the last quarter, then the remaining 
 
 An observation is split into facts at its commas, and n-grams of 1 to 3 words are taken within a fact, so that number
 and direction stay together (``2 steps left``) and near the thing they place (``red ball 1``). Seen through the goal,
-every word that the goal holds too becomes ``@``, and n-grams of 4 words and whole facts are taken as well: under the
-goal ``pick up the red ball`` a red ball and under ``pick up the grey key`` a grey key are both ``@ @ 1 step forward``, so
-that what is learnt of one thing holds for all. CRC-32 picks an n-gram's entry and its sign, the same in every process;
-with signs, n-grams that share an entry cancel instead of adding up. A part has mean square 1 unless it is empty.
+every word that the goal holds too becomes ``@``, and n-grams of 4 words and whole facts are taken as well: a red ball
+under the goal ``pick up the red ball`` and a grey key under ``pick up the grey key`` are both ``@ @ 1 step forward``,
+so that what is learnt of one thing holds for all. CRC-32 picks an n-gram's entry and its sign, the same in every
+process; with signs, n-grams that share an entry cancel instead of adding up. A part has mean square 1 unless it is
+empty.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from typing import Any
 from .. import files
 from ..agents import Agent
 from ..engines import TransformersEngine
+from ..progress import duration, track
 from ..recipe import Recipe, Switch
 from ..rendering import Style
 from ..results import interval
@@ -85,12 +86,12 @@ def switch_stage(recipe: Recipe, run_dir: str | Path, say: Callable[[str], None]
 
     def retried(task: Any, attempt: int, reason: str) -> None:
         log.event("switch", "worker lost", policy=task.contestant.name, attempt=attempt, reason=reason)
-        say(f"{task.contestant.name}: a worker died, trying again ({attempt})")
+        say(f"  {task.contestant.name}: a worker died, trying again ({attempt})")
 
     with ActorPool[Any, Any](recipe.workers, on_retry=retried) as pool:
         todo = [c for c in learned if not (Path(c.directory or "") / "config.json").is_file()]
         if todo:
-            say(f"training {len(todo)} switches of {settings.steps} steps, {recipe.workers or 1} at a time")
+            say(f"  training {len(todo)} switches of {settings.steps} steps, {recipe.workers or 1} at a time")
         with _following(run_dir / "metrics.jsonl", say):
             for _ in pool.map(_train, [TrainTask(recipe, str(run_dir), c) for c in todo]):
                 pass
@@ -98,9 +99,9 @@ def switch_stage(recipe: Recipe, run_dir: str | Path, say: Callable[[str], None]
         path = run_dir / "switch" / "episodes.jsonl"
         rows = files.recover_jsonl(path)
         plain = [Contestant("always-quick", action=0), Contestant("always-deepthink", action=1)]
-        rows += _play(pool, recipe, [*plain, *learned], rows, path, say)
+        rows += _play(pool, recipe, [*plain, *learned], rows, path)
         matched = [_matched(c, rows) for c in learned]
-        rows += _play(pool, recipe, matched, rows, path, say)
+        rows += _play(pool, recipe, matched, rows, path)
 
         replay = run_dir / "switch" / "replay.json"
         if not replay.is_file():
@@ -137,8 +138,8 @@ def _following(path: Path, say: Callable[[str], None]) -> Iterator[None]:
             for row in map(json.loads, complete.splitlines()):
                 if row["stage"] == "switch":
                     say(
-                        f"{row['policy']}: step {row['step']}, objective {row['objective']:.3f}, "
-                        f"best {row['best']:.3f}, about {row['eta_seconds']:.0f} s left"
+                        f"  {row['policy']}: step {row['step']}, objective {row['objective']:.3f}, "
+                        f"best {row['best']:.3f}, about {duration(row['eta_seconds'])} left"
                     )
 
     thread = threading.Thread(target=follow, daemon=True)
@@ -206,7 +207,6 @@ def _play(
     contestants: Iterable[Contestant],
     done: list[dict[str, Any]],
     path: Path,
-    say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Play the test episodes that are not in ``done`` and append them to ``path``."""
     first = seed_block(recipe.seed, SWITCH_TEST)
@@ -217,12 +217,12 @@ def _play(
         missing = [s for s in seeds if (contestant.name, s) not in known]
         tasks += [PlayTask(recipe, contestant, tuple(c)) for c in chunks(missing, 4 * _settings(recipe).num_envs)]
     new: list[dict[str, Any]] = []
-    total = sum(len(t.seeds) for t in tasks)
-    for task, played in pool.map(_play_chunk, tasks):
-        rows = [{"policy": task.contestant.name, **row} for row in played]
-        files.append_jsonl(path, rows)
-        new += rows
-        say(f"comparing policies: {len(new)} of {total} episodes ({task.contestant.name})")
+    with track("test episodes", sum(len(t.seeds) for t in tasks)) as progress:
+        for task, played in pool.map(_play_chunk, tasks):
+            rows = [{"policy": task.contestant.name, **row} for row in played]
+            files.append_jsonl(path, rows)
+            new += rows
+            progress.advance(len(rows), task.contestant.name)
     return new
 
 

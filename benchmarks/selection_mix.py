@@ -1,0 +1,32 @@
+"""Which actions each selector of a run marks: a selection that skews them shifts the tuned model's habits.
+
+python benchmarks/selection_mix.py runs/demo
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+from atlas_ray.trajectory import read_annotations, read_trajectories
+
+
+def main(run_dir: Path) -> None:
+    trajectories = {t.id: t for t in read_trajectories(run_dir / "trajectories" / "expert.jsonl")}
+    mixes: dict[str, Counter[str]] = {}
+    for path in sorted((run_dir / "annotations").glob("*.jsonl")):
+        annotations = read_annotations(path, trajectories.values())
+        mixes[path.stem] = Counter(
+            trajectories[a.trajectory_id].steps[i].action for a in annotations for i in a.critical
+        )
+    actions = sorted({action for mix in mixes.values() for action in mix})
+    print("| selector | steps | " + " | ".join(actions) + " |")
+    print("|---|---|" + "---|" * len(actions))
+    for selector, mix in mixes.items():
+        shares = (f"{mix[action] / mix.total():.0%}" for action in actions)
+        print(f"| {selector} | {mix.total()} | " + " | ".join(shares) + " |")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

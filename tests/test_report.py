@@ -371,6 +371,8 @@ def test_critical_is_compared_at_its_own_fraction_and_anchors_with_their_twin():
     assert starts == [
         "critical (value 30%) minus random 30%",
         "critical (value 30%) minus all",
+        "value+anchor1 30% minus random 30%",
+        "value+anchor1 30% minus all",
         "value+anchor1 30% minus value 30%",
     ]
 

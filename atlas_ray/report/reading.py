@@ -45,7 +45,10 @@ def _versus(first: str, a: Arm, second: str, b: Arm) -> str:
 
 
 def read_atlas(arms: Sequence[Arm]) -> list[str]:
-    """A sentence for every critical arm against each control, and for every anchored arm against its plain twin."""
+    """A sentence for every critical arm against each control.
+
+    And for every anchored arm against its plain twin, random and all.
+    """
     labels = arm_labels(arms)
     pairs = list(zip(labels, arms, strict=True))
     sentences = []
@@ -64,7 +67,8 @@ def read_atlas(arms: Sequence[Arm]) -> list[str]:
             sentences += [
                 _versus(first, a, second, b)
                 for second, b in pairs
-                if b.selector == a.selector and b.fraction == a.fraction and not b.anchor
+                if not b.anchor
+                and (b.selector == "all" or (b.selector in (a.selector, "random") and b.fraction == a.fraction))
             ]
     return sentences
 

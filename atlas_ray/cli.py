@@ -7,11 +7,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, get_args
 
 from . import __version__
 from .errors import AtlasError, InputError
 from .pipeline import STAGES, done_stages
-from .recipe import Recipe, load, shipped
+from .recipe import Recipe, Section, load, shipped
 
 _STAGE_HELP = {
     "collect": "play expert episodes",
@@ -20,6 +21,22 @@ _STAGE_HELP = {
     "evaluate": "score the base model and every arm",
     "switch": "train and score the LONDI switch",
 }
+
+
+def _fields(command: str) -> str:
+    """The recipe's fields that a command reads, each with its docstring; the texts are the recipe's own."""
+    lines = ["fields of the recipe, each can be set here (--select.fraction 0.2 --seed 1):"]
+    for name, field in Recipe.model_fields.items():
+        section = next((t for t in (field.annotation, *get_args(field.annotation)) if _is_section(t)), None)
+        if section is None:
+            lines.append(f"  --{name}: {field.description}")
+        elif command in ("demo", "run", name):
+            lines += [f"  --{name}.{key}: {inner.description}" for key, inner in section.model_fields.items()]
+    return "\n".join(lines)
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,7 +52,8 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=text,
             description=f"{text[0].upper()}{text[1:]}.",
-            epilog="Any field of the recipe can be set: --select.fraction 0.2 --seed 1",
+            epilog=_fields(name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if takes_recipe:
             command.add_argument("recipe", help=f"a TOML file, or a shipped recipe: {', '.join(shipped())}")

@@ -58,6 +58,16 @@ def test_dry_run_prints_the_resolved_recipe_and_writes_nothing(recipe, tmp_path,
     assert not out.exists()
 
 
+def test_help_lists_the_fields_that_a_command_reads(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["select", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "--select.fraction: At most this share" in text
+    assert "--seed: " in text
+    assert "--switch.costs" not in text
+
+
 def test_demo_is_a_shipped_recipe(capsys):
     assert main(["demo", "--dry-run"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == "demo"

@@ -34,12 +34,6 @@ class InputError(AtlasError, ValueError):
         return type(self), (self.message, self.path, self.line, self.field)
 
 
-class MissingExtraError(AtlasError, ImportError):
-    """An optional dependency is not installed; the message names the extra."""
-
-    exit_code = 2
-
-
 class ContextOverflowError(AtlasError, ValueError):
     """A prompt or a training sequence is longer than the model's context."""
 

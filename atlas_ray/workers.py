@@ -93,8 +93,9 @@ class ActorPool(Generic[Task, Result]):
         import ray
 
         queue: list[tuple[Task, int]] = [(task, 0) for task in tasks][::-1]
-        idle = [self._spawn() for _ in range(min(self.workers, len(queue)) - len(self._actors))] + self._actors[:]
-        idle = list(dict.fromkeys(idle))
+        while len(self._actors) < min(self.workers, len(queue)):
+            self._spawn()
+        idle = list(self._actors)
         flying: dict[Any, tuple[Any, Task, int]] = {}
         while queue or flying:
             while queue and idle:

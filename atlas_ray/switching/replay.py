@@ -1,7 +1,7 @@
 """A replay buffer of single transitions in arrays.
 
-RLlib's own buffers keep episode objects and take 45 ms to draw 128 transitions and 20 ms to make a batch of them, more
-than everything else in an update. This one takes less than one millisecond.
+RLlib's own buffers keep episode objects; drawing transitions from those and making a batch of them takes longer than
+everything else in an update.
 """
 
 from __future__ import annotations

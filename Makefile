@@ -11,7 +11,7 @@ setup: .venv/.ready
 	@echo "installing into .venv (about 2 GB; one to four minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -q torch==2.13.0
-	@$(BIN)/python -m pip install -q -e ".[dev]"
+	@$(BIN)/python -m pip install -q -e ".[dev,java]"
 	@touch $@
 
 demo: setup

@@ -7,25 +7,29 @@ from typing import Any
 
 import envs
 
-from .errors import AtlasError
+from .errors import AtlasError, InputError
 from .files import RunLog, append_jsonl, recover_jsonl
 from .progress import say, track
-from .recipe import Collect, Recipe
-from .rollout import TRAIN, seed_block
+from .recipe import Recipe
+from .rollout import TRAIN, EnvSpec, env_spec, fresh, seed_block
 from .trajectory import Step, Trajectory, read_trajectories, write_trajectories
 from .workers import ActorPool, chunks
 
 _CHUNK = 25
 _MOST_TRIES = 4
+_MOST_DEATHS = 3
 
 
-def expert_episode(env_name: str, seed: int, max_steps: int | None, cpu_seconds: float) -> Trajectory | str:
-    """One episode of the BabyAI bot, or why there is none."""
-    env = envs.make(env_name, max_steps=max_steps)
-    observation, info = env.reset(seed=seed)
-    goal, steps = info["goal"], []
+def expert_episode(spec: EnvSpec, seed: int, cpu_seconds: float) -> Trajectory | str:
+    """One episode of the environment's expert, or why there is none.
+
+    Raises:
+        envs.EnvironmentDiedError: the episode is lost, which says nothing of the expert.
+    """
+    start = fresh(spec, seed)
+    env, observation, steps = start.env, start.observation, []
     try:
-        expert = envs.BabyAIExpert(env, cpu_seconds)
+        expert = env.expert(cpu_seconds)
         while True:
             move = expert.act()
             following, reward, terminated, truncated, info = env.step(move.action)
@@ -35,15 +39,16 @@ def expert_episode(env_name: str, seed: int, max_steps: int | None, cpu_seconds:
                 break
     except envs.ExpertGaveUpError as error:
         return str(error)
+    finally:
+        envs.release(env)
     if not info["success"]:
         return f"not solved in {len(steps)} steps"
-    full = envs.full_id(env_name)
     return Trajectory(
-        id=f"{full}/{seed}",
-        env=full,
-        task=full.split("/")[-1],
+        id=start.id,
+        env=spec.id,
+        task=spec.id.split("/")[-1],
         seed=seed,
-        instruction=goal,
+        instruction=start.instruction,
         steps=tuple(steps),
         score=info["score"],
         success=True,
@@ -51,20 +56,25 @@ def expert_episode(env_name: str, seed: int, max_steps: int | None, cpu_seconds:
     )
 
 
-def _job(task: tuple[str, list[int], Collect], kept: dict[str, Any]) -> list[dict[str, Any]]:
-    env_name, seeds, config = task
+def _job(task: tuple[str, EnvSpec, list[int], float], kept: dict[str, Any]) -> list[dict[str, Any]]:
+    name, spec, seeds, cpu_seconds = task
     rows = []
     for seed in seeds:
-        outcome = expert_episode(env_name, seed, config.max_steps, config.cpu_seconds)
-        solved = isinstance(outcome, Trajectory)
-        rows.append(
-            {
-                "env": env_name,
-                "seed": seed,
-                "trajectory": outcome.row() if isinstance(outcome, Trajectory) else None,
-                "why": None if solved else outcome,
-            }
-        )
+        deaths: list[str] = []
+        outcome: Trajectory | str = ""
+        while not outcome:
+            try:
+                outcome = expert_episode(spec, seed, cpu_seconds)
+            except envs.EnvironmentDiedError as error:
+                deaths.append(str(error))
+                if len(deaths) == _MOST_DEATHS:
+                    outcome = f"lost {len(deaths)} times: {error}"
+        row: dict[str, Any] = {"env": name, "seed": seed, "trajectory": None, "why": None, "deaths": deaths}
+        if isinstance(outcome, Trajectory):
+            row["trajectory"] = outcome.row()
+        else:
+            row["why"] = outcome
+        rows.append(row)
     return rows
 
 
@@ -75,6 +85,7 @@ def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
     expert gave up are counted in ``events.jsonl``.
 
     Raises:
+        InputError: more episodes of an environment are asked for than there are.
         AtlasError: the expert solves too few seeds of an environment.
     """
     config, log = recipe.collect, RunLog(run_dir)
@@ -86,6 +97,12 @@ def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
     for row in recover_jsonl(part):
         tried[row["env"]][row["seed"]] = row
     first = seed_block(recipe.seed, TRAIN)
+    specs = {name: env_spec(recipe, name, config.max_steps, "train") for name in config.levels}
+    there = {name: spec.episodes() for name, spec in specs.items()}
+    for name, want in config.levels.items():
+        if want > there[name]:
+            message = f"{want} episodes are asked for, its split train has {there[name]}"
+            raise InputError(message, None, None, f"collect.levels.{name}")
 
     def solved(name: str) -> list[dict[str, Any]]:
         return [row for _, row in sorted(tried[name].items()) if row["trajectory"]]
@@ -101,21 +118,24 @@ def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
             tasks = []
             for name, want in config.levels.items():
                 missing = want - len(solved(name))
-                if missing > 0 and len(tried[name]) > _MOST_TRIES * want + 100:
+                left = min(_MOST_TRIES * want + 101, there[name]) - len(tried[name])
+                if missing > 0 and left <= 0:
                     raise AtlasError(
                         f"the expert solved {len(solved(name))} of {len(tried[name])} episodes of {name}, "
                         f"{want} are asked for: leave this environment out or raise collect.max_steps"
                     )
                 done = set(tried[name])
                 # seeds are tried in order and without gaps, so the episodes taken do not depend on the timing
-                seeds = [s for s in range(first, first + len(done) + max(0, missing)) if s not in done]
-                tasks += [(name, chunk, config) for chunk in chunks(seeds, _CHUNK)]
+                seeds = [s for s in range(first, first + len(done) + max(0, min(missing, left))) if s not in done]
+                tasks += [(name, specs[name], chunk, config.cpu_seconds) for chunk in chunks(seeds, _CHUNK)]
             if not tasks:
                 break
             for _, rows in pool.map(_job, tasks):
                 append_jsonl(part, rows)
                 for row in rows:
                     tried[row["env"]][row["seed"]] = row
+                    for why in row["deaths"]:
+                        log.event("collect", "lost episode", env=row["env"], seed=row["seed"], why=why)
                 progress.advance(sum(row["trajectory"] is not None for row in rows))
     episodes = []
     for name, want in config.levels.items():

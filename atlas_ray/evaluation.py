@@ -2,40 +2,60 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from .agents import Agent
 from .engines import TransformersEngine
+from .errors import AtlasError
 from .files import RunLog, append_jsonl, read_json, recover_jsonl
 from .finetune import checkpoint_dir
-from .progress import track
+from .progress import say, track
 from .recipe import Evaluate, Finetune, Recipe
+from .rendering import Style
 from .results import Arm, Atlas, Cell, Score, interval
-from .rollout import EVALUATE, fresh, play, seed_block
+from .rollout import EVALUATE, EnvSpec, env_spec, fresh, play, seed_block
 from .workers import ActorPool
 
 Row = dict[str, Any]
+_MOST_ATTEMPTS = 3
 
 
-def _job(task: tuple[str, str, str, list[int], int | None, str, int], kept: dict[str, Any]) -> list[Row]:
-    key, path, level, seeds, max_steps, style, num_envs = task
-    if kept.get("path") != path:
-        kept["path"], kept["agent"] = path, Agent(TransformersEngine(path, num_envs), style)  # type: ignore[arg-type]
-    starts = ([fresh(level, seed, max_steps)] for seed in seeds)
-    return [
-        {
-            "model": key,
-            "level": level,
-            "seed": int(finished.start.id.rpartition("/")[2]),
-            "success": finished.success,
-            "score": finished.score,
-            "steps": len(finished.steps),
-            "error": finished.error,
-        }
-        for finished in play(kept["agent"], starts)
-    ]
+@dataclass(frozen=True)
+class _Task:
+    key: str
+    path: str
+    level: str
+    spec: EnvSpec
+    seeds: tuple[int, ...]
+    style: Style
+    num_envs: int
+
+
+def _job(task: _Task, kept: dict[str, Any]) -> list[Row]:
+    if kept.get("path") != task.path:
+        kept["path"], kept["agent"] = task.path, Agent(TransformersEngine(task.path, task.num_envs), task.style)
+    rows: dict[int, Row] = {}
+    left, attempt = list(task.seeds), 0
+    while left and attempt < _MOST_ATTEMPTS:
+        attempt += 1
+        for finished in play(kept["agent"], ([fresh(task.spec, seed)] for seed in left)):
+            seed = int(finished.start.id.rpartition("/")[2])
+            rows[seed] = {
+                "model": task.key,
+                "level": task.level,
+                "seed": seed,
+                "success": finished.success,
+                "score": finished.score,
+                "steps": len(finished.steps),
+                "error": finished.error,
+                "lost": finished.lost,
+                "attempts": attempt,
+            }
+        left = [seed for seed in left if rows[seed]["lost"]]
+    return list(rows.values())
 
 
 def _models(recipe: Recipe, run_dir: Path) -> dict[str, str]:
@@ -54,48 +74,74 @@ def _play_all(recipe: Recipe, run_dir: Path, config: Evaluate) -> list[Row]:
     rows = recover_jsonl(path)
     done = {(r["model"], r["level"], r["seed"]) for r in rows}
     first = seed_block(recipe.seed, EVALUATE)
-    levels = [*config.held_in, *config.held_out]
+    levels = _levels(recipe)
     tasks = []
     for key, model in _models(recipe, run_dir).items():
-        for level in levels:
-            seeds = [s for s in range(first, first + config.episodes) if (key, level, s) not in done]
+        for level, (spec, episodes) in levels.items():
+            seeds = tuple(s for s in range(first, first + episodes) if (key, level, s) not in done)
             if seeds:
-                tasks.append((key, model, level, seeds, config.max_steps, recipe.style, recipe.num_envs))
-    total = len(_models(recipe, run_dir)) * len(levels) * config.episodes
-    retried = lambda task, n, why: log.event("evaluate", "retried", model=task[0], attempt=n, why=why)  # noqa: E731
+                tasks.append(_Task(key, model, level, spec, seeds, recipe.style, recipe.num_envs))
+    for level, (_, episodes) in levels.items():
+        if episodes < config.episodes:
+            log.event("evaluate", "fewer episodes", level=level, asked=config.episodes, there=episodes)
+            say(f"  {level} has {episodes} test episodes, {config.episodes} are asked for: it is scored on those")
+    total = len(_models(recipe, run_dir)) * sum(episodes for _, episodes in levels.values())
+    retried = lambda task, n, why: log.event("evaluate", "retried", model=task.key, attempt=n, why=why)  # noqa: E731
     with track("evaluation episodes", total, len(rows)) as progress:
         with ActorPool[Any, Any](recipe.workers, on_retry=retried) as pool:
             for task, found in pool.map(_job, tasks):
                 append_jsonl(path, found)
                 rows += found
                 for row in found:
+                    about = {"model": row["model"], "level": row["level"], "seed": row["seed"]}
+                    if row["attempts"] > 1:
+                        log.event("evaluate", "lost episode", **about, attempts=row["attempts"], dropped=row["lost"])
                     if row["error"]:
-                        log.event(
-                            "evaluate", "failed episode", model=row["model"], level=row["level"], why=row["error"]
-                        )
-                progress.advance(len(found), f"{task[0]} on {task[2]}")
+                        log.event("evaluate", "failed episode", **about, why=row["error"])
+                progress.advance(len(found), f"{task.key} on {task.level}")
+    if dropped := sum(row["lost"] for row in rows):
+        say(
+            f"  {dropped} episodes were lost to their environment {_MOST_ATTEMPTS} times and are left out of the scores"
+        )
     return rows
 
 
-def _score(rows: list[Row], keys: list[str], levels: list[str], first: int, episodes: int) -> Score | None:
-    """Success of the models ``keys`` (training seeds of one arm) over ``levels``; an episode that failed is a miss."""
+def _levels(recipe: Recipe) -> dict[str, tuple[EnvSpec, int]]:
+    """Environments of the evaluation, and how many different episodes of each can be and are to be played."""
+    config = recipe.evaluate
+    assert config is not None
+    found = {}
+    for level in (*config.held_in, *config.held_out):
+        spec = env_spec(recipe, level, config.max_steps, "test")
+        found[level] = (spec, min(config.episodes, spec.episodes()))
+    return found
+
+
+def _score(rows: list[Row], keys: list[str], levels: dict[str, list[int]]) -> Score | None:
+    """Success of the models ``keys`` (training seeds of one arm) over the episodes of ``levels``.
+
+    An episode that one of them lost to its environment is left out for all of them.
+    """
     if not levels:
         return None
-    wins = {(r["model"], r["level"], r["seed"]): bool(r["success"]) for r in rows}
+    wins = {(r["model"], r["level"], r["seed"]): bool(r["success"]) for r in rows if not r["lost"]}
 
     def cell(chosen: list[str]) -> dict[str, Any]:
-        table = [[wins[key, level, first + i] for level in chosen for i in range(episodes)] for key in keys]
-        mean, low, high = interval(table)
-        return {"success": mean, "ci95": (low, high), "episodes": len(keys) * len(table[0])}
+        played = [(c, s) for c in chosen for s in levels[c] if all((key, c, s) in wins for key in keys)]
+        if not played:
+            raise AtlasError(f"no episode of {', '.join(chosen)} could be played: every one was lost")
+        mean, low, high = interval([[wins[key, level, seed] for level, seed in played] for key in keys])
+        return {"success": mean, "ci95": (low, high), "episodes": len(keys) * len(played)}
 
-    return Score(**cell(levels), levels={level: Cell(**cell([level])) for level in levels})
+    return Score(**cell(list(levels)), levels={level: Cell(**cell([level])) for level in levels})
 
 
 def _arm(rows: list[Row], recipe: Recipe, keys: list[str], about: list[Row], **fields: Any) -> Arm:
     config = recipe.evaluate
     assert config is not None
     first = seed_block(recipe.seed, EVALUATE)
-    held_in = _score(rows, keys, config.held_in, first, config.episodes)
+    seeds = {level: list(range(first, first + episodes)) for level, (_, episodes) in _levels(recipe).items()}
+    held_in = _score(rows, keys, {level: seeds[level] for level in config.held_in})
     assert held_in is not None
 
     def mean(name: str) -> float:
@@ -107,7 +153,7 @@ def _arm(rows: list[Row], recipe: Recipe, keys: list[str], about: list[Row], **f
         context_tokens=round(mean("context_tokens")),
         train_seconds=mean("seconds"),
         held_in=held_in,
-        held_out=_score(rows, keys, config.held_out, first, config.episodes),
+        held_out=_score(rows, keys, {level: seeds[level] for level in config.held_out}),
         **fields,
     )
 

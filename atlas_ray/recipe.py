@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 import envs
 
 from .errors import InputError
+from .toml_text import line_of, put, value_of
 
 SELECTORS = ("all", "random", "non-critical", "value")
 Selector = Literal["all", "random", "non-critical", "value"]
@@ -235,6 +236,8 @@ class Recipe(Section):
     """Episodes an actor plays side by side."""
     style: Literal["react", "action"] = "react"
     """Thought and action, or actions only."""
+    environments: dict[Environment, dict[str, str | int | float | bool]] = {}
+    """Settings of an environment: `[environments."ScienceWorld/boil"]`, `simplifications = "easy"`."""
     collect: Collect | None = None
     """Expert episodes."""
     select: Select | None = None
@@ -245,6 +248,22 @@ class Recipe(Section):
     """Scores."""
     switch: Switch | None = None
     """LONDI."""
+
+    @model_validator(mode="after")
+    def _settings_exist(self) -> Self:
+        _distinct(self.environments, "environments")
+        for name, settings in self.environments.items():
+            known = envs.arguments(name)
+            for key in settings:
+                if key not in known:
+                    takes = f"it takes {', '.join(known)}" if known else "it takes none"
+                    raise ValueError(f"environments.{name}: {envs.full_id(name)} has no setting {key!r}; {takes}")
+        return self
+
+    def settings(self, name: str) -> dict[str, str | int | float | bool]:
+        """What `[environments]` says of an environment, however its name is written there."""
+        full = envs.full_id(name)
+        return next((v for k, v in self.environments.items() if envs.full_id(k) == full), {})
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:
@@ -302,7 +321,7 @@ def load(name: str | Path, overrides: dict[str, str] | None = None) -> Recipe:
         raise InputError(f"not TOML: {error}", path, int(at[1]) if at else None) from None
     overrides = overrides or {}
     for key, value in overrides.items():
-        _put(data, key.split("."), _value(value), key)
+        put(data, key.split("."), value_of(value), key)
     as_text: set[str] = set()
     while True:
         try:
@@ -316,7 +335,7 @@ def load(name: str | Path, overrides: dict[str, str] | None = None) -> Recipe:
         field, kind = ".".join(loc), problem["type"]
         if kind == "string_type" and field in overrides and field not in as_text:
             as_text.add(field)  # `--name 2024` means the text
-            _put(data, loc, overrides[field], field)
+            put(data, loc, overrides[field], field)
             continue
         message = problem["msg"].removeprefix("Value error, ")
         if kind == "extra_forbidden":
@@ -326,7 +345,7 @@ def load(name: str | Path, overrides: dict[str, str] | None = None) -> Recipe:
         for key in overrides:
             if f"{field}.".startswith(f"{key}.") or (kind == "extra_forbidden" and key.startswith(f"{field}.")):
                 raise InputError(message, None, None, f"--{key}")
-        raise InputError(message, path, _line_of(text, loc), field or None)
+        raise InputError(message, path, line_of(text, loc), field or None)
 
 
 def _unknown(loc: list[str]) -> str:
@@ -348,43 +367,3 @@ def _section_of(annotation: Any) -> Any:
         if (found := _section_of(inner)) is not None:
             return found
     return None
-
-
-def _line_of(text: str, loc: list[str]) -> int | None:
-    """1-based line where the key at ``loc`` is set, or the table it belongs to, as near as the text tells."""
-    table: list[str] = []
-    best, depth = None, 0
-    counts: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        if header := re.match(r"\s*(\[\[?)([^\[\]]+)\]", line):
-            here = table = _parts(header[2])
-            if header[1] == "[[":
-                name = ".".join(table)
-                counts[name] = counts.get(name, -1) + 1
-                here = table = [*table, str(counts[name])]
-        elif key := re.match(r"""\s*((?:"[^"]*"|'[^']*'|[\w.\s-])+?)\s*=""", line):
-            here = [*table, *_parts(key[1])]
-        else:
-            continue
-        if len(here) > depth and loc[: len(here)] == here:
-            best, depth = number, len(here)
-    return best
-
-
-def _parts(dotted: str) -> list[str]:
-    return [a or b or c for a, b, c in re.findall(r"""\"([^"]*)\"|'([^']*)'|([\w-]+)""", dotted)]
-
-
-def _put(data: dict[str, Any], keys: list[str], value: Any, shown: str) -> None:
-    for key in keys[:-1]:
-        data = data.setdefault(key, {})
-        if not isinstance(data, dict):
-            raise InputError(f"{key!r} is not a table", None, None, f"--{shown}")
-    data[keys[-1]] = value
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
-        return text

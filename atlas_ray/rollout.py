@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import envs
 
 from .agents import Agent
+from .recipe import Recipe
 from .trajectory import Step
 
 # Seeds of a run lie in blocks that never meet: training episodes, then evaluation, then the switch.
@@ -25,6 +27,44 @@ def decision_seed(episode: str, step: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{episode}/{step}".encode()).digest()[:7], "big")
 
 
+@dataclass(frozen=True)
+class EnvSpec:
+    """An environment and its settings, as it travels to the workers."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """Its registered id."""
+        return envs.full_id(self.name)
+
+    @property
+    def endless(self) -> bool:
+        """Whether it has more episodes than a run can play."""
+        return envs.environment_class(self.name).endless
+
+    def lease(self) -> envs.TextEnv:
+        """One to play; give it back with ``envs.release``."""
+        return envs.lease(self.name, **self.options)
+
+    def episodes(self) -> int:
+        """How many different episodes there are."""
+        env = envs.make(self.name, **self.options)
+        return len(env.variations(env.task, env.split))
+
+
+def env_spec(recipe: Recipe, name: str, max_steps: int | None, split: str) -> EnvSpec:
+    """An environment of a recipe. The split is left to the seeds where episodes are endless."""
+    options: dict[str, Any] = dict(recipe.settings(name))
+    kind = envs.environment_class(name)
+    if max_steps is not None:
+        options["max_steps"] = max_steps
+    if kind.splits and not kind.endless:
+        options["split"] = split
+    return EnvSpec(name, options)
+
+
 @dataclass
 class Start:
     """An episode about to be played by an agent; ``steps`` were already taken (by an expert, say)."""
@@ -38,13 +78,18 @@ class Start:
 
 @dataclass
 class Finished:
-    """How an episode ended. ``error`` says why it is unusable: an environment that crashed, a full context."""
+    """How an episode ended.
+
+    ``error`` says what is wrong with it. ``lost`` means that the environment is at fault: such an episode says nothing
+    of the agent and is to be played again or dropped, never scored.
+    """
 
     start: Start
     steps: list[Step]
     score: float
     success: bool
     error: str | None = None
+    lost: bool = False
 
     @property
     def reward(self) -> float:
@@ -52,11 +97,21 @@ class Finished:
         return sum(s.reward for s in self.steps)
 
 
-def fresh(env_name: str, seed: int, max_steps: int | None, episode_id: str | None = None) -> Start:
-    """A new episode of an environment."""
-    env = envs.make(env_name, max_steps=max_steps)
-    observation, info = env.reset(seed=seed)
-    return Start(episode_id or f"{envs.full_id(env_name)}/{seed}", env, info["goal"], observation)
+def fresh(spec: EnvSpec, seed: int, episode_id: str | None = None) -> Start:
+    """A new episode of an environment; one whose process is gone is started again.
+
+    Raises:
+        envs.EnvironmentDiedError: it does not start in three attempts.
+    """
+    env = spec.lease()
+    for attempt in range(3):
+        try:
+            observation, info = env.reset(seed=seed)
+            break
+        except envs.EnvironmentDiedError:
+            if attempt == 2:
+                raise
+    return Start(episode_id or f"{spec.id}/{seed}", env, info["goal"], observation)
 
 
 def play(agent: Agent, lanes: Iterable[Iterable[Start]], horizon: int | None = None) -> Iterator[Finished]:
@@ -64,7 +119,7 @@ def play(agent: Agent, lanes: Iterable[Iterable[Start]], horizon: int | None = N
 
     The starts of a lane are played one after the other in one slot, whose cache they share: put starts with a common
     prefix into a lane. ``horizon`` bounds the steps of every episode from its start. Lanes and starts are drawn only
-    when their time comes. Episodes are yielded as they end.
+    when their time comes. Episodes are yielded as they end, and their environment is given back.
     """
     waiting = iter(lanes)
     lane_of: dict[int, Iterator[Start]] = {}
@@ -80,6 +135,18 @@ def play(agent: Agent, lanes: Iterable[Iterable[Start]], horizon: int | None = N
 
     running: dict[int, tuple[Start, list[Step], str]] = {}
     free = list(range(agent.engine.slots))
+
+    def end(slot: int, info: dict[str, Any] | None = None, error: str | None = None, lost: bool = False) -> Finished:
+        start, steps, _ = running.pop(slot)
+        free.append(slot)
+        envs.release(start.env)
+        score, success = (info["score"], info["success"]) if info else (0.0, False)
+        return Finished(start, steps, score, success, error, lost)
+
+    def failed(slot: int, error: Exception) -> Finished:
+        # a crashed environment must not end the others' episodes
+        return end(slot, error=f"the environment failed: {type(error).__name__}: {error}", lost=True)
+
     while True:
         for slot in list(free):
             if (start := following_start(slot)) is None:
@@ -90,29 +157,26 @@ def play(agent: Agent, lanes: Iterable[Iterable[Start]], horizon: int | None = N
         if not running:
             return
         for slot in [s for s in running if not agent.fits(s)]:
-            start, steps, _ = running.pop(slot)
-            free.append(slot)
-            yield Finished(start, steps, 0.0, False, "the context of the model is full")
-        slots = sorted(running)
-        if not slots:
-            continue
-        offered = [running[s][0].env.admissible() for s in slots]
+            yield end(slot, error="the context of the model is full")
+        offered = {}
+        for slot in sorted(running):
+            try:
+                offered[slot] = running[slot][0].env.admissible()
+            except Exception as error:
+                yield failed(slot, error)
+        slots = list(offered)
         seeds = [decision_seed(running[s][0].id, len(running[s][1])) for s in slots]
-        for slot, decision in zip(slots, agent.act(slots, offered, seeds), strict=True):
+        for slot, decision in zip(slots, agent.act(slots, list(offered.values()), seeds), strict=True):
             start, steps, observation = running[slot]
             try:
                 following, reward, terminated, truncated, info = start.env.step(decision.action)
-            except Exception as error:  # a crashed environment must not end the others' episodes
-                del running[slot]
-                free.append(slot)
-                yield Finished(start, steps, 0.0, False, f"the environment failed: {type(error).__name__}: {error}")
+            except Exception as error:
+                yield failed(slot, error)
                 continue
             step = Step(observation=observation, thought=decision.thought, action=decision.action, reward=reward)
             steps.append(step)
             if terminated or truncated or (horizon is not None and len(steps) >= horizon):
-                del running[slot]
-                free.append(slot)
-                yield Finished(start, steps, info["score"], info["success"])
+                yield end(slot, info)
             else:
                 agent.advance(slot, step, following)
                 running[slot] = (start, steps, following)

@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
+import envs
+
 from .errors import WorkerFailedError
 
 Task = TypeVar("Task")
@@ -126,7 +128,8 @@ class ActorPool(Generic[Task, Result]):
         return [ray.get(a.pid.remote()) for a in self._actors] if self._actors else []
 
     def close(self) -> None:
-        """End the actors and free their CPUs."""
+        """End the actors and free their CPUs, and the processes behind environments that were played in this one."""
+        envs.drain()
         if self._actors:
             import ray
 

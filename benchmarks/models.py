@@ -15,7 +15,7 @@ from atlas_ray.agents import Agent
 from atlas_ray.engines import TransformersEngine
 from atlas_ray.models import SHIPPED
 from atlas_ray.results import interval
-from atlas_ray.rollout import EVALUATE, fresh, play, seed_block
+from atlas_ray.rollout import EVALUATE, EnvSpec, fresh, play, seed_block
 
 LEVELS = ("GoToLocalS6N4", "PickupDist", "PutNextLocalS5N3", "PickupLoc", "PutNextLocalS6N4")
 FIRST = seed_block(1, EVALUATE)
@@ -29,7 +29,7 @@ def main(episodes: int) -> None:
     for level in LEVELS:
         cells = []
         for agent in agents.values():
-            lanes = ([fresh(level, FIRST + i, max_steps=20)] for i in range(episodes))
+            lanes = ([fresh(EnvSpec(level, {"max_steps": 20}), FIRST + i)] for i in range(episodes))
             mean, low, high = interval([[finished.success for finished in play(agent, lanes)]])
             cells.append(f"{mean:.2f} [{low:.2f}, {high:.2f}]")
         print(f"| {level} | " + " | ".join(cells) + " |", flush=True)

@@ -2,44 +2,75 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import gymnasium as gym
-
+from . import science_world, textworld_express
 from .babyai_expert import BabyAIExpert
-from .babyai_text import BabyAIText, levels, resolve_level
-from .core import ExpertGaveUpError, ExpertStep, TextEnv, UnknownEnvironmentError
+from .babyai_text import BabyAIText, levels
+from .core import (
+    SPLITS,
+    EnvironmentDiedError,
+    Expert,
+    ExpertGaveUpError,
+    ExpertStep,
+    GoldPath,
+    MissingExtraError,
+    TextEnv,
+    Turn,
+    UnknownEnvironmentError,
+)
+from .registry import (
+    Family,
+    arguments,
+    drain,
+    environment_class,
+    full_id,
+    ids,
+    lease,
+    make,
+    missing,
+    register,
+    release,
+)
 
 __all__ = [
+    "SPLITS",
     "BabyAIExpert",
     "BabyAIText",
+    "EnvironmentDiedError",
+    "Expert",
     "ExpertGaveUpError",
     "ExpertStep",
+    "Family",
+    "GoldPath",
+    "MissingExtraError",
     "TextEnv",
+    "Turn",
     "UnknownEnvironmentError",
+    "arguments",
+    "drain",
+    "environment_class",
     "full_id",
     "ids",
+    "lease",
     "make",
+    "missing",
+    "register",
+    "release",
 ]
 
-for _level in levels():
-    gym.register(f"BabyAIText/{_level}", entry_point=BabyAIText, kwargs={"level": _level})
-
-
-def ids() -> list[str]:
-    """Every registered id that can run on this machine now."""
-    return sorted(i for i in gym.registry if i.startswith("BabyAIText/"))
-
-
-def full_id(name: str) -> str:
-    """The registered id of a name as people write it: ``GoToLocal`` -> ``BabyAIText/GoToLocal-v0``.
-
-    Raises:
-        UnknownEnvironmentError: no such environment.
-    """
-    return f"BabyAIText/{resolve_level(name)}"
-
-
-def make(name: str, **kwargs: Any) -> BabyAIText:
-    """The bare environment (no wrappers), cloneable: what roll-outs and selection use."""
-    return BabyAIText(resolve_level(name), **kwargs)
+register(Family("BabyAIText", "envs.babyai_text:BabyAIText", lambda: list(levels()), lambda: None))
+register(
+    Family(
+        "ScienceWorld",
+        "envs.science_world:ScienceWorld",
+        lambda: [f"{task}-v0" for task in science_world.VARIATIONS],
+        science_world.SIMULATOR.missing,
+    )
+)
+register(
+    Family(
+        "TextWorldExpress",
+        "envs.textworld_express:TextWorldExpress",
+        lambda: [f"{game}-v0" for game in textworld_express.GAMES],
+        textworld_express.SIMULATOR.missing,
+    )
+)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +14,17 @@ import numpy as np
 from minigrid.core.constants import IDX_TO_COLOR, IDX_TO_OBJECT
 from minigrid.envs.babyai.core import roomgrid_level
 
-from .core import TextEnv, UnknownEnvironmentError
+from .core import SPLITS, Expert, TextEnv, Turn
 
 ACTIONS: tuple[str, ...] = ("turn left", "turn right", "go forward", "pick up", "drop", "toggle")
 UNKNOWN_ACTION = "That is not an action. Actions: " + ", ".join(ACTIONS)
-_PREFIX, _NAMESPACE = "BabyAI-", "BabyAIText/"
+_PREFIX = "BabyAI-"
+_SEEDS: dict[str | None, range] = {
+    None: range(2**31),
+    "train": range(10**9),
+    "dev": range(10**9, 15 * 10**8),
+    "test": range(15 * 10**8, 2**31),
+}
 _AGENT_X, _AGENT_Y = 3, 6
 _UNSEEN, _EMPTY, _WALL, _DOOR = 0, 1, 2, 4
 _DOOR_STATES = ("open", "closed", "locked")
@@ -93,91 +98,64 @@ def levels() -> dict[str, str]:
     return {i.removeprefix(_PREFIX): i for i in gym.registry if i.startswith(_PREFIX)}
 
 
-def resolve_level(name: str) -> str:
-    """Full name of a level given as ``GoToLocal``, ``GoToLocal-v0`` or ``BabyAIText/GoToLocal-v0``.
-
-    Raises:
-        UnknownEnvironmentError: no such level; the message names the nearest ones.
-    """
-
-    known = levels()
-    bare = name.removeprefix("envs:").removeprefix(_NAMESPACE)
-    for candidate in (bare, f"{bare}-v0", f"{bare}-v1"):
-        if candidate in known:
-            return candidate
-    near = difflib.get_close_matches(bare, [k.rsplit("-", 1)[0] for k in known], n=3, cutoff=0.4)
-    hint = f"; did you mean {', '.join(near)}?" if near else ""
-    raise UnknownEnvironmentError(f"no BabyAI level named {bare!r}{hint}")
-
-
 class BabyAIText(TextEnv):
     """One BabyAI level as text.
 
     Args:
-        level: name of the level (:func:`resolve_level`).
+        task: name of the level, with its version (:func:`levels`).
         max_steps: own step limit; None keeps the level's.
+        split: ``train``, ``dev`` or ``test`` take their seeds from ranges that do not meet (ours).
 
-    The reward is minigrid's: ``1 - 0.9 * steps / limit`` on success, else 0. ``info["score"]`` is 1.0 on success.
+    A variation is minigrid's seed. The reward is minigrid's too: ``1 - 0.9 * steps / limit`` on success, else 0.
+    ``info["score"]`` is 1.0 on success.
     """
 
-    def __init__(self, level: str, max_steps: int | None = None) -> None:
-        super().__init__()
-        self.level = resolve_level(level)
-        if max_steps is not None and max_steps < 1:
-            raise ValueError(f"max_steps is {max_steps}, it must be at least 1")
-        self._grid_env = gym.make(levels()[self.level], disable_env_checker=True).unwrapped
-        self._max_steps = max_steps
+    splits = SPLITS
+    endless = True
+
+    def __init__(self, task: str, max_steps: int | None = None, split: str | None = None) -> None:
+        super().__init__(task, max_steps, split)
+        self._grid_env = gym.make(levels()[task], disable_env_checker=True).unwrapped
         self._actions = {a: i for i, a in enumerate(ACTIONS)}
-        self._goal = ""
-        self._done = True
 
     @property
     def grid_env(self) -> Any:
         """The minigrid environment underneath (experts read its state; agents must not)."""
         return self._grid_env
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """Start an episode; without ``seed`` the environment's own generator goes on. Options are refused."""
-        if options:
-            raise ValueError(f"BabyAIText takes no reset options, got {sorted(options)}")
-        super().reset(seed=seed)
-        # minigrid draws from its own generator, seeded from ours when no seed is given
-        inner_seed = seed if seed is not None else int(self.np_random.integers(2**31))
-        obs, _ = self._grid_env.reset(seed=inner_seed)
-        self._goal = str(obs["mission"])
-        if self._max_steps is not None:
-            self._grid_env.max_steps = self._max_steps
-        self._done = False
-        return self._text(obs), self._info(success=False)
+    def variations(self, task: str, split: str | None) -> range:
+        """Seeds of a split: without one all that minigrid takes."""
+        return _SEEDS[split]
 
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Do ``action``; one that is not known costs a step and is answered by a text that says so.
+    def begin(self, variation: int) -> tuple[str, str]:
+        """Mission and first view of minigrid's episode with this seed."""
+        obs, _ = self._grid_env.reset(seed=variation)
+        if self.max_steps is not None:
+            self._grid_env.max_steps = self.max_steps
+        self.limit = int(self._grid_env.max_steps)
+        return str(obs["mission"]), self._text(obs)
 
-        Raises:
-            gymnasium.error.ResetNeeded: the episode is over, or none was begun.
-        """
-        if self._done:
-            raise gym.error.ResetNeeded("the episode is over: call reset() first")
-        index = self._actions.get(action.strip().lower() if isinstance(action, str) else "")
+    def do(self, action: str) -> Turn:
+        """One of the six actions, in any case; another costs a step, so that an agent that never answers well ends."""
+        index = self._actions.get(action.strip().lower())
         if index is None:
-            # a bad action costs a step, so that an agent that never answers well still ends
             self._grid_env.step_count += 1
-            truncated = bool(self._grid_env.step_count >= self._grid_env.max_steps)
-            self._done = truncated
-            return UNKNOWN_ACTION, 0.0, False, truncated, self._info(success=False)
-        obs, reward, terminated, truncated, _ = self._grid_env.step(index)
+            return Turn(UNKNOWN_ACTION, 0.0)
+        obs, reward, terminated, _, _ = self._grid_env.step(index)
         success = bool(terminated and reward > 0)
-        self._done = bool(terminated or truncated)
-        return self._text(obs), float(reward), bool(terminated), bool(truncated), self._info(success=success)
+        return Turn(self._text(obs), float(success), success, bool(terminated), float(reward))
 
     def _text(self, obs: dict[str, Any]) -> str:
         held = self._grid_env.carrying
         facts = describe(obs["image"], (held.color, held.type) if held else None)
         return ", ".join(facts) if facts else "You see nothing"
 
-    def _info(self, *, success: bool) -> dict[str, Any]:
-        return self.info(goal=self._goal, score=float(success), success=success, admissible=self.admissible)
-
     def admissible(self) -> list[str]:
         """All six actions: BabyAI takes any of them in any state."""
         return list(ACTIONS)
+
+    def expert(self, cpu_seconds: float = 2.0) -> Expert:
+        """The BabyAI bot, bounded."""
+        from .babyai_expert import BabyAIExpert
+
+        return BabyAIExpert(self, cpu_seconds)

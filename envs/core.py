@@ -1,7 +1,8 @@
-"""What every text environment of this package has in common.
+"""What every text environment of this package has in common: one Gymnasium dialect.
 
-Observation and action are text. ``info`` holds ``goal`` (str), ``score`` (float in 0..1), ``success`` (bool)
-and ``admissible``, a callable that lists the actions which make sense now: it costs nothing until it is called.
+Observation and action are text. ``info`` holds ``goal`` (str), ``score`` (float in 0..1), ``success`` (bool),
+``admissible``, a callable that lists the actions which make sense now and costs nothing until it is called, and, where
+the environment knows its sub-goals, ``progress`` (the share of them reached, 0..1).
 An action that the environment does not know gives an observation that says so, never an exception.
 """
 
@@ -9,58 +10,261 @@ from __future__ import annotations
 
 import copy
 import string
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, Self
 
 import gymnasium as gym
 from gymnasium import spaces
 
-CHARSET = string.ascii_letters + string.digits + string.punctuation + " \n"
+SPLITS = ("train", "dev", "test")
 
 
 class UnknownEnvironmentError(ValueError):
     """An environment id, level or task that is not registered here."""
 
 
+class MissingExtraError(ImportError):
+    """What an environment needs is not installed, or its data is not there; the message says how to get it."""
+
+
 class ExpertGaveUpError(RuntimeError):
     """The scripted expert found no plan, or ran past its CPU limit. The episode is not usable."""
 
 
-def text_space(max_length: int) -> spaces.Text:
-    """Printable ASCII of at most ``max_length`` characters; the empty string is a member."""
-    return spaces.Text(max_length=max_length, min_length=0, charset=CHARSET)
+class EnvironmentDiedError(RuntimeError):
+    """The process or server behind an environment is gone or hangs. The episode is lost; ``reset()`` begins anew."""
+
+
+class TextSpace(spaces.Text):
+    """Any string of at most ``max_length`` characters; samples are printable ASCII."""
+
+    def __init__(self, max_length: int) -> None:
+        super().__init__(max_length, min_length=0, charset=string.ascii_letters + string.digits + " ")
+
+    def contains(self, x: Any) -> bool:
+        """Whether ``x`` is a string that is not too long, whatever its alphabet."""
+        return isinstance(x, str) and len(x) <= self.max_length
 
 
 @dataclass(frozen=True)
 class ExpertStep:
-    """One move of an expert: what it wants (``thought``, the sub-goal in hand) and what it does (``action``)."""
+    """One move of an expert: what it wants (``thought``, if it says so) and what it does (``action``)."""
 
-    thought: str
+    thought: str | None
     action: str
 
 
+class Expert(Protocol):
+    """Plays the episode that an environment was just reset to."""
+
+    def act(self) -> ExpertStep:
+        """The next move.
+
+        Raises:
+            ExpertGaveUpError: there is none.
+        """
+        ...
+
+
+class GoldPath:
+    """An expert that reads its moves from a list, as most text games come with one."""
+
+    def __init__(self, actions: Sequence[str]) -> None:
+        self._left = list(actions)[::-1]
+
+    def act(self) -> ExpertStep:
+        """The next action of the list.
+
+        Raises:
+            ExpertGaveUpError: the list is at its end, and the episode is not.
+        """
+        if not self._left:
+            raise ExpertGaveUpError("the gold path is at its end, the episode is not")
+        return ExpertStep(thought=None, action=self._left.pop())
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What an action led to.
+
+    ``score`` (0..1) is the whole episode's so far; ``reward`` is its gain unless given. ``over`` ends the task;
+    ``progress`` is the share of sub-goals reached; ``more`` goes into ``info``.
+    """
+
+    observation: str
+    score: float
+    success: bool = False
+    over: bool = False
+    reward: float | None = None
+    progress: float | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
 class TextEnv(gym.Env[str, str]):
-    """Base of the text environments: seeded, cloneable, one string in, one string out."""
+    """Base of the text environments. A subclass writes :meth:`variations`, :meth:`begin`, :meth:`do`, ``admissible``.
+
+    An episode is named by task, split and variation. ``reset(seed=s)`` takes ``variations(task, split)[s % n]``, so
+    consecutive seeds go through all of them; ``reset(options={"task", "variation", "split"})`` names it outright. An
+    option that an environment does not know is refused.
+
+    Args:
+        task: what is played.
+        max_steps: own step limit of an episode; None leaves ``limit`` to the environment.
+        split: where episodes come from unless ``reset`` says otherwise; None is all of them.
+    """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
-    observation_space: spaces.Text
-    action_space: spaces.Text
+    splits: ClassVar[tuple[str, ...]] = ()
+    """Names that ``split`` may take."""
+    endless: ClassVar[bool] = False
+    """Whether there are more episodes than a run can play, so that its stages keep theirs apart by seed alone."""
+    cheap_clone: ClassVar[bool] = True
+    """Whether :meth:`clone` copies; environments that live in another process replay instead."""
+    reusable: ClassVar[bool] = False
+    """Whether a closed episode's environment is worth keeping for the next (a process stands behind it)."""
+    observation_space: TextSpace
+    action_space: TextSpace
 
-    def __init__(self) -> None:
-        self.observation_space = text_space(8192)
-        self.action_space = text_space(256)
+    def __init__(self, task: str, max_steps: int | None = None, split: str | None = None) -> None:
+        if max_steps is not None and max_steps < 1:
+            raise ValueError(f"max_steps is {max_steps}, it must be at least 1")
+        self.observation_space, self.action_space = TextSpace(2**16), TextSpace(256)
+        self.task = self.home_task = task
+        self.max_steps, self.split = max_steps, self._known_split(split)
+        self.limit = max_steps or 100
+        self.variation = 0
+        self.goal = ""
+        self.score = 0.0
+        self.history: list[str] = []
+        self.leased: tuple[Any, ...] | None = None
+        self._done = True
 
-    def clone(self) -> Self:
-        """An independent copy in the same state: stepping one leaves the other as it was."""
-        return copy.deepcopy(self)
+    # ---- what a subclass writes -------------------------------------------------------------------------------------
+
+    def variations(self, task: str, split: str | None) -> Sequence[int]:
+        """The episodes of a task in a split (None: of all splits)."""
+        raise NotImplementedError
+
+    def begin(self, variation: int) -> tuple[str, str]:
+        """Start an episode of ``self.task``.
+
+        Returns:
+            (goal, first observation).
+        """
+        raise NotImplementedError
+
+    def do(self, action: str) -> Turn:
+        """Carry out an action, known or not."""
+        raise NotImplementedError
 
     def admissible(self) -> list[str]:
         """Actions that make sense now."""
         raise NotImplementedError
 
-    def info(
-        self, *, goal: str, score: float, success: bool, admissible: Callable[[], list[str]], **more: Any
-    ) -> dict[str, Any]:
-        """The ``info`` dictionary in its one form."""
-        return {"goal": goal, "score": score, "success": success, "admissible": admissible, **more}
+    def expert(self, cpu_seconds: float = 2.0) -> Expert:
+        """An expert for the episode that was just begun, which it must play from its first step.
+
+        Args:
+            cpu_seconds: CPU time one move may take, where the expert has to plan.
+
+        Raises:
+            ExpertGaveUpError: this environment or this episode has none.
+        """
+        raise ExpertGaveUpError(f"{type(self).__name__} has no expert")
+
+    def tasks(self) -> Sequence[str]:
+        """Tasks that ``reset(options={"task": ...})`` can change to."""
+        return (self.home_task,)
+
+    # ---- Gymnasium --------------------------------------------------------------------------------------------------
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """Begin an episode.
+
+        Args:
+            seed: picks the variation; without it the environment's own generator does.
+            options: ``task``, ``variation``, ``split``, for this episode only. A variation given wins over the seed.
+
+        Raises:
+            ValueError: an option that is not known, or a value that does not exist.
+            EnvironmentDiedError: the process behind the environment could not be started.
+        """
+        options = dict(options or {})
+        task, variation = options.pop("task", None), options.pop("variation", None)
+        split = self._known_split(options.pop("split", self.split))
+        if options:
+            raise ValueError(f"unknown reset option {sorted(options)[0]!r}; known are 'task', 'variation', 'split'")
+        if task is not None and task not in self.tasks():
+            raise ValueError(f"task: {task!r} cannot be played here; known are {', '.join(self.tasks())}")
+        task = self.home_task if task is None else task
+        choices = self._choices(task, split, variation)
+        super().reset(seed=seed)
+        self._done, self.task = True, task
+        index = seed % len(choices) if seed is not None else int(self.np_random.integers(len(choices)))
+        self.variation = choices[index]
+        self.goal, observation = self.begin(self.variation)
+        self.score, self.history, self._done = 0.0, [], False
+        return observation, self._info(Turn(observation, 0.0, progress=self.progress()))
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Do ``action``; one that is not known costs a step and is answered by a text that says so.
+
+        Raises:
+            gymnasium.error.ResetNeeded: the episode is over, or none was begun.
+            EnvironmentDiedError: the episode is lost.
+        """
+        if self._done:
+            raise gym.error.ResetNeeded("the episode is over: call reset() first")
+        action = action if isinstance(action, str) else ""
+        try:
+            turn = self.do(action)
+        except Exception:
+            self._done = True
+            raise
+        self.history.append(action)
+        reward = turn.score - self.score if turn.reward is None else turn.reward
+        self.score = turn.score
+        truncated = not turn.over and len(self.history) >= self.limit
+        self._done = turn.over or truncated
+        return turn.observation, reward, turn.over, truncated, self._info(turn)
+
+    def progress(self) -> float | None:
+        """Share of sub-goals reached at the start of an episode, where they are known."""
+        return None
+
+    def clone(self) -> Self:
+        """An independent environment in the same state: stepping one leaves the other as it was."""
+        return copy.deepcopy(self)
+
+    def replay_into(self, other: Self) -> Self:
+        """Bring ``other`` to the state of this one by the same episode and actions (for :meth:`clone`)."""
+        other.reset(options={"task": self.task, "variation": self.variation})
+        for action in self.history:
+            other.step(action)
+        return other
+
+    def _known_split(self, split: str | None) -> str | None:
+        if split is not None and split not in self.splits:
+            known = ", ".join(self.splits) or "none"
+            raise ValueError(f"split: {type(self).__name__} has no split {split!r}; known: {known}")
+        return split
+
+    def _choices(self, task: str, split: str | None, given: Any) -> Sequence[int]:
+        choices = self.variations(task, split)
+        where = f"{task}{f', split {split}' if split else ''}"
+        if not choices:
+            raise ValueError(f"{where}: has no episodes")
+        if given is None:
+            return choices
+        if isinstance(given, bool) or not isinstance(given, int) or given not in choices:
+            raise ValueError(f"variation: {given!r} is not among the {len(choices)} of {where}")
+        return (given,)
+
+    def _info(self, turn: Turn) -> dict[str, Any]:
+        # a bound method, not a closure: check_env compares the info of two resets
+        admissible: Callable[[], list[str]] = self.admissible
+        info = {"goal": self.goal, "score": turn.score, "success": turn.success, "admissible": admissible, **turn.more}
+        if turn.progress is not None:
+            info["progress"] = turn.progress
+        return info

@@ -10,7 +10,7 @@ from gymnasium.utils.env_checker import check_env
 from minigrid.envs.babyai.core import roomgrid_level
 
 import envs
-from envs.babyai_text import ACTIONS, UNKNOWN_ACTION, describe, levels, resolve_level
+from envs.babyai_text import ACTIONS, UNKNOWN_ACTION, describe, levels
 
 UNSEEN, EMPTY, WALL, FLOOR, DOOR, KEY, BALL, BOX = range(8)
 RED, GREEN, BLUE, PURPLE, YELLOW, GREY = range(6)
@@ -195,9 +195,10 @@ def test_real_views_are_worded_by_the_same_rules():
 
 
 def test_the_96_levels_are_registered_and_start():
-    assert len(envs.ids()) == len(levels()) == 96
+    ours = [i for i in envs.ids() if i.startswith("BabyAIText/")]
+    assert len(ours) == len(levels()) == 96
     assert envs.ids() == sorted(envs.ids())
-    for name in envs.ids():
+    for name in ours:
         observation, info = gym.make(f"envs:{name}").reset(seed=0)
         assert observation
         assert info["goal"]
@@ -213,7 +214,7 @@ def test_names_as_people_write_them():
     for name in ("GoToLocal", "GoToLocal-v0", "BabyAIText/GoToLocal-v0", "envs:BabyAIText/GoToLocal-v0"):
         assert envs.full_id(name) == "BabyAIText/GoToLocal-v0"
     with pytest.raises(envs.UnknownEnvironmentError, match=r"GoToLocl.*did you mean.*GoToLocal"):
-        resolve_level("GoToLocl")
+        envs.full_id("GoToLocl")
     with pytest.raises(envs.UnknownEnvironmentError):
         envs.make("")
 

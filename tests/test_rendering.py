@@ -11,7 +11,7 @@ from atlas_ray.agents import Agent
 from atlas_ray.engines import TransformersEngine
 from atlas_ray.errors import InputError
 from atlas_ray.rendering import Renderer
-from atlas_ray.rollout import fresh, play
+from atlas_ray.rollout import EnvSpec, fresh, play
 from atlas_ray.tiny import build_model, build_tokenizer
 from atlas_ray.trajectory import Step, Trajectory
 
@@ -256,7 +256,7 @@ class Recorder(TransformersEngine):
 def played(style, temperature, episodes=5, slots=3):
     """Episodes of a random tiny model, and the engine that wrote them."""
     engine = Recorder(build_model(hidden=32, layers=2, heads=2, intermediate=64, seed=3), slots, TOKENIZERS["tiny"])
-    lanes = ([fresh("GoToLocalS5N2", seed, 6)] for seed in range(episodes))
+    lanes = ([fresh(EnvSpec("GoToLocalS5N2", {"max_steps": 6}), seed)] for seed in range(episodes))
     common = {"env": "GoToLocalS5N2", "task": "GoToLocalS5N2", "seed": 0, "score": 0.0, "success": False}
     return engine, [
         Trajectory(id=f.start.id, instruction=f.start.instruction, steps=tuple(f.steps), source="tiny", **common)

@@ -8,6 +8,7 @@ import pytest
 from atlas_ray.agents import Agent
 from atlas_ray.engines import TransformersEngine
 from atlas_ray.recipe import Recipe
+from atlas_ray.rollout import EnvSpec
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.environment import SwitchingVectorEnv
 from atlas_ray.switching.evaluate import Always, Random, play_switching
@@ -28,8 +29,12 @@ def agents(slots=4):
     return [Agent(TransformersEngine(model(n), slots, build_tokenizer()), "action") for n in SHAPES]
 
 
+def specs(max_steps):
+    return [EnvSpec(level, {"max_steps": max_steps}) for level in LEVELS]
+
+
 def game(rows=4, max_steps=6):
-    return TextGame(LEVELS, max_steps, *agents(rows), rows, 32)
+    return TextGame(specs(max_steps), *agents(rows), rows, 32)
 
 
 def test_each_model_is_asked_once_a_step_and_for_its_rows_alone(monkeypatch):
@@ -62,7 +67,7 @@ def test_episodes_take_levels_in_turn_and_end_at_the_limit():
     playing = game(max_steps=3)
     env = SwitchingVectorEnv(playing, 0)
     observations, _ = env.reset(seed=10)
-    assert [e.level for e in playing.episodes.values()] == [LEVELS[0], LEVELS[1], LEVELS[0], LEVELS[1]]
+    assert [e.spec.name for e in playing.episodes.values()] == [LEVELS[0], LEVELS[1], LEVELS[0], LEVELS[1]]
     assert observations[:, -1].tolist() == [0, 0, 0, 0]
     for _ in range(3):
         observations, _rewards, terminated, truncated, info = env.step(np.zeros(4, int))
@@ -78,7 +83,7 @@ def test_a_full_context_cuts_the_episode():
         Agent(TransformersEngine(build_model(16, 1, 2, 32, seed=1, context=c), 1, build_tokenizer()), "action")
         for c in (2048, 170)
     ]
-    env = SwitchingVectorEnv(TextGame(LEVELS, 40, *small, 1, 32), 0)
+    env = SwitchingVectorEnv(TextGame(specs(40), *small, 1, 32), 0)
     env.reset(seed=0)
     for _ in range(40):
         _, _, terminated, truncated, _ = env.step(np.zeros(1, int))
@@ -90,7 +95,7 @@ def test_a_full_context_cuts_the_episode():
 
 def test_playing_is_reproducible_and_counts_what_it_cost():
     def play(policy, slots, **more):
-        return play_switching(policy, *agents(slots), LEVELS, range(100, 107), max_steps=6, **more)
+        return play_switching(policy, *agents(slots), specs(6), range(100, 107), **more)
 
     mixed = play(Random(0.5), 4, budget=2, cost=0.1, record=True)
     assert mixed == play(Random(0.5), 4, budget=2, cost=0.1, record=True)

@@ -11,6 +11,7 @@ from ..errors import AtlasError
 from ..files import RunLog, append_jsonl, recover_jsonl
 from ..progress import say, track
 from ..recipe import Recipe
+from ..rollout import env_spec
 from ..trajectory import Annotation, Trajectory, read_annotations, read_trajectories, write_annotations
 from ..workers import ActorPool, chunks
 from .controls import select_all, select_non_critical, select_random
@@ -32,7 +33,8 @@ def _select_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory])
     part = run_dir / "annotations" / ".value.part.jsonl"
     values = {row["id"]: row["values"] for row in recover_jsonl(part)}
     todo = [t for t in trajectories if t.id not in values]
-    settings = ValueConfig(config.rollouts, config.horizon, recipe.collect.max_steps)
+    specs = {s.id: s for s in (env_spec(recipe, n, recipe.collect.max_steps, "train") for n in recipe.collect.levels)}
+    settings = ValueConfig(config.rollouts, config.horizon, specs)
     tasks = [
         (chunk, settings, config.model, config.temperature, recipe.style, recipe.num_envs)
         for chunk in chunks(todo, _CHUNK)

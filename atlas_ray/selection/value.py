@@ -6,52 +6,88 @@ step and a critical step where the value jumps. Threshold, horizon and ties are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import envs
 
 from ..agents import Agent
-from ..rollout import Start, play
+from ..rollout import EnvSpec, Start, fresh, play
 from ..trajectory import Annotation, Trajectory, cap
 
 
 @dataclass(frozen=True)
 class ValueConfig:
-    """How values are estimated."""
+    """How values are estimated. ``specs`` are the environments of the trajectories, by id."""
 
     rollouts: int
     horizon: int
-    max_steps: int | None
+    specs: Mapping[str, EnvSpec]
 
 
 class ReplayError(RuntimeError):
     """The environment no longer answers the recorded actions as it did."""
 
 
-def snapshots(trajectory: Trajectory, max_steps: int | None) -> list[envs.TextEnv]:
-    """Clones of the environment before every step of the trajectory.
+class Clonable(Protocol):
+    """Something that gives independent environments in one state."""
+
+    def clone(self) -> envs.TextEnv:
+        """One more."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The state behind some actions of an episode, for environments that are replayed rather than copied."""
+
+    spec: EnvSpec
+    seed: int
+    actions: tuple[str, ...]
+
+    def clone(self) -> envs.TextEnv:
+        """An environment brought to this state."""
+        for attempt in range(3):
+            env = fresh(self.spec, self.seed).env
+            try:
+                for action in self.actions:
+                    env.step(action)
+                break
+            except envs.EnvironmentDiedError:
+                envs.release(env)
+                if attempt == 2:
+                    raise
+        return env
+
+
+def snapshots(trajectory: Trajectory, spec: EnvSpec) -> Sequence[Clonable]:
+    """The environment before every step of the trajectory, to be cloned.
 
     Raises:
         ReplayError: an observation differs from the recorded one.
     """
-    env = envs.make(trajectory.env, max_steps=max_steps)
-    observation, _ = env.reset(seed=trajectory.seed)
-    clones: list[envs.TextEnv] = []
-    for index, step in enumerate(trajectory.steps):
-        if observation != step.observation:
-            raise ReplayError(f"{trajectory.id}: step {index} shows another observation than the recorded one")
-        clones.append(env.clone())
-        observation, _, _, _, _ = env.step(step.action)
-    return clones
+    start = fresh(spec, trajectory.seed)
+    env, observation = start.env, start.observation
+    actions = tuple(step.action for step in trajectory.steps)
+    found: list[Clonable] = []
+    try:
+        for index, step in enumerate(trajectory.steps):
+            if observation != step.observation:
+                raise ReplayError(f"{trajectory.id}: step {index} shows another observation than the recorded one")
+            found.append(env.clone() if env.cheap_clone else Prefix(spec, trajectory.seed, actions[:index]))
+            observation, _, _, _, _ = env.step(step.action)
+    finally:
+        envs.release(env)
+    return found
 
 
-def _lane(trajectory: Trajectory, clones: Sequence[envs.TextEnv], k: int) -> Iterator[Start]:
+def _lane(trajectory: Trajectory, states: Sequence[Clonable], k: int) -> Iterator[Start]:
     """The k-th roll-out from every state in turn: each one's history is a prefix of the next one's."""
-    for index, env in enumerate(clones):
+    for index, state in enumerate(states):
         yield Start(
             id=f"{trajectory.id}@{index}#{k}",
-            env=env.clone(),
+            env=state.clone(),
             instruction=trajectory.instruction,
             observation=trajectory.steps[index].observation,
             steps=list(trajectory.steps[:index]),
@@ -65,20 +101,21 @@ def estimate_values(
 
     Returns:
         (values, problems, steps): for each trajectory id T + 1 values, the mean return of the roll-outs from each
-        state, and 0.0 for the state behind the last step; what could not be replayed; environment steps spent.
+        state (lost ones left out), and 0.0 for the state behind the last step; what could not be replayed or was lost;
+        environment steps spent.
     """
     problems: list[str] = []
-    sums: dict[str, list[float]] = {}
+    returns: dict[str, list[list[float]]] = {}
 
     def lanes() -> Iterator[Iterator[Start]]:
         for trajectory in trajectories:
             try:
-                clones = snapshots(trajectory, config.max_steps)
-            except ReplayError as error:
+                states = snapshots(trajectory, config.specs[trajectory.env])
+            except (ReplayError, envs.EnvironmentDiedError) as error:
                 problems.append(str(error))
                 continue
-            sums[trajectory.id] = [0.0] * (len(trajectory.steps) + 1)
-            yield from (_lane(trajectory, clones, k) for k in range(config.rollouts))
+            returns[trajectory.id] = [[] for _ in trajectory.steps]
+            yield from (_lane(trajectory, states, k) for k in range(config.rollouts))
 
     spent = 0
     for finished in play(agent, lanes(), config.horizon):
@@ -86,8 +123,15 @@ def estimate_values(
         trajectory_id, _, rest = finished.start.id.rpartition("@")
         if finished.error:
             problems.append(f"{finished.start.id}: {finished.error}")
-        sums[trajectory_id][int(rest.split("#")[0])] += finished.reward
-    return {i: [v / config.rollouts for v in values] for i, values in sums.items()}, problems, spent
+        if not finished.lost:
+            returns[trajectory_id][int(rest.split("#")[0])].append(finished.reward)
+    values = {}
+    for name, found in returns.items():
+        if all(found):
+            values[name] = [*(sum(state) / len(state) for state in found), 0.0]
+        else:
+            problems.append(f"{name}: every roll-out from a state was lost")
+    return values, problems, spent
 
 
 def gains(trajectory: Trajectory, values: Sequence[float]) -> list[float]:

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import envs
-
 from ..agents import Agent
-from ..rollout import decision_seed
+from ..rollout import EnvSpec, decision_seed
 from .budget import Budget
 from .policy import Situation
 from .text import Episode, TextGame
@@ -52,9 +50,8 @@ def play_switching(
     policy: Policy,
     quick: Agent,
     deepthink: Agent,
-    levels: Sequence[str],
+    specs: Sequence[EnvSpec],
     seeds: Sequence[int],
-    max_steps: int | None = None,
     budget: int | None = None,
     cost: float = 0.0,
     record: bool = False,
@@ -64,9 +61,8 @@ def play_switching(
     Args:
         policy: who acts when.
         quick, deepthink: the two agents.
-        levels: seed s plays ``levels[s % len(levels)]``.
+        specs: seed s plays ``specs[s % len(specs)]``.
         seeds: one episode each.
-        max_steps: own step limit, None keeps the level's.
         budget: calls an episode may make; the guard turns down what is over it.
         cost: c, for ``objective`` only.
         record: also keep the steps.
@@ -79,7 +75,7 @@ def play_switching(
         itself: ``env``, ``instruction`` and the ``steps`` with the ``actor`` of each.
     """
     rows = min(quick.engine.slots, deepthink.engine.slots, len(seeds))
-    game = TextGame(levels, max_steps, quick, deepthink, rows, 0)
+    game = TextGame(specs, quick, deepthink, rows, 0)
     guard = Budget(budget, rows)
     waiting = list(seeds)[::-1]
     results: dict[int, dict[str, Any]] = {}
@@ -117,7 +113,7 @@ def _result(game: TextGame, guard: Budget, row: int, cost: float) -> dict[str, A
     reward, calls = sum(s.reward for s in episode.steps), sum(episode.acted)
     weights = [agent.engine.parameters for agent in game.agents]
     return {
-        "level": episode.level,
+        "level": episode.spec.name,
         "seed": episode.seed,
         "success": episode.success,
         "return": reward,
@@ -135,7 +131,7 @@ def _result(game: TextGame, guard: Budget, row: int, cost: float) -> dict[str, A
 def _replay(episode: Episode) -> dict[str, Any]:
     actors = ("quick", "deepthink")
     return {
-        "env": envs.full_id(episode.level),
+        "env": episode.spec.id,
         "instruction": episode.goal,
         "steps": [
             {**step.model_dump(), "actor": actors[deep]}

@@ -17,7 +17,7 @@ from ..progress import duration, track
 from ..recipe import Recipe, Switch
 from ..rendering import Style
 from ..results import interval
-from ..rollout import SWITCH_SELECT, SWITCH_TEST, SWITCH_TRAIN, seed_block
+from ..rollout import SWITCH_SELECT, SWITCH_TEST, SWITCH_TRAIN, EnvSpec, env_spec, seed_block
 from ..workers import ActorPool, chunks
 from .environment import SwitchingVectorEnv
 from .evaluate import Always, Policy, Random, play_switching
@@ -226,6 +226,11 @@ def _play(
     return new
 
 
+def _specs(recipe: Recipe, split: str) -> list[EnvSpec]:
+    settings = _settings(recipe)
+    return [env_spec(recipe, level, settings.max_steps, split) for level in settings.levels]
+
+
 def _agents(recipe: Recipe, kept: dict[str, Any]) -> tuple[Agent, Agent]:
     settings = _settings(recipe)
     key = f"switch {settings.quick} {settings.deepthink} {settings.num_envs} {recipe.style}"
@@ -238,13 +243,11 @@ def _agents(recipe: Recipe, kept: dict[str, Any]) -> tuple[Agent, Agent]:
 
 
 def _play_chunk(task: PlayTask, kept: dict[str, Any]) -> list[dict[str, Any]]:
-    settings = _settings(task.recipe)
     return play_switching(
         task.contestant.policy(task.recipe.seed),
         *_agents(task.recipe, kept),
-        settings.levels,
+        _specs(task.recipe, "test"),
         task.seeds,
-        settings.max_steps,
         task.contestant.budget,
         task.contestant.cost or 0.0,
         task.record,
@@ -259,13 +262,13 @@ def _train(task: TrainTask, kept: dict[str, Any]) -> None:
     log = files.RunLog(task.run_dir)
 
     def make_env(first_seed: int) -> SwitchingVectorEnv:
-        game = TextGame(settings.levels, settings.max_steps, quick, deepthink, settings.num_envs, settings.features)
+        game = TextGame(_specs(recipe, "train"), quick, deepthink, settings.num_envs, settings.features)
         return SwitchingVectorEnv(game, first_seed, budget, cost)
 
     def evaluate(policy: SwitchPolicy) -> dict[str, float]:
         first = seed_block(recipe.seed, SWITCH_SELECT)
         seeds = range(first, first + settings.evaluate_episodes)
-        rows = play_switching(policy, quick, deepthink, settings.levels, seeds, settings.max_steps, budget, cost)
+        rows = play_switching(policy, quick, deepthink, _specs(recipe, "dev"), seeds, budget, cost)
         names = ("objective", "return", "success", "calls")
         return {name: sum(r[name] for r in rows) / len(rows) for name in names}
 

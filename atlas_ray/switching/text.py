@@ -4,34 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import envs
 
 from ..agents import Agent, Decision
-from ..rollout import decision_seed
+from ..rollout import EnvSpec, decision_seed, fresh
 from ..trajectory import Step
 from .environment import Outcome
 from .features import Vector, encode
+
+_MOST_DEATHS = 3
 
 
 @dataclass
 class Episode:
     """A text episode in play. ``acted`` tells for every step whether DEEPTHINK took it."""
 
-    level: str
+    spec: EnvSpec
     seed: int
-    env: envs.BabyAIText
+    own_seed: int
+    env: envs.TextEnv
     goal: str
     observation: str
+    fed_before: tuple[int, int]
     steps: list[Step] = field(default_factory=list)
     acted: list[bool] = field(default_factory=list)
     success: bool = False
-    fed_before: tuple[int, int] = (0, 0)
+    deaths: int = 0
 
     @property
     def id(self) -> str:
-        """The same for the same level and seed, wherever it is played."""
-        return f"{envs.full_id(self.level)}/{self.seed}"
+        """The same for the same environment and seed, wherever it is played."""
+        return f"{self.spec.id}/{self.seed}"
 
     @property
     def text(self) -> str:
@@ -47,33 +52,33 @@ class TextGame:
     each agent once, for all of its rows.
 
     Args:
-        levels: drawn in turn: seed s plays ``levels[s % len(levels)]``.
-        max_steps: own step limit, None keeps the level's.
+        specs: drawn in turn: seed s plays ``specs[s % len(specs)]``.
         quick, deepthink: agents with at least ``rows`` slots.
         rows: episodes side by side.
         width: entries of the encoded text.
     """
 
-    def __init__(
-        self, levels: Sequence[str], max_steps: int | None, quick: Agent, deepthink: Agent, rows: int, width: int
-    ) -> None:
+    def __init__(self, specs: Sequence[EnvSpec], quick: Agent, deepthink: Agent, rows: int, width: int) -> None:
         if min(quick.engine.slots, deepthink.engine.slots) < rows:
             raise ValueError(f"{rows} episodes side by side need as many slots in both engines")
-        self.levels, self.max_steps = list(levels), max_steps
+        self.specs = list(specs)
         self.agents = (quick, deepthink)
         self.rows, self.width = rows, width
         self.episodes: dict[int, Episode] = {}
 
     def begin(self, row: int, seed: int) -> None:
         """Start the episode of ``seed``, with both agents."""
-        level = self.levels[seed % len(self.levels)]
-        env = envs.make(level, max_steps=self.max_steps)
-        observation, info = env.reset(seed=seed)
+        if row in self.episodes:
+            envs.release(self.episodes[row].env)
+        spec = self.specs[seed % len(self.specs)]
+        # the seeds of one of several environments are len(specs) apart, and would skip episodes where they are few
+        own = seed if spec.endless else seed // len(self.specs)
+        start = fresh(spec, own, f"{spec.id}/{seed}")
         for agent in self.agents:
             # or an episode's compute would depend on what was played in this row before
             agent.engine.forget(row)
-            agent.start(row, info["goal"], [], observation)
-        self.episodes[row] = Episode(level, seed, env, info["goal"], observation, fed_before=self._fed(row))
+            agent.start(row, start.instruction, [], start.observation)
+        self.episodes[row] = Episode(spec, seed, own, start.env, start.instruction, start.observation, self._fed(row))
 
     def encoded(self, row: int) -> Vector:
         """Goal and observation as ``[width]``."""
@@ -82,14 +87,14 @@ class TextGame:
     def step_share(self, row: int) -> float:
         """Steps taken over the step limit."""
         episode = self.episodes[row]
-        return len(episode.steps) / episode.env.grid_env.max_steps
+        return len(episode.steps) / episode.env.limit
 
     def advance(self, calls: Mapping[int, bool]) -> dict[int, Outcome]:
         """One step of every row in ``calls``; one batch for each agent."""
         outcomes = {}
         for row, decision in self._decide(calls).items():
             episode = self.episodes[row]
-            following, reward, terminated, truncated, info = episode.env.step(decision.action)
+            following, reward, terminated, truncated, info = self._step(episode, decision.action)
             step = Step(
                 observation=episode.observation, thought=decision.thought, action=decision.action, reward=reward
             )
@@ -101,6 +106,26 @@ class TextGame:
             full = not all(agent.fits(row) for agent in self.agents)
             outcomes[row] = Outcome(reward, terminated, truncated, full, info["success"])
         return outcomes
+
+    def _step(self, episode: Episode, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Step the episode; one whose environment dies is replayed to the same state, or the models' answers are lost.
+
+        Raises:
+            envs.EnvironmentDiedError: it died ``_MOST_DEATHS`` times, or its replay went another way.
+        """
+        while True:
+            try:
+                return episode.env.step(action)
+            except envs.EnvironmentDiedError:
+                episode.deaths += 1
+                if episode.deaths >= _MOST_DEATHS:
+                    raise
+                episode.env = fresh(episode.spec, episode.own_seed).env
+                observation = episode.observation
+                for step in episode.steps:
+                    observation = episode.env.step(step.action)[0]
+                if observation != episode.observation:
+                    raise
 
     def _decide(self, calls: Mapping[int, bool]) -> dict[int, Decision]:
         decisions: dict[int, Decision] = {}

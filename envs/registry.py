@@ -1,0 +1,159 @@
+"""Which environments there are, which can run on this machine, and how one is made by name."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+
+from .core import TextEnv, UnknownEnvironmentError
+
+
+@dataclass(frozen=True)
+class Family:
+    """Environments of one kind: ``NAME/TASK-v0``.
+
+    ``tasks`` and ``missing`` must be quick and import nothing optional; ``missing`` says why the family cannot run here
+    and how to change that, None when it can.
+    """
+
+    name: str
+    entry_point: str
+    tasks: Callable[[], Sequence[str]]
+    missing: Callable[[], str | None]
+
+    def load(self) -> type[TextEnv]:
+        """Its class."""
+        module, _, attribute = self.entry_point.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+
+FAMILIES: dict[str, Family] = {}
+
+
+def register(family: Family) -> None:
+    """Add a family, each of its tasks with Gymnasium. Tasks carry their version: ``GoToLocal-v0``."""
+    FAMILIES[family.name] = family
+    for task in family.tasks():
+        gym.register(f"{family.name}/{task}", entry_point=family.entry_point, kwargs={"task": task})
+
+
+def ids() -> list[str]:
+    """Every registered id that can run on this machine now."""
+    return sorted(f"{f.name}/{task}" for f in FAMILIES.values() if f.missing() is None for task in f.tasks())
+
+
+def missing() -> dict[str, str]:
+    """Families that cannot run here, and why."""
+    return {f.name: why for f in FAMILIES.values() if (why := f.missing()) is not None}
+
+
+def full_id(name: str) -> str:
+    """The registered id of a name as people write it.
+
+    ``GoToLocal`` -> ``BabyAIText/GoToLocal-v0``, ``ScienceWorld/boil`` -> ``ScienceWorld/boil-v0``; an environment of
+    one's own is named by its module, as Gymnasium does: ``my_games:Doors/Three-v0``.
+
+    Raises:
+        UnknownEnvironmentError: no such environment; the message names the nearest ones.
+    """
+    module, colon, rest = name.rpartition(":")
+    if colon and module != "envs":
+        return _foreign(module, rest)
+    family, slash, task = rest.partition("/")
+    if not slash:
+        family, task = "BabyAIText", rest
+    if family not in FAMILIES:
+        raise UnknownEnvironmentError(f"no environment named {rest!r}{_near(family, FAMILIES)}")
+    known = FAMILIES[family].tasks()
+    for candidate in (task, f"{task}-v0", f"{task}-v1"):
+        if candidate in known:
+            return f"{family}/{candidate}"
+    kind = "BabyAI level" if family == "BabyAIText" else f"{family} task"
+    raise UnknownEnvironmentError(f"no {kind} named {task!r}{_near(task, [k.rsplit('-', 1)[0] for k in known])}")
+
+
+def _near(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
+    return f"; did you mean {', '.join(near)}?" if near else f"; known are {', '.join(list(known)[:12])}"
+
+
+def _foreign(module: str, rest: str) -> str:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise UnknownEnvironmentError(f"{module}:{rest}: the module cannot be imported: {error}") from None
+    if rest not in gym.registry:
+        raise UnknownEnvironmentError(f"{module}:{rest}: the module registers no such id{_near(rest, gym.registry)}")
+    return f"{module}:{rest}"
+
+
+def environment_class(name: str) -> type[TextEnv]:
+    """The class behind a name.
+
+    Raises:
+        UnknownEnvironmentError: no such environment, or it is not a :class:`TextEnv`.
+    """
+    full = full_id(name)
+    if ":" not in full:
+        return FAMILIES[full.partition("/")[0]].load()
+    entry = gym.registry[full.rpartition(":")[2]].entry_point
+    found = gym.envs.registration.load_env_creator(entry) if isinstance(entry, str) else entry
+    if not (isinstance(found, type) and issubclass(found, TextEnv)):
+        raise UnknownEnvironmentError(f"{full} is no subclass of envs.TextEnv")
+    return found
+
+
+def arguments(name: str) -> dict[str, inspect.Parameter]:
+    """Keyword arguments an environment takes besides its task, its split and its step limit."""
+    parameters = inspect.signature(environment_class(name).__init__).parameters
+    return {k: p for k, p in parameters.items() if k not in ("self", "task", "split", "max_steps")}
+
+
+def make(name: str, **kwargs: Any) -> TextEnv:
+    """The bare environment (no wrappers), cloneable: what roll-outs and selection use.
+
+    Raises:
+        UnknownEnvironmentError: no such environment.
+        MissingExtraError: it cannot run here.
+    """
+    full = full_id(name)
+    registered = dict(gym.registry[full.rpartition(":")[2]].kwargs)
+    return environment_class(full)(**{**registered, **kwargs})
+
+
+_idle: dict[tuple[Any, ...], list[TextEnv]] = {}
+
+
+def _key(name: str, kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    return (full_id(name), *sorted((k, repr(v)) for k, v in kwargs.items()))
+
+
+def lease(name: str, **kwargs: Any) -> TextEnv:
+    """Like :func:`make`, but takes one that :func:`release` kept, with the process behind it, where there is one."""
+    idle = _idle.get(_key(name, kwargs))
+    if idle:
+        return idle.pop()
+    env = make(name, **kwargs)
+    env.leased = _key(name, kwargs)
+    return env
+
+
+def release(env: TextEnv) -> None:
+    """Give back what :func:`lease` gave; any other environment is closed."""
+    if env.reusable and env.leased is not None:
+        _idle.setdefault(env.leased, []).append(env)
+    else:
+        env.close()
+
+
+def drain() -> None:
+    """Close what :func:`release` kept, and end the processes behind it."""
+    for idle in _idle.values():
+        while idle:
+            idle.pop().close()

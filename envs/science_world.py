@@ -1,0 +1,191 @@
+"""ScienceWorld (Wang et al. 2022, arXiv 2203.07540) through its simulator's own interface, without upstream's wrapper.
+
+Upstream's ``step`` lists all valid actions, look and inventory each time; here an action is one call into the JVM and
+two for its score, and the valid actions are listed when they are asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar, Self
+
+from .core import SPLITS, EnvironmentDiedError, Expert, ExpertGaveUpError, GoldPath, TextEnv, Turn
+from .jvm import Interface, Simulator
+
+SIMULATOR = Simulator("ScienceWorld", "scienceworld", "scienceworld.runtime.pythonapi.PythonInterface")
+
+VARIATIONS = {
+    "boil": 30,
+    "change-the-state-of-matter-of": 30,
+    "chemistry-mix": 32,
+    "chemistry-mix-paint-secondary-color": 36,
+    "chemistry-mix-paint-tertiary-color": 36,
+    "find-animal": 300,
+    "find-living-thing": 300,
+    "find-non-living-thing": 300,
+    "find-plant": 300,
+    "freeze": 30,
+    "grow-fruit": 126,
+    "grow-plant": 126,
+    "identify-life-stages-1": 14,
+    "identify-life-stages-2": 10,
+    "inclined-plane-determine-angle": 168,
+    "inclined-plane-friction-named-surfaces": 1386,
+    "inclined-plane-friction-unnamed-surfaces": 162,
+    "lifespan-longest-lived": 125,
+    "lifespan-longest-lived-then-shortest-lived": 125,
+    "lifespan-shortest-lived": 125,
+    "measure-melting-point-known-substance": 436,
+    "measure-melting-point-unknown-substance": 300,
+    "melt": 30,
+    "mendelian-genetics-known-plant": 120,
+    "mendelian-genetics-unknown-plant": 480,
+    "power-component": 20,
+    "power-component-renewable-vs-nonrenewable-energy": 20,
+    "test-conductivity": 900,
+    "test-conductivity-of-unknown-substances": 600,
+    "use-thermometer": 540,
+}
+"""Task -> how many variations it has, in the simulator's order (checked against the jar by a test)."""
+
+SIMPLIFICATIONS = (
+    "teleportAction",
+    "selfWateringFlowerPots",
+    "openContainers",
+    "openDoors",
+    "noElectricalAction",
+    "easy",
+)
+_LISTED = re.compile(r"(?:^\t.*\n?)+", re.MULTILINE)
+_SUBGOAL = re.compile(r"^\d+\t(true|false)\t", re.MULTILINE)
+
+
+def split_of(task: str, split: str | None) -> range:
+    """Variations of a split, cut as the simulator cuts them: in order, a quarter for dev, twice that for train."""
+    count = VARIATIONS[task]
+    quarter = count // 4
+    return {
+        None: range(count),
+        "train": range(2 * quarter),
+        "dev": range(2 * quarter, 3 * quarter),
+        "test": range(3 * quarter, count),
+    }[split]
+
+
+def canonical(text: str) -> str:
+    """Equal states have equal text: the listed things in each block are sorted, blanks at line ends removed."""
+    lines = _LISTED.sub(lambda m: "\n".join(sorted(m[0].splitlines())) + "\n", text)
+    return "\n".join(line.rstrip() for line in lines.splitlines()).strip()
+
+
+class ScienceWorld(TextEnv):
+    """One ScienceWorld task.
+
+    Args:
+        task: name of the task, ``boil-v0``.
+        max_steps: own step limit in actions. Default 200: the longest gold path has 180.
+        split: ``train``, ``dev`` or ``test``, the simulator's own.
+        simplifications: names of :data:`SIMPLIFICATIONS`, joined by commas.
+
+    ``info["raw_score"]`` is the simulator's, -100..100; score and reward take what is below 0 for 0. Success is a raw
+    score of 100; a wrong focus ends the task with -100. ``progress`` is the share of the task's sequential sub-goals.
+    """
+
+    splits = SPLITS
+    cheap_clone: ClassVar[bool] = False
+    reusable: ClassVar[bool] = True
+
+    def __init__(
+        self, task: str, max_steps: int | None = None, split: str | None = None, simplifications: str = ""
+    ) -> None:
+        super().__init__(task.removesuffix("-v0"), max_steps, split)
+        for name in filter(None, simplifications.split(",")):
+            if name not in SIMPLIFICATIONS:
+                raise ValueError(f"simplifications: no {name!r}; known are {', '.join(SIMPLIFICATIONS)}")
+        self.simplifications = simplifications
+        self.limit = max_steps or 200
+        self._simulator: Interface | None = None
+        self._raw, self._progress = 0, 0.0
+        SIMULATOR.check()
+
+    def _interface(self) -> Interface:
+        if self._simulator is None:
+            self._simulator = Interface(SIMULATOR)
+        return self._simulator
+
+    def _call(self, method: str, *arguments: object) -> object:
+        try:
+            return self._interface().call(method, *arguments)
+        except EnvironmentDiedError:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """Process id of the JVM that plays this environment, beside others."""
+        return self._interface().pid
+
+    def tasks(self) -> tuple[str, ...]:
+        """All thirty."""
+        return tuple(VARIATIONS)
+
+    def variations(self, task: str, split: str | None) -> range:
+        """The simulator's variations in a split."""
+        return split_of(task, split)
+
+    def begin(self, variation: int) -> tuple[str, str]:
+        """Load the task; the first observation is a free look around."""
+        return self._load(variation, gold=False)
+
+    def _load(self, variation: int, gold: bool) -> tuple[str, str]:
+        # load, not reset: after one gold path every reset would make another one
+        problem = str(self._call("load", self.task, variation, self.simplifications, gold))
+        look = canonical(str(self._call("freeActionLook")))
+        if problem.strip() or not look:
+            raise ValueError(f"{self.task}, variation {variation}: {problem.strip() or 'cannot be loaded'}")
+        self._raw, self._progress = 0, self._reached()
+        return str(self._call("getTaskDescription")).strip(), look
+
+    def do(self, action: str) -> Turn:
+        """One action in the simulator's language; it answers to what it does not understand."""
+        observation = canonical(str(self._call("step", action)))
+        raw = round(100 * float(str(self._call("getScore"))))
+        over = bool(self._call("getCompleted")) or raw < 0
+        if raw != self._raw:
+            self._raw, self._progress = raw, self._reached()
+        score = max(0, raw) / 100
+        return Turn(observation, score, raw == 100, over, progress=self._progress, more={"raw_score": raw})
+
+    def _reached(self) -> float:
+        listed = str(self._call("getGoalProgressStr")).partition("Unordered")[0]
+        reached = _SUBGOAL.findall(listed)
+        return reached.count("true") / len(reached) if reached else 0.0
+
+    def progress(self) -> float:
+        """Share of the sequential sub-goals reached."""
+        return self._progress
+
+    def admissible(self) -> list[str]:
+        """Every valid action, sorted: up to thousands, and a fraction of a second of the simulator's time."""
+        return sorted(set(self._interface().strings("getValidActionObjectCombinations")))
+
+    def expert(self, cpu_seconds: float = 2.0) -> Expert:
+        """The simulator's gold path; making it takes a second (two minutes for the mendelian tasks)."""
+        if self.history:
+            raise ExpertGaveUpError("the gold path starts at the first step: ask for it right after reset()")
+        self._load(self.variation, gold=True)
+        path = self._interface().strings("getGoldActionSequence")
+        if not path:
+            raise ExpertGaveUpError(f"the simulator has no gold path for {self.task}, variation {self.variation}")
+        return GoldPath(path)
+
+    def clone(self) -> Self:
+        """The same episode, replayed: the simulator cannot copy one."""
+        return self.replay_into(type(self)(self.home_task, self.max_steps, self.split, self.simplifications))
+
+    def close(self) -> None:
+        """Leave the JVM, which ends with its last user."""
+        if self._simulator is not None:
+            self._simulator.close()
+            self._simulator = None
+        self._done = True

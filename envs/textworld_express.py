@@ -1,0 +1,127 @@
+"""TextWorld-Express (Jansen and Côté 2022, arXiv 2208.01174): eight fast games, by the simulator's own interface."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar, Self
+
+from .core import SPLITS, EnvironmentDiedError, Expert, ExpertGaveUpError, GoldPath, TextEnv, Turn
+from .jvm import Interface, Simulator
+
+SIMULATOR = Simulator("TextWorldExpress", "textworld_express", "textworldexpress.runtime.PythonInterface")
+
+GAMES = ("arithmetic", "coin", "cookingworld", "mapreader", "peckingorder", "simonsays", "sorting", "twc")
+_SEEDS = {"train": range(1000), "dev": range(10_000, 11_000), "test": range(20_000, 21_000)}
+_ALL = tuple(seed for split in SPLITS for seed in _SEEDS[split])
+
+
+class TextWorldExpress(TextEnv):
+    """One of the eight games.
+
+    Args:
+        task: name of the game, ``cookingworld-v0``.
+        max_steps: own step limit in actions. Default 100, as upstream.
+        split: ``train``, ``dev`` or ``test``: the simulator's folds, a thousand seeds each.
+        params: the game's settings as upstream writes them (``numLocations=3,includeDoors=0``).
+
+    A variation is the simulator's seed; score is the simulator's normalised one, and so is ``progress``.
+    """
+
+    splits = SPLITS
+    cheap_clone: ClassVar[bool] = False
+    reusable: ClassVar[bool] = True
+
+    def __init__(self, task: str, max_steps: int | None = None, split: str | None = None, params: str = "") -> None:
+        super().__init__(task.removesuffix("-v0"), max_steps, split)
+        self.params = params
+        self._simulator: Interface | None = None
+        self._loaded: str | None = None
+        self._valid: list[str] = []
+        SIMULATOR.check()
+
+    def _load(self) -> None:
+        if self._simulator is None:
+            self._simulator, self._loaded = Interface(SIMULATOR), None
+        if self._loaded != self.task:
+            problem = self._simulator.call("load", self.task, self.params)
+            if problem:
+                raise ValueError(f"params: {' '.join(str(problem).split())}")
+            self._loaded = self.task
+
+    def _call(self, method: str, *arguments: object) -> dict[str, Any]:
+        try:
+            self._load()
+            assert self._simulator is not None
+            found = json.loads(self._simulator.call(method, *arguments))
+        except EnvironmentDiedError:
+            self.close()
+            raise
+        self._valid = found["validActions"]
+        return found
+
+    @property
+    def pid(self) -> int:
+        """Process id of the JVM that plays this environment, beside others."""
+        self._load()
+        assert self._simulator is not None
+        return self._simulator.pid
+
+    def tasks(self) -> tuple[str, ...]:
+        """All eight games."""
+        return GAMES
+
+    def variations(self, task: str, split: str | None) -> range | tuple[int, ...]:
+        """Seeds of a fold."""
+        return _SEEDS[split] if split else _ALL
+
+    def begin(self, variation: int) -> tuple[str, str]:
+        """Make the game of this seed."""
+        return self._make(variation, gold=False)
+
+    def _make(self, variation: int, gold: bool) -> tuple[str, str]:
+        fold = next(split for split, seeds in _SEEDS.items() if variation in seeds)
+        found = self._call("generateNewGameJSON", variation, fold, gold)
+        assert self._simulator is not None
+        return str(self._simulator.call("getTaskDescription")).strip(), _text(found)
+
+    def do(self, action: str) -> Turn:
+        """One action; the game answers to what it does not understand."""
+        found = self._call("stepJSON", action)
+        score = min(1.0, max(0.0, float(found["score"])))
+        success, failure = bool(found["tasksuccess"]), bool(found["taskfailure"])
+        more = {"raw_score": float(found["scoreRaw"])}
+        return Turn(_text(found), score, success, success or failure, progress=score, more=more)
+
+    def progress(self) -> float:
+        """Nothing is reached at the start."""
+        return 0.0
+
+    def admissible(self) -> list[str]:
+        """The game's valid actions, sorted; they come with every step."""
+        return sorted(self._valid)
+
+    def expert(self, cpu_seconds: float = 2.0) -> Expert:
+        """The game's gold path."""
+        if self.history:
+            raise ExpertGaveUpError("the gold path starts at the first step: ask for it right after reset()")
+        self._make(self.variation, gold=True)
+        assert self._simulator is not None
+        path = self._simulator.strings("getGoldActionSequence")
+        if not path or path[0].startswith("ERROR"):
+            raise ExpertGaveUpError(f"the game has no gold path for {self.task}, seed {self.variation}")
+        return GoldPath(path)
+
+    def clone(self) -> Self:
+        """The same episode, replayed."""
+        return self.replay_into(type(self)(self.home_task, self.max_steps, self.split, self.params))
+
+    def close(self) -> None:
+        """Leave the JVM, which ends with its last user."""
+        if self._simulator is not None:
+            self._simulator.close()
+            self._simulator = None
+        self._done = True
+
+
+def _text(found: dict[str, Any]) -> str:
+    return "\n".join(line.rstrip() for line in str(found["observation"]).splitlines()).strip()

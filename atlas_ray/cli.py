@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import envs
+
 from . import __version__
 from .errors import AtlasError, InputError
+from .exchange import FORMATS
 from .pipeline import STAGES, done_stages
 from .recipe import Recipe, Section, load, shipped
+from .toml_text import value_of
 
 _STAGE_HELP = {
     "collect": "play expert episodes",
@@ -67,6 +72,27 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write results.json and report.html of a run again")
     report.add_argument("run", type=Path, help="a run directory")
     report.add_argument("--dry-run", action="store_true", help="print the run's resolved recipe as JSON and stop")
+    export = commands.add_parser(
+        "export",
+        help="write a run's expert episodes in a neighbour's format",
+        description="Write a run's expert episodes, with a selector's steps marked, for another trainer.",
+        epilog="docs/formats.md says which trainers honour which flag.",
+    )
+    export.add_argument("run", type=Path, help="a run directory")
+    export.add_argument("--format", required=True, choices=FORMATS, help="AgentTraj-L, or OpenAI messages")
+    export.add_argument("--selector", required=True, help="whose marks; `every-step` marks all")
+    export.add_argument("--flag", help="messages: key of the mark: trainable (default), train, loss or weight")
+    export.add_argument("--unmarked", choices=("refuse", "drop"), default="refuse", help="trajectories without a mark")
+    export.add_argument("--out", type=Path, required=True, help="the file")
+    export.add_argument("--dry-run", action="store_true", help="print the run's resolved recipe as JSON and stop")
+    doctor = commands.add_parser(
+        "doctor",
+        help="what can run on this machine; with --env, whether an environment keeps the common dialect",
+        description="What can run on this machine; with --env ID, run that environment through every check.",
+        epilog="settings of the environment follow as options: --env AgentGym/webshop --url http://127.0.0.1:36004",
+    )
+    doctor.add_argument("--env", metavar="ID", help="an id, or module:id of an environment of your own")
+    doctor.add_argument("--dry-run", action="store_true", help="print what was found as JSON and stop")
     return parser
 
 
@@ -87,26 +113,77 @@ def _overrides(rest: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _report(arguments: argparse.Namespace) -> None:
-    from .pipeline import write_report
-    from .progress import say
-
+def _shown(arguments: argparse.Namespace) -> bool:
+    """Whether ``--dry-run`` printed the recipe of an existing run, and that was all."""
     resolved = arguments.run / "recipe.resolved.json"
     if not resolved.is_file():
         raise InputError("is not a run directory: it has no recipe.resolved.json", arguments.run)
     if arguments.dry_run:
         print(resolved.read_text(encoding="utf-8"), end="")
-        return
-    say(f"report: {write_report(arguments.run)}")
+    return bool(arguments.dry_run)
 
 
-def _stages(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+def _report(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from .pipeline import write_report
+    from .progress import say
+
+    _nothing_more(rest)
+    if not _shown(arguments):
+        say(f"report: {write_report(arguments.run)}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from .exchange import export_run
+    from .progress import say
+
+    _nothing_more(rest)
+    if not _shown(arguments):
+        selector = None if arguments.selector == "every-step" else arguments.selector
+        done = export_run(arguments.run, selector, arguments.format, arguments.flag, arguments.out, arguments.unmarked)
+        say(f"written: {done}")
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from . import doctor
+
+    if arguments.env is None:
+        _nothing_more(rest)
+        if arguments.dry_run:
+            print(json.dumps(doctor.machine(), indent=2))
+        else:
+            doctor.print_machine()
+        return 0
+    options = {key: value_of(value) for key, value in _overrides(rest).items()}
+    try:
+        known = envs.arguments(arguments.env)
+        for key in options:
+            if key not in known:
+                raise InputError(f"no such setting; known are {', '.join(known) or 'none'}", None, None, f"--{key}")
+        if arguments.dry_run:
+            print(json.dumps({"env": envs.full_id(arguments.env), "settings": options}, indent=2))
+            return 0
+        return 0 if doctor.check_environment(arguments.env, options) else 1
+    except envs.UnknownEnvironmentError as error:
+        raise InputError(str(error), None, None, "--env") from None
+    except (envs.MissingExtraError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(str(error), None, None, "--env") from None
+
+
+def _nothing_more(rest: Sequence[str]) -> None:
+    if rest:
+        raise InputError(f"unexpected argument {rest[0]!r}")
+
+
+def _stages(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     name = "demo" if arguments.command == "demo" else arguments.recipe
     recipe = load(name, _overrides(rest))
     if arguments.dry_run:
         print(json.dumps(recipe.model_dump(mode="json"), indent=2))
-        return
-    _preflight(recipe)
+        return 0
     from . import pipeline
     from .progress import duration, say
 
@@ -121,29 +198,19 @@ def _stages(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         say(f"done in {duration(sum(seconds.values()))}, run directory: {run_dir}")
     if (run_dir / "report.html").exists():
         say(f"report: {run_dir / 'report.html'}")
-
-
-def _preflight(recipe: Recipe) -> None:
-    """Refuse models that cannot be had before any work begins."""
-    from .models import resolve
-
-    names = [recipe.select.model] if recipe.select and "value" in recipe.select.selectors else []
-    names += [recipe.finetune.base] if recipe.finetune and not recipe.finetune.scratch else []
-    names += [recipe.switch.quick, recipe.switch.deepthink] if recipe.switch else []
-    for name in names:
-        resolve(name)
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Returns 0 done, 1 failed, 2 bad input."""
     arguments, rest = _parser().parse_known_args(argv)
+    # environments of one's own lie where the command is run; `python -m` looks there by itself
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     try:
-        if arguments.command == "report":
-            if rest:
-                raise InputError(f"unexpected argument {rest[0]!r}")
-            _report(arguments)
-        else:
-            _stages(arguments, rest)
+        return {"report": _report, "export": _export, "doctor": _doctor}.get(arguments.command, _stages)(
+            arguments, rest
+        )
     except AtlasError as error:
         print(f"atlas-ray: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
@@ -153,4 +220,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         print(f"atlas-ray: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    return 0

@@ -141,8 +141,12 @@ def run(recipe: Recipe, run_dir: Path, stages: tuple[str, ...] = STAGES) -> dict
         Wall seconds of each stage that ran.
 
     Raises:
-        InputError: a stage needs an earlier one that was not run.
+        InputError: a stage needs an earlier one that was not run, or what the recipe names cannot be had here.
     """
+    if not all(ready for stage, ready in done_stages(recipe, run_dir).items() if stage in stages):
+        from .preflight import check
+
+        check(recipe)
     open_run(recipe, run_dir)
     seconds: dict[str, float] = {}
     wanted = [s for s in done_stages(recipe, run_dir) if s in stages]

@@ -56,16 +56,20 @@ class Section(BaseModel):
 class Collect(Section):
     """Expert episodes."""
 
-    levels: dict[Environment, Positive] = Field(min_length=1)
+    levels: dict[Environment, Positive] = {}
     """Environments and how many expert episodes of each."""
+    file: str | None = None
+    """Take the trajectories from this file instead: our own JSONL, AgentTraj-L or OpenAI messages."""
     max_steps: Positive | None = None
     """Own step limit of an episode; without it the level's."""
     cpu_seconds: float = Field(default=2.0, gt=0)
     """CPU time the expert may take for one move before the episode is given up."""
 
     @model_validator(mode="after")
-    def _unique(self) -> Self:
+    def _one_source(self) -> Self:
         _distinct(self.levels, "levels")
+        if bool(self.levels) == bool(self.file):
+            raise ValueError("levels: give either levels to play or a file to read, not both and not neither")
         return self
 
 

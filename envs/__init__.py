@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import science_world, textworld_express
+from . import agentgym, science_world, textworld_express
 from .babyai_expert import BabyAIExpert
 from .babyai_text import BabyAIText, levels
 from .core import (
@@ -72,5 +72,30 @@ register(
         "envs.textworld_express:TextWorldExpress",
         lambda: [f"{game}-v0" for game in textworld_express.GAMES],
         textworld_express.SIMULATOR.missing,
+    )
+)
+register(
+    Family(
+        "AgentGym",
+        "envs.agentgym:AgentGym",
+        lambda: agentgym.TASKS,
+        agentgym.missing,
+        lambda task: agentgym.missing(task) is None,
+    )
+)
+register(
+    Family(
+        "AgentGymBabyAI",
+        "envs.agentgym_dialect:BabyAIAgentGym",
+        lambda: ["babyai-v0"],
+        lambda: None,
+    )
+)
+register(
+    Family(
+        "AgentGymSciWorld",
+        "envs.science_world:SciWorldAgentGym",
+        lambda: ["sciworld-v0"],
+        science_world.SIMULATOR.missing,
     )
 )

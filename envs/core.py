@@ -242,6 +242,7 @@ class TextEnv(gym.Env[str, str]):
         other.reset(options={"task": self.task, "variation": self.variation})
         for action in self.history:
             other.step(action)
+        other.np_random = copy.deepcopy(self.np_random)
         return other
 
     def _known_split(self, split: str | None) -> str | None:

@@ -1,16 +1,20 @@
 """Java simulators: one JVM a process and jar, shared by all its environments, bounded, and gone when it is not needed.
 
-The jars of ScienceWorld and TextWorld-Express hold no state outside their interface object, so one JVM serves many
-episodes at once (tested); upstream starts one JVM an environment.
+The simulators of ScienceWorld and TextWorld-Express keep an episode in an interface object, so one JVM serves many
+episodes at once; upstream starts one JVM an environment. ScienceWorld's interfaces share Scala's global random
+generator, so a call that draws from it is given its own seed: an episode does not depend on what is played beside it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import threading
 import weakref
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -60,12 +64,33 @@ def _options() -> list[str]:
     ]
 
 
+def _client(settings: Any) -> Any:
+    from py4j.java_gateway import GatewayClient
+
+    class Client(GatewayClient):
+        """py4j's, without the second attempt that could repeat a step, and without printing what we raise."""
+
+        def send_command(self, command: str, retry: bool = True, binary: bool = False) -> Any:
+            connection = self._get_connection()
+            try:
+                response = connection.send_command(command)
+            except BaseException:
+                connection.close(True)
+                raise
+            self._give_back_connection(connection)
+            return response
+
+    return Client(gateway_parameters=settings)
+
+
 class _Machine:
     """A running JVM. It ends with its last user, with this process (kill -9 included), or when it stops answering."""
 
     def __init__(self, simulator: Simulator) -> None:
         from py4j.java_gateway import GatewayParameters, JavaGateway, launch_gateway
 
+        # what goes wrong is raised as one error of ours; py4j would print its own traceback for each as well
+        logging.getLogger("py4j").setLevel(logging.CRITICAL)
         folder = os.path.dirname(str(find_spec(simulator.package).origin))  # type: ignore[union-attr]
         jar = next(os.path.join(folder, f) for f in os.listdir(folder) if f.endswith(".jar"))
         self.simulator, self.users = simulator, 0
@@ -83,7 +108,22 @@ class _Machine:
         except Exception as error:
             raise EnvironmentDiedError(f"{simulator.title}: the JVM does not start: {error}") from error
         settings = GatewayParameters(port=port, auth_token=token, read_timeout=ANSWER_SECONDS)
-        self.gateway = JavaGateway(gateway_parameters=settings, java_process=self.process)
+        self.gateway = JavaGateway(_client(settings), gateway_parameters=settings, java_process=self.process)
+        self.lock = threading.Lock()
+        self._random: Any = None
+
+    def interface(self) -> Any:
+        """A new interface object."""
+        found = self.gateway.jvm
+        for part in self.simulator.interface.split("."):
+            found = getattr(found, part)
+        return found()
+
+    def seed(self, text: str) -> None:
+        """Seed Scala's global random generator."""
+        if self._random is None:
+            self._random = getattr(getattr(self.gateway.jvm.scala.util, "Random$"), "MODULE$")
+        self._random.setSeed(zlib.crc32(text.encode()) >> 1)
 
     def end(self) -> None:
         """Kill the JVM."""
@@ -97,7 +137,7 @@ class _Machine:
                     pipe.close()
 
 
-_machines: dict[tuple[int, Simulator], _Machine] = {}
+_machines: dict[tuple[int, Simulator, object], _Machine] = {}
 _lock = threading.RLock()
 
 
@@ -112,53 +152,60 @@ def _forget(machine: _Machine) -> None:
 class Interface:
     """One interface object inside the JVM: plays one episode at a time, beside others.
 
+    Args:
+        simulator: which.
+        alone: in a JVM of its own, where the simulator keeps state of an episode outside the interface object.
+
     Raises:
         MissingExtraError: no jar or no Java here.
         EnvironmentDiedError: the JVM cannot be started.
     """
 
-    def __init__(self, simulator: Simulator) -> None:
+    def __init__(self, simulator: Simulator, alone: bool = False) -> None:
         simulator.check()
         with _lock:
             # a forked child must not talk into its parent's JVM
-            key = (os.getpid(), simulator)
+            key = (os.getpid(), simulator, object() if alone else None)
             machine = _machines.get(key)
             if machine is None or machine.process.poll() is not None:
                 machine = _machines[key] = _Machine(simulator)
             machine.users += 1
         self._machine = machine
         self._finalize = weakref.finalize(self, _leave, machine, os.getpid())
-        self._object = self._guarded(simulator.interface, lambda: _class(machine.gateway, simulator.interface)())
+        self._object = self._guarded(simulator.interface, lambda: machine.interface())
 
     @property
     def pid(self) -> int:
         """Process id of the JVM."""
         return int(self._machine.process.pid)
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of the interface object.
+    def call(self, method: str, *arguments: Any, seed: str | None = None) -> Any:
+        """Call a method of the interface object, with the simulator's random generator seeded by a text.
 
         Raises:
             EnvironmentDiedError: the JVM is gone, does not answer within ``ANSWER_SECONDS``, or its simulator failed.
         """
-        return self._guarded(method, lambda: getattr(self._object, method)(*arguments))
+        return self._guarded(method, lambda: getattr(self._object, method)(*arguments), seed)
 
-    def strings(self, method: str) -> list[str]:
+    def strings(self, method: str, seed: str | None = None) -> list[str]:
         """Call a method that returns a ``List<String>``, in two round trips whatever its length."""
         join = self._machine.gateway.jvm.java.lang.String.join
-        joined = self._guarded(method, lambda: join("\n", getattr(self._object, method)()))
+        joined = self._guarded(method, lambda: join("\n", getattr(self._object, method)()), seed)
         return str(joined).split("\n") if joined else []
 
     def close(self) -> None:
         """Leave the JVM, which ends with its last user."""
         self._finalize()
 
-    def _guarded(self, what: str, work: Any) -> Any:
+    def _guarded(self, what: str, work: Callable[[], Any], seed: str | None = None) -> Any:
         from py4j.protocol import Py4JError, Py4JJavaError
 
         title = self._machine.simulator.title
         try:
-            return work()
+            with self._machine.lock:
+                if seed is not None:
+                    self._machine.seed(seed)
+                return work()
         except Py4JJavaError as error:
             if self._machine.process.poll() is None:
                 raise EnvironmentDiedError(f"{title}: {what} failed in the simulator: {error.java_exception}") from None
@@ -170,13 +217,6 @@ class Interface:
         _forget(self._machine)
         name = self._machine.simulator.title
         return EnvironmentDiedError(f"{name}: the JVM died or hung in {what} ({type(error).__name__})")
-
-
-def _class(gateway: Any, dotted: str) -> Any:
-    found = gateway.jvm
-    for part in dotted.split("."):
-        found = getattr(found, part)
-    return found
 
 
 def _leave(machine: _Machine, owner: int) -> None:
@@ -192,4 +232,4 @@ def _leave(machine: _Machine, owner: int) -> None:
 def machines() -> list[int]:
     """Process ids of the JVMs this process runs."""
     with _lock:
-        return [m.process.pid for (pid, _), m in _machines.items() if pid == os.getpid()]
+        return [m.process.pid for (pid, _, _), m in _machines.items() if pid == os.getpid()]

@@ -18,14 +18,15 @@ from .core import TextEnv, UnknownEnvironmentError
 class Family:
     """Environments of one kind: ``NAME/TASK-v0``.
 
-    ``tasks`` and ``missing`` must be quick and import nothing optional; ``missing`` says why the family cannot run here
-    and how to change that, None when it can.
+    ``tasks``, ``missing`` and ``runs`` must be quick and import nothing optional; ``missing`` says why the family
+    cannot run here and how to change that, None when it can; ``runs`` tells of a task in a family that can.
     """
 
     name: str
     entry_point: str
     tasks: Callable[[], Sequence[str]]
     missing: Callable[[], str | None]
+    runs: Callable[[str], bool] = lambda task: True
 
     def load(self) -> type[TextEnv]:
         """Its class."""
@@ -45,7 +46,8 @@ def register(family: Family) -> None:
 
 def ids() -> list[str]:
     """Every registered id that can run on this machine now."""
-    return sorted(f"{f.name}/{task}" for f in FAMILIES.values() if f.missing() is None for task in f.tasks())
+    there = [f for f in FAMILIES.values() if f.missing() is None]
+    return sorted(f"{f.name}/{task}" for f in there for task in f.tasks() if f.runs(task))
 
 
 def missing() -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Self
 
+from . import agentgym_dialect as dialect
 from .core import SPLITS, EnvironmentDiedError, Expert, ExpertGaveUpError, GoldPath, TextEnv, Turn
 from .jvm import Interface, Simulator
 
@@ -91,7 +92,7 @@ class ScienceWorld(TextEnv):
     score of 100; a wrong focus ends the task with -100. ``progress`` is the share of the task's sequential sub-goals.
     """
 
-    splits = SPLITS
+    splits: ClassVar[tuple[str, ...]] = SPLITS
     cheap_clone: ClassVar[bool] = False
     reusable: ClassVar[bool] = True
 
@@ -113,9 +114,9 @@ class ScienceWorld(TextEnv):
             self._simulator = Interface(SIMULATOR)
         return self._simulator
 
-    def _call(self, method: str, *arguments: object) -> object:
+    def _call(self, method: str, *arguments: object, seed: str | None = None) -> object:
         try:
-            return self._interface().call(method, *arguments)
+            return self._interface().call(method, *arguments, seed=seed)
         except EnvironmentDiedError:
             self.close()
             raise
@@ -135,20 +136,27 @@ class ScienceWorld(TextEnv):
 
     def begin(self, variation: int) -> tuple[str, str]:
         """Load the task; the first observation is a free look around."""
-        return self._load(variation, gold=False)
+        goal = self._load(gold=False)
+        return goal, canonical(str(self._call("freeActionLook")))
 
-    def _load(self, variation: int, gold: bool) -> tuple[str, str]:
+    def _episode(self) -> tuple[str, int]:
+        """Task and variation as the simulator names them."""
+        return self.task, self.variation
+
+    def _load(self, gold: bool) -> str:
+        task, variation = self._episode()
         # load, not reset: after one gold path every reset would make another one
-        problem = str(self._call("load", self.task, variation, self.simplifications, gold))
-        look = canonical(str(self._call("freeActionLook")))
-        if problem.strip() or not look:
-            raise ValueError(f"{self.task}, variation {variation}: {problem.strip() or 'cannot be loaded'}")
+        problem = str(self._call("load", task, variation, self.simplifications, gold)).strip()
+        if problem:
+            raise ValueError(f"{task}, variation {variation}: {problem}")
         self._raw, self._progress = 0, self._reached()
-        return str(self._call("getTaskDescription")).strip(), look
+        return str(self._call("getTaskDescription")).strip()
 
     def do(self, action: str) -> Turn:
         """One action in the simulator's language; it answers to what it does not understand."""
-        observation = canonical(str(self._call("step", action)))
+        return self._turn(canonical(str(self._call("step", action, seed=self._moment()))))
+
+    def _turn(self, observation: str) -> Turn:
         raw = round(100 * float(str(self._call("getScore"))))
         over = bool(self._call("getCompleted")) or raw < 0
         if raw != self._raw:
@@ -166,17 +174,24 @@ class ScienceWorld(TextEnv):
         return self._progress
 
     def admissible(self) -> list[str]:
-        """Every valid action, sorted: up to thousands, and a fraction of a second of the simulator's time."""
-        return sorted(set(self._interface().strings("getValidActionObjectCombinations")))
+        """Every valid action, sorted: up to thousands, and a fraction of a second of the simulator's time.
+
+        A thing that goes by several names is listed under one of them.
+        """
+        return sorted(set(self._interface().strings("getValidActionObjectCombinations", seed=self._moment())))
+
+    def _moment(self) -> str:
+        """Seed of what happens by chance now: bees and wandering animals, the name that a thing is listed under."""
+        return f"{self.task}/{self.variation}/{len(self.history)}"
 
     def expert(self, cpu_seconds: float = 2.0) -> Expert:
         """The simulator's gold path; making it takes a second (two minutes for the mendelian tasks)."""
         if self.history:
             raise ExpertGaveUpError("the gold path starts at the first step: ask for it right after reset()")
-        self._load(self.variation, gold=True)
+        self._load(gold=True)
         path = self._interface().strings("getGoldActionSequence")
         if not path:
-            raise ExpertGaveUpError(f"the simulator has no gold path for {self.task}, variation {self.variation}")
+            raise ExpertGaveUpError(f"the simulator has no gold path for {self._episode()}")
         return GoldPath(path)
 
     def clone(self) -> Self:
@@ -189,3 +204,51 @@ class ScienceWorld(TextEnv):
             self._simulator.close()
             self._simulator = None
         self._done = True
+
+
+class SciWorldAgentGym(ScienceWorld):
+    """ScienceWorld as AgentGym words and numbers it, without its server.
+
+    Args:
+        task: ``sciworld-v0``.
+        max_steps: own step limit; None takes AgentGym's 30 rounds.
+        split: AgentGym has none.
+        instructions: turn 0 of the conversation (:func:`envs.agentgym_dialect.instructions_from`), which becomes the
+            goal as it is; the task stands in the first observation. None takes ours, with the task.
+
+    A variation is AgentGym's item. Actions may come as ``Thought: ... Action: ...``. The text is the simulator's own.
+    """
+
+    splits = ()
+
+    def __init__(
+        self, task: str, max_steps: int | None = None, split: str | None = None, instructions: str | None = None
+    ) -> None:
+        super().__init__(task, max_steps, split)
+        self.instructions = instructions
+        self.limit = max_steps or dialect.SCIWORLD_ROUNDS
+
+    def tasks(self) -> tuple[str, ...]:
+        """All of them at once: an item names its task."""
+        return (self.home_task,)
+
+    def variations(self, task: str, split: str | None) -> range:
+        """AgentGym's items."""
+        return range(sum(VARIATIONS[name] for name in dialect.SCIWORLD_TASKS))
+
+    def _episode(self) -> tuple[str, int]:
+        return dialect.sciworld_item(self.variation, VARIATIONS)
+
+    def begin(self, variation: int) -> tuple[str, str]:
+        """Task and a look around, which costs a move, in AgentGym's order."""
+        goal = self._load(gold=False)
+        look = str(self._call("step", "look around", seed=f"{self._episode()}/first"))
+        return self.instructions or f"{dialect.INSTRUCTIONS['sciworld']}\n{goal}", f"{goal}\n{look}"
+
+    def do(self, action: str) -> Turn:
+        """The action of a reply, or the whole of it when it has no headings."""
+        return self._turn(str(self._call("step", dialect.parse_react(action)[1], seed=self._moment())))
+
+    def clone(self) -> Self:
+        """The same episode, replayed."""
+        return self.replay_into(type(self)(self.home_task, self.max_steps, self.split, self.instructions))

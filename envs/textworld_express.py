@@ -12,6 +12,8 @@ SIMULATOR = Simulator("TextWorldExpress", "textworld_express", "textworldexpress
 
 GAMES = ("arithmetic", "coin", "cookingworld", "mapreader", "peckingorder", "simonsays", "sorting", "twc")
 _SEEDS = {"train": range(1000), "dev": range(10_000, 11_000), "test": range(20_000, 21_000)}
+_SHARING = ("sorting",)
+"""Games whose items are the same objects in every episode of a JVM: two at once would take each other's."""
 _ALL = tuple(seed for split in SPLITS for seed in _SEEDS[split])
 
 
@@ -36,12 +38,17 @@ class TextWorldExpress(TextEnv):
         self.params = params
         self._simulator: Interface | None = None
         self._loaded: str | None = None
+        self._alone = False
         self._valid: list[str] = []
         SIMULATOR.check()
 
     def _load(self) -> None:
+        alone = self.task in _SHARING
+        if self._simulator is not None and alone != self._alone:
+            self._simulator.close()
+            self._simulator = None
         if self._simulator is None:
-            self._simulator, self._loaded = Interface(SIMULATOR), None
+            self._simulator, self._loaded, self._alone = Interface(SIMULATOR, alone), None, alone
         if self._loaded != self.task:
             problem = self._simulator.call("load", self.task, self.params)
             if problem:
@@ -101,7 +108,7 @@ class TextWorldExpress(TextEnv):
         return sorted(self._valid)
 
     def expert(self, cpu_seconds: float = 2.0) -> Expert:
-        """The game's gold path."""
+        """The game's gold path. In coin and twc the simulator explores by chance: every call finds another path."""
         if self.history:
             raise ExpertGaveUpError("the gold path starts at the first step: ask for it right after reset()")
         self._make(self.variation, gold=True)

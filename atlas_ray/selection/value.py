@@ -109,6 +109,11 @@ def estimate_values(
 
     def lanes() -> Iterator[Iterator[Start]]:
         for trajectory in trajectories:
+            if trajectory.env not in config.specs:
+                problems.append(
+                    f"{trajectory.id}: the recipe collects nothing from {trajectory.env}, so it has no values"
+                )
+                continue
             try:
                 states = snapshots(trajectory, config.specs[trajectory.env])
             except (ReplayError, envs.EnvironmentDiedError) as error:

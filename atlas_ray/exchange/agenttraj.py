@@ -1,0 +1,113 @@
+"""AgentTraj-L, the trajectory set of AgentGym: in and out.
+
+A record is ``{"item_id": "webshop_6", "conversations": [{"from": "human"|"gpt", "loss": null|false|true, "value"}]}``
+(AgentGym repository). Turn 0 holds the instructions, 1 an acknowledgement, 2 the first observation with the task in
+it, 3 the first thought and action; step t, counted from 1, is turn 2t+1. A last observation may follow.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..files import write_text
+from ..records import Annotation, OnError, Trajectory
+from .items import META, ImportedTrajectory, meta_row, read_items
+from .marks import Unmarked, marked
+from .turns import compose, parse
+
+ACKNOWLEDGEMENT = "OK."
+_OURS = re.compile(r"(.+_\d+)(?:#\d+)?")
+
+
+def import_agenttraj(
+    path: str | Path,
+    source: str = "AgentTraj-L",
+    success: bool = True,
+    on_error: OnError = "stop",
+    dropped: list[InputError] | None = None,
+) -> list[Trajectory]:
+    """Read trajectories in the format of AgentTraj-L.
+
+    Turns may also be ``{"role": "user"|"assistant", "content"}`` and the id ``id`` instead of ``item_id``. The
+    instruction is the text of turn 0; the task stands in the first observation. Equal ids become ``webshop_6``,
+    ``webshop_6#2``. The format holds no outcome. Ours: every episode is taken for a success with score 1, reward 1 on
+    the last step and 0 before; seed is the index in ``item_id``, env ``AgentGym/NAME-v0``. Records that
+    :func:`export_agenttraj` wrote carry the true values and return exactly.
+
+    Args:
+        path: a file with one JSON array, or with one record a line.
+        source: who acted, for records that do not say.
+        success: the outcome of episodes that do not say; False gives score and reward 0.
+        on_error: ``"stop"`` raises at the first bad record, ``"skip"`` goes on.
+        dropped: with ``"skip"``, gets the error of every record that was left out.
+
+    Raises:
+        InputError: names file, field (``conversations[5].value``) and line; in an array ``[3].conversations[5].value``.
+    """
+    return [item for _, item in read_items(path, "conversations", source, success, on_error, dropped)]
+
+
+def _texts(item: Trajectory) -> tuple[str, ...]:
+    """All turns of a trajectory: as they were read when they still say the same, else as we write them."""
+    if isinstance(item, ImportedTrajectory) and item.conversation[0] == item.instruction:
+        texts = item.conversation
+        read = [(o, *(parse(a) or (None, ""))) for o, a in zip(texts[2::2], texts[3::2], strict=False)]
+        if read == [(s.observation, s.thought, s.action) for s in item.steps]:
+            return texts
+    turns: list[str] = [item.instruction, ACKNOWLEDGEMENT]
+    for step in item.steps:
+        turns += [step.observation, compose(step.thought, step.action)]
+    return tuple(turns)
+
+
+def _record(item: Trajectory, note: Annotation | None, critical: frozenset[int]) -> dict[str, Any]:
+    texts = _texts(item)
+    turns: list[dict[str, Any]] = []
+    for number, text in enumerate(texts):
+        agent = number % 2 == 1
+        loss = number > 1 and (number - 3) // 2 in critical if agent else None
+        turns.append({"from": "gpt" if agent else "human", "loss": loss, "value": text})
+    match = _OURS.fullmatch(item.id)
+    acts = texts[3::2]
+    return {
+        "conversations": turns,
+        "item_id": match[1] if match else f"{item.task}_{item.seed}",
+        META: meta_row(item, note, acts),
+    }
+
+
+def export_agenttraj(
+    path: str | Path,
+    items: Iterable[Trajectory],
+    annotations: Iterable[Annotation] | None = None,
+    unmarked: Unmarked = "refuse",
+) -> int:
+    """Write trajectories in the format of AgentTraj-L, with ``loss`` true on the critical steps only.
+
+    ``loss`` is null on what the environment says and false on the acknowledgement and on every other step. **AgentGym's
+    own cloning and AgentEvol trainers ignore it**: docs/formats.md says who reads it. What the format has no place for
+    goes into an object ``atlas_ray`` beside the conversation, which those readers leave alone. A trajectory that was
+    imported in this process keeps its turns word by word.
+
+    Args:
+        path: the file; ``.jsonl`` gets a record a line, every other name one JSON array.
+        items: the trajectories.
+        annotations: one for each trajectory; None marks every step.
+        unmarked: a trajectory without an annotation, or with an empty one, is refused, or left out with ``"drop"``.
+
+    Returns:
+        How many records were written.
+
+    Raises:
+        InputError: see ``unmarked``; an annotation that fits no trajectory; an id twice; nothing to write.
+        EmptySelectionError: everything would be left out.
+    """
+    rows = [json.dumps(_record(*m), ensure_ascii=False, allow_nan=False) for m in marked(items, annotations, unmarked)]
+    lines = Path(path).suffix == ".jsonl"
+    write_text(path, "\n".join(rows) + "\n" if lines else "[\n" + ",\n".join(rows) + "\n]\n")
+    return len(rows)

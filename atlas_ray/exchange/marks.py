@@ -1,0 +1,134 @@
+"""Flags on turns: read as annotations, and written from annotations."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from ..errors import EmptySelectionError, InputError
+from ..records import Annotation, OnError, Trajectory
+from .items import meta_of, read_items
+from .turns import Talk, read_records, refuse
+
+Unmarked = Literal["refuse", "drop"]
+FLAGS = ("loss", "trainable", "train", "weight")
+
+
+def critical_of(talk: Talk, flag: str | None) -> tuple[int, ...] | None:
+    """The steps whose turn is flagged; None when no turn of the record has a flag.
+
+    Raises:
+        InputError: a flag is neither true, false, 1, 0 nor null, or marks a turn that is no step.
+    """
+    record, there = talk.record, [f for f in FLAGS if any(t.get(f) is not None for t in talk.turns)]
+    if flag is None and len(there) > 1:
+        raise record.error(f"turns carry the flags {' and '.join(there)}: say which one counts", talk.key)
+    name = flag or (there[0] if there else None)
+    if name not in there:
+        return None
+    for number, turn in enumerate(talk.turns):
+        value, field = turn.get(name), f"{talk.key}[{number}].{name}"
+        if value is not None and (not isinstance(value, bool | int) or value not in (0, 1)):
+            raise record.error(f"must be true, false, 1, 0 or null, is {value!r}", field)
+        if value and number not in talk.acts:
+            raise record.error("is true, but only a step of the agent can be critical", field)
+    return tuple(step for step, turn in enumerate(talk.acts) if talk.turns[turn].get(name))
+
+
+def marked(
+    items: Iterable[Trajectory], annotations: Iterable[Annotation] | None, unmarked: Unmarked
+) -> list[tuple[Trajectory, Annotation | None, frozenset[int]]]:
+    """Every trajectory that is exported, its annotation and its critical steps; without annotations all steps.
+
+    Raises:
+        InputError: nothing to export; an id twice; an annotation without its trajectory or with a step that does
+            not exist; with ``unmarked="refuse"`` a trajectory without an annotation or with an empty one.
+        EmptySelectionError: with ``unmarked="drop"`` nothing is left.
+    """
+    chosen = list(items)
+    by_id = {t.id: t for t in chosen}
+    if not chosen:
+        raise InputError("there is no trajectory to export")
+    if len(by_id) < len(chosen):
+        name, count = Counter(t.id for t in chosen).most_common(1)[0]
+        raise InputError(f"{count} trajectories to export have the id {name!r}")
+    if annotations is None:
+        return [(t, None, frozenset(range(len(t.steps)))) for t in chosen]
+    notes: dict[str, Annotation] = {}
+    for note in annotations:
+        if note.trajectory_id not in by_id:
+            raise InputError(f"an annotation is for {note.trajectory_id!r}, which is not among the trajectories")
+        if note.trajectory_id in notes:
+            raise InputError(f"trajectory {note.trajectory_id!r} has two annotations: export one selector's")
+        if note.critical and note.critical[-1] >= len(by_id[note.trajectory_id].steps):
+            raise InputError(f"trajectory {note.trajectory_id!r} has no step {note.critical[-1]}")
+        notes[note.trajectory_id] = note
+    bare = [t.id for t in chosen if t.id not in notes or not notes[t.id].critical]
+    if bare and unmarked != "drop":
+        raise InputError(
+            f"{len(bare)} of {len(chosen)} trajectories have no critical step, the first is {bare[0]!r}: "
+            'annotate them, or leave them out with unmarked="drop"'
+        )
+    if len(bare) == len(chosen):
+        raise EmptySelectionError("no trajectory has a critical step, so there is nothing to train on")
+    left_out = set(bare)
+    return [(t, notes[t.id], frozenset(notes[t.id].critical)) for t in chosen if t.id not in left_out]
+
+
+def import_annotations(
+    path: str | Path,
+    selector: str = "imported",
+    flag: str | None = None,
+    on_error: OnError = "stop",
+    dropped: list[InputError] | None = None,
+) -> list[Annotation]:
+    """Read the flags on turns as annotations, from either format; ids are those of the import.
+
+    A step is critical when its flag is true or 1. The formats do not hold the cap m, so ``fraction`` is 1, and they
+    do not name the selector; both are exact for records that our export wrote.
+
+    Args:
+        path: a file that :func:`import_agenttraj` or ``import_messages`` reads.
+        selector: the name for marks that have none.
+        flag: the key that counts; None takes the only one of loss, trainable, train, weight that is there.
+        on_error: as in :func:`import_agenttraj`.
+        dropped: as in :func:`import_agenttraj`.
+
+    Raises:
+        InputError: also when the turns of a record carry no flag, or a turn that is no step is marked.
+    """
+    notes = []
+    for talk, item in read_items(path, key_of(path), "", True, on_error, dropped):
+        try:
+            critical = critical_of(talk, flag)
+            if critical is None:
+                raise talk.record.error(f"no turn has the flag {flag}" if flag else "no turn has a flag", talk.key)
+        except InputError as error:
+            refuse(error, on_error, dropped)
+            continue
+        meta = meta_of(talk)
+        name = meta.selector if meta and meta.selector else selector
+        fraction = meta.fraction if meta and meta.fraction else 1.0
+        notes.append(Annotation(trajectory_id=item.id, selector=name, fraction=fraction, critical=critical))
+    if not notes:
+        raise InputError("holds no flags that can be read", path)
+    return notes
+
+
+def partly_marked(path: str | Path) -> list[Annotation]:
+    """The marks of a file that marks some steps and not others; nothing for one that marks all, or has no flags."""
+    read = read_items(path, key_of(path), "", True, "stop", None)
+    found = [(critical_of(talk, None), len(item.steps)) for talk, item in read]
+    if all(critical is None or len(critical) == steps for critical, steps in found):
+        return []
+    return import_annotations(path)
+
+
+def key_of(path: str | Path) -> str:
+    """``messages``, ``conversations`` or, in a file of our own, ``steps``: what the first record of a file holds."""
+    first = next(read_records(path, "skip", None), None)
+    return next(
+        (key for key in ("conversations", "messages", "steps") if first and key in first.value), "conversations"
+    )

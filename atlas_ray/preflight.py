@@ -1,0 +1,49 @@
+"""What a recipe names is there: models, environments, enough episodes. Asked before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import envs
+
+from .errors import InputError
+from .models import resolve
+from .recipe import Recipe
+from .rollout import env_spec
+
+
+def _models(recipe: Recipe) -> list[str]:
+    names = [recipe.select.model] if recipe.select and "value" in recipe.select.selectors else []
+    names += [recipe.finetune.base] if recipe.finetune and not recipe.finetune.scratch else []
+    return names + ([recipe.switch.quick, recipe.switch.deepthink] if recipe.switch else [])
+
+
+def _environments(recipe: Recipe) -> Iterator[tuple[str, str, str, int]]:
+    """(field, name, split, episodes that must be there) of every environment."""
+    if recipe.collect:
+        yield from (("collect.levels", name, "train", want) for name, want in recipe.collect.levels.items())
+    if recipe.evaluate:
+        yield from (("evaluate.held_in", name, "test", 1) for name in recipe.evaluate.held_in)
+        yield from (("evaluate.held_out", name, "test", 1) for name in recipe.evaluate.held_out)
+    if recipe.switch:
+        yield from (("switch.levels", name, split, 1) for name in recipe.switch.levels for split in envs.SPLITS)
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse a recipe that cannot be run here.
+
+    Raises:
+        InputError: a model or an environment that cannot be had, a setting that an environment refuses, or more
+            expert episodes than an environment has.
+    """
+    for name in _models(recipe):
+        resolve(name)
+    for field, name, split, want in _environments(recipe):
+        spec = env_spec(recipe, name, None, split)
+        try:
+            there = spec.episodes()
+        except (envs.MissingExtraError, ValueError) as error:
+            raise InputError(f"{name}: {error}", None, None, field) from None
+        if want > there:
+            part = f"its split {split} has" if not spec.endless and "split" in spec.options else "it has"
+            raise InputError(f"{want} episodes are asked for, {part} {there}", None, None, f"{field}.{name}")

@@ -1,0 +1,214 @@
+"""One JVM for all environments of a process: shared, replaced when it dies, and gone when nobody needs it."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import envs
+from atlas_ray.agents import Decision
+from atlas_ray.collect import collect
+from atlas_ray.recipe import Recipe
+from atlas_ray.rollout import EnvSpec, fresh, play
+from envs import jvm
+from envs.textworld_express import TextWorldExpress
+
+pytestmark = pytest.mark.java
+GAME = EnvSpec("TextWorldExpress/cookingworld", {"split": "train"})
+
+
+@pytest.fixture(autouse=True)
+def _no_leftovers():
+    envs.drain()
+    assert jvm.machines() == []
+    yield
+    envs.drain()
+    gc.collect()
+    assert jvm.machines() == [], "a test left a JVM behind"
+
+
+def gone(pid):
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_environments_share_a_jvm_which_ends_with_the_last():
+    a, b = TextWorldExpress("coin"), TextWorldExpress("twc")
+    assert jvm.machines() == [], "nothing is started before the first episode"
+    a.reset(seed=0)
+    b.reset(seed=0)
+    assert a.pid == b.pid
+    assert jvm.machines() == [a.pid]
+    pid = a.pid
+    a.close()
+    a.close()
+    assert b.step("look around")[0]
+    b.close()
+    assert gone(pid)
+
+
+def test_an_environment_that_is_forgotten_gives_its_jvm_back():
+    env = TextWorldExpress("coin")
+    env.reset(seed=0)
+    pid = env.pid
+    del env
+    gc.collect()
+    assert gone(pid)
+
+
+def test_a_closed_environment_can_be_reset_again():
+    env = TextWorldExpress("coin")
+    first = env.reset(seed=0)[0]
+    env.close()
+    assert env.reset(seed=0)[0] == first
+    env.close()
+
+
+def test_killing_the_jvm_ends_every_episode_on_it_with_one_typed_error_and_reset_begins_anew():
+    a, b = TextWorldExpress("coin"), TextWorldExpress("twc")
+    text = a.reset(seed=0)[0]
+    b.reset(seed=0)
+    os.kill(a.pid, signal.SIGKILL)
+    for env in (a, b):
+        with pytest.raises(envs.EnvironmentDiedError, match=r"TextWorldExpress: the JVM died or hung"):
+            env.step("look around")
+    assert a.reset(seed=0)[0] == text
+    assert b.reset(seed=0)
+    assert a.pid == b.pid
+    a.close()
+    b.close()
+
+
+def test_a_jvm_that_hangs_is_given_up_and_killed(monkeypatch):
+    monkeypatch.setattr(jvm, "ANSWER_SECONDS", 0.5)
+    env = TextWorldExpress("coin")
+    env.reset(seed=0)
+    pid = env.pid
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(envs.EnvironmentDiedError):
+        walk(env)
+    assert gone(pid)
+    monkeypatch.undo()
+    env.reset(seed=0)
+    env.close()
+
+
+def test_the_jvm_is_gone_when_its_parent_is_killed():
+    code = (
+        "import envs, time; e = envs.make('TextWorldExpress/coin'); e.reset(seed=0); print(e.pid, flush=True);"
+        "time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        pid = int(parent.stdout.readline())
+        assert not gone_now(pid)
+        parent.kill()
+    assert gone(pid)
+
+
+def walk(env):
+    for _ in range(50):  # the threads of a stopped process stop one after the other
+        env.step("look around")
+
+
+def gone_now(pid):
+    return not os.path.exists(f"/proc/{pid}")
+
+
+def test_a_stranger_on_the_machine_cannot_use_the_gateway():
+    from py4j.java_gateway import GatewayParameters, JavaGateway
+    from py4j.protocol import Py4JError
+
+    env = TextWorldExpress("coin")
+    env.reset(seed=0)
+    port = env._simulator._machine.gateway.gateway_parameters.port
+    stranger = JavaGateway(gateway_parameters=GatewayParameters(port=port))
+    with pytest.raises(Py4JError):
+        stranger.jvm.java.lang.System.getProperty("user.name")
+    stranger.close()
+    env.close()
+
+
+def test_leases_reuse_an_environment_with_the_same_settings_only():
+    a = envs.lease("TextWorldExpress/coin", split="train")
+    envs.release(a)
+    assert envs.lease("TextWorldExpress/coin-v0", split="dev") is not a
+    assert envs.lease("TextWorldExpress/coin", split="train") is a
+
+
+class _Killer:
+    """An agent of one slot that follows a gold path and kills the JVM once, in its third step."""
+
+    def __init__(self, path):
+        self.path, self.at, self.kills = path, 0, 0
+        self.engine = type("Engine", (), {"slots": 1})()
+
+    def start(self, *_):
+        self.at = 0
+
+    def fits(self, _):
+        return True
+
+    def advance(self, *_):
+        pass
+
+    def act(self, slots, offered, seeds):
+        if self.at == 2 and not self.kills:
+            self.kills += 1
+            os.kill(jvm.machines()[0], signal.SIGKILL)
+        self.at += 1
+        return [Decision(None, self.path[self.at - 1])]
+
+
+def gold(seed):
+    env = envs.make(GAME.name, **GAME.options)
+    env.reset(seed=seed)
+    expert, actions = env.expert(), []
+    while True:
+        actions.append(expert.act().action)
+        if any(env.step(actions[-1])[2:4]):
+            env.close()
+            return actions
+
+
+def test_a_roll_out_loses_one_episode_and_says_so():
+    agent = _Killer(gold(0))
+    first, second = play(agent, ([fresh(GAME, seed)] for seed in (0, 0)))
+    assert first.lost
+    assert "EnvironmentDiedError" in first.error
+    assert (second.lost, second.success, second.score) == (False, True, 1.0)
+
+
+def test_collecting_goes_on_when_its_jvm_is_killed_and_counts_what_was_lost(tmp_path, monkeypatch):
+    recipe = Recipe.model_validate(
+        {
+            "name": "x",
+            "workers": 0,
+            "collect": {"levels": {"TextWorldExpress/sorting": 4, "TextWorldExpress/cookingworld": 2}},
+        }
+    )
+    whole = collect(recipe, tmp_path / "whole")
+    steps, do = [0], TextWorldExpress.do
+
+    def killing(self, action):
+        steps[0] += 1
+        if steps[0] in (5, 50):
+            os.kill(self.pid, signal.SIGKILL)
+        return do(self, action)
+
+    monkeypatch.setattr(TextWorldExpress, "do", killing)
+    assert collect(recipe, tmp_path / "killed") == whole
+    events = (tmp_path / "killed" / "events.jsonl").read_text().splitlines()
+    assert len(events) == 2
+    assert all("lost episode" in e and "the JVM died" in e for e in events)

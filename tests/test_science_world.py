@@ -1,0 +1,211 @@
+"""ScienceWorld through its simulator: exact, fast to step, and gold paths that succeed."""
+
+import itertools
+
+import gymnasium as gym
+import pytest
+
+import envs
+from envs.science_world import SIMULATOR, VARIATIONS, ScienceWorld, canonical, split_of
+
+MENDELIAN = [task for task in VARIATIONS if task.startswith("mendelian")]
+
+
+@pytest.fixture(scope="module")
+def boil():
+    pytest.importorskip("scienceworld")
+    env = ScienceWorld("boil-v0")
+    env.reset(seed=0)
+    yield env
+    env.close()
+
+
+def test_listed_things_are_sorted_within_their_block_and_nothing_else_moves():
+    text = "In it, you see: \n\tb\n\ta. On the a is: z\nYou also see:\n\tA door\n\n"
+    assert canonical(text) == "In it, you see:\n\ta. On the a is: z\n\tb\nYou also see:\n\tA door"
+    assert canonical("\tb\n\ta") == canonical("\ta\n\tb")
+    assert canonical("first\nsecond") == "first\nsecond"
+
+
+def test_splits_are_disjoint_and_cover_every_variation():
+    assert len(VARIATIONS) == 30
+    assert sum(VARIATIONS.values()) == 7207
+    for task, count in VARIATIONS.items():
+        parts = [split_of(task, split) for split in envs.SPLITS]
+        assert list(itertools.chain(*parts)) == list(range(count)) == list(split_of(task, None))
+        assert all(parts)
+
+
+def test_names_simplifications_and_the_missing_extra(monkeypatch):
+    assert envs.full_id("ScienceWorld/boil") == "ScienceWorld/boil-v0"
+    with pytest.raises(envs.UnknownEnvironmentError, match="did you mean boil"):
+        envs.full_id("ScienceWorld/boill")
+    monkeypatch.setenv("PATH", "")
+    assert "Java" in (SIMULATOR.missing() or "") or "extra 'java'" in (SIMULATOR.missing() or "")
+    with pytest.raises(envs.MissingExtraError, match=r"Java|atlas-ray\[java\]"):
+        ScienceWorld("boil-v0")
+    assert not [i for i in envs.ids() if i.startswith("ScienceWorld/")]
+    assert "ScienceWorld" in envs.missing()
+
+
+@pytest.mark.java
+def test_a_simplification_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="simplifications: no 'hard'"):
+        ScienceWorld("boil-v0", simplifications="easy,hard")
+
+
+@pytest.mark.java
+def test_the_table_of_variations_and_splits_is_the_simulators(boil):
+    simulator = boil._interface()
+    assert simulator.strings("getTaskNames") == list(VARIATIONS)
+    for task, count in VARIATIONS.items():
+        assert simulator.call("getTaskMaxVariations", task) == count
+        if task in MENDELIAN:
+            continue
+        simulator.call("load", task, 0, "", False)
+        for split, method in zip(envs.SPLITS, ("Train", "Dev", "Test"), strict=True):
+            assert list(simulator.call(f"getVariations{method}")) == list(split_of(task, split)), (task, split)
+
+
+def replay(env, task, variation):
+    """Play the gold path; the score at its end and the longest."""
+    env.reset(options={"task": task, "variation": variation})
+    expert = env.expert()
+    while True:
+        _, _, terminated, truncated, info = env.step(expert.act().action)
+        if terminated or truncated:
+            return info
+
+
+@pytest.mark.java
+@pytest.mark.parametrize("task", [t for t in VARIATIONS if t not in MENDELIAN])
+def test_gold_paths_of_three_variations_reach_100(boil, task):
+    for variation in (0, VARIATIONS[task] // 2, VARIATIONS[task] - 1):
+        info = replay(boil, task, variation)
+        assert (info["raw_score"], info["score"], info["success"], info["progress"]) == (100, 1.0, True, 1.0)
+
+
+@pytest.mark.java
+@pytest.mark.slow
+@pytest.mark.parametrize("task", MENDELIAN)
+def test_gold_paths_of_the_mendelian_tasks_reach_100(boil, task):
+    for variation in (0, VARIATIONS[task] // 2, VARIATIONS[task] - 1):
+        assert replay(boil, task, variation)["raw_score"] == 100
+
+
+@pytest.mark.java
+@pytest.mark.parametrize(
+    ("task", "variation"), [("freeze", 15), ("grow-fruit", 0), ("chemistry-mix-paint-secondary-color", 35)]
+)
+def test_episodes_that_differ_from_run_to_run_upstream_are_exact_here(boil, task, variation):
+    """Upstream, temperatures and the order of lines depend on identity hashes, bees on what is played beside."""
+    boil.reset(options={"task": task, "variation": variation})
+    expert, actions = boil.expert(), []
+    runs = [[], [], []]
+    while True:
+        actions.append(expert.act().action)
+        turn = boil.step(actions[-1])
+        runs[0].append(turn[:4])
+        if turn[2] or turn[3]:
+            break
+    other, beside = ScienceWorld("boil-v0"), ScienceWorld("melt-v0")
+    beside.reset(seed=3)
+    for run, env in ((runs[1], other), (runs[2], boil)):
+        env.reset(options={"task": task, "variation": variation})
+        for action in actions:
+            run.append(env.step(action)[:4])
+            beside.step("wait1")
+            if beside._done:
+                beside.reset(seed=3)
+    assert runs[0] == runs[1] == runs[2]
+    other.close()
+    beside.close()
+
+
+@pytest.mark.java
+def test_a_wrong_focus_ends_the_task_with_0_and_minus_100_in_info(boil):
+    boil.reset(seed=0)
+    boil.step("open door to kitchen")
+    total = sum(boil.step(a)[1] for a in ("go to kitchen", "look around"))
+    _, reward, terminated, truncated, info = boil.step("focus on agent")
+    assert (terminated, truncated, info["raw_score"], info["score"], info["success"]) == (True, False, -100, 0.0, False)
+    assert total + reward == 0.0
+    with pytest.raises(gym.error.ResetNeeded):
+        boil.step("look around")
+
+
+@pytest.mark.java
+def test_rewards_sum_to_the_score_and_progress_never_falls(boil):
+    boil.reset(seed=2)
+    expert, total, progress = boil.expert(), 0.0, [0.0]
+    while True:
+        _, reward, terminated, truncated, info = boil.step(expert.act().action)
+        total += reward
+        progress.append(info["progress"])
+        if terminated or truncated:
+            break
+    assert total == pytest.approx(info["score"]) == 1.0
+    assert progress == sorted(progress)
+    assert {round(3 * p) for p in progress} <= {0, 1, 2, 3}, "boil has three sub-goals in sequence"
+    assert len(set(progress)) > 2
+
+
+@pytest.mark.java
+def test_nothing_is_listed_unasked(boil, monkeypatch):
+    boil.reset(seed=0)
+    calls = []
+    simulator = boil._interface()
+    call, strings = simulator.call, simulator.strings
+    monkeypatch.setattr(simulator, "call", lambda m, *a, **k: calls.append(m) or call(m, *a, **k))
+    monkeypatch.setattr(simulator, "strings", lambda m, **k: calls.append(m) or strings(m, **k))
+    boil.step("look around")
+    assert calls == ["step", "getScore", "getCompleted"]
+    offered = boil.admissible()
+    assert boil.admissible() == offered
+    assert calls[4:] == ["getValidActionObjectCombinations"]
+    assert "open door to kitchen" in offered
+    assert offered == sorted(set(offered))
+
+
+@pytest.mark.java
+def test_options_name_task_split_and_variation(boil):
+    _, info = boil.reset(options={"task": "melt", "variation": 7})
+    assert (boil.task, boil.variation) == ("melt", 7)
+    assert "melt" in info["goal"]
+    _, info = boil.reset(seed=5)
+    assert (boil.task, boil.variation) == ("boil", 5), "the task was for that episode only"
+    boil.reset(seed=5, options={"split": "test"})
+    assert boil.variation == 21 + 5
+    for bad in ({"task": "bake"}, {"variation": 30}, {"variation": "3"}, {"split": "dev", "variation": 3}, {"seed": 1}):
+        with pytest.raises(ValueError, match=next(iter(bad)) if len(bad) == 1 else "variation"):
+            boil.reset(options=bad)
+
+
+@pytest.mark.java
+def test_the_expert_is_asked_for_before_the_first_step(boil):
+    boil.reset(seed=0)
+    boil.step("look around")
+    with pytest.raises(envs.ExpertGaveUpError, match="first step"):
+        boil.expert()
+
+
+@pytest.mark.java
+def test_agentgyms_wording_and_numbering():
+    env = envs.make("AgentGymSciWorld/sciworld", instructions="You are an agent.")
+    assert len(env.variations("sciworld", None)) == 4639
+    observation, info = env.reset(seed=30)
+    assert info["goal"] == "You are an agent."
+    assert env._episode() == ("melt", 0)
+    goal, _, look = observation.partition("\n")
+    assert goal.startswith("Your task is to melt")
+    assert look.startswith("This room is called")
+    text = env.step("Thought:\nI open the door. Action: none\n\nAction:\nopen door to kitchen")[0]
+    assert text == "The door is now open."
+    info = env.step("Action:\nfocus on agent")[4]
+    assert (info["raw_score"], info["score"]) == (-100, 0.0)
+    env.close()
+    plain = envs.make("AgentGymSciWorld/sciworld", max_steps=200)
+    _, info = plain.reset(seed=0)
+    assert "Your task is to boil water" in info["goal"]
+    assert replay(plain, "sciworld", 0)["raw_score"] == 100
+    plain.close()

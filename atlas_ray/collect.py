@@ -43,7 +43,7 @@ def expert_episode(spec: EnvSpec, seed: int, cpu_seconds: float) -> Trajectory |
     finally:
         envs.release(env)
     if not info["success"]:
-        return f"not solved in {len(steps)} steps"
+        return f"not solved in {len(steps)} steps" + (", the limit: see collect.max_steps" if truncated else "")
     return Trajectory(
         id=start.id,
         env=spec.id,

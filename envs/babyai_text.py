@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import gymnasium as gym
@@ -28,6 +30,13 @@ _SEEDS: dict[str | None, range] = {
 _AGENT_X, _AGENT_Y = 3, 6
 _UNSEEN, _EMPTY, _WALL, _DOOR = 0, 1, 2, 4
 _DOOR_STATES = ("open", "closed", "locked")
+# cells are numbered 7 * column + row, as they lie in memory
+_RAYS = (
+    ("forward", [7 * _AGENT_X + y for y in range(_AGENT_Y - 1, -1, -1)]),
+    ("left", [7 * x + _AGENT_Y for x in range(_AGENT_X - 1, -1, -1)]),
+    ("right", [7 * x + _AGENT_Y for x in range(_AGENT_X + 1, 7)]),
+)
+_THINGS = re.compile(bytes([*b"[^", _UNSEEN, _EMPTY, _WALL, *b"]"]), re.DOTALL)
 
 # minigrid prints "Sampling rejected". redirect_stdout is no way out: it swaps the standard output of every thread,
 # and two resets at a time leave it swapped.
@@ -63,34 +72,35 @@ def describe(image: np.ndarray | Sequence[Any], carrying: tuple[str, str] | None
     view = np.asarray(image)
     if view.shape != (7, 7, 3):
         raise ValueError(f"a BabyAI-Text view is 7x7x3, this one is {'x'.join(map(str, view.shape))}")
-    kinds: list[list[int]] = view[:, :, 0].tolist()
+    if view.dtype != np.uint8:
+        if ((view < 0) | (view > 255)).any():
+            raise ValueError("a BabyAI-Text view holds numbers that minigrid does not know: below 0 or above 255")
+        view = view.astype(np.uint8)
+    kinds = view[:, :, 0].tobytes()
     facts = [f"You carry a {carrying[0]} {carrying[1]}"] if carrying else []
-
-    rays = (
-        ("forward", [(_AGENT_X, y) for y in range(_AGENT_Y - 1, -1, -1)]),
-        ("left", [(x, _AGENT_Y) for x in range(_AGENT_X - 1, -1, -1)]),
-        ("right", [(x, _AGENT_Y) for x in range(_AGENT_X + 1, 7)]),
-    )
-    for direction, cells in rays:
-        for n, (x, y) in enumerate(cells, start=1):
-            if kinds[x][y] not in (_UNSEEN, _EMPTY):
-                if kinds[x][y] == _WALL:
+    for direction, cells in _RAYS:
+        for n, cell in enumerate(cells, start=1):
+            kind = kinds[cell]
+            if kind > _EMPTY:
+                if kind == _WALL:
                     facts.append(f"You see a wall {_steps(n, direction)}")
                 break
-
-    for x in range(7):
-        for y in range(7):
-            kind = kinds[x][y]
-            if kind in (_UNSEEN, _EMPTY, _WALL) or (x, y) == (_AGENT_X, _AGENT_Y):
-                continue
-            color, state = int(view[x, y, 1]), int(view[x, y, 2])
-            if kind not in IDX_TO_OBJECT or color not in IDX_TO_COLOR or (kind == _DOOR and state not in (0, 1, 2)):
-                raise ValueError(f"cell ({x}, {y}) holds ({kind}, {color}, {state}), which minigrid does not know")
-            thing = f"{IDX_TO_COLOR[color]} {IDX_TO_OBJECT[kind]}"
-            if kind == _DOOR:
-                thing = f"{_DOOR_STATES[state]} {thing}"
-            facts.append(f"You see a {thing} {_where(x - _AGENT_X, _AGENT_Y - y)}")
+    for found in _THINGS.finditer(kinds):
+        x, y = divmod(found.start(), 7)
+        if x != _AGENT_X or y != _AGENT_Y:
+            _, color, state = view[x, y].tolist()
+            facts.append(_fact(x, y, kinds[7 * x + y], color, state))
     return facts
+
+
+@cache
+def _fact(x: int, y: int, kind: int, color: int, state: int) -> str:
+    if kind not in IDX_TO_OBJECT or color not in IDX_TO_COLOR or (kind == _DOOR and state not in (0, 1, 2)):
+        raise ValueError(f"cell ({x}, {y}) holds ({kind}, {color}, {state}), which minigrid does not know")
+    thing = f"{IDX_TO_COLOR[color]} {IDX_TO_OBJECT[kind]}"
+    if kind == _DOOR:
+        thing = f"{_DOOR_STATES[state]} {thing}"
+    return f"You see a {thing} {_where(x - _AGENT_X, _AGENT_Y - y)}"
 
 
 def levels() -> dict[str, str]:

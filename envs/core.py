@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import copy
 import string
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
 import gymnasium as gym
@@ -84,7 +84,7 @@ class GoldPath:
         return ExpertStep(thought=None, action=self._left.pop())
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Turn:
     """What an action led to.
 
@@ -98,7 +98,7 @@ class Turn:
     over: bool = False
     reward: float | None = None
     progress: float | None = None
-    more: Mapping[str, Any] = field(default_factory=dict)
+    more: Mapping[str, Any] | None = None
 
 
 class TextEnv(gym.Env[str, str]):
@@ -263,9 +263,15 @@ class TextEnv(gym.Env[str, str]):
         return (given,)
 
     def _info(self, turn: Turn) -> dict[str, Any]:
-        # a bound method, not a closure: check_env compares the info of two resets
-        admissible: Callable[[], list[str]] = self.admissible
-        info = {"goal": self.goal, "score": turn.score, "success": turn.success, "admissible": admissible, **turn.more}
+        # admissible: a bound method, not a closure, because check_env compares the info of two resets
+        info: dict[str, Any] = {
+            "goal": self.goal,
+            "score": turn.score,
+            "success": turn.success,
+            "admissible": self.admissible,
+        }
+        if turn.more:
+            info.update(turn.more)
         if turn.progress is not None:
             info["progress"] = turn.progress
         return info

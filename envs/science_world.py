@@ -84,7 +84,7 @@ class ScienceWorld(TextEnv):
 
     Args:
         task: name of the task, ``boil-v0``.
-        max_steps: own step limit in actions. Default 200: the longest gold path has 180.
+        max_steps: own step limit in actions. Default 200, which a few gold paths of the inclined planes exceed.
         split: ``train``, ``dev`` or ``test``, the simulator's own.
         simplifications: names of :data:`SIMPLIFICATIONS`, joined by commas.
 

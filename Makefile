@@ -20,7 +20,9 @@ demo: setup
 test: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
+# also what needs the extras that compile: TextWorld (GPLv2 parts) and ALFWorld's planner (GPLv3)
 test-all: setup
+	@$(BIN)/python -m pip install -q -e ".[dev,java,textworld,alfworld]"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ""
 
 check: setup

@@ -39,7 +39,9 @@ def load_model(name: str) -> Any:
     """A causal LM in float32 on a CPU and in its own precision on a GPU; safetensors only, no foreign code."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     dtype = "auto" if torch.cuda.is_available() else torch.float32
     return AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype, use_safetensors=True)
 

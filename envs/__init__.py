@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import agentgym, science_world, textworld_express
+from . import agentgym, alfworld, science_world, textworld, textworld_express
 from .babyai_expert import BabyAIExpert
 from .babyai_text import BabyAIText, levels
 from .core import (
@@ -97,5 +97,21 @@ register(
         "envs.science_world:SciWorldAgentGym",
         lambda: ["sciworld-v0"],
         science_world.SIMULATOR.missing,
+    )
+)
+register(
+    Family(
+        "TextWorld",
+        "envs.textworld:TextWorld",
+        lambda: [f"{task}-v0" for task in textworld.tasks()],
+        textworld.missing,
+    )
+)
+register(
+    Family(
+        "ALFWorld",
+        "envs.alfworld:ALFWorld",
+        lambda: [f"{task}-v0" for task in alfworld.tasks()],
+        alfworld.missing,
     )
 )

@@ -1,0 +1,408 @@
+"""ALFWorld: games are found and refused as its own loader does; tiny games made here are played for real.
+
+The real games have to be downloaded and are not there for these tests.
+"""
+
+import importlib.util
+import json
+import os
+import random
+import runpy
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from envs import alfworld as module
+from envs.alfworld import FOLDERS, TYPES, ALFWorld, missing
+from envs.core import ExpertGaveUpError, MissingExtraError, UnknownEnvironmentError
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("textworld", "fast_downward", "alfworld")
+playing = pytest.mark.skipif(not all(map(importlib.util.find_spec, PACKAGES)), reason=f"needs {', '.join(PACKAGES)}")
+
+CLOSED = ("Cabinet_bar__plus_01", "Cabinet_bar__plus_02", "Fridge_bar__plus_01")
+SURFACES = ("CounterTop_bar__plus_01", "Desk_bar__plus_01", "Microwave_bar__plus_01", "Sink_bar__plus_01_bar_SinkBasin")
+THINGS = {
+    "Apple_bar__plus_01": "Cabinet_bar__plus_01",
+    "Apple_bar__plus_02": "CounterTop_bar__plus_01",
+    "Mug_bar__plus_01": "Desk_bar__plus_01",
+    "DeskLamp_bar__plus_01": "Desk_bar__plus_01",
+}
+
+
+def kind(identifier):
+    return "SinkBasin" if "SinkBasin" in identifier else identifier.partition("_bar_")[0]
+
+
+def problem(goal, turn):
+    """A one-room household; ``turn`` moves the things on, so that games differ."""
+    places = list(dict.fromkeys(THINGS.values()))
+    things = {t: p if "Lamp" in t else places[(places.index(p) + turn) % 3] for t, p in THINGS.items()}
+    locations = {r: f"loc_bar_{n}" for n, r in enumerate(CLOSED + SURFACES)}
+    objects = ["agent1 - agent", "loc_bar_start - location"]
+    facts = ["(atLocation agent1 loc_bar_start)"]
+    for r, location in locations.items():
+        objects += [f"{r} - receptacle", f"{location} - location"]
+        facts += [f"(receptacleType {r} {kind(r)}Type)", f"(receptacleAtLocation {r} {location})"]
+        facts += [f"(openable {r})"] * (r in CLOSED)
+        facts += [f"(canContain {kind(r)}Type {kind(t)}Type)" for t in things]
+    for t, place in things.items():
+        objects.append(f"{t} - object")
+        facts += [f"(objectType {t} {kind(t)}Type)", f"(inReceptacle {t} {place})"]
+        facts += [f"(objectAtLocation {t} {locations[place]})"]
+        if "Lamp" in t:
+            facts.append(f"(toggleable {t})")
+        else:
+            facts += [f"({p} {t})" for p in ("pickupable", "cleanable", "heatable", "coolable")]
+    objects += [f"{t}Type - otype" for t in {kind(t) for t in things}]
+    objects += [f"{r}Type - rtype" for r in {kind(r) for r in locations}]
+    lines = "\n".join(objects), "\n".join(dict.fromkeys(facts)), goal
+    return "(define (problem tiny) (:domain alfred)\n(:objects {})\n(:init {})\n{}".format(*lines)
+
+
+def put(root, split, name, trial="trial_1", **game):
+    folder = root / "json_2.1.1" / FOLDERS[split] / name / trial
+    folder.mkdir(parents=True)
+    texts = {"pddl_domain": "d" * 70_000, "grammar": "", "pddl_problem": "", "solvable": True, "walkthrough": None}
+    (folder / "game.tw-pddl").write_text(json.dumps({**texts, **game}))
+    return folder / "game.tw-pddl"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A game of each type for each split, two more for training, with ALFWorld's own domain, grammar and goals."""
+    root = tmp_path_factory.mktemp("alfworld")
+    package = Path(importlib.util.find_spec("alfworld").origin).parent
+    domain, grammar = ((package / "data" / f"alfred.{e}").read_text() for e in ("pddl", "twl2"))
+    goals = runpy.run_path(str(package / "gen" / "goal_library.py"))["gdict"]
+    for turn, split in enumerate(("train", "dev", "test", "train", "train")):
+        for task in TYPES:
+            words = {"obj": "Apple", "recep": "Fridge", "toggle": "DeskLamp", "mrecep": ""}
+            goal = goals[task]["pddl"].replace("#", "-").format(**words)
+            said = goals[task]["templates"][0].format(**{k: v.lower() for k, v in words.items()})
+            texts = {"pddl_domain": domain, "grammar": grammar.replace("UNKNOWN GOAL", said)}
+            texts["pddl_problem"] = problem(goal, turn)
+            put(root, split, f"{task}-Apple-None-Fridge-{turn}", **texts)
+    return root
+
+
+@pytest.fixture
+def there(data, monkeypatch):
+    monkeypatch.setenv("ALFWORLD_DATA", str(data))
+    return data
+
+
+def play(env, actions):
+    results = []
+    for action in actions:
+        try:
+            observation, reward, terminated, truncated, info = env.step(action)
+        except gym.error.ResetNeeded:
+            results.append("over")
+        else:
+            results.append((observation, reward, terminated, truncated, info["score"], info["success"]))
+    return results
+
+
+# ---- finding the games, and saying what is missing ----------------------------------------------------------------
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+
+
+def test_without_the_packages_it_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setenv("ALFWORLD_DATA", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "fast_downward" else name)
+    with pytest.raises(MissingExtraError, match=r"pip install 'atlas-ray\[alfworld\]', then run 'alfworld-download'"):
+        ALFWorld()
+
+
+@pytest.mark.parametrize(
+    ("folders", "setting", "message"),
+    [
+        ([], "nowhere", "there is no folder .*nowhere"),
+        (["logic"], "", "holds no json_2.1.1"),
+        (["json_2.1.1/train", "json_2.1.1/valid_seen"], "json_2.1.1", "it must be the folder above"),
+        (["json_2.1.1/train/pick_and_place_simple-A-None-B-1/trial_1"], "", "there are no games"),
+    ],
+)
+def test_games_that_are_not_there(installed, tmp_path, monkeypatch, folders, setting, message):
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.setenv("ALFWORLD_DATA", str(tmp_path / setting))
+    with pytest.raises(MissingExtraError, match=message) as caught:
+        ALFWorld()
+    assert ("alfworld-download" in str(caught.value)) == (setting != "json_2.1.1")
+    assert missing() == str(caught.value)
+
+
+def test_the_default_folder_is_alfworlds(installed, tmp_path, monkeypatch):
+    monkeypatch.delenv("ALFWORLD_DATA", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert str(tmp_path / ".cache" / "alfworld") in str(missing())
+    put(tmp_path / ".cache" / "alfworld", "dev", "look_at_obj_in_light-CD-None-DeskLamp-1")
+    assert missing() is None
+
+
+def test_variations_are_numbered_by_path_and_cut_by_split(installed, tmp_path, monkeypatch):
+    monkeypatch.setenv("ALFWORLD_DATA", str(tmp_path))
+    two = "pick_two_obj_and_place-Mug-None-Desk-"
+    for split, name in (("train", two + "2"), ("train", two + "1"), ("dev", two + "3"), ("test", two + "0")):
+        put(tmp_path, split, name)
+    put(tmp_path, "train", two + "1", "trial_0")
+    put(tmp_path, "train", "pick_and_place_simple-Mug-None-Desk-1")
+    # left out, as ALFWorld does
+    put(tmp_path, "train", "pick_and_place_with_movable_recep-Mug-Bowl-Desk-1")
+    put(tmp_path, "train", "pick_and_place_simple-AppleSliced-None-Desk-1")
+    put(tmp_path, "train", two + "7", solvable=False)
+    put(tmp_path, "train", two + "8", solvable=None)
+    env = ALFWorld("pick_two_obj_and_place-v0")
+    ranges = [env.variations("pick_two_obj_and_place", s) for s in ("train", "dev", "test", None)]
+    assert ranges == [range(3), range(3, 4), range(4, 5), range(5)]
+    files = [f"{p.parts[-3]}/{p.parts[-2]}" for p in env._files("pick_two_obj_and_place", "train")]
+    assert files == [f"{two}1/trial_0", f"{two}1/trial_1", f"{two}2/trial_1"]
+    assert len(env.variations("all", None)) == 6
+    assert len(env.variations("pick_and_place_simple", None)) == 1
+    with pytest.raises(ValueError, match="look_at_obj_in_light: has no episodes"):
+        env.reset(options={"task": "look_at_obj_in_light"})
+
+
+def test_the_mark_of_a_solvable_game_is_found_wherever_it_stands(tmp_path):
+    path = tmp_path / "game.tw-pddl"
+    for solvable in (True, False):
+        for game in ({"solvable": solvable, "pddl_domain": "d" * 70_000}, {"grammar": "g", "solvable": solvable}):
+            path.write_text(json.dumps(game))
+            assert module._solvable(path) == solvable
+
+
+def test_unknown_tasks_are_refused(installed):
+    with pytest.raises(UnknownEnvironmentError, match="pick_two_obj_and_place"):
+        ALFWorld("juggle-v0")
+
+
+def test_the_module_itself_imports_nothing_of_textworld():
+    code = "import sys; import envs.alfworld; sys.exit('textworld' in sys.modules or 'fast_downward' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+# ---- playing ------------------------------------------------------------------------------------------------------
+
+
+@playing
+def test_gymnasiums_own_check_has_nothing_to_say(there, recwarn):
+    env = ALFWorld("pick_and_place_simple-v0")
+    check_env(env, skip_render_check=True)
+    assert [str(w.message) for w in recwarn if issubclass(w.category, UserWarning)] == []
+
+
+@playing
+def test_what_a_player_reads(there):
+    env = ALFWorld("pick_heat_then_place_in_recep-v0", split="train")
+    observation, info = env.reset(seed=0)
+    assert observation.startswith("You are in the middle of a room. Looking quickly around you, you see a cabinet 2, ")
+    assert info["goal"] == "put a hot apple in fridge."
+    assert (info["score"], info["success"], "progress" in info) == (0.0, False, False)
+    assert env.step("look")[0] == "You are in the middle of a room. Looking quickly around you, you see nothing."
+    assert env.step(" GO TO  sinkbasin 1 ")[0] == "You arrive at sinkbasin 1. On the sinkbasin 1, you see nothing."
+    assert env.step("go to cabinet 2")[0] == "You arrive at cabinet 2. The cabinet 2 is closed."
+    assert env.step("open cabinet 2")[0] == "You open the cabinet 2. The cabinet 2 is open. In it, you see a apple 2."
+    assert {"take apple 2 from cabinet 2", "close cabinet 2", "inventory", "help"} < set(info["admissible"]())
+
+
+@playing
+@pytest.mark.parametrize("task", TYPES)
+def test_the_planner_wins_every_type_in_every_split(there, task):
+    env = ALFWorld(f"{task}-v0")
+    goals = set()
+    for variation in range(5):
+        _, info = env.reset(options={"variation": variation})
+        goals.add(info["goal"])
+        expert, terminated = env.expert(), False
+        while not terminated:
+            before = env.score
+            _, reward, terminated, truncated, info = env.step(expert.act().action)
+            assert not truncated
+            assert (before, reward) == (0.0, float(terminated))
+        assert (info["success"], info["score"]) == (True, 1.0)
+        assert play(env, ["look"]) == ["over"]
+    assert len(goals) == 1
+
+
+@playing
+def test_the_walkthrough_goes_first_and_the_planner_mends_it(there, tmp_path, monkeypatch):
+    game = json.loads(ALFWorld()._files("pick_and_place_simple", "train")[0].read_text())
+    walk = ["look", "go to countertop 1", "take apple 1 from countertop 1", "go to fridge 1", "open fridge 1"]
+    for trial, ending in enumerate((["move apple 1 to fridge 1"], ["put apple 1 in/on fridge 1"], [])):
+        game["walkthrough"] = walk + ending
+        put(tmp_path, "train", "pick_and_place_simple-Apple-None-Fridge-1", f"trial_{trial}", **game)
+    monkeypatch.setenv("ALFWORLD_DATA", str(tmp_path))
+    env = ALFWorld("pick_and_place_simple-v0")
+    for variation in range(3):
+        env.reset(options={"variation": variation})
+        expert, terminated = env.expert(), False
+        while not terminated:
+            *_, terminated, _, info = env.step(expert.act().action)
+        assert env.history == [*walk, "move apple 1 to fridge 1"]
+        assert info["success"]
+
+
+@playing
+def test_an_expert_is_asked_at_the_start_and_may_give_up(there, tmp_path, monkeypatch):
+    env = ALFWorld("pick_and_place_simple-v0")
+    env.reset(seed=0)
+    env.step("look")
+    with pytest.raises(ExpertGaveUpError, match="right after reset"):
+        env.expert()
+    env.reset(seed=0)
+    expert = env.expert()
+    monkeypatch.setattr(env._game, "plan", list)
+    with pytest.raises(ExpertGaveUpError, match="no way"):
+        expert.act()
+
+
+@playing
+@pytest.mark.parametrize("task", TYPES)
+def test_text_and_commands_are_those_of_alfworlds_own_environment(there, task):
+    import textworld
+    from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
+    from textworld.envs import PddlEnv
+
+    rng = random.Random(0)
+    env = ALFWorld(f"{task}-v0", max_steps=100)
+    theirs = AlfredDemangler(PddlEnv(textworld.EnvInfos()))
+    for variation in (0, 3):
+        arguments = sys.argv
+        observation, info = env.reset(options={"variation": variation})
+        assert sys.argv is arguments
+        theirs.load(str([p for split in FOLDERS for p in env._files(task, split)][variation]))
+        state = theirs.reset()
+        sys.argv = arguments
+        intro = [observation, f"Your task is to: {info['goal']}"]
+        assert state.feedback.split("\n\n") == ["-= Welcome to TextWorld, ALFRED! =-", *intro]
+        for _ in range(15):
+            assert info["admissible"]() == state.admissible_commands
+            action = "dance" if rng.random() < 0.1 else rng.choice(state.admissible_commands)
+            observation, _, terminated, _, info = env.step(action)
+            state, _, done = theirs.step(action)
+            assert (observation, terminated) == (state.feedback.strip(), done)
+            if done:
+                break
+
+
+@playing
+def test_bad_actions_change_nothing(there):
+    env = ALFWorld()
+    env.reset(seed=0)
+    before = env.admissible()
+    for action in ("", "  ", "fly to the 7th moon", "ö\t\x00\n", "x" * 20_000, None, 3, "go to", "open bed 1"):
+        assert env.step(action)[:4] == ("Nothing happens.", 0.0, False, False)
+    assert env.admissible() == before
+
+
+@playing
+def test_the_step_limit(there):
+    env = ALFWorld(max_steps=2)
+    env.reset(seed=0)
+    assert [r[2:4] for r in play(env, ["look", "look"])] == [(False, False), (False, True)]
+    env = ALFWorld()
+    env.reset(seed=0)
+    assert [r[3] for r in play(env, ["dance"] * 50)].index(True) == 49
+
+
+@playing
+def test_options_and_splits(there):
+    env = ALFWorld("pick_and_place_simple-v0", split="test")
+    env.reset(seed=7)
+    assert env.variation == 4
+    env.reset(seed=1, options={"split": "train"})
+    assert env.variation == 1
+    env.reset(options={"task": "look_at_obj_in_light", "split": None, "variation": 3})
+    assert env.goal == "look at apple under the desklamp."
+    for bad in ({"variation": 0}, {"split": "valid_seen"}, {"task": "juggle"}, {"level": 1}):
+        with pytest.raises(ValueError, match="variation|split|task|level"):
+            env.reset(options=bad)
+
+
+@playing
+def test_clones_go_their_own_ways(there):
+    rng = random.Random(1)
+    env = ALFWorld("pick_two_obj_and_place-v0", split="dev")
+    env.reset(seed=0)
+    assert not env.cheap_clone
+    for _ in range(6):
+        env.step(rng.choice(env.admissible()))
+    clone = env.clone()
+    assert clone.admissible() == env.admissible()
+    rest = []
+    for _ in range(10):
+        rest.append(rng.choice(clone.admissible()))
+        clone.step(rest[-1])
+    twin = env.clone()
+    assert play(twin, rest) == play(env, rest)
+
+
+@playing
+def test_planners_are_handed_on(there):
+    idle = module._Planner._idle
+    env, first = ALFWorld(), ""
+    for _ in range(3):
+        observation, _ = env.reset(seed=0)
+        first = first or observation
+        assert observation == first
+        env.step("go to desk 1")
+        before = len(idle)
+        env.close()
+        assert len(idle) == before + 1
+        assert play(env, ["look"]) == ["over"]
+    one, two = ALFWorld(), ALFWorld()
+    one.reset(seed=0)
+    two.reset(seed=1)
+    assert one._game._planner.library is not two._game._planner.library
+
+
+@playing
+def test_threads_play_side_by_side(there):
+    def one():
+        env = ALFWorld("pick_and_place_simple-v0")
+        observation, _ = env.reset(seed=0)
+        said.append([observation, *play(env, ["go to desk 1", "examine desk 1", "help", "look"]), env.admissible()])
+
+    said = []
+    threads = [threading.Thread(target=one) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(said) == 4
+    assert all(s == said[0] for s in said)
+
+
+SCRIPT = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from envs.alfworld import ALFWorld
+env = ALFWorld("pick_clean_then_place_in_recep-v0")
+said = [env.reset(seed=2)[0]]
+expert, over = env.expert(), False
+while not over:
+    observation, _, over, _, info = env.step(expert.act().action)
+    said += [observation, info["admissible"]()]
+print(json.dumps(said))
+"""
+
+
+@playing
+def test_the_same_episode_in_other_processes(there):
+    command, said = [sys.executable, "-c", SCRIPT, str(ROOT)], []
+    for hash_seed in ("1", "2"):
+        done = subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": hash_seed}, capture_output=True, check=True)
+        said.append(done.stdout)
+    assert said[0] == said[1]
+    assert len(json.loads(said[0])) > 5

@@ -1,6 +1,6 @@
-"""Where text comes from: engines behind one small protocol."""
+"""Where text comes from: a causal language model behind one small protocol."""
 
-from .base import Engine
+from .base import Capabilities, Engine
 from .transformers import TransformersEngine
 
-__all__ = ["Engine", "TransformersEngine"]
+__all__ = ["Capabilities", "Engine", "TransformersEngine"]

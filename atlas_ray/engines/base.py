@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine can do beyond continuing text.
+
+    ``scores``: :meth:`Engine.score` gives exact log-probabilities. ``seeds``: a sample depends on its seed alone.
+    ``adapters``: a LoRA adapter can be named.
+    """
+
+    scores: bool = True
+    seeds: bool = True
+    adapters: bool = False
 
 
 class Engine(Protocol):
@@ -15,6 +29,7 @@ class Engine(Protocol):
     the longest common prefix with the next one. Results never depend on slots, on batching or on what was kept.
     """
 
+    capabilities: Capabilities
     tokenizer: Any
     slots: int
     context: int

@@ -9,6 +9,7 @@ import torch
 
 from ..errors import ContextOverflowError
 from ..models import load_model, load_tokenizer
+from .base import Capabilities
 from .slot_cache import SlotCache
 
 
@@ -19,6 +20,8 @@ class TransformersEngine:
         model: shipped name, directory or Hugging Face id, or a loaded causal LM with ``tokenizer`` given.
         slots: episodes that can be kept at a time.
     """
+
+    capabilities = Capabilities()
 
     def __init__(self, model: str | Any, slots: int, tokenizer: Any = None) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

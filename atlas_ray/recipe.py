@@ -238,6 +238,8 @@ class Recipe(Section):
     """Ray actors that play episodes, one CPU each; 0 plays inside this process."""
     num_envs: Positive = 32
     """Episodes an actor plays side by side."""
+    patience: float = Field(default=3600.0, gt=0)
+    """Seconds without a finished episode after which an actor is taken for hung and replaced."""
     style: Literal["react", "action"] = "react"
     """Thought and action, or actions only."""
     environments: dict[Environment, dict[str, str | int | float | bool]] = {}
@@ -347,6 +349,8 @@ def load(name: str | Path, overrides: dict[str, str] | None = None) -> Recipe:
         elif kind not in ("missing", "value_error") and not isinstance(problem["input"], dict | list | BaseModel):
             message = f"{message} (got {problem['input']!r})"
         for key in overrides:
+            if kind == "value_error" and message.startswith(f"{key.removeprefix(f'{field}.')}: "):
+                raise InputError(message.partition(": ")[2], None, None, f"--{key}")
             if f"{field}.".startswith(f"{key}.") or (kind == "extra_forbidden" and key.startswith(f"{field}.")):
                 raise InputError(message, None, None, f"--{key}")
         raise InputError(message, path, line_of(text, loc), field or None)

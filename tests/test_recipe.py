@@ -337,7 +337,7 @@ def test_overrides_create_tables(recipe_file):
         ("evaluate.held_in", '["GoToLocl"]', "GoToLocal"),
         ("finetune.arms", '[{selector = "best"}]', "Input should be"),
         ("collect.levels.GoToLocl", "3", "GoToLocal"),
-        ("collect.levels", "{}", "at least 1"),
+        ("collect.levels", "{}", "give either levels"),
         ("name", "a/b", "match"),
         ("name", "", "match"),
         ("", "3", "unknown key"),

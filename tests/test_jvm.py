@@ -91,16 +91,17 @@ def test_killing_the_jvm_ends_every_episode_on_it_with_one_typed_error_and_reset
     b.close()
 
 
-def test_a_jvm_that_hangs_is_given_up_and_killed(monkeypatch):
-    monkeypatch.setattr(jvm, "ANSWER_SECONDS", 0.5)
+def test_a_jvm_that_hangs_is_given_up_and_killed():
     env = TextWorldExpress("coin")
     env.reset(seed=0)
     pid = env.pid
+    for connection in env._simulator._machine.gateway._gateway_client.deque:
+        assert connection.socket.gettimeout() == jvm.ANSWER_SECONDS
+        connection.socket.settimeout(0.5)
     os.kill(pid, signal.SIGSTOP)
     with pytest.raises(envs.EnvironmentDiedError):
         walk(env)
     assert gone(pid)
-    monkeypatch.undo()
     env.reset(seed=0)
     env.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,11 @@ def expert_episode(spec: EnvSpec, seed: int, cpu_seconds: float) -> Trajectory |
     )
 
 
-def _job(task: tuple[str, EnvSpec, list[int], float], kept: dict[str, Any]) -> list[dict[str, Any]]:
+_Task = tuple[str, EnvSpec, list[int], float]
+
+
+def _job(task: _Task, kept: dict[str, Any]) -> Iterator[dict[str, Any]]:
     name, spec, seeds, cpu_seconds = task
-    rows = []
     for seed in seeds:
         deaths: list[str] = []
         outcome: Trajectory | str = ""
@@ -75,8 +78,13 @@ def _job(task: tuple[str, EnvSpec, list[int], float], kept: dict[str, Any]) -> l
             row["trajectory"] = outcome.row()
         else:
             row["why"] = outcome
-        rows.append(row)
-    return rows
+        yield row
+
+
+def _rest(task: _Task, received: list[dict[str, Any]]) -> _Task | None:
+    name, spec, seeds, cpu_seconds = task
+    left = seeds[len(received) :]
+    return (name, spec, left, cpu_seconds) if left else None
 
 
 def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
@@ -111,7 +119,7 @@ def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
     retried = lambda task, n, why: log.event("collect", "retried", task=task[0], attempt=n, why=why)  # noqa: E731
     with (
         track("expert episodes", total, have) as progress,
-        ActorPool[Any, Any](recipe.workers, on_retry=retried) as pool,
+        ActorPool[Any, Any](recipe.workers, on_retry=retried, silence=recipe.patience) as pool,
     ):
         while True:
             tasks = []
@@ -129,13 +137,12 @@ def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
                 tasks += [(name, specs[name], chunk, config.cpu_seconds) for chunk in chunks(seeds, _CHUNK)]
             if not tasks:
                 break
-            for _, rows in pool.map(_job, tasks):
-                append_jsonl(part, rows)
-                for row in rows:
-                    tried[row["env"]][row["seed"]] = row
-                    for why in row["deaths"]:
-                        log.event("collect", "lost episode", env=row["env"], seed=row["seed"], why=why)
-                progress.advance(sum(row["trajectory"] is not None for row in rows))
+            for _, row in pool.stream(_job, tasks, _rest):
+                append_jsonl(part, [row])
+                tried[row["env"]][row["seed"]] = row
+                for why in row["deaths"]:
+                    log.event("collect", "lost episode", env=row["env"], seed=row["seed"], why=why)
+                progress.advance(row["trajectory"] is not None)
     episodes = []
     for name, want in config.levels.items():
         given_up = [row for row in tried[name].values() if not row["trajectory"]]

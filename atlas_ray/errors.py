@@ -48,3 +48,19 @@ class BudgetViolationError(AtlasError, RuntimeError):
 
 class WorkerFailedError(AtlasError, RuntimeError):
     """A piece of work failed more often than its retries allow."""
+
+
+class EndpointError(AtlasError, RuntimeError):
+    """A model's endpoint refused a request, or gave no usable answer in time. Its text never holds the key.
+
+    Args:
+        message: what happened and, where known, what to do.
+        status: HTTP status of the last answer; None when there was none.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        self.message, self.status = message, status
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[EndpointError], tuple[object, ...]]:
+        return type(self), (self.message, self.status)

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from .agents import Agent
-from .engines import TransformersEngine
+from .engines import make_engine
 from .errors import AtlasError
 from .files import RunLog, append_jsonl, read_json, recover_jsonl
 from .finetune import checkpoint_dir
@@ -31,13 +31,16 @@ class _Task:
     level: str
     spec: EnvSpec
     seeds: tuple[int, ...]
+    engine: str
     style: Style
     num_envs: int
 
 
 def _job(task: _Task, kept: dict[str, Any]) -> Iterator[Row]:
     if kept.get("path") != task.path:
-        kept["path"], kept["agent"] = task.path, Agent(TransformersEngine(task.path, task.num_envs), task.style)
+        if "agent" in kept:
+            kept.pop("agent").engine.close()
+        kept["path"], kept["agent"] = task.path, Agent(make_engine(task.engine, task.path, task.num_envs), task.style)
     left = list(task.seeds)
     for attempt in range(1, _MOST_ATTEMPTS + 1):
         lost = []
@@ -88,7 +91,7 @@ def _play_all(recipe: Recipe, run_dir: Path, config: Evaluate) -> list[Row]:
         for level, (spec, episodes) in levels.items():
             seeds = tuple(s for s in range(first, first + episodes) if (key, level, s) not in done)
             if seeds:
-                tasks.append(_Task(key, model, level, spec, seeds, recipe.style, recipe.num_envs))
+                tasks.append(_Task(key, model, level, spec, seeds, recipe.engine, recipe.style, recipe.num_envs))
     for level, (_, episodes) in levels.items():
         if episodes < config.episodes:
             log.event("evaluate", "fewer episodes", level=level, asked=config.episodes, there=episodes)

@@ -1,4 +1,4 @@
-"""Models by name: the two that ship with the package, a directory, or a Hugging Face id."""
+"""Models by name: the two that ship with the package, one that was fetched, a directory, or a Hugging Face id."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .fetch import fetched, known
 
 SHIPPED = ("tiny-quick", "tiny-deepthink")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -17,10 +18,15 @@ def resolve(name: str) -> str:
     """What ``from_pretrained`` takes for ``name``.
 
     Raises:
-        InputError: neither a shipped name nor a directory with a model nor a hub id.
+        InputError: neither a shipped name nor a fetched one nor a directory with a model nor a hub id.
     """
     if name in SHIPPED:
         return str(resources.files("atlas_ray") / "weights" / name)
+    if name in known():
+        fetched_to = fetched(name)
+        if fetched_to is None:
+            raise InputError(f"is not on this machine yet: atlas-ray models fetch {name}", name)
+        return str(fetched_to)
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -31,7 +37,9 @@ def resolve(name: str) -> str:
     if _HUB_ID.fullmatch(name):
         return name
     raise InputError(
-        f"no model of that name; shipped are {', '.join(SHIPPED)}, else give a directory or a hub id", name
+        f"no model of that name; shipped are {', '.join(SHIPPED)}, to be fetched {', '.join(known())}, "
+        "else give a directory or a hub id",
+        name,
     )
 
 

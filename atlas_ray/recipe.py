@@ -242,6 +242,8 @@ class Recipe(Section):
     """Seconds without a finished episode after which an actor is taken for hung and replaced."""
     style: Literal["react", "action"] = "react"
     """Thought and action, or actions only."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What runs the models that play: transformers, or vLLM (an extra) for larger ones."""
     environments: dict[Environment, dict[str, str | int | float | bool]] = {}
     """Settings of an environment: `[environments."ScienceWorld/boil"]`, `simplifications = "easy"`."""
     collect: Collect | None = None
@@ -285,6 +287,8 @@ class Recipe(Section):
             raise ValueError("select.selectors: non-critical needs value, from whose rest it draws")
         if self.evaluate and not self.finetune:
             raise ValueError("evaluate: needs a [finetune] table")
+        if self.switch and self.engine == "vllm":
+            raise ValueError("engine: vllm holds one model a process, and the switch plays two")
         if self.evaluate and self.collect:
             trained = {envs.full_id(level) for level in self.collect.levels}
             for level in self.evaluate.held_out:

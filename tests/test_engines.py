@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from atlas_ray.engines import TransformersEngine
-from atlas_ray.engines.transformers import choose
+from atlas_ray.engines.transformers import choose, plant
 from atlas_ray.errors import ContextOverflowError
 from atlas_ray.tiny import build_model, build_tokenizer
 
@@ -73,6 +73,125 @@ def test_kept_prefix_is_not_fed_again(model):
     assert engine.tokens_fed == [30]
     engine.score([list(range(3, 43))], [0], [[[5]]])
     assert engine.tokens_fed == [40]
+
+
+def random_options(rng, count, alphabet=4):
+    """Of 1 to 6 tokens; a small alphabet makes common beginnings, candidates that begin others, and doubles."""
+    return [[rng.randrange(3, 3 + alphabet) for _ in range(rng.randint(1, 6))] for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("tree_tokens", "pass_tokens", "pass_numbers"),
+    [(256, 1024, 2**25), (7, 1024, 2**25), (1, 1, 2**25), (12, 30, 2**25), (256, 1024, 5000), (256, 1024, 1)],
+)
+def test_candidates_score_as_recomputed_whatever_shares_a_pass(model, tree_tokens, pass_tokens, pass_numbers):
+    """Rows with different numbers of candidates, in subsets of the slots, with every bound of a pass reached."""
+    rng = random.Random(2)
+    engine = TransformersEngine(model, slots=4, tokenizer=build_tokenizer())
+    engine.tree_tokens, engine.pass_tokens, engine.pass_numbers = tree_tokens, pass_tokens, pass_numbers
+    prompts = [[rng.randrange(3, 90) for _ in range(rng.randint(1, 30))] for _ in range(4)]
+    for _ in range(8):
+        slots = rng.sample(range(4), rng.randint(1, 4))
+        options = [random_options(rng, rng.choice([1, 2, 6, 25])) for _ in slots]
+        batch = [list(prompts[s]) for s in slots]
+        for prompt, row, scores in zip(batch, options, engine.score(batch, slots, options), strict=True):
+            assert scores.tolist() == pytest.approx([naive_score(model, prompt, o) for o in row], abs=2e-4)
+        for slot, prompt in zip(slots, batch, strict=True):
+            assert engine._kept[slot] == prompt
+            columns = engine._cache.columns[slot]
+            assert sorted(columns) == columns == engine._cache.valid[slot].nonzero().flatten().tolist()
+            prompts[slot] += [rng.randrange(3, 90) for _ in range(rng.randint(0, 12))]
+
+
+def test_a_long_list_of_candidates_takes_few_passes_of_bounded_size(model, monkeypatch):
+    rng = random.Random(3)
+    engine = TransformersEngine(model, slots=2, tokenizer=build_tokenizer())
+    prompts = [[rng.randrange(3, 90) for _ in range(n)] for n in (150, 20)]
+    options = [random_options(rng, 1500, alphabet=30), [[5, 6]]]
+    passes, forward = [], model.forward
+
+    def recorded(**given):
+        passes.append(given["attention_mask"].shape)
+        return forward(**given)
+
+    monkeypatch.setattr(model, "forward", recorded)
+    scores = engine.score(prompts, [0, 1], options)
+    monkeypatch.undo()
+    for k in [*range(0, 1500, 60), 1499]:
+        assert float(scores[0][k]) == pytest.approx(naive_score(model, prompts[0], options[0][k]), abs=2e-4)
+    assert float(scores[1][0]) == pytest.approx(naive_score(model, prompts[1], [5, 6]), abs=2e-4)
+    trees = [shape for shape in passes if shape[2] > 150]
+    assert len(passes) < 25
+    assert trees and all(length <= engine.tree_tokens and seen <= 512 for _, _, length, seen in trees)
+    # what is kept is the prompts: the next score feeds nothing of them but the last token, which gives the logits
+    before = list(engine.tokens_fed)
+    engine.score(prompts, [0, 1], [[[5]], [[6]]])
+    assert engine.tokens_fed == [n + 1 for n in before]
+
+
+def test_rows_share_a_pass_over_candidates_up_to_its_bound(model, monkeypatch):
+    rng = random.Random(5)
+    engine = TransformersEngine(model, slots=4, tokenizer=build_tokenizer())
+    engine.tree_tokens, engine.pass_tokens = 100, 320
+    passes, forward = [], model.forward
+    monkeypatch.setattr(model, "forward", lambda **given: passes.append(given["input_ids"].shape) or forward(**given))
+    engine.score([[4, 5]] * 4, range(4), [random_options(rng, 60, alphabet=30) for _ in range(4)])
+    assert passes[1][0] == 3, "four trees of nearly 100 do not fit"
+    assert all(count * length <= 320 for count, length in passes)
+
+
+def test_a_few_short_candidates_take_one_pass_more_for_all_rows(model, monkeypatch):
+    calls, forward = [], model.forward
+    monkeypatch.setattr(model, "forward", lambda **given: calls.append(given) or forward(**given))
+    engine = TransformersEngine(model, slots=5, tokenizer=build_tokenizer())
+    engine.score([[4, 5, 6]] * 5, range(5), [[[7, k] for k in range(8, 14)]] * 5)
+    assert len(calls) == 2
+    # the six begin alike, so that one token more is fed
+    assert engine.tokens_fed == [4] * 5
+    engine.score([[4, 5, 6, 7]] * 5, range(5), [[[k] for k in range(8, 14)]] * 5)
+    assert len(calls) == 3
+
+
+def test_a_first_token_scores_the_same_whatever_longer_candidates_stand_beside_it(model):
+    prompts = [[4, 5, 6], [7, 8]]
+    alone, beside = (TransformersEngine(model, slots=3, tokenizer=build_tokenizer()) for _ in range(2))
+    for _ in range(3):
+        short = alone.score(prompts, [0, 2], [[[5], [6]], [[7]]])
+        both = beside.score(prompts, [0, 2], [[[5], [6, 9, 9], [6]], [[7], [8, 8]]])
+        assert torch.equal(short[0], both[0][[0, 2]])
+        assert torch.equal(short[1], both[1][[0]])
+        prompts = [[*p, 9, 10] for p in prompts]
+
+
+def test_planted_trees_hold_every_candidate_once_with_beginnings_merged():
+    rng = random.Random(4)
+    options = random_options(rng, 200, alphabet=8)
+    trees = plant(options, 20)
+    held = {}
+    for tree in trees:
+        assert len(tree.tokens) <= 20
+        paths = []
+        for node, (token, depth, up) in enumerate(zip(tree.tokens, tree.depths, tree.up, strict=True)):
+            paths.append([*(paths[node - up] if up else []), token])
+            assert len(paths[node]) == depth + 1
+        assert len({tuple(p) for p in paths}) == len(paths), "a beginning stands once in a tree"
+        for k, node, token in tree.wanted:
+            held.setdefault(k, []).append([*paths[node], token])
+    for k, option in enumerate(options):
+        assert held.get(k, []) == [option[: n + 1] for n in range(1, len(option))]
+    assert plant([[4], [5]], 20) == []
+    assert [len(t.tokens) for t in plant([[4, 5, 6, 7]], 2)] == [3], "a candidate is not cut"
+
+
+def test_eager_attention_gives_what_sdpa_gives():
+    model = build_model(hidden=32, layers=2, heads=2, intermediate=64, seed=1)
+    prompts, options = [[4, 5, 6], list(range(5, 25))], [[[5], [6, 7]], [[8, 9, 10]]]
+    expected = TransformersEngine(model, 2, build_tokenizer()).score(prompts, [0, 1], options)
+    model.set_attn_implementation("eager")
+    for a, b in zip(
+        TransformersEngine(model, 2, build_tokenizer()).score(prompts, [0, 1], options), expected, strict=True
+    ):
+        assert a.tolist() == pytest.approx(b.tolist(), abs=2e-4)
 
 
 def test_sampling_depends_on_the_seed_and_not_on_the_batch(model):

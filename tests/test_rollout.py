@@ -31,7 +31,15 @@ class Fixed:
 
     def __init__(self, slots):
         self.engine = type(
-            "Engine", (), {"slots": slots, "tokens_fed": [0] * slots, "parameters": 1, "forget": lambda self, s: None}
+            "Engine",
+            (),
+            {
+                "slots": slots,
+                "tokens_fed": [0] * slots,
+                "parameters": 1,
+                "forget": lambda self, s: None,
+                "close": lambda self: None,
+            },
         )()
 
     def start(self, *_):
@@ -119,7 +127,7 @@ def scored(tmp_path, monkeypatch, episodes=20):
         evaluate={"held_in": [NAME], "episodes": episodes},
     )
     monkeypatch.setattr("atlas_ray.evaluation.Agent", lambda *_: Fixed(4))
-    monkeypatch.setattr("atlas_ray.evaluation.TransformersEngine", lambda *_: None)
+    monkeypatch.setattr("atlas_ray.evaluation.make_engine", lambda *_: None)
     about = {"steps_share": 1.0, "trained_tokens": 1, "context_tokens": 1, "seconds": 1.0}
     monkeypatch.setattr("atlas_ray.evaluation.read_json", lambda _: about)
     table = evaluate(made, tmp_path)

@@ -39,6 +39,10 @@ class Engine(Protocol):
     tokens_fed: list[int]
     """Tokens that went through the model so far, a count a slot, without padding."""
 
+    def close(self) -> None:
+        """Free the model; the engine cannot be used afterwards."""
+        ...
+
     def forget(self, slot: int) -> None:
         """Drop what was kept of a slot, so that the next prompt in it is fed from its first token."""
         ...

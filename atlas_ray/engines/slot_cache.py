@@ -34,7 +34,8 @@ class _Layer(CacheLayerMixin):
             return self.keys[:, :, :end], self.values[:, :, :end]
         self.keys[rows, :, start:end] = key_states
         self.values[rows, :, start:end] = value_states
-        return self.keys[rows, :, :end], self.values[rows, :, :end]
+        # keys[rows, :, :end] is the same and seven times slower on a CPU
+        return self.keys[:, :, :end].index_select(0, rows), self.values[:, :, :end].index_select(0, rows)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.owner.cursor + query_length, 0
@@ -73,35 +74,33 @@ class SlotCache(Cache):
             self.valid[slot, gone] = False
             del self.columns[slot][length:]
 
-    def reserve(self, columns: int) -> None:
-        """Make room for ``columns`` more: close the holes once they are a quarter, and grow when that is too little.
+    def reserve(self, room: int) -> None:
+        """Make room for more columns: close the holes once they are a quarter, and grow when that is too little.
 
         Attention reads every column up to the cursor, so holes cost time and closing them early pays.
         """
         longest = max(map(len, self.columns))
-        needed = self.cursor + columns
+        needed = self.cursor + room
         if needed <= self.capacity and self.cursor <= 1.25 * longest + 64:
             return
         capacity = self.capacity
-        while longest + columns > capacity:
+        while longest + room > capacity:
             capacity *= 2
-        index = torch.zeros(self.slots, longest, dtype=torch.long, device=self.valid.device)
-        self.valid = torch.zeros(self.slots, capacity, dtype=torch.bool, device=self.valid.device)
-        for slot, held in enumerate(self.columns):
-            index[slot, : len(held)] = torch.tensor(held, dtype=torch.long)
-            self.valid[slot, : len(held)] = True
-            self.columns[slot] = list(range(len(held)))
+        held = [torch.tensor(c, dtype=torch.long, device=self.valid.device) for c in self.columns]
         for layer in self.layers:
             if layer.is_initialized:
-                layer.keys = self._moved(layer.keys, index, capacity)
-                layer.values = self._moved(layer.values, index, capacity)
+                layer.keys = self._moved(layer.keys, held, capacity)
+                layer.values = self._moved(layer.values, held, capacity)
+        self.valid = torch.zeros(self.slots, capacity, dtype=torch.bool, device=self.valid.device)
+        for slot, columns in enumerate(self.columns):
+            self.valid[slot, : len(columns)] = True
+            self.columns[slot] = list(range(len(columns)))
         self.capacity, self.cursor = capacity, longest
 
     @staticmethod
-    def _moved(buffer: torch.Tensor, index: torch.Tensor, capacity: int) -> torch.Tensor:
+    def _moved(buffer: torch.Tensor, held: list[torch.Tensor], capacity: int) -> torch.Tensor:
         slots, heads, old, width = buffer.shape
-        where = index[:, None, :, None].expand(slots, heads, index.shape[1], width)
-        kept = buffer.gather(2, where)
         new = buffer if capacity == old else buffer.new_zeros(slots, heads, capacity, width)
-        new[:, :, : index.shape[1]] = kept
+        for slot, columns in enumerate(held):
+            new[slot, :, : len(columns)] = buffer[slot].index_select(1, columns)
         return new

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import torch
@@ -19,9 +21,17 @@ class TransformersEngine:
     Args:
         model: shipped name, directory or Hugging Face id, or a loaded causal LM with ``tokenizer`` given.
         slots: episodes that can be kept at a time.
+
+    Attributes:
+        tree_tokens: candidates of a row that share a pass, in tokens; each attends to all of them, masked or not.
+        pass_tokens: most tokens of a pass over candidates.
+        pass_numbers: most numbers in its largest arrays: the logits and, in eager attention, a layer's weights.
     """
 
     capabilities = Capabilities()
+    tree_tokens = 256
+    pass_tokens = 1024
+    pass_numbers = 2**25
 
     def __init__(self, model: str | Any, slots: int, tokenizer: Any = None) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -34,6 +44,10 @@ class TransformersEngine:
         self.tokens_fed = [0] * slots
         self._kept: list[list[int]] = [[] for _ in range(slots)]
         self._cache = SlotCache(slots, self.model.config.num_hidden_layers, self.device)
+
+    def close(self) -> None:
+        """Drop the weights and everything that was kept."""
+        del self.model, self._cache
 
     @torch.inference_mode()
     def forget(self, slot: int) -> None:
@@ -74,14 +88,18 @@ class TransformersEngine:
                         going.append(i)
             active = going
             if active:
-                logits_RV = self._feed([slots[i] for i in active], [[written[i][-1]] for i in active])[:, -1]
+                logits_RV = self._feed([slots[i] for i in active], [[written[i][-1]] for i in active])
         return written
 
     @torch.inference_mode()
     def score(
         self, prompts: Sequence[Sequence[int]], slots: Sequence[int], candidates: Sequence[Sequence[Sequence[int]]]
     ) -> list[torch.Tensor]:
-        """See :meth:`Engine.score`. One-token candidates cost one forward pass, longer ones one more each."""
+        """See :meth:`Engine.score`.
+
+        One forward pass feeds what is new of the prompts and scores the first tokens. Where there are more tokens, the
+        candidates of a row follow as trees behind its prompt, many to a pass, and leave the slot as it was.
+        """
         for prompt, options in zip(prompts, candidates, strict=True):
             if not all(options):
                 raise ValueError("a candidate without tokens has no probability")
@@ -91,17 +109,18 @@ class TransformersEngine:
         scores = [
             first_RV[row, torch.tensor([option[0] for option in options])] for row, options in enumerate(candidates)
         ]
-        for k in range(max(map(len, candidates))):
-            rows = [r for r, options in enumerate(candidates) if k < len(options) and len(options[k]) > 1]
-            if not rows:
-                continue
-            tails = [list(candidates[r][k]) for r in rows]
-            chunk_RLV = self._feed([slots[r] for r in rows], [t[:-1] for t in tails], last=False).log_softmax(-1).cpu()
-            for i, r in enumerate(rows):
-                steps = len(tails[i]) - 1
-                taken = chunk_RLV[i, -steps:].gather(1, torch.tensor(tails[i][1:])[:, None])
-                scores[r][k] += taken.sum()
-                self._rewind(slots[r], len(prompts[r]))
+        context = self._cache.cursor + self.tree_tokens
+        numbers = self.model.config.vocab_size + self.model.config.num_attention_heads * context
+        most = max(1, min(self.pass_tokens, self.pass_numbers // numbers))
+        for trees in zip_longest(*(plant(options, min(most, self.tree_tokens)) for options in candidates)):
+            by_size = sorted(((len(t.tokens), r, t) for r, t in enumerate(trees) if t is not None), reverse=True)
+            while by_size:
+                count = max(1, most // by_size[0][0])
+                rows = {r: t for _, r, t in sorted(by_size[:count], key=lambda x: x[1])}
+                del by_size[:count]
+                taken = self._feed_trees([slots[r] for r in rows], list(rows.values()))
+                for (row, tree), logprobs in zip(rows.items(), taken, strict=True):
+                    scores[row].index_add_(0, torch.tensor([k for k, _, _ in tree.wanted]), logprobs)
         return scores
 
     def _rewind(self, slot: int, length: int) -> None:
@@ -121,58 +140,113 @@ class TransformersEngine:
             common = min(common, len(prompt) - 1)
             self._rewind(slot, common)
             new.append(list(prompt[common:]))
-        return self._feed(slots, new)[:, -1]
+        return self._feed(slots, new)
 
-    def _feed(self, slots: Sequence[int], tokens: Sequence[Sequence[int]], last: bool = True) -> torch.Tensor:
-        """Append tokens to slots, right-aligned; logits of the last position ``[R, 1, V]``, or of all ``[R, L, V]``."""
-        cache = self._cache
-        if last:
-            slots, tokens = list(slots), self._feed_heads(slots, tokens)
-        longest = max(map(len, tokens))
-        if 2 * len(slots) > self.slots:
-            # a pass over all slots, with padding for the idle ones, is cheaper than copying the rows of a few out
-            given = dict(zip(slots, tokens, strict=True))
-            slots, tokens = range(self.slots), [given.get(s, ()) for s in range(self.slots)]
-            order = torch.tensor(list(given), device=self.device)
-        else:
-            order = None
-        count = len(slots)
-        cache.reserve(longest)
+    def _feed(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Append tokens to slots; logits behind the last one, ``[R, V]``."""
+        rest = self._feed_heads(slots, tokens)
+        longest = max(map(len, rest))
+        self._cache.reserve(longest)
+        known = [len(self._kept[s]) for s in slots]
+        positions = [range(k, k + len(new)) for k, new in zip(known, rest, strict=True)]
+        causal_1LL = torch.ones(1, longest, longest, dtype=torch.bool, device=self.device).tril()
+        # a pass over all slots, with padding for the idle ones, is cheaper than copying the rows of a few out
+        everyone = 2 * len(slots) > self.slots
+        return self._forward(slots, rest, positions, causal_1LL, everyone, keep=True)[:, -1]
+
+    def _feed_trees(self, slots: Sequence[int], trees: Sequence[Tree]) -> list[torch.Tensor]:
+        """Log-probabilities of what each tree wants, in its order; the slots stay as they are."""
+        longest = max(len(t.tokens) for t in trees)
+        self._cache.reserve(longest)
+        # a node sees itself and what is found by going up from it; the way up from a root stays at the root
+        up_RL = torch.arange(longest) - _right_aligned([t.up for t in trees], longest)
+        seen_RLL = torch.eye(longest, dtype=torch.bool).repeat(len(trees), 1, 1)
+        node_RL = up_RL
+        for _ in range(max(max(t.depths) for t in trees)):
+            seen_RLL.scatter_(2, node_RL[..., None], True)
+            node_RL = up_RL.gather(1, node_RL)
+        idle = self.slots - len(slots)
+        logits_RLV = self._forward(
+            slots,
+            [t.tokens for t in trees],
+            [[len(self._kept[s]) + d for d in t.depths] for s, t in zip(slots, trees, strict=True)],
+            seen_RLL.to(self.device),
+            # copying a slot's keys out costs about as much as 16 tokens of padding
+            idle * longest <= 16 * len(slots),
+            keep=False,
+        )
+        where = [
+            (row, longest - len(tree.tokens) + node, token)
+            for row, tree in enumerate(trees)
+            for _, node, token in tree.wanted
+        ]
+        row_N, node_N, token_N = torch.tensor(where, device=self.device).T
+        logprobs_N = logits_RLV.log_softmax(-1)[row_N, node_N, token_N]
+        return list(logprobs_N.cpu().split([len(t.wanted) for t in trees]))
+
+    def _forward(
+        self,
+        slots: Sequence[int],
+        tokens: Sequence[Sequence[int]],
+        positions: Sequence[Sequence[int]],
+        seen_RLL: torch.Tensor,
+        everyone: bool,
+        keep: bool,
+    ) -> torch.Tensor:
+        """One pass over new tokens, right-aligned, for which the cache has room.
+
+        Args:
+            slots: whose tokens they are.
+            tokens: ids.
+            positions: of each token in its text.
+            seen_RLL: which new tokens a new token attends to, besides all that is kept; padding need not be left out.
+            everyone: pass over all slots in order, idle ones too.
+            keep: append the tokens to the slots and give the logits of the last ones only, ``[R, 1, V]``; else leave
+                the slots as they are and give all logits, ``[R, L, V]``.
+        """
+        cache, longest = self._cache, seen_RLL.shape[-1]
         start, end = cache.cursor, cache.cursor + longest
-        ids_RL = torch.zeros(count, longest, dtype=torch.long)
-        positions_RL = torch.zeros(count, longest, dtype=torch.long)
-        real_RL = torch.zeros(count, longest, dtype=torch.bool)
-        for row, (slot, new) in enumerate(zip(slots, tokens, strict=True)):
-            known, pad = len(self._kept[slot]), longest - len(new)
-            ids_RL[row, pad:] = torch.tensor(new, dtype=torch.long)
-            positions_RL[row, pad:] = torch.arange(known, known + len(new))
-            real_RL[row, pad:] = True
-        ids_RL, positions_RL, real_RL = (x.to(self.device) for x in (ids_RL, positions_RL, real_RL))
-
-        rows = torch.tensor(slots, device=self.device) if order is None else None
-        past_RC = cache.valid[:, :start] if rows is None else cache.valid[rows, :start]
-        causal_LL = torch.ones(longest, longest, dtype=torch.bool, device=self.device).tril()
+        order = torch.tensor(slots, device=self.device)
+        ids_RL = _right_aligned(tokens, longest).to(self.device)
+        positions_RL = _right_aligned(positions, longest).to(self.device)
+        lengths_R = torch.tensor([len(new) for new in tokens])
+        real_RL = (torch.arange(longest) >= longest - lengths_R[:, None]).to(self.device)
+        seen_RLL = seen_RLL & real_RL[:, None, :]
+        if everyone:
+            ids_RL, positions_RL, real_RL, seen_RLL = (
+                x.new_zeros(self.slots, *x.shape[1:]).index_copy_(0, order, x)
+                for x in (ids_RL, positions_RL, real_RL, seen_RLL)
+            )
         # padding attends to itself, or its softmax over nothing would put NaN into the cache
-        self_LL = torch.eye(longest, dtype=torch.bool, device=self.device)
-        new_RLL = (causal_LL & real_RL[:, None, :]) | self_LL
-        mask_R1LC = torch.cat([past_RC[:, None, :].expand(count, longest, start), new_RLL], dim=-1)[:, None]
+        seen_RLL = seen_RLL | torch.eye(longest, dtype=torch.bool, device=self.device)
+        past_R1C = (cache.valid[:, :start] if everyone else cache.valid[order, :start])[:, None]
+        # added to the weights: what sdpa makes of a boolean mask in every layer, and eager attention cannot
+        past_R1C, new_RLL = (
+            torch.zeros(x.shape, dtype=self.model.dtype, device=self.device).masked_fill_(~x, -torch.inf)
+            for x in (past_R1C, seen_RLL)
+        )
+        mask_R1LC = torch.cat([past_R1C.expand(-1, longest, -1), new_RLL], dim=-1)[:, None]
 
-        cache.rows = rows
+        cache.rows = None if everyone else order
         logits_RLV = self.model(
             input_ids=ids_RL,
             position_ids=positions_RL,
             attention_mask=mask_R1LC,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1 if last else longest,
+            logits_to_keep=1 if keep else longest,
         ).logits
-        cache.cursor = end
-        cache.valid[slice(None) if rows is None else rows, start:end] = real_RL
         for slot, new in zip(slots, tokens, strict=True):
-            self._kept[slot].extend(new)
-            cache.columns[slot].extend(range(end - len(new), end))
             self.tokens_fed[slot] += len(new)
-        return (logits_RLV if order is None else logits_RLV[order]).float()
+            if keep:
+                self._kept[slot].extend(new)
+                cache.columns[slot].extend(range(end - len(new), end))
+        if keep:
+            cache.cursor = end
+            cache.valid[slice(None) if everyone else order, start:end] = real_RL
+        if everyone and list(slots) != list(range(self.slots)):
+            logits_RLV = logits_RLV[order]
+        return logits_RLV.float()
 
     def _feed_heads(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> list[list[int]]:
         """Feed what makes a few rows much longer than the rest on its own; what is left to feed for each row.
@@ -187,6 +261,48 @@ class TransformersEngine:
             for r in long:
                 rest[r] = rest[r][len(rest[r]) - typical :]
         return rest
+
+
+@dataclass
+class Tree:
+    """Candidates with their common beginnings merged. A node is a token that more follow, parents before children.
+
+    Attributes:
+        tokens: the token of each node.
+        depths: how many tokens stand before it.
+        up: how many nodes back its parent lies, 0 for a root.
+        wanted: candidate, node, and the candidate's token behind that node.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
+    up: list[int] = field(default_factory=list)
+    wanted: list[tuple[int, int, int]] = field(default_factory=list)
+
+
+def plant(options: Sequence[Sequence[int]], most: int) -> list[Tree]:
+    """Trees of at most ``most`` nodes, or of one candidate, that hold all candidates with more than one token."""
+    trees: list[Tree] = []
+    children: dict[tuple[int, int], int] = {}
+    # in order, those with a common beginning are neighbours, and few beginnings stand in two trees
+    for k in sorted((k for k, option in enumerate(options) if len(option) > 1), key=lambda k: tuple(options[k])):
+        if not trees or len(trees[-1].tokens) + len(options[k]) - 1 > most:
+            trees.append(Tree())
+            children = {}
+        tree, parent = trees[-1], -1
+        for depth, (token, following) in enumerate(pairwise(options[k])):
+            node = children.setdefault((parent, token), len(tree.tokens))
+            if node == len(tree.tokens):
+                tree.tokens.append(token)
+                tree.depths.append(depth)
+                tree.up.append(node - parent if depth else 0)
+            tree.wanted.append((k, node, following))
+            parent = node
+    return trees
+
+
+def _right_aligned(rows: Sequence[Sequence[int]], longest: int) -> torch.Tensor:
+    return torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
 
 
 def choose(logits_RV: torch.Tensor, temperature: float, generators: Sequence[torch.Generator] | None) -> list[int]:

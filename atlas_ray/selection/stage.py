@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..agents import Agent
-from ..engines import TransformersEngine
+from ..engines import make_engine
 from ..errors import AtlasError
 from ..files import RunLog, append_jsonl, recover_jsonl
 from ..progress import say, track
@@ -20,10 +20,10 @@ from .value import ValueConfig, estimate_values, gains, select_by_value
 _CHUNK = 8
 
 
-def _value_job(task: tuple[list[Trajectory], ValueConfig, str, float, str, int], kept: dict[str, Any]) -> Any:
-    trajectories, config, model, temperature, style, num_envs = task
+def _value_job(task: tuple[list[Trajectory], ValueConfig, str, str, float, str, int], kept: dict[str, Any]) -> Any:
+    trajectories, config, engine, model, temperature, style, num_envs = task
     if "agent" not in kept:
-        kept["agent"] = Agent(TransformersEngine(model, num_envs), style, temperature)  # type: ignore[arg-type]
+        kept["agent"] = Agent(make_engine(engine, model, num_envs), style, temperature)  # type: ignore[arg-type]
     yield estimate_values(kept["agent"], trajectories, config)
 
 
@@ -36,7 +36,7 @@ def _select_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory])
     specs = {s.id: s for s in (env_spec(recipe, n, recipe.collect.max_steps, "train") for n in recipe.collect.levels)}
     settings = ValueConfig(config.rollouts, config.horizon, specs)
     tasks = [
-        (chunk, settings, config.model, config.temperature, recipe.style, recipe.num_envs)
+        (chunk, settings, recipe.engine, config.model, config.temperature, recipe.style, recipe.num_envs)
         for chunk in chunks(todo, _CHUNK)
     ]
     spent = 0

@@ -1,0 +1,345 @@
+"""OpenAI-compatible servers as a source of text: ``POST {base_url}/chat/completions``, and nothing else of theirs.
+
+The key is read from the environment whenever it is needed and kept nowhere. Proxies in the environment are not used,
+redirects are not followed, answers are not streamed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ..errors import EndpointError, InputError
+from . import patience
+from .base import Capabilities
+from .http_line import Answer, Lines, NoAnswerError
+
+_AGAIN = frozenset({408, 409, 429})
+_FOR_ALL = frozenset({401, 403, 404})
+_KEY = re.compile(r"[A-Za-z0-9._~+/:=-]+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote. Tokens are the server's counts, None where it gives none."""
+
+    text: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    finish_reason: str | None
+
+
+@dataclass
+class Usage:
+    """What was asked of an endpoint so far.
+
+    ``requests``: sent, repetitions included. ``retried``: of them, repetitions. ``failed``: conversations that were
+    given up. Tokens are those of the answers that were used; ``uncounted`` of these came without counts.
+    """
+
+    requests: int = 0
+    retried: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    uncounted: int = 0
+
+
+class _Trouble(Exception):
+    """One attempt failed. ``asked``: seconds the server wants to be left alone."""
+
+    def __init__(self, message: str, status: int | None = None, again: bool = True, asked: float = 0.0) -> None:
+        super().__init__(message)
+        self.status, self.again, self.asked = status, again, asked
+
+
+class _Batch:
+    """What the conversations of one call share: ``stop`` ends them all, ``error`` says why."""
+
+    def __init__(self, together: bool) -> None:
+        self.together, self.stop = together, threading.Event()
+        self.error: EndpointError | None = None
+
+    def rest(self, seconds: float) -> None:
+        """Wait, unless the others already failed."""
+        if patience.rest(self.stop, seconds):
+            raise self.error or EndpointError("stopped")
+
+
+class ChatEndpoint:
+    """A model behind an OpenAI-compatible server (OpenAI, vLLM, llama.cpp, Ollama, ...), for many threads.
+
+    A request is repeated after 408, 409, 429, 5xx, an answer that is none, a lost connection and a timeout; the pauses
+    double, and follow ``Retry-After`` up to 60 s. Other statuses end it at once.
+
+    Args:
+        base_url: what stands before ``/chat/completions``, usually ending with ``/v1``.
+        model: the name by which the server knows it.
+        key_variable: the environment variable with the key; None sends no key. Where it is not set, none is sent.
+            With a key, ``http`` is refused but for localhost and loopback or private addresses.
+        timeout: seconds for one request, from connecting to the last byte.
+        deadline: seconds for one conversation with all its repetitions and pauses, from its first request on.
+        retries: most repetitions.
+        rate: most requests a second, repetitions included; None is no limit.
+        concurrency: most requests at a time, and the slots of an agent.
+        limit_field: how ``max_tokens`` is called in a request; OpenAI's reasoning models know only the second.
+        extra: fields to add to every request, such as ``{"reasoning_effort": "low"}``.
+
+    Raises:
+        InputError: an argument or the key cannot be used; names the field.
+    """
+
+    capabilities = Capabilities(scores=False, seeds=False)
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        key_variable: str | None = "OPENAI_API_KEY",
+        timeout: float = 60.0,
+        deadline: float = 300.0,
+        retries: int = 4,
+        rate: float | None = None,
+        concurrency: int = 8,
+        limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        wrong = [
+            n for n, v in (("timeout", timeout), ("deadline", deadline), ("rate", rate)) if v is not None and v <= 0
+        ]
+        wrong += ["retries"] * (retries < 0) + ["concurrency"] * (concurrency < 1)
+        if wrong:
+            raise InputError("is too small", field=wrong[0])
+        self._lines = Lines(base_url, "/chat/completions")
+        self.model, self.key_variable, self.slots = model, key_variable, concurrency
+        self.timeout, self.deadline, self.retries = timeout, deadline, retries
+        self.limit_field, self.extra = limit_field, dict(extra or {})
+        self._pace, self._usage, self._lock = patience.Pace(rate), Usage(), threading.Lock()
+        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="endpoint")
+        self._key()
+
+    def __repr__(self) -> str:
+        return f"ChatEndpoint({self._lines.base!r}, {self.model!r})"
+
+    @property
+    def usage(self) -> Usage:
+        """The counts so far, as a copy."""
+        with self._lock:
+            return replace(self._usage)
+
+    def close(self) -> None:
+        """End the connections; the endpoint cannot be used any more."""
+        self._pool.shutdown()
+        self._lines.close()
+
+    def complete(
+        self,
+        conversations: Sequence[Sequence[Mapping[str, str]]],
+        *,
+        max_tokens: int,
+        temperature: float | None = 0.0,
+        seeds: Sequence[int] | None = None,
+        stop: Sequence[str] | None = None,
+        json_schema: Mapping[str, Any] | None = None,
+    ) -> list[Completion]:
+        """One completion for each conversation, in their order.
+
+        Args:
+            conversations: messages ``{"role", "content"}``.
+            max_tokens: most tokens of each completion.
+            temperature: None leaves it to the server; OpenAI's reasoning models take nothing else.
+            seeds: one each, cut to 31 bits (llama.cpp takes 32), not sent at temperature 0. Servers promise little.
+            stop: texts that end a completion.
+            json_schema: what the text has to be; not every server obeys, so check the text.
+
+        Raises:
+            EndpointError: the first failure; conversations not yet sent are left out.
+            InputError: the key cannot be used.
+        """
+        batch = _Batch(together=True)
+        answers = self._all(batch, conversations, max_tokens, temperature, seeds, stop, json_schema)
+        if batch.error is not None:
+            raise batch.error
+        return [a for a in answers if isinstance(a, Completion)]
+
+    def complete_each(
+        self,
+        conversations: Sequence[Sequence[Mapping[str, str]]],
+        *,
+        max_tokens: int,
+        temperature: float | None = 0.0,
+        seeds: Sequence[int] | None = None,
+        stop: Sequence[str] | None = None,
+        json_schema: Mapping[str, Any] | None = None,
+    ) -> list[Completion | EndpointError]:
+        """Like :meth:`complete`, but a failure stands in the place of its completion and leaves the others alone.
+
+        What fails them all (401, 403, 404) is asked once: those not yet sent get the same error.
+        """
+        return self._all(_Batch(False), conversations, max_tokens, temperature, seeds, stop, json_schema)
+
+    def _all(
+        self,
+        batch: _Batch,
+        conversations: Sequence[Sequence[Mapping[str, str]]],
+        max_tokens: int,
+        temperature: float | None,
+        seeds: Sequence[int] | None,
+        stop: Sequence[str] | None,
+        json_schema: Mapping[str, Any] | None,
+    ) -> list[Completion | EndpointError]:
+        self._key()
+        shared: dict[str, Any] = {**self.extra, "model": self.model, self.limit_field: max_tokens}
+        if temperature is not None:
+            shared["temperature"] = temperature
+        if stop:
+            shared["stop"] = list(stop)
+        if json_schema is not None:
+            named = {"name": "answer", "schema": json_schema, "strict": True}
+            shared["response_format"] = {"type": "json_schema", "json_schema": named}
+        bodies: list[dict[str, Any]] = [{**shared, "messages": list(talk)} for talk in conversations]
+        if seeds is not None and temperature != 0:
+            for body, seed in zip(bodies, seeds, strict=True):
+                body["seed"] = seed & 0x7FFFFFFF
+        # half of a surrogate pair is no character: it goes out as "?"
+        coded = [json.dumps(b, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") for b in bodies]
+        jobs = [self._pool.submit(self._one, body, batch) for body in coded]
+        try:
+            return [job.result() for job in jobs]
+        except BaseException:
+            batch.stop.set()
+            for job in jobs:
+                job.cancel()
+            raise
+
+    def _one(self, body: bytes, batch: _Batch) -> Completion | EndpointError:
+        if batch.error is not None:
+            return batch.error
+        try:
+            completion = self._persist(body, batch)
+        except EndpointError as error:
+            with self._lock:
+                self._usage.failed += 1
+                if batch.error is None and (batch.together or error.status in _FOR_ALL):
+                    batch.error = error
+                    batch.stop.set()
+            return error
+        with self._lock:
+            usage = self._usage
+            usage.prompt_tokens += completion.prompt_tokens or 0
+            usage.completion_tokens += completion.completion_tokens or 0
+            usage.uncounted += completion.completion_tokens is None
+        return completion
+
+    def _persist(self, body: bytes, batch: _Batch) -> Completion:
+        """Try until there is an answer, within the retries and the deadline."""
+        until = None
+        for attempt in range(self.retries + 1):
+            batch.rest(self._pace.reserve())
+            until = patience.now() + self.deadline if until is None else until
+            with self._lock:
+                self._usage.requests += 1
+                self._usage.retried += attempt > 0
+            try:
+                return self._attempt(body, min(self.timeout, max(until - patience.now(), 0.01)))
+            except _Trouble as error:
+                trouble, times = error, f" (attempt {attempt + 1} of {self.retries + 1})" if error.again else ""
+            if not trouble.again or attempt == self.retries:
+                break
+            seconds = patience.pause(attempt, trouble.asked)
+            if patience.now() + seconds >= until:
+                times += f"; another would end after the deadline of {self.deadline:g} s"
+                break
+            _log.info("%s: %s%s; again in %.1f s", self._lines.where, trouble, times, seconds)
+            batch.rest(seconds)
+        raise EndpointError(f"{self._lines.where}: {trouble}{times}", trouble.status)
+
+    def _attempt(self, body: bytes, limit: float) -> Completion:
+        key = self._key()
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if key is not None:
+            headers["Authorization"] = f"Bearer {key}"
+        try:
+            answer = self._lines.post(body, headers, limit)
+        except NoAnswerError as error:
+            raise _Trouble(shown(str(error), key), again=error.again) from None
+        if 200 <= answer.status < 300:
+            return _completion(answer, key)
+        raise self._refusal(answer, key)
+
+    def _refusal(self, answer: Answer, key: str | None) -> _Trouble:
+        status, text = answer.status, shown(answer.data.decode("utf-8", "replace"), key)
+        said = f"HTTP {status}: {text}" if text else f"HTTP {status}"
+        if status in _AGAIN or status >= 500:
+            if status == 429 and b"insufficient_quota" in answer.data:
+                return _Trouble(f"{said} (the account has no quota left: waiting does not help)", status, again=False)
+            return _Trouble(said, status, asked=patience.asked(answer.headers))
+        if status == 401:  # not the server's text: OpenAI's repeats a part of the key
+            said = f"HTTP 401: {self._key_advice(key)}"
+        elif status == 403:
+            said += f" (the key in {self.key_variable} may not use the model {self.model}, or not from here)"
+        elif status == 404:
+            said += f" (base_url usually ends with /v1; {self._lines.base}/models lists the names a model may have)"
+        elif 300 <= status < 400:
+            said = f"HTTP {status}: redirects are not followed: give the final address as base_url"
+        return _Trouble(said, status, again=False)
+
+    def _key_advice(self, key: str | None) -> str:
+        if self.key_variable is None:
+            return "a key is needed: set key_variable to the name of the environment variable that holds it"
+        where = f"the environment variable {self.key_variable}"
+        return f"{where} is not set, and a key is needed" if key is None else f"the key in {where} is refused"
+
+    def _key(self) -> str | None:
+        key = os.environ.get(self.key_variable, "").strip() if self.key_variable else ""
+        if not key:
+            return None
+        if not _KEY.fullmatch(key):
+            raise InputError(f"the environment variable {self.key_variable} holds no key", field="key_variable")
+        if not self._lines.private:
+            raise InputError(
+                f"{self._lines.base} would send the key in {self.key_variable} unencrypted: use https, or "
+                "key_variable=None to send no key",
+                field="base_url",
+            )
+        return key
+
+
+def shown(text: str, key: str | None) -> str:
+    """A server's text for a message: one printable line of at most 200 characters, without the key."""
+    if key:
+        text = text.replace(key, "[key]").replace(key.replace("/", "\\/"), "[key]")
+    text = " ".join("".join(c if c.isprintable() else " " for c in text[:2000]).split())
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _completion(answer: Answer, key: str | None) -> Completion:
+    status, said = answer.status, shown(answer.data.decode("utf-8", "replace"), key)
+    try:
+        value = json.loads(answer.data)
+    except (ValueError, RecursionError):
+        raise _Trouble(f"the answer is not JSON: {said}", status) from None
+    choices = value.get("choices") if isinstance(value, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    text = message.get("content") if isinstance(message, dict) else 0
+    if text is not None and not isinstance(text, str):
+        raise _Trouble(f"the answer holds no choices[0].message.content: {said}", status)
+    assert isinstance(choice, dict)
+    counts = value.get("usage")
+    read = [counts.get(n) if isinstance(counts, dict) else None for n in ("prompt_tokens", "completion_tokens")]
+    sent, written = (n if isinstance(n, int) and not isinstance(n, bool) and n >= 0 else None for n in read)
+    reason = choice.get("finish_reason")
+    # None: a model that thought until its tokens were spent
+    text = _SURROGATE.sub("�", text or "")
+    return Completion(text, sent, written, reason if isinstance(reason, str) else None)

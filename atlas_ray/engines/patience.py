@@ -1,0 +1,73 @@
+"""How long to wait before a request: its place in the rate, the pause before a repetition, what the server asks for."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0
+"""Seconds before the first repetition and before any; each is drawn between half of it and all of it."""
+LONGEST_ASKED = 60.0
+"""Seconds; a server that asks for more gets this."""
+# not the global generator: a run's other draws must not depend on a server's moods
+_jitter = random.Random()
+
+
+class Pace:
+    """Spaces requests evenly.
+
+    Args:
+        rate: requests a second; None is as fast as they come.
+        clock: seconds, only ever rising.
+    """
+
+    def __init__(self, rate: float | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._gap, self._clock = 0.0 if rate is None else 1 / rate, clock
+        self._next = -float("inf")
+        self._lock = threading.Lock()
+
+    def reserve(self) -> float:
+        """Take the next place; seconds to wait for it."""
+        with self._lock:
+            now = self._clock()
+            place = max(now, self._next)
+            self._next = place + self._gap
+            return place - now
+
+
+def now() -> float:
+    """Seconds on a clock that only rises."""
+    return time.monotonic()
+
+
+def rest(stop: threading.Event, seconds: float) -> bool:
+    """Wait; whether it ended because of ``stop``."""
+    return stop.wait(seconds) if seconds > 0 else stop.is_set()
+
+
+def pause(attempt: int, asked: float = 0.0) -> float:
+    """Seconds before the attempt after number ``attempt``, counted from 0; what the server ``asked`` for comes on top.
+
+    So those who were sent away together do not come back together.
+    """
+    return min(FIRST_PAUSE * 2 ** min(attempt, 30), LONGEST_PAUSE) * _jitter.uniform(0.5, 1.0) + min(
+        asked, LONGEST_ASKED
+    )
+
+
+def asked(headers: Mapping[str, str]) -> float:
+    """Seconds that ``Retry-After`` asks for, as a number or a date, or OpenAI's ``retry-after-ms``; 0 if nothing."""
+    try:
+        if "retry-after-ms" in headers:
+            seconds = float(headers["retry-after-ms"]) / 1000
+        else:
+            seconds = float(headers.get("retry-after", 0))
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError):
+            return 0.0
+    return seconds if 0 < seconds < float("inf") else 0.0

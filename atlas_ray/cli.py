@@ -240,6 +240,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AtlasError as error:
         print(f"atlas-ray: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("atlas-ray: interrupted; the same command goes on from here", file=sys.stderr)
         return 1

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import envs
 
+from .engines.vllm import check_installed as check_vllm
 from .errors import InputError
 from .models import resolve
 from .recipe import Recipe
@@ -33,9 +34,11 @@ def check(recipe: Recipe) -> None:
     """Refuse a recipe that cannot be run here.
 
     Raises:
-        InputError: a model or an environment that cannot be had, a setting that an environment refuses, or more
-            expert episodes than an environment has.
+        InputError: an engine, a model or an environment that cannot be had, a setting that an environment refuses, or
+            more expert episodes than an environment has.
     """
+    if recipe.engine == "vllm":
+        check_vllm()
     for name in _models(recipe):
         resolve(name)
     for field, name, split, want in _environments(recipe):

@@ -163,3 +163,15 @@ def test_a_directory_that_is_no_run(recipe, tmp_path, capsys):
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     assert "not a run of ours" in refused(capsys, "run", recipe, "--out", tmp_path / "mine")
     assert "no recipe.resolved.json" in refused(capsys, "report", tmp_path / "mine")
+
+
+def test_an_engine_that_is_not_installed_is_refused_before_anything_is_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("atlas_ray.engines.vllm.find_spec", lambda name: None)
+    path = tmp_path / "r.toml"
+    path.write_text('name = "r"\nengine = "vllm"\n[collect]\nlevels = { GoToLocal = 1 }\n')
+    assert main(["run", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert "pip install 'atlas-ray[vllm]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    path.write_text(path.read_text() + '[switch]\nlevels = ["GoToLocal"]\ncosts = [0.1]\n')
+    assert main(["run", str(path), "--dry-run"]) == 2
+    assert "the switch plays two" in capsys.readouterr().err

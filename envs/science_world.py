@@ -10,8 +10,8 @@ import re
 from typing import ClassVar, Self
 
 from . import agentgym_dialect as dialect
-from .core import SPLITS, EnvironmentDiedError, Expert, ExpertGaveUpError, GoldPath, TextEnv, Turn
-from .jvm import Interface, Simulator
+from .core import SPLITS, Turn
+from .jvm import JvmEnv, Simulator
 
 SIMULATOR = Simulator("ScienceWorld", "scienceworld", "scienceworld.runtime.pythonapi.PythonInterface")
 
@@ -79,7 +79,7 @@ def canonical(text: str) -> str:
     return "\n".join(line.rstrip() for line in lines.splitlines()).strip()
 
 
-class ScienceWorld(TextEnv):
+class ScienceWorld(JvmEnv):
     """One ScienceWorld task.
 
     Args:
@@ -92,39 +92,19 @@ class ScienceWorld(TextEnv):
     score of 100; a wrong focus ends the task with -100. ``progress`` is the share of the task's sequential sub-goals.
     """
 
+    simulator = SIMULATOR
     splits: ClassVar[tuple[str, ...]] = SPLITS
-    cheap_clone: ClassVar[bool] = False
-    reusable: ClassVar[bool] = True
 
     def __init__(
         self, task: str, max_steps: int | None = None, split: str | None = None, simplifications: str = ""
     ) -> None:
-        super().__init__(task.removesuffix("-v0"), max_steps, split)
+        super().__init__(task, max_steps, split)
         for name in filter(None, simplifications.split(",")):
             if name not in SIMPLIFICATIONS:
                 raise ValueError(f"simplifications: no {name!r}; known are {', '.join(SIMPLIFICATIONS)}")
         self.simplifications = simplifications
         self.limit = max_steps or 200
-        self._simulator: Interface | None = None
         self._raw, self._progress = 0, 0.0
-        SIMULATOR.check()
-
-    def _interface(self) -> Interface:
-        if self._simulator is None:
-            self._simulator = Interface(SIMULATOR)
-        return self._simulator
-
-    def _call(self, method: str, *arguments: object, seed: str | None = None) -> object:
-        try:
-            return self._interface().call(method, *arguments, seed=seed)
-        except EnvironmentDiedError:
-            self.close()
-            raise
-
-    @property
-    def pid(self) -> int:
-        """Process id of the JVM that plays this environment, beside others."""
-        return self._interface().pid
 
     def tasks(self) -> tuple[str, ...]:
         """All thirty."""
@@ -161,8 +141,9 @@ class ScienceWorld(TextEnv):
         over = bool(self._call("getCompleted")) or raw < 0
         if raw != self._raw:
             self._raw, self._progress = raw, self._reached()
-        score = max(0, raw) / 100
-        return Turn(observation, score, raw == 100, over, progress=self._progress, more={"raw_score": raw})
+        return Turn(
+            observation, dialect.sciworld_score(raw), raw == 100, over, progress=self._progress, more={"raw_score": raw}
+        )
 
     def _reached(self) -> float:
         listed = str(self._call("getGoalProgressStr")).partition("Unordered")[0]
@@ -184,26 +165,14 @@ class ScienceWorld(TextEnv):
         """Seed of what happens by chance now: bees and wandering animals, the name that a thing is listed under."""
         return f"{self.task}/{self.variation}/{len(self.history)}"
 
-    def expert(self, cpu_seconds: float = 2.0) -> Expert:
-        """The simulator's gold path; making it takes a second (two minutes for the mendelian tasks)."""
-        if self.history:
-            raise ExpertGaveUpError("the gold path starts at the first step: ask for it right after reset()")
+    def _gold(self) -> list[str]:
+        # it takes the simulator a second, of the mendelian tasks up to two minutes
         self._load(gold=True)
-        path = self._interface().strings("getGoldActionSequence")
-        if not path:
-            raise ExpertGaveUpError(f"the simulator has no gold path for {self._episode()}")
-        return GoldPath(path)
+        return self._interface().strings("getGoldActionSequence")
 
     def clone(self) -> Self:
         """The same episode, replayed: the simulator cannot copy one."""
         return self.replay_into(type(self)(self.home_task, self.max_steps, self.split, self.simplifications))
-
-    def close(self) -> None:
-        """Leave the JVM, which ends with its last user."""
-        if self._simulator is not None:
-            self._simulator.close()
-            self._simulator = None
-        self._done = True
 
 
 class SciWorldAgentGym(ScienceWorld):
@@ -243,7 +212,9 @@ class SciWorldAgentGym(ScienceWorld):
         """Task and a look around, which costs a move, in AgentGym's order."""
         goal = self._load(gold=False)
         look = str(self._call("step", "look around", seed=f"{self._episode()}/first"))
-        return self.instructions or f"{dialect.INSTRUCTIONS['sciworld']}\n{goal}", f"{goal}\n{look}"
+        return self.instructions or f"{dialect.INSTRUCTIONS['sciworld']}\n{goal}", dialect.sciworld_first_observation(
+            goal, look
+        )
 
     def do(self, action: str) -> Turn:
         """The action of a reply, or the whole of it when it has no headings."""

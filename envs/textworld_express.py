@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
-from .core import SPLITS, EnvironmentDiedError, Expert, ExpertGaveUpError, GoldPath, TextEnv, Turn
-from .jvm import Interface, Simulator
+from .core import SPLITS, Turn
+from .jvm import Interface, JvmEnv, Simulator
 
 SIMULATOR = Simulator("TextWorldExpress", "textworld_express", "textworldexpress.runtime.PythonInterface")
 
@@ -17,7 +17,7 @@ _SHARING = ("sorting",)
 _ALL = tuple(seed for split in SPLITS for seed in _SEEDS[split])
 
 
-class TextWorldExpress(TextEnv):
+class TextWorldExpress(JvmEnv):
     """One of the eight games.
 
     Args:
@@ -29,24 +29,20 @@ class TextWorldExpress(TextEnv):
     A variation is the simulator's seed; score is the simulator's normalised one, and so is ``progress``.
     """
 
+    simulator = SIMULATOR
     splits = SPLITS
-    cheap_clone: ClassVar[bool] = False
-    reusable: ClassVar[bool] = True
 
     def __init__(self, task: str, max_steps: int | None = None, split: str | None = None, params: str = "") -> None:
-        super().__init__(task.removesuffix("-v0"), max_steps, split)
+        super().__init__(task, max_steps, split)
         self.params = params
-        self._simulator: Interface | None = None
         self._loaded: str | None = None
         self._alone = False
         self._valid: list[str] = []
-        SIMULATOR.check()
 
-    def _load(self) -> None:
+    def _interface(self) -> Interface:
         alone = self.task in _SHARING
         if self._simulator is not None and alone != self._alone:
-            self._simulator.close()
-            self._simulator = None
+            self.close()
         if self._simulator is None:
             self._simulator, self._loaded, self._alone = Interface(SIMULATOR, alone), None, alone
         if self._loaded != self.task:
@@ -54,24 +50,12 @@ class TextWorldExpress(TextEnv):
             if problem:
                 raise ValueError(f"params: {' '.join(str(problem).split())}")
             self._loaded = self.task
+        return self._simulator
 
-    def _call(self, method: str, *arguments: object) -> dict[str, Any]:
-        try:
-            self._load()
-            assert self._simulator is not None
-            found = json.loads(self._simulator.call(method, *arguments))
-        except EnvironmentDiedError:
-            self.close()
-            raise
+    def _answer(self, method: str, *arguments: object) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._call(method, *arguments))
         self._valid = found["validActions"]
         return found
-
-    @property
-    def pid(self) -> int:
-        """Process id of the JVM that plays this environment, beside others."""
-        self._load()
-        assert self._simulator is not None
-        return self._simulator.pid
 
     def tasks(self) -> tuple[str, ...]:
         """All eight games."""
@@ -87,13 +71,12 @@ class TextWorldExpress(TextEnv):
 
     def _make(self, variation: int, gold: bool) -> tuple[str, str]:
         fold = next(split for split, seeds in _SEEDS.items() if variation in seeds)
-        found = self._call("generateNewGameJSON", variation, fold, gold)
-        assert self._simulator is not None
-        return str(self._simulator.call("getTaskDescription")).strip(), _text(found)
+        found = self._answer("generateNewGameJSON", variation, fold, gold)
+        return str(self._call("getTaskDescription")).strip(), _text(found)
 
     def do(self, action: str) -> Turn:
         """One action; the game answers to what it does not understand."""
-        found = self._call("stepJSON", action)
+        found = self._answer("stepJSON", action)
         score = min(1.0, max(0.0, float(found["score"])))
         success, failure = bool(found["tasksuccess"]), bool(found["taskfailure"])
         more = {"raw_score": float(found["scoreRaw"])}
@@ -107,27 +90,14 @@ class TextWorldExpress(TextEnv):
         """The game's valid actions, sorted; they come with every step."""
         return sorted(self._valid)
 
-    def expert(self, cpu_seconds: float = 2.0) -> Expert:
-        """The game's gold path. In coin and twc the simulator explores by chance: every call finds another path."""
-        if self.history:
-            raise ExpertGaveUpError("the gold path starts at the first step: ask for it right after reset()")
+    def _gold(self) -> list[str]:
+        # in coin and twc the simulator explores by chance: every call finds another path
         self._make(self.variation, gold=True)
-        assert self._simulator is not None
-        path = self._simulator.strings("getGoldActionSequence")
-        if not path or path[0].startswith("ERROR"):
-            raise ExpertGaveUpError(f"the game has no gold path for {self.task}, seed {self.variation}")
-        return GoldPath(path)
+        return self._interface().strings("getGoldActionSequence")
 
     def clone(self) -> Self:
         """The same episode, replayed."""
         return self.replay_into(type(self)(self.home_task, self.max_steps, self.split, self.params))
-
-    def close(self) -> None:
-        """Leave the JVM, which ends with its last user."""
-        if self._simulator is not None:
-            self._simulator.close()
-            self._simulator = None
-        self._done = True
 
 
 def _text(found: dict[str, Any]) -> str:

@@ -97,6 +97,11 @@ class ChatAgent:
         self.decisions = self.reasked = self.fell_back = 0
         self._episodes = [_Episode() for _ in range(endpoint.slots)]
 
+    @property
+    def needs_list(self) -> bool:
+        """It shows the list to the model."""
+        return True
+
     def start(self, slot: int, instruction: str, steps: Sequence[Step], observation: str) -> None:
         """Begin an episode in ``slot``, with the ``steps`` that were already taken."""
         self._episodes[slot] = _Episode(_SYSTEM.format(goal=instruction, form=_FORMS[self.style]))

@@ -2,56 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from .agents import Agent
-from .engines import make_engine
+from .agent_spec import AgentSpec, agent_spec
+from .engines import EnginePool, Seat
 from .errors import AtlasError
-from .files import RunLog, append_jsonl, read_json, recover_jsonl
+from .files import RunLog, append_jsonl, read_json, recovered_jsonl
 from .finetune import checkpoint_dir
+from .flow import Flow, Gauge, gauge, summary
 from .progress import say, track
 from .recipe import Evaluate, Finetune, Recipe
-from .rendering import Style
 from .results import Arm, Atlas, Cell, Score, interval
-from .rollout import EVALUATE, EnvSpec, env_spec, fresh, play, seed_block
-from .workers import ActorPool
+from .rollout import EVALUATE, EnvSpec, Finished, Start, env_spec, fresh, play, seed_block
+from .trajectory import Trajectory
+from .workers import worker_pool
 
 Row = dict[str, Any]
 _MOST_ATTEMPTS = 3
 
 
+Episode = tuple[str, EnvSpec, int]
+"""Level, environment and seed."""
+
+
 @dataclass(frozen=True)
 class _Task:
     key: str
-    path: str
-    level: str
-    spec: EnvSpec
-    seeds: tuple[int, ...]
-    engine: str
-    style: Style
-    num_envs: int
+    agent: AgentSpec
+    episodes: tuple[Episode, ...]
 
 
-def _job(task: _Task, kept: dict[str, Any]) -> Iterator[Row]:
-    if kept.get("path") != task.path:
-        if "agent" in kept:
-            kept.pop("agent").engine.close()
-        kept["path"], kept["agent"] = task.path, Agent(make_engine(task.engine, task.path, task.num_envs), task.style)
-    left = list(task.seeds)
+def _job(task: _Task, kept: dict[str, Any]) -> Iterator[tuple[Row, Gauge]]:
+    agent = task.agent.agent(kept)
+    left = list(task.episodes)
     for attempt in range(1, _MOST_ATTEMPTS + 1):
+        playing: dict[int, Episode] = {}
+
+        def starts(episodes: list[Episode], playing: dict[int, Episode] = playing) -> Iterator[list[Start]]:
+            for level, spec, seed in episodes:
+                start = fresh(spec, seed)
+                playing[id(start)] = (level, spec, seed)
+                yield [start]
+
         lost = []
-        for finished in play(kept["agent"], ([fresh(task.spec, seed)] for seed in left)):
-            seed = int(finished.start.id.rpartition("/")[2])
+        for finished in play(agent, starts(left)):
+            level, spec, seed = playing.pop(id(finished.start))
             if finished.lost and attempt < _MOST_ATTEMPTS:
-                lost.append(seed)
+                lost.append((level, spec, seed))
                 continue
-            yield {
+            row = {
                 "model": task.key,
-                "level": task.level,
+                "level": level,
                 "seed": seed,
                 "success": finished.success,
                 "score": finished.score,
@@ -59,14 +65,33 @@ def _job(task: _Task, kept: dict[str, Any]) -> Iterator[Row]:
                 "error": finished.error,
                 "lost": finished.lost,
                 "attempts": attempt,
+                "trajectory": _played(finished, spec, seed, task.key),
             }
+            yield row, gauge(agent, kept)
         left = lost
 
 
-def _rest(task: _Task, received: list[Row]) -> _Task | None:
-    done = {row["seed"] for row in received}
-    seeds = tuple(s for s in task.seeds if s not in done)
-    return replace(task, seeds=seeds) if seeds else None
+def _played(finished: Finished, spec: EnvSpec, seed: int, key: str) -> Row | None:
+    """The episode as a trajectory; None when there is no step in it."""
+    if not finished.steps:
+        return None
+    return Trajectory(
+        id=finished.start.id,
+        env=spec.id,
+        task=spec.id.split("/")[-1],
+        seed=seed,
+        instruction=finished.start.instruction,
+        steps=tuple(finished.steps),
+        score=finished.score,
+        success=finished.success,
+        source=key,
+    ).row()
+
+
+def _rest(task: _Task, received: list[tuple[Row, Gauge]]) -> _Task | None:
+    done = {(row["level"], row["seed"]) for row, _ in received}
+    episodes = tuple(e for e in task.episodes if (e[0], e[2]) not in done)
+    return replace(task, episodes=episodes) if episodes else None
 
 
 def _models(recipe: Recipe, run_dir: Path) -> dict[str, str]:
@@ -82,38 +107,80 @@ def _models(recipe: Recipe, run_dir: Path) -> dict[str, str]:
 
 def _play_all(recipe: Recipe, run_dir: Path, config: Evaluate) -> list[Row]:
     log, path = RunLog(run_dir), run_dir / "evaluation" / "episodes.jsonl"
-    rows = recover_jsonl(path)
+    rows = [_without_trajectory(row) for row in recovered_jsonl(path)]
+    if rows:
+        log.event("evaluate", "resumed", found=len(rows))
     done = {(r["model"], r["level"], r["seed"]) for r in rows}
     first = seed_block(recipe.seed, EVALUATE)
     levels = _levels(recipe)
-    tasks = []
+    plan: dict[str, tuple[AgentSpec, list[Episode]]] = {}
     for key, model in _models(recipe, run_dir).items():
-        for level, (spec, episodes) in levels.items():
-            seeds = tuple(s for s in range(first, first + episodes) if (key, level, s) not in done)
-            if seeds:
-                tasks.append(_Task(key, model, level, spec, seeds, recipe.engine, recipe.style, recipe.num_envs))
-    for level, (_, episodes) in levels.items():
-        if episodes < config.episodes:
-            log.event("evaluate", "fewer episodes", level=level, asked=config.episodes, there=episodes)
-            say(f"  {level} has {episodes} test episodes, {config.episodes} are asked for: it is scored on those")
-    total = len(_models(recipe, run_dir)) * sum(episodes for _, episodes in levels.values())
+        episodes = [
+            (level, spec, seed)
+            for level, (spec, count) in levels.items()
+            for seed in range(first, first + count)
+            if (key, level, seed) not in done
+        ]
+        if episodes:
+            plan[key] = (agent_spec(recipe, model), episodes)
+    for level, (_, count) in levels.items():
+        if count < config.episodes:
+            log.event("evaluate", "fewer episodes", level=level, asked=config.episodes, there=count)
+            say(f"  {level} has {count} test episodes, {config.episodes} are asked for: it is scored on those")
+    total = len(_models(recipe, run_dir)) * sum(count for _, count in levels.values())
     retried = lambda task, n, why: log.event("evaluate", "retried", model=task.key, attempt=n, why=why)  # noqa: E731
     with track("evaluation episodes", total, len(rows)) as progress:
-        with ActorPool[Any, Any](recipe.workers, on_retry=retried, silence=recipe.patience) as pool:
-            for _, row in pool.stream(_job, tasks, _rest):
-                append_jsonl(path, [row])
-                rows.append(row)
-                about = {"model": row["model"], "level": row["level"], "seed": row["seed"]}
-                if row["attempts"] > 1:
-                    log.event("evaluate", "lost episode", **about, attempts=row["attempts"], dropped=row["lost"])
-                if row["error"]:
-                    log.event("evaluate", "failed episode", **about, why=row["error"])
-                progress.advance(1, f"{row['model']} on {row['level']}")
+        flow = Flow("evaluate", log, progress, recipe.engine.actors or max(1, recipe.workers))
+        with worker_pool(recipe, retried) as pool:
+            for tasks, engines in _phases(recipe, plan):
+                with engines:
+                    for _, (row, seen) in pool.stream(_job, tasks(engines.seats), _rest):
+                        append_jsonl(path, [row])
+                        rows.append(_without_trajectory(row))
+                        about = {"model": row["model"], "level": row["level"], "seed": row["seed"]}
+                        if row["attempts"] > 1:
+                            log.event(
+                                "evaluate", "lost episode", **about, attempts=row["attempts"], dropped=row["lost"]
+                            )
+                        if row["error"]:
+                            log.event("evaluate", "failed episode", **about, why=row["error"])
+                        flow.add(seen, row["steps"], f"{row['model']} on {row['level']}")
     if dropped := sum(row["lost"] for row in rows):
         say(
             f"  {dropped} episodes were lost to their environment {_MOST_ATTEMPTS} times and are left out of the scores"
         )
+    if flow.episodes:
+        log.metric("evaluate", **flow.totals())
+        say(f"  {summary(flow.totals(), run_dir, 'evaluate')}")
     return rows
+
+
+def _without_trajectory(row: Row) -> Row:
+    """What the scores need; the steps stay in the file."""
+    return {k: v for k, v in row.items() if k != "trajectory"}
+
+
+def _phases(
+    recipe: Recipe, plan: dict[str, tuple[AgentSpec, list[Episode]]]
+) -> Iterator[tuple[Callable[[tuple[Seat, ...]], list[_Task]], EnginePool]]:
+    """What is played at a time, and on which engine actors: one model after the other, or all without actors."""
+
+    def tasks(keys: list[str], parts: int, seats: tuple[Seat, ...]) -> list[_Task]:
+        return [
+            _Task(key, plan[key][0].seated(seats), tuple(plan[key][1][part::parts]))
+            for key in keys
+            for part in range(parts)
+            if plan[key][1][part::parts]
+        ]
+
+    workers = max(1, recipe.workers)
+    if not recipe.engine.actors:
+        # few models are shared out among the workers; many are not, since every part ends with idle slots
+        parts = 1 if len(plan) >= 4 * workers else workers
+        yield partial(tasks, list(plan), parts), EnginePool(recipe.engine, "", workers, recipe.num_envs)
+        return
+    for key, (spec, _) in plan.items():
+        yield partial(tasks, [key], workers), EnginePool(recipe.engine, spec.model, workers, recipe.num_envs)
 
 
 def _levels(recipe: Recipe) -> dict[str, tuple[EnvSpec, int]]:

@@ -69,19 +69,27 @@ def append_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def recover_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of one of *our own* append-only files; a last line cut by a kill is removed from the file.
+    """All of :func:`recovered_jsonl`."""
+    return list(recovered_jsonl(path))
+
+
+def recovered_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Rows of one of *our own* append-only files; a last line cut by a kill is removed from the file first.
 
     For files of a user use the readers of :mod:`atlas_ray.trajectory`, which refuse such a line.
     """
     path = Path(path)
     if not path.exists():
-        return []
-    data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    if end != len(data):
-        with path.open("r+b") as file:
-            file.truncate(end)
-    return [json.loads(line) for line in data[:end].splitlines() if line.strip()]
+        return
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end and (file.seek(end - 1), file.read(1))[1] != b"\n":
+            end -= 1
+        file.truncate(end)
+        file.seek(0)
+        for line in file:
+            if line.strip():
+                yield json.loads(line)
 
 
 class RunLog:

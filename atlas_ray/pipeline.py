@@ -11,6 +11,8 @@ from .errors import InputError
 from .files import RunLog, read_json, write_json
 from .progress import duration, say
 from .recipe import Recipe
+from .tracking import follow
+from .workers import expect
 
 STAGES = ("collect", "select", "finetune", "evaluate", "switch", "report")
 
@@ -148,23 +150,25 @@ def run(recipe: Recipe, run_dir: Path, stages: tuple[str, ...] = STAGES) -> dict
 
         check(recipe)
     open_run(recipe, run_dir)
+    expect(recipe)
     seconds: dict[str, float] = {}
     wanted = [s for s in done_stages(recipe, run_dir) if s in stages]
-    for number, stage in enumerate(wanted, start=1):
-        title = f"[{number}/{len(wanted)}] {stage}: {_WHAT[stage]}"
-        done = done_stages(recipe, run_dir)
-        if done[stage] and (stage != "report" or not seconds):
-            say(f"{title} · already done")
-            continue
-        unmet = [s for s, ready in done.items() if not ready and _needs(stage, s)]
-        if unmet:
-            raise InputError(f"needs the stage {unmet[0]}, which has not been run", run_dir, None, stage)
-        say(title)
-        start = time.monotonic()
-        _RUN[stage](recipe, run_dir)
-        seconds[stage] = time.monotonic() - start
-        RunLog(run_dir).metric("pipeline", name=stage, seconds=round(seconds[stage], 2))
-        say(f"  {stage} took {duration(seconds[stage])}")
+    with follow(run_dir, recipe.trackers, recipe.name, recipe.model_dump(mode="json")):
+        for number, stage in enumerate(wanted, start=1):
+            title = f"[{number}/{len(wanted)}] {stage}: {_WHAT[stage]}"
+            done = done_stages(recipe, run_dir)
+            if done[stage] and (stage != "report" or not seconds):
+                say(f"{title} · already done")
+                continue
+            unmet = [s for s, ready in done.items() if not ready and _needs(stage, s)]
+            if unmet:
+                raise InputError(f"needs the stage {unmet[0]}, which has not been run", run_dir, None, stage)
+            say(title)
+            start = time.monotonic()
+            _RUN[stage](recipe, run_dir)
+            seconds[stage] = time.monotonic() - start
+            RunLog(run_dir).metric("pipeline", name=stage, seconds=round(seconds[stage], 2))
+            say(f"  {stage} took {duration(seconds[stage])}")
     return seconds
 
 

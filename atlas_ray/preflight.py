@@ -11,6 +11,7 @@ from .errors import InputError
 from .models import resolve
 from .recipe import Recipe
 from .rollout import env_spec
+from .tracking import check as check_trackers
 
 
 def _models(recipe: Recipe) -> list[str]:
@@ -34,10 +35,11 @@ def check(recipe: Recipe) -> None:
     """Refuse a recipe that cannot be run here.
 
     Raises:
-        InputError: an engine, a model or an environment that cannot be had, a setting that an environment refuses, or
-            more expert episodes than an environment has.
+        InputError: a tracker, an engine, a model or an environment that cannot be had, a setting that an environment
+            refuses, or more expert episodes than an environment has.
     """
-    if recipe.engine == "vllm":
+    check_trackers(recipe.trackers)
+    if recipe.engine.kind == "vllm":
         check_vllm()
     for name in _models(recipe):
         resolve(name)

@@ -8,293 +8,32 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-import envs
+from pydantic import BaseModel, ValidationError
 
 from .errors import InputError
+from .schema import Act, Arm, Collect, Engine, Evaluate, Finetune, Recipe, Scratch, Section, Select, Selector, Switch
 from .toml_text import line_of, put, value_of
 
-SELECTORS = ("all", "random", "non-critical", "value")
-Selector = Literal["all", "random", "non-critical", "value"]
-
-
-def _environment(name: str) -> str:
-    try:
-        envs.full_id(name)
-    except envs.UnknownEnvironmentError as error:
-        raise ValueError(str(error)) from None
-    return name
-
-
-def _distinct(names: Iterable[str], field: str) -> None:
-    seen: dict[str, str] = {}
-    for name in names:
-        full = envs.full_id(name)
-        if full in seen:
-            raise ValueError(f"{field}: {seen[full]!r} and {name!r} are the same environment")
-        seen[full] = name
-
-
-Environment = Annotated[str, AfterValidator(_environment)]
-Positive = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """A table of the recipe."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
-
-
-class Collect(Section):
-    """Expert episodes."""
-
-    levels: dict[Environment, Positive] = {}
-    """Environments and how many expert episodes of each."""
-    file: str | None = None
-    """Take the trajectories from this file instead: our own JSONL, AgentTraj-L or OpenAI messages."""
-    max_steps: Positive | None = None
-    """Own step limit of an episode; without it the level's."""
-    cpu_seconds: float = Field(default=2.0, gt=0)
-    """CPU time the expert may take for one move before the episode is given up."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        _distinct(self.levels, "levels")
-        if bool(self.levels) == bool(self.file):
-            raise ValueError("levels: give either levels to play or a file to read, not both and not neither")
-        return self
-
-
-class Select(Section):
-    """Which steps are critical."""
-
-    selectors: list[Selector] = Field(default=["all", "random", "non-critical", "value"], min_length=1)
-    """Selectors to run; `non-critical` draws from what `value` left."""
-    fraction: float = Field(default=0.3, gt=0, le=1)
-    """At most this share of a trajectory's steps is selected (ATLaS: 0.3)."""
-    model: str = "tiny-quick"
-    """The model whose counterfactual roll-outs estimate values."""
-    rollouts: Positive = 5
-    """Roll-outs a step (ATLaS: 5)."""
-    horizon: Positive = 16
-    """Most steps of a roll-out."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Sampling temperature of the roll-outs."""
-
-
-class Arm(Section):
-    """One way to train: the steps of a selector, with or without an anchor."""
-
-    selector: Selector
-    """Whose steps carry the loss."""
-    anchor: float = Field(default=0.0, ge=0)
-    """Weight of the KL divergence to the base model on the unselected action tokens (ours)."""
-
-    @property
-    def name(self) -> str:
-        """Name of the arm in files and tables."""
-        return self.selector if not self.anchor else f"{self.selector}+anchor{self.anchor:g}"
-
-
-class Scratch(Section):
-    """A new Llama-shaped model, instead of a base."""
-
-    hidden: Positive
-    """Width."""
-    layers: Positive
-    """Depth."""
-    heads: Positive
-    """Attention heads."""
-    intermediate: Positive
-    """Width of the MLP."""
-
-    @model_validator(mode="after")
-    def _heads_fit(self) -> Self:
-        if self.hidden % (2 * self.heads):
-            raise ValueError(f"hidden: {self.hidden} is no multiple of twice the {self.heads} heads")
-        return self
-
-
-class Finetune(Section):
-    """Masked supervised fine-tuning on Ray Train."""
-
-    base: str = "tiny-quick"
-    """Model to start from: a shipped name, a directory or a Hugging Face id."""
-    scratch: Scratch | None = None
-    """Start from a new model of this shape instead of `base`."""
-    arms: list[Arm] = Field(min_length=1)
-    """What to train, one model an arm and seed."""
-    seeds: list[int] = Field(default=[0], min_length=1)
-    """Seeds of the data order, one model each."""
-    epochs: Positive = 2
-    """Passes over the trajectories."""
-    batch_size: Positive = 32
-    """Trajectories an optimiser step, over all workers."""
-    micro_tokens: Positive = 4096
-    """Most tokens (padding included) in one forward pass of a worker."""
-    learning_rate: float = Field(default=1e-3, gt=0)
-    """Peak learning rate of AdamW."""
-    warmup: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the steps that warm up; then linear decay to zero."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW weight decay."""
-    clip: float = Field(default=1.0, gt=0)
-    """Largest gradient norm."""
-    workers: int = Field(default=2, ge=0)
-    """Ray Train workers; 0 trains inside this process."""
-    save_every: Positive = 200
-    """Optimiser steps between saved training states, from which a killed run goes on."""
-
-    save_dtype: Literal["float32", "float16"] = "float32"
-    """Number format of the checkpoints."""
-
-    @model_validator(mode="after")
-    def _unique(self) -> Self:
-        names = [a.name for a in self.arms]
-        if len(set(names)) != len(names):
-            raise ValueError("arms: the same arm stands twice")
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError("seeds: the same seed stands twice")
-        return self
-
-
-class Evaluate(Section):
-    """Scores on held-in and held-out environments."""
-
-    held_in: list[Environment] = Field(min_length=1)
-    """Environments whose training episodes were seen."""
-    held_out: list[Environment] = []
-    """Environments never trained on."""
-    episodes: Positive = 50
-    """Episodes an environment and model; their seeds are never those of training."""
-    max_steps: Positive | None = None
-    """Own step limit of an episode; without it the level's."""
-
-    @model_validator(mode="after")
-    def _unique(self) -> Self:
-        _distinct([*self.held_in, *self.held_out], "held_in and held_out")
-        return self
-
-
-class Switch(Section):
-    """LONDI: a learned switch between two models."""
-
-    quick: str = "tiny-quick"
-    """The small model."""
-    deepthink: str = "tiny-deepthink"
-    """The large model."""
-    levels: list[Environment] = Field(min_length=1)
-    """Environments, drawn in turn."""
-    max_steps: Positive | None = None
-    """Own step limit of an episode; without it the level's."""
-    costs: list[Annotated[float, Field(ge=0)]] = []
-    """LONDI: one switch is trained for each cost c of a DEEPTHINK call."""
-    budgets: list[Annotated[int, Field(ge=0)]] = []
-    """LONDI-B: one switch is trained for each budget of calls an episode."""
-    num_envs: Positive = 32
-    """Episodes stepped together; one batch a model a vector step."""
-    steps: Positive = 6_000
-    """Environment steps of training for each switch."""
-    updates_per_step: float = Field(default=1.0, gt=0)
-    """Gradient updates for each environment step."""
-    batch_size: Positive = 64
-    """Transitions an update."""
-    learning_rate: float = Field(default=1e-3, gt=0)
-    """Learning rate of the Q network."""
-    gamma: float = Field(default=0.98, gt=0, le=1)
-    """Discount."""
-    features: Annotated[int, Field(ge=8)] = 256
-    """Width of the hashed bag of words that encodes goal and observation."""
-    evaluate_every: Positive = 1_500
-    """Environment steps between greedy evaluations, of which the best is kept."""
-    evaluate_episodes: Positive = 48
-    """Episodes of such an evaluation."""
-    test_episodes: Positive = 300
-    """Episodes of the final comparison, for every policy the same seeds."""
-
-    @model_validator(mode="after")
-    def _something_to_train(self) -> Self:
-        if not self.costs and not self.budgets:
-            raise ValueError("costs: name at least one cost or one budget")
-        return self
-
-
-class Recipe(Section):
-    """A whole run. Stages whose table is missing are left out."""
-
-    name: str = Field(pattern=r"^\w[\w .-]*$")
-    """Name of the run; `runs/NAME` is its directory unless --out names another."""
-    seed: int = Field(default=0, ge=0, lt=1000)
-    """Seed of everything that is drawn."""
-    workers: int = Field(default=2, ge=0)
-    """Ray actors that play episodes, one CPU each; 0 plays inside this process."""
-    num_envs: Positive = 32
-    """Episodes an actor plays side by side."""
-    patience: float = Field(default=3600.0, gt=0)
-    """Seconds without a finished episode after which an actor is taken for hung and replaced."""
-    style: Literal["react", "action"] = "react"
-    """Thought and action, or actions only."""
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """What runs the models that play: transformers, or vLLM (an extra) for larger ones."""
-    environments: dict[Environment, dict[str, str | int | float | bool]] = {}
-    """Settings of an environment: `[environments."ScienceWorld/boil"]`, `simplifications = "easy"`."""
-    collect: Collect | None = None
-    """Expert episodes."""
-    select: Select | None = None
-    """Critical steps."""
-    finetune: Finetune | None = None
-    """Masked fine-tuning."""
-    evaluate: Evaluate | None = None
-    """Scores."""
-    switch: Switch | None = None
-    """LONDI."""
-
-    @model_validator(mode="after")
-    def _settings_exist(self) -> Self:
-        _distinct(self.environments, "environments")
-        for name, settings in self.environments.items():
-            known = envs.arguments(name)
-            for key in settings:
-                if key not in known:
-                    takes = f"it takes {', '.join(known)}" if known else "it takes none"
-                    raise ValueError(f"environments.{name}: {envs.full_id(name)} has no setting {key!r}; {takes}")
-        return self
-
-    def settings(self, name: str) -> dict[str, str | int | float | bool]:
-        """What `[environments]` says of an environment, however its name is written there."""
-        full = envs.full_id(name)
-        return next((v for k, v in self.environments.items() if envs.full_id(k) == full), {})
-
-    @model_validator(mode="after")
-    def _stages_fit(self) -> Self:
-        if self.select and not self.collect:
-            raise ValueError("select: needs a [collect] table")
-        if self.finetune:
-            if not self.select:
-                raise ValueError("finetune: needs a [select] table")
-            missing = {a.selector for a in self.finetune.arms} - set(self.select.selectors)
-            if missing:
-                raise ValueError(f"finetune.arms: select.selectors lacks {', '.join(sorted(missing))}")
-        if self.select and "non-critical" in self.select.selectors and "value" not in self.select.selectors:
-            raise ValueError("select.selectors: non-critical needs value, from whose rest it draws")
-        if self.evaluate and not self.finetune:
-            raise ValueError("evaluate: needs a [finetune] table")
-        if self.switch and self.engine == "vllm":
-            raise ValueError("engine: vllm holds one model a process, and the switch plays two")
-        if self.evaluate and self.collect:
-            trained = {envs.full_id(level) for level in self.collect.levels}
-            for level in self.evaluate.held_out:
-                if envs.full_id(level) in trained:
-                    raise ValueError(f"evaluate.held_out: {level!r} is among collect.levels")
-        return self
+__all__ = [
+    "Act",
+    "Arm",
+    "Collect",
+    "Engine",
+    "Evaluate",
+    "Finetune",
+    "Recipe",
+    "Scratch",
+    "Section",
+    "Select",
+    "Selector",
+    "Switch",
+    "load",
+    "shipped",
+]
 
 
 def shipped() -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import envs
 
-from .agents import Agent
+from .agents import Player
 from .recipe import Recipe
 from .trajectory import Step
 
@@ -114,7 +114,7 @@ def fresh(spec: EnvSpec, seed: int, episode_id: str | None = None) -> Start:
     return Start(episode_id or f"{spec.id}/{seed}", env, info["goal"], observation)
 
 
-def play(agent: Agent, lanes: Iterable[Iterable[Start]], horizon: int | None = None) -> Iterator[Finished]:
+def play(agent: Player, lanes: Iterable[Iterable[Start]], horizon: int | None = None) -> Iterator[Finished]:
     """Play every start to its end with ``agent``, as many side by side as it has slots.
 
     The starts of a lane are played one after the other in one slot, whose cache they share: put starts with a common
@@ -161,7 +161,8 @@ def play(agent: Agent, lanes: Iterable[Iterable[Start]], horizon: int | None = N
         offered = {}
         for slot in sorted(running):
             try:
-                offered[slot] = running[slot][0].env.admissible()
+                env = running[slot][0].env
+                offered[slot] = env.admissible() if agent.needs_list or env.cheap_list else []
             except Exception as error:
                 yield failed(slot, error)
         slots = list(offered)

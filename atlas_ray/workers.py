@@ -14,11 +14,21 @@ from typing import Any, Generic, TypeVar
 
 import envs
 
-from .errors import WorkerFailedError
+from .errors import InputError, WorkerFailedError
+from .progress import say
+from .recipe import Recipe
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Job = Callable[[Any, dict[str, Any]], Iterable[Result]]
+_expected = 0
+
+
+def expect(recipe: Recipe) -> None:
+    """A Ray that is started on this machine from now on has the CPUs that all stages of the recipe ask for."""
+    global _expected
+    held = recipe.engine.cpus * recipe.engine.actors
+    _expected = math.ceil(recipe.workers * _worker_cpus(recipe) + held)
 
 
 def ensure_ray(cpus: int) -> None:
@@ -43,17 +53,24 @@ def ensure_ray(cpus: int) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**options)
     else:
-        ray.init(address="local", num_cpus=max(cpus, os.cpu_count() or 1), include_dashboard=False, **options)
+        ray.init(
+            address="local", num_cpus=max(cpus, _expected, os.cpu_count() or 1), include_dashboard=False, **options
+        )
 
 
 class _Worker:
     """An actor that runs jobs; ``kept`` lives as long as the actor, for models and the like.
 
-    ``path`` is the driver's, where modules with environments of the user's own may lie.
+    ``path`` is the driver's, where modules with environments of the user's own may lie. ``kept["index"]`` is the
+    worker's number in its pool, which one that takes its place has too.
     """
 
-    def __init__(self, path: list[str]) -> None:
-        self.kept: dict[str, Any] = {}
+    def __init__(self, path: list[str], index: int, threads: int) -> None:
+        self.kept: dict[str, Any] = {"index": index}
+        if threads > 1:
+            import torch
+
+            torch.set_num_threads(threads)
         sys.path += [entry for entry in path if entry not in sys.path]
 
     def run(self, job: Job[Any], task: Any) -> Iterator[Any]:
@@ -68,6 +85,7 @@ class _Flight:
     """A task on its way: who works on it, how often it was begun, what came of it so far and when."""
 
     actor: Any
+    index: int
     task: Any
     attempt: int
     received: list[Any] = field(default_factory=list)
@@ -75,7 +93,7 @@ class _Flight:
 
 
 class ActorPool(Generic[Task, Result]):
-    """Runs ``job(task, kept)``, which yields results, for many tasks on Ray actors of one CPU each.
+    """Runs ``job(task, kept)``, which yields results, for many tasks on Ray actors.
 
     A result is handed on as soon as it is there. An actor that dies, or is silent for too long, is replaced and what is
     left of its task tried again; an exception of the job itself is raised here at once.
@@ -85,7 +103,7 @@ class ActorPool(Generic[Task, Result]):
         retries: how often a task may lose its actor.
         on_retry: told (task, attempt, reason) of each lost actor.
         silence: seconds without a result after which an actor is taken for hung.
-        resources: of an actor, as Ray's ``options`` take them; one CPU unless given.
+        cpus, gpus: of an actor. Whole CPUs are also the threads of its torch.
     """
 
     def __init__(
@@ -94,21 +112,22 @@ class ActorPool(Generic[Task, Result]):
         retries: int = 3,
         on_retry: Callable[[Task, int, str], None] = lambda t, n, r: None,
         silence: float = math.inf,
-        resources: dict[str, Any] | None = None,
+        cpus: float = 1.0,
+        gpus: float = 0.0,
     ) -> None:
         self.workers, self.retries, self.on_retry, self.silence = workers, retries, on_retry, silence
-        self._resources = resources or {"num_cpus": 1}
-        self._kept: dict[str, Any] = {}
-        self._actors: list[Any] = []
+        self._cpus, self._gpus = cpus, gpus
+        self._kept: dict[str, Any] = {"index": 0}
+        self._actors: dict[int, Any] = {}
         if workers:
-            ensure_ray(workers)
+            ensure_ray(math.ceil(workers * cpus))
 
-    def _spawn(self) -> Any:
+    def _spawn(self, index: int) -> tuple[int, Any]:
         import ray
 
-        actor = ray.remote(_Worker).options(**self._resources, max_restarts=0).remote(sys.path)
-        self._actors.append(actor)
-        return actor
+        options = {"num_cpus": self._cpus, "num_gpus": self._gpus, "max_restarts": 0}
+        self._actors[index] = ray.remote(_Worker).options(**options).remote(sys.path, index, int(self._cpus))
+        return index, self._actors[index]
 
     def stream(
         self,
@@ -136,16 +155,16 @@ class ActorPool(Generic[Task, Result]):
 
         queue: list[tuple[Task, int]] = [(task, 0) for task in tasks][::-1]
         while len(self._actors) < min(self.workers, len(queue)):
-            self._spawn()
-        idle = list(self._actors)
+            self._spawn(len(self._actors))
+        idle = list(self._actors.items())
         flying: dict[Any, _Flight] = {}
         while queue or flying:
             while queue and idle:
-                actor = idle.pop()
+                index, actor = idle.pop()
                 task, attempt = queue.pop()
                 # at most 16 results wait in the object store before the actor waits for us
                 options = {"num_returns": "streaming", "_generator_backpressure_num_objects": 16}
-                flying[actor.run.options(**options).remote(job, task)] = _Flight(actor, task, attempt)
+                flying[actor.run.options(**options).remote(job, task)] = _Flight(actor, index, task, attempt)
             done, _ = ray.wait(list(flying), num_returns=1, timeout=min(self.silence, 5.0), fetch_local=False)
             for stream in done:
                 flight = flying[stream]
@@ -153,7 +172,7 @@ class ActorPool(Generic[Task, Result]):
                     result = ray.get(next(stream))
                 except StopIteration:
                     del flying[stream]
-                    idle.append(flight.actor)
+                    idle.append((flight.index, flight.actor))
                 except ray.exceptions.RayActorError as error:
                     del flying[stream]
                     idle += self._lost(flight, rest, queue, str(error).splitlines()[0])
@@ -175,9 +194,8 @@ class ActorPool(Generic[Task, Result]):
         rest: Callable[[Task, list[Result]], Task | None],
         queue: list[tuple[Task, int]],
         why: str,
-    ) -> list[Any]:
+    ) -> list[tuple[int, Any]]:
         """Put back what is left of the task; the actor that takes the place of the lost one."""
-        self._actors.remove(flight.actor)
         left = rest(flight.task, flight.received)
         if left is not None:
             # a task that got on is not one that kills its actors
@@ -186,13 +204,13 @@ class ActorPool(Generic[Task, Result]):
                 raise WorkerFailedError(f"a worker died {attempt} times on the same task {flight.task!r}: {why}")
             self.on_retry(flight.task, attempt, why)
             queue.append((left, attempt))
-        return [self._spawn()]
+        return [self._spawn(flight.index)]
 
     def pids(self) -> list[int]:
         """Process ids of the live actors."""
         import ray
 
-        return [ray.get(a.pid.remote()) for a in self._actors] if self._actors else []
+        return [ray.get(a.pid.remote()) for a in self._actors.values()] if self._actors else []
 
     def close(self) -> None:
         """End the actors and free their CPUs, and the processes behind environments that were played in this one."""
@@ -200,10 +218,10 @@ class ActorPool(Generic[Task, Result]):
         if self._actors:
             import ray
 
-            for actor in self._actors:
+            for actor in self._actors.values():
                 with contextlib.suppress(Exception):
                     ray.kill(actor)
-            self._actors = []
+            self._actors = {}
 
     def __enter__(self) -> ActorPool[Task, Result]:
         return self
@@ -215,3 +233,35 @@ class ActorPool(Generic[Task, Result]):
 def chunks(items: Sequence[Task], size: int) -> list[list[Task]]:
     """``items`` in lists of at most ``size``."""
     return [list(items[i : i + size]) for i in range(0, len(items), size)]
+
+
+def worker_pool(recipe: Recipe, on_retry: Callable[[Any, int, str], None]) -> ActorPool[Any, Any]:
+    """The workers of a recipe that play with a model: with engine actors they need none of its CPUs and GPUs.
+
+    Raises:
+        InputError: Ray on this machine has not the CPUs or GPUs that workers and engine actors ask for.
+    """
+    cpus, gpus = _worker_cpus(recipe), 0.0 if recipe.engine.actors else recipe.engine.gpus
+    if recipe.workers:
+        expect(recipe)
+        ensure_ray(0)
+        holders = recipe.engine.actors or recipe.workers
+        _check_room(recipe.workers * cpus + recipe.engine.actors * recipe.engine.cpus, holders * recipe.engine.gpus)
+    return ActorPool(recipe.workers, on_retry=on_retry, silence=recipe.patience, cpus=cpus, gpus=gpus)
+
+
+def _worker_cpus(recipe: Recipe) -> float:
+    return recipe.worker_cpus if recipe.engine.actors else max(recipe.worker_cpus, recipe.engine.cpus)
+
+
+def _check_room(cpus: float, gpus: float) -> None:
+    """What never becomes free would be waited for without end."""
+    import ray
+
+    there = ray.cluster_resources()
+    for name, asked in (("CPU", cpus), ("GPU", gpus)):
+        if asked > there.get(name, 0):
+            lack = f"workers and engines ask for {asked:g} {name}s, Ray has {there.get(name, 0):g}"
+            if not os.environ.get("RAY_ADDRESS"):
+                raise InputError(lack, None, None, f"engine.{name.lower()}s")
+            say(f"  {lack}: waiting for the cluster to grow")

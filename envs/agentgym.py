@@ -179,6 +179,7 @@ class AgentGym(TextEnv):
     """
 
     cheap_clone: ClassVar[bool] = False
+    cheap_list: ClassVar[bool] = False
     reusable: ClassVar[bool] = True
 
     def __init__(

@@ -121,6 +121,8 @@ class TextEnv(gym.Env[str, str]):
     """Whether there are more episodes than a run can play, so that its stages keep theirs apart by seed alone."""
     cheap_clone: ClassVar[bool] = True
     """Whether :meth:`clone` copies; environments that live in another process replay instead."""
+    cheap_list: ClassVar[bool] = True
+    """Whether :meth:`admissible` costs little beside a step; an agent that can do without does so where it is dear."""
     reusable: ClassVar[bool] = False
     """Whether a closed episode's environment is worth keeping for the next (a process stands behind it)."""
     observation_space: TextSpace

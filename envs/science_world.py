@@ -94,6 +94,7 @@ class ScienceWorld(JvmEnv):
 
     simulator = SIMULATOR
     splits: ClassVar[tuple[str, ...]] = SPLITS
+    cheap_list: ClassVar[bool] = False
 
     def __init__(
         self, task: str, max_steps: int | None = None, split: str | None = None, simplifications: str = ""

@@ -15,6 +15,6 @@ def ray_session():
 
     from atlas_ray.workers import ensure_ray
 
-    ensure_ray(2)
+    ensure_ray(4)
     yield
     ray.shutdown()

@@ -8,6 +8,7 @@ import pytest
 import envs
 from atlas_ray.agents import Decision
 from atlas_ray.collect import collect
+from atlas_ray.engines.base import Meter
 from atlas_ray.errors import AtlasError, InputError
 from atlas_ray.evaluation import _score, evaluate
 from atlas_ray.recipe import Recipe, load
@@ -29,7 +30,10 @@ def _alive():
 class Fixed:
     """An agent that always does the first thing offered."""
 
+    needs_list = True
+
     def __init__(self, slots):
+        self.tally = {}
         self.engine = type(
             "Engine",
             (),
@@ -37,6 +41,7 @@ class Fixed:
                 "slots": slots,
                 "tokens_fed": [0] * slots,
                 "parameters": 1,
+                "meter": Meter(),
                 "forget": lambda self, s: None,
                 "close": lambda self: None,
             },
@@ -126,8 +131,7 @@ def scored(tmp_path, monkeypatch, episodes=20):
         finetune={"arms": [{"selector": "all"}]},
         evaluate={"held_in": [NAME], "episodes": episodes},
     )
-    monkeypatch.setattr("atlas_ray.evaluation.Agent", lambda *_: Fixed(4))
-    monkeypatch.setattr("atlas_ray.evaluation.make_engine", lambda *_: None)
+    monkeypatch.setattr("atlas_ray.agent_spec.AgentSpec.agent", lambda self, kept: Fixed(4))
     about = {"steps_share": 1.0, "trained_tokens": 1, "context_tokens": 1, "seconds": 1.0}
     monkeypatch.setattr("atlas_ray.evaluation.read_json", lambda _: about)
     table = evaluate(made, tmp_path)

@@ -59,7 +59,7 @@ def test_both_agents_hold_the_true_history():
         for row, episode in playing.episodes.items():
             for agent in playing.agents:
                 expected = agent.renderer.prompt(episode.goal, episode.steps, episode.observation)
-                assert agent._prompts[row] == expected
+                assert agent.prompt(row) == expected
     assert any(sum(e.acted) for e in playing.episodes.values())
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from atlas_ray.engines import TransformersEngine
+from atlas_ray.engines.base import Scoring, Writing, finish
 from atlas_ray.engines.vllm import VllmEngine
 from atlas_ray.errors import AtlasError, ContextOverflowError, InputError
 from atlas_ray.fetch import fetched
@@ -115,8 +116,10 @@ def test_a_kept_prefix_is_not_fed_again(open_engine):
     engine.forget(0)
     engine.score([prompt], [1], [[[5]]])
     assert (engine.tokens_fed, engine.cached_tokens) == ([100, 140 - 96], [0, 96]), "found by content, in whole blocks"
-    engine.score([prompt], [0], [[[5, 6], [5, 7, 8], [9]]])
+    request = Scoring(prompt, 0, [[5, 6], [5, 7, 8], [9]])
+    finish(engine, [request])
     fed, cached = 140 - 128 + 141 - 128 + 142 - 128, 3 * 128
+    assert (request.fed, request.cached) == (fed, 128)
     assert (engine.tokens_fed[0], engine.cached_tokens[0]) == (100 + fed, cached), "three nodes: [], [5] and [5, 7]"
     engine.generate([prompt], [1], [], 4)
     assert engine.tokens_fed[1] == 44 + 140 - 128 + 3, "the last token is not fed"
@@ -136,6 +139,65 @@ def test_sampling_depends_on_the_seed_and_not_on_the_batch(open_engine):
     assert engine.generate(prompts, [0, 1, 2], [], 12, temperature=1.5, seeds=[1, 2, 3]) != together
     with pytest.raises(ValueError, match="needs a seed"):
         engine.generate(prompts, [0, 1, 2], [], 1, temperature=1.0)
+
+
+@pytest.mark.vllm
+def test_a_request_that_joins_others_is_answered_as_if_alone(open_engine):
+    engine = open_engine("tiny-quick", 3)
+    prompts = [encode(engine, t) for t in TURNS]
+    actions = [encode(engine, f" {a}") for a in ACTIONS]
+
+    def requests():
+        return [
+            Writing(prompts[0], 0, [], 60),
+            Writing(prompts[1], 1, [], 50, temperature=1.5, seed=7),
+            Scoring(prompts[2], 2, actions),
+            Writing(prompts[1], 1, [], 20, temperature=0.7, seed=8),
+            Scoring(prompts[0], 0, [[token] for token in range(3, 83)]),
+            Writing(prompts[2], 2, [], 10),
+        ]
+
+    together = requests()
+    answered = []
+    for request in together:
+        engine.submit(request)
+        for _ in range(3):
+            answered += engine.step()
+    assert together[2] in answered and together[0] not in answered, "the first one is still being written"
+    while len(answered) < len(together):
+        answered += engine.step()
+    assert answered[-2:] == [together[1], together[0]] and set(answered) == set(together)
+    for slot, fed in enumerate(engine.tokens_fed):
+        assert fed == sum(request.fed for request in together if request.slot == slot)
+    alone = requests()
+    for request, other in zip(alone, together, strict=True):
+        finish(engine, [request])
+        if isinstance(request, Writing):
+            assert request.written == other.written
+        else:
+            assert request.scores.tolist() == pytest.approx(other.scores.tolist(), abs=1e-4)
+
+
+@pytest.mark.vllm
+def test_a_failed_pass_drops_what_was_on_its_way_and_leaves_nothing_wrong(open_engine, monkeypatch):
+    engine, reference = open_engine("tiny-quick", 2), TransformersEngine("tiny-quick", 1)
+    prompt = [random.Random(0).randrange(3, 90) for _ in range(140)]
+
+    def fail(*_, **__):
+        raise RuntimeError("out of memory")
+
+    engine.submit(Writing([5, 6, 7], 0, [], 50))
+    assert engine.step() == []
+    engine.submit(Scoring(prompt, 1, [[5]]))
+    with monkeypatch.context() as broken:
+        broken.setattr(engine._llm.llm_engine.model_executor, "execute_model", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            engine.step()
+    assert engine.step() == []
+    scores = engine.score([prompt], [1], [[[5]]])[0]
+    assert engine.cached_tokens == [0, 0], "what the failed pass should have computed is not in the cache"
+    assert scores.tolist() == pytest.approx(reference.score([prompt], [0], [[[5]]])[0].tolist(), abs=5e-4)
+    assert engine.generate([[5, 6, 7]], [0], [], 20) == reference.generate([[5, 6, 7]], [0], [], 20)
 
 
 @pytest.mark.vllm
@@ -165,15 +227,23 @@ def test_what_does_not_fit_or_cannot_run_is_an_error(open_engine, tmp_path):
     engine = open_engine("tiny-quick", 1, context=64)
     with pytest.raises(ContextOverflowError, match="do not fit"):
         engine.generate([[5] * 64], [0], [], 1)
-    with pytest.raises(ContextOverflowError, match="does not fit"):
+    with pytest.raises(ContextOverflowError, match="do not fit"):
         engine.score([[5] * 63], [0], [[[5], [5, 6]]])
     with pytest.raises(ValueError, match="without tokens"):
         engine.score([[5]], [0], [[[5], []]])
+    with pytest.raises(ContextOverflowError, match="do not fit"):
+        engine.submit(Writing([5] * 60, 0, [], 5))
+    with pytest.raises(ValueError, match="refuses.*vocab"):
+        engine.submit(Scoring([5], 0, [[5], [6, 10**6]]))
+    assert engine.step() == [] and not engine._llm.llm_engine.has_unfinished_requests(), "nor is a part of it taken"
+    assert engine.score([[5], [5]], [0, 0], [[], [[6]]])[0].tolist() == []
     with pytest.raises(InputError, match="a vLLM engine is open"):
         VllmEngine("tiny-quick", 1)
+    engine.submit(Writing([5], 0, [], 9))
     engine.close()
-    with pytest.raises(AtlasError, match="closed"):
-        engine.generate([[5]], [0], [], 1)
+    for late in (engine.step, lambda: engine.generate([[5]], [0], [], 1)):
+        with pytest.raises(AtlasError, match="closed"):
+            late()
 
 
 @pytest.mark.vllm

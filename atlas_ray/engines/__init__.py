@@ -1,21 +1,43 @@
 """Where text comes from: a causal language model behind one small protocol."""
 
-from .base import Capabilities, Engine
+from ..schema import Engine as Settings
+from .base import Capabilities, Engine, LocalEngine
+from .pool import EnginePool
+from .remote import RemoteEngine, Seat
 from .transformers import TransformersEngine
 from .vllm import VllmEngine
 
-__all__ = ["Capabilities", "Engine", "TransformersEngine", "VllmEngine", "make_engine"]
+__all__ = [
+    "Capabilities",
+    "Engine",
+    "EnginePool",
+    "LocalEngine",
+    "RemoteEngine",
+    "Seat",
+    "TransformersEngine",
+    "VllmEngine",
+    "make_engine",
+]
 
 
-def make_engine(kind: str, model: str, slots: int) -> Engine:
-    """An engine in this process.
+def make_engine(settings: Settings, model: str, slots: int) -> LocalEngine:
+    """An engine in this process, by the ``[engine]`` table of a recipe.
 
     Args:
-        kind: ``transformers`` or ``vllm``.
+        settings: the table.
         model: shipped name, directory or Hugging Face id.
         slots: episodes side by side.
 
     Raises:
-        InputError: vLLM is missing, or it cannot run this model.
+        InputError: vLLM is missing, or the engine cannot run this model.
     """
-    return VllmEngine(model, slots) if kind == "vllm" else TransformersEngine(model, slots)
+    if settings.kind == "vllm":
+        return VllmEngine(
+            model,
+            slots,
+            gpu_memory=settings.memory,
+            tensor_parallel=max(1, int(settings.gpus)),
+            context=settings.context,
+            kv_space_gib=settings.cache_gib,
+        )
+    return TransformersEngine(model, slots, context=settings.context)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+
+from ..errors import ContextOverflowError, InputError
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,76 @@ class Capabilities:
     adapters: bool = False
 
 
+@dataclass(eq=False)
+class Writing:
+    """A request to continue a prompt. ``written`` is the continuation so far.
+
+    ``fresh`` uses nothing that was kept of its slot. ``fed`` counts the tokens that went through the model for it,
+    ``cached`` those of the prompt that were kept.
+    """
+
+    prompt: Sequence[int]
+    slot: int
+    stop: Sequence[int]
+    max_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
+    fresh: bool = False
+    written: list[int] = field(default_factory=list)
+    fed: int = 0
+    cached: int = 0
+
+
+@dataclass(eq=False)
+class Scoring:
+    """A request for the log-probability of every candidate continuation; ``scores`` is ``[len(candidates)]``."""
+
+    prompt: Sequence[int]
+    slot: int
+    candidates: Sequence[Sequence[int]]
+    fresh: bool = False
+    scores: torch.Tensor | None = None
+    fed: int = 0
+    cached: int = 0
+
+
+Request = Writing | Scoring
+
+
+@dataclass
+class Meter:
+    """What an engine did so far.
+
+    ``busy``: seconds at work. ``answered``: requests. ``prompt``: tokens of their prompts, of which ``cached`` were
+    kept from before. ``fed``: tokens that went through the model. ``written``: tokens of continuations. ``id`` tells
+    engines apart.
+    """
+
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    busy: float = 0.0
+    answered: int = 0
+    prompt: int = 0
+    cached: int = 0
+    fed: int = 0
+    written: int = 0
+
+    def note(self, answered: Sequence[Request], seconds: float) -> None:
+        """Count a pass of so many seconds."""
+        self.busy += seconds
+        self.answered += len(answered)
+        for request in answered:
+            self.prompt += len(request.prompt)
+            self.cached += request.cached
+            self.fed += request.fed
+            self.written += len(request.written) if isinstance(request, Writing) else 0
+
+
 class Engine(Protocol):
     """A causal language model that continues prompts and scores continuations.
 
     A *slot* is a place for one episode: an engine may keep what it computed for the last prompt of a slot and reuse
     the longest common prefix with the next one. Results never depend on slots, on batching or on what was kept.
+    :meth:`generate` and :meth:`score` answer a whole batch.
     """
 
     capabilities: Capabilities
@@ -38,6 +107,8 @@ class Engine(Protocol):
     """Number of weights, for compute estimates."""
     tokens_fed: list[int]
     """Tokens that went through the model so far, a count a slot, without padding."""
+    meter: Meter
+    """Totals of the model, whoever asked."""
 
     def close(self) -> None:
         """Free the model; the engine cannot be used afterwards."""
@@ -67,3 +138,98 @@ class Engine(Protocol):
     ) -> list[torch.Tensor]:
         """Log-probability of every candidate continuation, ``[len(candidates[i])]`` for row i."""
         ...
+
+
+class LocalEngine(Engine, Protocol):
+    """An engine with the model in this process. Requests may come and go while others are on their way."""
+
+    def submit(self, request: Request) -> None:
+        """Take a request, which waits while its slot is busy with another.
+
+        Raises:
+            ContextOverflowError: it does not fit the model's context.
+            ValueError: it is malformed.
+        """
+        ...
+
+    def step(self) -> list[Request]:
+        """Do one pass for what was taken; the requests that are answered now. Nothing taken, nothing done."""
+        ...
+
+
+def check(request: Request, context: int) -> None:
+    """Refuse what no engine can answer.
+
+    Raises:
+        ContextOverflowError: the request does not fit ``context``.
+        ValueError: it is malformed.
+    """
+    if isinstance(request, Writing):
+        more, what = request.max_tokens, f" and {request.max_tokens} to write"
+    else:
+        if not all(request.candidates):
+            raise ValueError("a candidate without tokens has no probability")
+        more, what = max(map(len, request.candidates), default=0), " and its candidates"
+    if not request.prompt:
+        raise ValueError("an empty prompt cannot be continued")
+    if len(request.prompt) + more > context:
+        raise ContextOverflowError(f"a prompt of {len(request.prompt)} tokens{what} do not fit the model's {context}")
+
+
+def writings(
+    prompts: Sequence[Sequence[int]],
+    slots: Sequence[int],
+    stop: Sequence[int],
+    max_tokens: int,
+    temperature: float,
+    seeds: Sequence[int] | None,
+) -> list[Writing]:
+    """The requests of a :meth:`Engine.generate`.
+
+    Raises:
+        ValueError: a temperature without a seed for every row.
+    """
+    if temperature and (seeds is None or len(seeds) != len(prompts)):
+        raise ValueError("sampling at a temperature needs a seed for every row")
+    drawn = seeds if temperature and seeds is not None else [0] * len(prompts)
+    return [
+        Writing(prompt, slot, stop, max_tokens, temperature, seed)
+        for prompt, slot, seed in zip(prompts, slots, drawn, strict=True)
+    ]
+
+
+def scorings(
+    prompts: Sequence[Sequence[int]], slots: Sequence[int], candidates: Sequence[Sequence[Sequence[int]]]
+) -> list[Scoring]:
+    """The requests of an :meth:`Engine.score`."""
+    return [Scoring(p, s, c) for p, s, c in zip(prompts, slots, candidates, strict=True)]
+
+
+def finish(engine: LocalEngine, requests: Sequence[Request]) -> None:
+    """Take the requests and step until all of them are answered. Nothing else may be on its way."""
+    for request in requests:
+        check(request, engine.context)
+    for request in requests:
+        engine.submit(request)
+    left = len(requests)
+    while left:
+        left -= len(advance(engine))
+
+
+def advance(engine: LocalEngine) -> list[Request]:
+    """A metered :meth:`LocalEngine.step`."""
+    begun = time.perf_counter()
+    answered = engine.step()
+    engine.meter.note(answered, time.perf_counter() - begun)
+    return answered
+
+
+def own_context(asked: int | None, own: int) -> int:
+    """Most tokens of an engine whose model takes ``own``.
+
+    Raises:
+        InputError: more are asked for.
+    """
+    if asked is not None and asked > own:
+        raise InputError(f"the model takes at most {own} tokens", field="context")
+    return own if asked is None else asked

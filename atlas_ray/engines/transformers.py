@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from ..errors import ContextOverflowError
 from ..models import load_model, load_tokenizer
-from .base import Capabilities
+from .base import Capabilities, Meter, Request, Scoring, Writing, check, finish, own_context, scorings, writings
 from .slot_cache import SlotCache
 
 
@@ -21,6 +20,10 @@ class TransformersEngine:
     Args:
         model: shipped name, directory or Hugging Face id, or a loaded causal LM with ``tokenizer`` given.
         slots: episodes that can be kept at a time.
+        context: most tokens of prompt and continuation; the model's own limit by default.
+
+    Raises:
+        InputError: the model takes fewer tokens than ``context``.
 
     Attributes:
         tree_tokens: candidates of a row that share a pass, in tokens; each attends to all of them, masked or not.
@@ -33,17 +36,21 @@ class TransformersEngine:
     pass_tokens = 1024
     pass_numbers = 2**25
 
-    def __init__(self, model: str | Any, slots: int, tokenizer: Any = None) -> None:
+    def __init__(self, model: str | Any, slots: int, tokenizer: Any = None, context: int | None = None) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         loaded = load_model(model) if isinstance(model, str) else model
         self.model: Any = loaded.to(self.device).eval()
         self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(str(model))
         self.slots = slots
-        self.context = int(self.model.config.max_position_embeddings)
+        self.context = own_context(context, int(self.model.config.max_position_embeddings))
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.tokens_fed = [0] * slots
+        self.meter = Meter()
         self._kept: list[list[int]] = [[] for _ in range(slots)]
         self._cache = SlotCache(slots, self.model.config.num_hidden_layers, self.device)
+        self._waiting: list[Request] = []
+        self._active: dict[int, Writing] = {}
+        self._generators: dict[int, torch.Generator] = {}
 
     def close(self) -> None:
         """Drop the weights and everything that was kept."""
@@ -54,7 +61,6 @@ class TransformersEngine:
         """See :meth:`Engine.forget`."""
         self._rewind(slot, 0)
 
-    @torch.inference_mode()
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -69,29 +75,10 @@ class TransformersEngine:
         Raises:
             ContextOverflowError: a prompt leaves no room for ``max_tokens``.
         """
-        for prompt in prompts:
-            if len(prompt) + max_tokens > self.context:
-                raise ContextOverflowError(
-                    f"a prompt of {len(prompt)} tokens and {max_tokens} to write do not fit the model's {self.context}"
-                )
-        generators = [torch.Generator().manual_seed(s) for s in seeds] if temperature and seeds else None
-        written: list[list[int]] = [[] for _ in prompts]
-        active = list(range(len(prompts)))
-        logits_RV = self._feed_prompts(prompts, slots)
-        while active:
-            chosen = choose(logits_RV, temperature, [generators[i] for i in active] if generators else None)
-            going = []
-            for i, token in zip(active, chosen, strict=True):
-                if token not in stop:
-                    written[i].append(token)
-                    if len(written[i]) < max_tokens:
-                        going.append(i)
-            active = going
-            if active:
-                logits_RV = self._feed([slots[i] for i in active], [[written[i][-1]] for i in active])
-        return written
+        requests = writings(prompts, slots, stop, max_tokens, temperature, seeds)
+        finish(self, requests)
+        return [request.written for request in requests]
 
-    @torch.inference_mode()
     def score(
         self, prompts: Sequence[Sequence[int]], slots: Sequence[int], candidates: Sequence[Sequence[Sequence[int]]]
     ) -> list[torch.Tensor]:
@@ -100,47 +87,111 @@ class TransformersEngine:
         One forward pass feeds what is new of the prompts and scores the first tokens. Where there are more tokens, the
         candidates of a row follow as trees behind its prompt, many to a pass, and leave the slot as it was.
         """
-        for prompt, options in zip(prompts, candidates, strict=True):
-            if not all(options):
-                raise ValueError("a candidate without tokens has no probability")
-            if len(prompt) + max(map(len, options)) > self.context:
-                raise ContextOverflowError(f"a prompt of {len(prompt)} tokens does not fit the model's {self.context}")
-        first_RV = self._feed_prompts(prompts, slots).log_softmax(-1).cpu()
+        requests = scorings(prompts, slots, candidates)
+        finish(self, requests)
+        return [request.scores for request in requests if request.scores is not None]
+
+    def submit(self, request: Request) -> None:
+        """See :meth:`LocalEngine.submit`."""
+        check(request, self.context)
+        self._waiting.append(request)
+
+    @torch.inference_mode()
+    def step(self) -> list[Request]:
+        """See :meth:`LocalEngine.step`.
+
+        Everything that writes gets one more token, in one pass; then what waits for a free slot is begun. A prompt
+        therefore never waits for another's last token. After an error nothing is on its way any more.
+        """
+        try:
+            answered = self._pass()
+        except BaseException:
+            self._waiting, self._active = [], {}
+            raise
+        for request in answered:
+            request.fed += self.tokens_fed[request.slot]
+        return answered
+
+    def _pass(self) -> list[Request]:
+        answered: list[Request] = []
+        if self._active:
+            writing = list(self._active.values())
+            answered += self._write(writing, self._feed([r.slot for r in writing], [[r.written[-1]] for r in writing]))
+        begun: list[Request] = []
+        busy = set(self._active)
+        for request in self._waiting:
+            if request.slot not in busy:
+                busy.add(request.slot)
+                begun.append(request)
+        if begun:
+            self._waiting = [r for r in self._waiting if r not in begun]
+            for request in begun:
+                request.fed -= self.tokens_fed[request.slot]  # the count at its end is added then
+            logits_RV = self._feed_prompts(begun)
+            new = {row: r for row, r in enumerate(begun) if isinstance(r, Writing)}
+            self._active |= {r.slot: r for r in new.values()}
+            self._generators |= {r.slot: torch.Generator().manual_seed(r.seed) for r in new.values()}
+            if new:
+                answered += self._write(list(new.values()), logits_RV[list(new)])
+            scoring = {row: r for row, r in enumerate(begun) if isinstance(r, Scoring)}
+            if scoring:
+                answered += self._score(list(scoring.values()), logits_RV[list(scoring)])
+        return answered
+
+    def _write(self, requests: list[Writing], logits_RV: torch.Tensor) -> list[Request]:
+        """Append the next token to each; those that are at their end."""
+        answered: list[Request] = []
+        for temperature in {r.temperature for r in requests}:
+            rows = [row for row, r in enumerate(requests) if r.temperature == temperature]
+            drawing = [self._generators[requests[row].slot] for row in rows]
+            for row, token in zip(rows, choose(logits_RV[rows], temperature, drawing), strict=True):
+                request = requests[row]
+                if token not in request.stop:
+                    request.written.append(token)
+                if token in request.stop or len(request.written) == request.max_tokens:
+                    answered.append(request)
+                    del self._active[request.slot]
+        return answered
+
+    def _score(self, requests: list[Scoring], logits_RV: torch.Tensor) -> list[Request]:
+        """Score the candidates behind the prompts that were just fed."""
+        first_RV = logits_RV.log_softmax(-1).cpu()
         scores = [
-            first_RV[row, torch.tensor([option[0] for option in options])] for row, options in enumerate(candidates)
+            first_RV[row, torch.tensor([option[0] for option in request.candidates])]
+            for row, request in enumerate(requests)
         ]
         context = self._cache.cursor + self.tree_tokens
         numbers = self.model.config.vocab_size + self.model.config.num_attention_heads * context
         most = max(1, min(self.pass_tokens, self.pass_numbers // numbers))
-        for trees in zip_longest(*(plant(options, min(most, self.tree_tokens)) for options in candidates)):
+        for trees in zip_longest(*(plant(r.candidates, min(most, self.tree_tokens)) for r in requests)):
             by_size = sorted(((len(t.tokens), r, t) for r, t in enumerate(trees) if t is not None), reverse=True)
             while by_size:
                 count = max(1, most // by_size[0][0])
                 rows = {r: t for _, r, t in sorted(by_size[:count], key=lambda x: x[1])}
                 del by_size[:count]
-                taken = self._feed_trees([slots[r] for r in rows], list(rows.values()))
+                taken = self._feed_trees([requests[r].slot for r in rows], list(rows.values()))
                 for (row, tree), logprobs in zip(rows.items(), taken, strict=True):
                     scores[row].index_add_(0, torch.tensor([k for k, _, _ in tree.wanted]), logprobs)
-        return scores
+        for request, found in zip(requests, scores, strict=True):
+            request.scores = found
+        return list(requests)
 
     def _rewind(self, slot: int, length: int) -> None:
         self._cache.rewind(slot, length)
         del self._kept[slot][length:]
 
-    def _feed_prompts(self, prompts: Sequence[Sequence[int]], slots: Sequence[int]) -> torch.Tensor:
+    def _feed_prompts(self, requests: Sequence[Request]) -> torch.Tensor:
         """Logits behind each prompt, ``[R, V]``; only what is not yet kept goes through the model."""
-        if len(set(slots)) != len(slots):
-            raise ValueError("a slot stands twice in one batch")
         new = []
-        for prompt, slot in zip(prompts, slots, strict=True):
-            kept = self._kept[slot]
+        for request in requests:
+            prompt, kept = request.prompt, self._kept[request.slot]
             common = len(kept)
             if list(prompt[:common]) != kept:
                 common = next((i for i, (a, b) in enumerate(zip(kept, prompt, strict=False)) if a != b), len(prompt))
-            common = min(common, len(prompt) - 1)
-            self._rewind(slot, common)
-            new.append(list(prompt[common:]))
-        return self._feed(slots, new)
+            request.cached = 0 if request.fresh else min(common, len(prompt) - 1)
+            self._rewind(request.slot, request.cached)
+            new.append(list(prompt[request.cached :]))
+        return self._feed([r.slot for r in requests], new)
 
     def _feed(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
         """Append tokens to slots; logits behind the last one, ``[R, V]``."""

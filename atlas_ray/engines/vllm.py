@@ -12,17 +12,19 @@ import random
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..errors import AtlasError, ContextOverflowError, InputError
+from ..errors import AtlasError, InputError
 from ..files import read_json
 from ..models import load_tokenizer, resolve
-from .base import Capabilities
+from .base import Capabilities, Meter, Request, Writing, check, finish, own_context, scorings, writings
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_rank
 _MOST_CHILDREN = 128  # logprob_token_ids a request
@@ -30,7 +32,7 @@ _CPU_BLOCK = 32  # the least vLLM's CPU attention takes; a fork of a prompt feed
 
 
 class VllmEngine:
-    """Implements :class:`atlas_ray.engines.base.Engine`.
+    """Implements :class:`atlas_ray.engines.base.LocalEngine`.
 
     Only one can be open in a process, because vLLM's groups of workers are global: put another into its own actor.
     Slots only count tokens: vLLM keeps every prefix that it has seen, in blocks (32 tokens on a CPU, mostly 16 on a
@@ -69,10 +71,8 @@ class VllmEngine:
         source = resolve(model)
         lora = {} if adapter is None else _lora_settings(Path(adapter))
         self.tokenizer = load_tokenizer(model)
-        self.parameters, own_context, head_size = _shape(source)
-        self.context = own_context if context is None else context
-        if self.context > own_context:
-            raise InputError(f"the model takes at most {own_context} tokens", field="context")
+        self.parameters, most, head_size = _shape(source)
+        self.context = own_context(context, most)
         if threads is not None:
             torch.set_num_threads(threads)
         with _tidy():
@@ -126,6 +126,10 @@ class VllmEngine:
         self.tokens_fed = [0] * slots
         self.cached_tokens = [0] * slots
         """Prompt tokens that were found in the prefix cache instead, a count a slot."""
+        self.meter = Meter()
+        self._taken: list[_Work] = []
+        self._parts: dict[str, tuple[_Work, tuple[int, ...], list[int]]] = {}
+        self._names = count()
 
     def forget(self, slot: int) -> None:
         """Does nothing: cached blocks are found by the tokens they hold, so nothing stale can be met."""
@@ -144,93 +148,156 @@ class VllmEngine:
         Raises:
             ContextOverflowError: a prompt leaves no room for ``max_tokens``.
         """
-        for prompt in prompts:
-            if len(prompt) + max_tokens > self.context:
-                raise ContextOverflowError(
-                    f"a prompt of {len(prompt)} tokens and {max_tokens} to write do not fit the model's {self.context}"
-                )
-        if temperature and seeds is None:
-            raise ValueError("sampling at a temperature needs a seed for every row")
-        params = [
-            self._params(
-                max_tokens=max_tokens,
-                temperature=temperature,
-                seed=seeds[row] if temperature and seeds is not None else None,
-                stop_token_ids=list(stop),
-            )
-            for row in range(len(prompts))
-        ]
-        written = []
-        for output in self._run(prompts, slots, params):
-            tokens = list(output.token_ids)
-            written.append(tokens[:-1] if tokens and tokens[-1] in stop else tokens)
-        return written
+        requests = writings(prompts, slots, stop, max_tokens, temperature, seeds)
+        finish(self, requests)
+        return [request.written for request in requests]
 
     def score(
         self, prompts: Sequence[Sequence[int]], slots: Sequence[int], candidates: Sequence[Sequence[Sequence[int]]]
     ) -> list[torch.Tensor]:
-        """See :meth:`Engine.score`.
+        """See :meth:`Engine.score`."""
+        requests = scorings(prompts, slots, candidates)
+        finish(self, requests)
+        return [request.scores for request in requests if request.scores is not None]
 
-        One request of one token for every inner node of the tree that a row's candidates make, all in one batch. They
-        share the prompt's cached blocks; asking for ``prompt_logprobs`` instead would bypass that cache.
+    def submit(self, request: Request) -> None:
+        """See :meth:`LocalEngine.submit`. Requests of one slot do not wait for each other.
+
+        What is to be scored becomes a request of one token for every inner node of the tree that its candidates make.
+        They share the prompt's cached blocks; asking for ``prompt_logprobs`` instead would bypass that cache.
+
+        Raises:
+            ContextOverflowError: it does not fit the model's context.
+            ValueError: it is malformed, or vLLM refuses it.
+            AtlasError: the engine is closed.
         """
-        requests: list[tuple[int, tuple[int, ...], list[int]]] = []
-        for row, (prompt, options) in enumerate(zip(prompts, candidates, strict=True)):
-            if not all(options):
-                raise ValueError("a candidate without tokens has no probability")
-            if len(prompt) + max(map(len, options), default=0) > self.context:
-                raise ContextOverflowError(f"a prompt of {len(prompt)} tokens does not fit the model's {self.context}")
-            for path, children in _tree(options).items():
-                parts = range(0, len(children), _MOST_CHILDREN)
-                requests += [(row, path, children[i : i + _MOST_CHILDREN]) for i in parts]
-        outputs = self._run(
-            [[*prompts[row], *path] for row, path, _ in requests],
-            [slots[row] for row, _, _ in requests],
-            [self._params(max_tokens=1, logprob_token_ids=children) for _, _, children in requests],
-        )
-        edges: list[dict[tuple[int, ...], float]] = [{} for _ in prompts]
-        for (row, path, children), output in zip(requests, outputs, strict=True):
-            edges[row].update({(*path, token): output.logprobs[0][token].logprob for token in children})
-        return [
-            torch.tensor([sum(edges[row][tuple(option[: i + 1])] for i in range(len(option))) for option in options])
-            for row, options in enumerate(candidates)
-        ]
+        engine = self._engine()
+        check(request, self.context)
+        work = _Work(request)
+        self._taken.append(work)
+        try:
+            for path, children, settings in _split(request):
+                name = str(next(self._names))
+                self._parts[name] = work, path, children
+                work.left += 1
+                [prompt] = engine.renderer.render_cmpl([{"prompt_token_ids": [*request.prompt, *path]}])
+                engine.add_request(name, prompt, self._params(**settings), lora_request=self._lora)
+        except BaseException as error:
+            self._drop([work])
+            if isinstance(error, self._vllm.exceptions.VLLMClientError):
+                raise ValueError(f"vLLM refuses the request: {error}") from error
+            raise
+
+    def step(self) -> list[Request]:
+        """See :meth:`LocalEngine.step`.
+
+        If a pass fails, everything that was on its way is dropped and never answered.
+
+        Raises:
+            AtlasError: the engine is closed.
+        """
+        engine = self._engine()
+        if not self._taken:
+            return []
+        try:
+            with self._eager():
+                outputs = engine.step()
+        except BaseException:
+            self._drop(self._taken)
+            engine.reset_prefix_cache()  # vLLM takes blocks for cached before they are computed
+            raise
+        for output in outputs:
+            work, path, children = self._parts.pop(output.request_id)
+            completion, cached = output.outputs[0], output.num_cached_tokens or 0
+            # the last token is written but not fed
+            fed = len(output.prompt_token_ids) - cached + len(completion.token_ids) - 1
+            self.cached_tokens[work.request.slot] += cached
+            self.tokens_fed[work.request.slot] += fed
+            work.cached.append(cached)
+            work.request.fed += fed
+            work.left -= 1
+            if isinstance(work.request, Writing):
+                tokens = list(completion.token_ids)
+                work.request.written = tokens[:-1] if tokens[-1] in work.request.stop else tokens
+            for token in children:
+                work.logprobs[(*path, token)] = completion.logprobs[0][token].logprob
+        done = [work for work in self._taken if not work.left]
+        self._taken = [work for work in self._taken if work.left]
+        return [work.answered() for work in done]
 
     def close(self) -> None:
         """Free the model, its cache and its processes, and end ``torch.distributed`` in this process, as vLLM does.
 
-        The engine cannot be used any more; closing twice is fine.
+        The engine cannot be used any more, and what is on its way is never answered; closing twice is fine.
         """
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
+            self._taken, self._parts = [], {}
             VllmEngine._open = False
             _clean_up()
 
-    def _params(self, **settings: Any) -> Any:
-        return self._vllm.SamplingParams(**{"temperature": 0.0, "detokenize": False, "ignore_eos": True, **settings})
-
-    def _run(self, prompts: Sequence[Sequence[int]], slots: Sequence[int], params: Sequence[Any]) -> list[Any]:
-        """The completion of every request, with its tokens counted."""
+    def _engine(self) -> Any:
         if self._llm is None:
             raise AtlasError("the engine is closed")
-        if not prompts:
-            return []
-        given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        with self._eager():
-            outputs = self._llm.generate(given, list(params), use_tqdm=False, lora_request=self._lora)
-        completions = []
-        for prompt, slot, output in zip(prompts, slots, outputs, strict=True):
-            completion, cached = output.outputs[0], output.num_cached_tokens or 0
-            self.cached_tokens[slot] += cached
-            # the last token is written but not fed
-            self.tokens_fed[slot] += len(prompt) - cached + len(completion.token_ids) - 1
-            completions.append(completion)
-        return completions
+        return self._llm.llm_engine
+
+    def _params(self, **settings: Any) -> Any:
+        final = self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY
+        ours = {"temperature": 0.0, "detokenize": False, "ignore_eos": True, "output_kind": final}
+        return self._vllm.SamplingParams(**{**ours, **settings})
+
+    def _drop(self, dropped: Sequence[_Work]) -> None:
+        """Let go of requests that will not be answered."""
+        names = [name for name, (work, _, _) in self._parts.items() if work in dropped]
+        self._taken = [work for work in self._taken if work not in dropped]
+        for name in names:
+            del self._parts[name]
+        self._engine().abort_request(names)
 
     def _eager(self) -> AbstractContextManager[Any]:
         # on a CPU the first log-probability would compile a kernel that counts ranks for 20 s
         return torch.compiler.set_stance("force_eager") if self._cpu else nullcontext()
+
+
+@dataclass(eq=False)
+class _Work:
+    """A request on its way.
+
+    Attributes:
+        request: what was taken.
+        left: its parts that vLLM still has.
+        cached: tokens that were found in the cache, a count a part.
+        logprobs: of the last token of every beginning of a candidate, after those before it.
+    """
+
+    request: Request
+    left: int = 0
+    cached: list[int] = field(default_factory=list)
+    logprobs: dict[tuple[int, ...], float] = field(default_factory=dict)
+
+    def answered(self) -> Request:
+        """The request, whose parts are all answered."""
+        request = self.request
+        request.cached = min(self.cached, default=0)  # the other parts also find what the first has just computed
+        if not isinstance(request, Writing):
+            request.scores = torch.tensor(
+                [sum(self.logprobs[tuple(c[: i + 1])] for i in range(len(c))) for c in request.candidates]
+            )
+        return request
+
+
+def _split(request: Request) -> Iterator[tuple[tuple[int, ...], list[int], dict[str, Any]]]:
+    """The parts of a request: tokens behind its prompt, those to be scored behind them, and how to sample."""
+    if isinstance(request, Writing):
+        settings = {"max_tokens": request.max_tokens, "stop_token_ids": list(request.stop)}
+        drawn = {"temperature": request.temperature, "seed": request.seed} if request.temperature else {}
+        yield (), [], {**settings, **drawn}
+        return
+    for path, children in _tree(request.candidates).items():
+        for i in range(0, len(children), _MOST_CHILDREN):
+            some = children[i : i + _MOST_CHILDREN]
+            yield path, some, {"max_tokens": 1, "logprob_token_ids": some}
 
 
 def _tree(options: Sequence[Sequence[int]]) -> dict[tuple[int, ...], list[int]]:

@@ -5,26 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..agents import Agent
-from ..engines import make_engine
+from ..agent_spec import AgentSpec, agent_spec
+from ..engines import EnginePool
 from ..errors import AtlasError
 from ..files import RunLog, append_jsonl, recover_jsonl
 from ..progress import say, track
 from ..recipe import Recipe
 from ..rollout import env_spec
 from ..trajectory import Annotation, Trajectory, read_annotations, read_trajectories, write_annotations
-from ..workers import ActorPool, chunks
+from ..workers import chunks, worker_pool
 from .controls import select_all, select_non_critical, select_random
 from .value import ValueConfig, estimate_values, gains, select_by_value
 
 _CHUNK = 8
 
 
-def _value_job(task: tuple[list[Trajectory], ValueConfig, str, str, float, str, int], kept: dict[str, Any]) -> Any:
-    trajectories, config, engine, model, temperature, style, num_envs = task
-    if "agent" not in kept:
-        kept["agent"] = Agent(make_engine(engine, model, num_envs), style, temperature)  # type: ignore[arg-type]
-    yield estimate_values(kept["agent"], trajectories, config)
+def _value_job(task: tuple[list[Trajectory], ValueConfig, AgentSpec], kept: dict[str, Any]) -> Any:
+    trajectories, config, spec = task
+    yield estimate_values(spec.agent(kept), trajectories, config)
 
 
 def _select_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> list[Annotation]:
@@ -35,14 +33,15 @@ def _select_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory])
     todo = [t for t in trajectories if t.id not in values]
     specs = {s.id: s for s in (env_spec(recipe, n, recipe.collect.max_steps, "train") for n in recipe.collect.levels)}
     settings = ValueConfig(config.rollouts, config.horizon, specs)
-    tasks = [
-        (chunk, settings, recipe.engine, config.model, config.temperature, recipe.style, recipe.num_envs)
-        for chunk in chunks(todo, _CHUNK)
-    ]
+    spec = agent_spec(recipe, config.model, config.temperature)
     spent = 0
     retried = lambda task, n, why: log.event("select", "retried", attempt=n, why=why)  # noqa: E731
     with track("values by roll-out", len(trajectories), len(values)) as progress:
-        with ActorPool[Any, Any](recipe.workers, on_retry=retried) as pool:
+        with (
+            worker_pool(recipe, retried) as pool,
+            EnginePool(recipe.engine, config.model, recipe.workers, recipe.num_envs) as engines,
+        ):
+            tasks = [(chunk, settings, spec.seated(engines.seats)) for chunk in chunks(todo, _CHUNK)]
             for task, (found, problems, steps) in pool.stream(_value_job, tasks):
                 append_jsonl(part, [{"id": i, "values": v} for i, v in found.items()])
                 values.update(found)

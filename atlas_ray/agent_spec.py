@@ -1,0 +1,59 @@
+"""A model and how it acts, as it travels to the workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .agents import Agent
+from .engines import RemoteEngine, Seat, make_engine
+from .recipe import Act, Engine, Recipe
+from .rendering import Style
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """What a worker needs to make its agent.
+
+    ``seats`` are the workers' places at engine actors, one for each; without them every worker holds the model.
+    """
+
+    model: str
+    engine: Engine
+    act: Act
+    style: Style
+    slots: int
+    temperature: float = 0.0
+    seats: tuple[Seat, ...] = ()
+
+    def seated(self, seats: tuple[Seat, ...]) -> AgentSpec:
+        """The same at engine actors."""
+        return replace(self, seats=seats)
+
+    def agent(self, kept: dict[str, Any]) -> Agent:
+        """The agent of the worker whose job has ``kept``; it stays until another is asked for."""
+        if kept.get("spec") != self:
+            if "agent" in kept:
+                kept.pop("agent").engine.close()
+            engine = (
+                RemoteEngine(self.seats[kept["index"]])
+                if self.seats
+                else make_engine(self.engine, self.model, self.slots)
+            )
+            agent = Agent(
+                engine,
+                self.style,
+                self.temperature,
+                decide=self.act.decide,
+                window=self.act.window,
+                thought_tokens=self.act.thought_tokens,
+                action_tokens=self.act.action_tokens,
+            )
+            kept["spec"], kept["agent"], kept["made"] = self, agent, kept.get("made", 0) + 1
+        found: Agent = kept["agent"]
+        return found
+
+
+def agent_spec(recipe: Recipe, model: str, temperature: float = 0.0) -> AgentSpec:
+    """A model that plays as a recipe says."""
+    return AgentSpec(model, recipe.engine, recipe.agent, recipe.style, recipe.num_envs, temperature)

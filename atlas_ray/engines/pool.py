@@ -1,0 +1,38 @@
+"""The engine actors of a recipe: where they are put, and which worker has its place at which."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..schema import Engine as Settings
+from .remote import Seat
+from .server import spawn
+
+
+class EnginePool:
+    """Engine actors with one model, for as long as the block lasts. Ray has to run.
+
+    Args:
+        settings: the ``[engine]`` table; with ``actors = 0`` there are none, and every worker holds a model itself.
+        model: shipped name, directory or Hugging Face id.
+        workers: who is to be seated, evenly.
+        slots: episodes side by side of each worker.
+    """
+
+    def __init__(self, settings: Settings, model: str, workers: int, slots: int) -> None:
+        servers = min(settings.actors, workers)
+        shares = [len(range(s, workers, servers)) for s in range(servers)]
+        self.servers: list[Any] = [spawn(settings, model, share * slots) for share in shares]
+        self.seats = tuple(
+            Seat(self.servers[w % servers], model, w // servers * slots, slots, settings.timeout)
+            for w in range(workers if servers else 0)
+        )
+
+    def __enter__(self) -> EnginePool:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        import ray
+
+        for server in self.servers:
+            ray.kill(server)

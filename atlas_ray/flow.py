@@ -1,0 +1,141 @@
+"""What comes in from the workers while they play: rates for the eye, for ``metrics.jsonl`` and for the totals."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from .agents import Agent
+from .engines import RemoteEngine
+from .engines.base import Meter
+from .files import RunLog, recovered_jsonl
+from .progress import Tracker
+
+_EVERY = 10.0
+_WINDOW = 30.0
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """Totals at some moment: of an engine, and of a worker's agent.
+
+    ``lost``: answers of engines that died, which the worker asked for again. ``replies``: outcomes of the replies that
+    the agent's model wrote.
+    """
+
+    meter: Meter
+    worker: str
+    lost: int
+    replies: dict[str, int]
+
+
+def gauge(agent: Agent, kept: dict[str, Any]) -> Gauge:
+    """The gauge of the worker whose job has ``kept``, and of its agent."""
+    engine = agent.engine
+    lost = engine.lost if isinstance(engine, RemoteEngine) else 0
+    return Gauge(replace(engine.meter), f"{os.getpid()}/{kept.get('made')}", lost, {str(k): n for k, n in agent.tally.items()})
+
+
+class Flow:
+    """Counts what comes in. ``steps/s``, ``tokens/s`` and the share of time that engines compute are of the last 30 s.
+
+    Args:
+        stage: of the run.
+        log: where numbers go every 10 s.
+        progress: the line or bar that the user watches.
+        engines: how many compute at a time.
+    """
+
+    def __init__(self, stage: str, log: RunLog, progress: Tracker, engines: int) -> None:
+        self.stage, self.log, self.progress, self.engines = stage, log, progress, engines
+        self.episodes = self.steps = 0
+        self._engines: dict[str, Meter] = {}
+        self._lost: dict[str, int] = {}
+        self._replies: dict[str, dict[str, int]] = {}
+        self._begun = self._logged = time.monotonic()
+        self._past: deque[tuple[float, int, Meter]] = deque()
+
+    def add(self, seen: Gauge, steps: int, about: str = "") -> None:
+        """One more episode of so many steps is there."""
+        self.episodes += 1
+        self.steps += steps
+        known = self._engines.get(seen.meter.id)
+        if known is None or seen.meter.answered > known.answered:  # workers of one engine report in no order
+            self._engines[seen.meter.id] = seen.meter
+        if seen.lost > self._lost.get(seen.worker, 0):
+            lost = seen.lost - self._lost.get(seen.worker, 0)
+            self._lost[seen.worker] = seen.lost
+            self.log.event(self.stage, "engine lost", worker=seen.worker, answers=lost)
+        self._replies[seen.worker] = seen.replies
+        now = time.monotonic()
+        self._past.append((now, self.steps, self._sum()))
+        while now - self._past[0][0] > _WINDOW:
+            self._past.popleft()
+        rates = self.rates()
+        note = (
+            f"{rates['steps_per_second']:.0f} steps/s · {rates['tokens_per_second']:.0f} tokens/s · "
+            f"engine {rates['engine_busy']:.0%}"
+        )
+        self.progress.advance(1, f"{note} · {about}" if about else note)
+        if now - self._logged > _EVERY:
+            self._logged = now
+            self.log.metric(self.stage, episodes=self.episodes, **rates)
+
+    def rates(self) -> dict[str, float]:
+        """Steps and tokens a second and the engines' share of time at work, of late."""
+        (first, steps, then), (last, _, now) = self._past[0], self._past[-1]
+        seconds = max(last - first, 1e-9) if len(self._past) > 1 else float("inf")
+        return {
+            "steps_per_second": round((self.steps - steps) / seconds, 2),
+            "tokens_per_second": round((now.fed - then.fed) / seconds, 1),
+            "engine_busy": round(min(1.0, (now.busy - then.busy) / seconds / self.engines), 3),
+        }
+
+    def totals(self) -> dict[str, Any]:
+        """What this process saw: episodes, steps, seconds, tokens, and answers that were asked for again."""
+        whole, replies = self._sum(), Counter[str]()
+        for found in self._replies.values():
+            replies.update(found)
+        return {
+            "episodes": self.episodes,
+            "steps": self.steps,
+            "seconds": round(time.monotonic() - self._begun, 2),
+            "engines": self.engines,
+            "busy_seconds": round(whole.busy, 2),
+            "prompt_tokens": whole.prompt,
+            "cached_tokens": whole.cached,
+            "fed_tokens": whole.fed,
+            "answers_asked_again": sum(self._lost.values()),
+            **{f"replies_{outcome.replace(' ', '_')}": count for outcome, count in replies.items()},
+        }
+
+    def _sum(self) -> Meter:
+        names = [f.name for f in fields(Meter) if f.name != "id"]
+        return Meter(**{name: sum(getattr(m, name) for m in self._engines.values()) for name in names})
+
+
+def summary(totals: dict[str, Any], run_dir: Path, stage: str) -> str:
+    """Totals in a line, with what all runs of this stage had to do again."""
+    seconds, again = max(totals["seconds"], 1e-9), Counter[str]()
+    for row in recovered_jsonl(run_dir / "events.jsonl"):
+        if row["stage"] == stage:
+            again[row["event"]] += row.get("answers", 1)
+    parts = [
+        f"{totals['episodes']} episodes, {totals['steps']:,} steps ({totals['steps'] / seconds:.0f}/s)",
+        f"{totals['fed_tokens']:,} tokens through the model ({totals['fed_tokens'] / seconds:.0f}/s)",
+        f"{totals['cached_tokens'] / max(1, totals['prompt_tokens']):.0%} of the prompts from the cache",
+        f"engine {totals['busy_seconds'] / seconds / totals['engines']:.0%} busy",
+    ]
+    names = {
+        "retried": "workers lost",
+        "engine lost": "engine answers asked again",
+        "lost episode": "episodes lost to their environment",
+        "resumed": "times resumed",
+    }
+    parts += [f"{n} replies {k[8:].replace('_', ' ')}" for k, n in totals.items() if k.startswith("replies_")]
+    parts += [f"{again[event]} {name}" for event, name in names.items() if again[event]]
+    return " · ".join(parts)

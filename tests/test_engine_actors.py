@@ -1,0 +1,190 @@
+"""Engine actors: what they answer, what happens when they die or hang, and where Ray puts them."""
+
+import os
+import random
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+from atlas_ray.engines import EnginePool, RemoteEngine, TransformersEngine
+from atlas_ray.errors import ContextOverflowError, InputError, WorkerFailedError
+from atlas_ray.recipe import Engine, Recipe
+from atlas_ray.tiny import build_model, build_tokenizer
+from atlas_ray.workers import worker_pool
+
+SETTINGS = Engine(actors=1, timeout=60.0)
+STOP = [0]
+
+
+@pytest.fixture
+def seats(ray_session):
+    """Two workers' places at one actor with tiny-quick, three slots each."""
+    with EnginePool(SETTINGS, "tiny-quick", 2, 3) as pool:
+        yield pool.seats
+
+
+def prompts(rng, count):
+    return [[rng.randrange(3, 90) for _ in range(rng.randrange(5, 40))] for _ in range(count)]
+
+
+def play(engine, seed, rounds=6):
+    """Growing prompts in three slots, written, sampled and scored: everything that came back."""
+    rng, found = random.Random(seed), []
+    texts = prompts(rng, 3)
+    for turn in range(rounds):
+        rows = rng.sample(range(3), 2 + turn % 2)
+        asked = [texts[r] for r in rows]
+        found.append(engine.generate(asked, rows, STOP, 6))
+        found.append(engine.generate(asked, rows, STOP, 4, temperature=1.3, seeds=[seed + turn + r for r in rows]))
+        options = [[[7, 8], [9], [7, 10, 11]][: 2 + r % 2] for r in rows]
+        found.append([[round(x, 3) for x in s.tolist()] for s in engine.score(asked, rows, options)])
+        for row in rows:
+            texts[row] += [rng.randrange(3, 90) for _ in range(5)]
+    return found
+
+
+def test_an_actor_answers_as_an_engine_in_this_process(seats):
+    remote, local = RemoteEngine(seats[0]), TransformersEngine("tiny-quick", 3)
+    assert play(remote, 1) == play(local, 1)
+    assert remote.tokens_fed == local.tokens_fed, "the prefix of a slot is kept there too"
+    assert (remote.context, remote.parameters, remote.slots) == (local.context, local.parameters, 3)
+    for engine in (remote, local):
+        engine.forget(1)
+        engine.score([[4, 5, 6]], [1], [[[7], [8]]])
+        engine.score([[4, 5, 6, 7]], [1], [[[7], [8]]])
+        engine.forget(1)
+        engine.score([[4, 5, 6, 7]], [1], [[[7], [8]]])
+    assert remote.tokens_fed == local.tokens_fed
+    assert remote.meter.cached == local.meter.cached > 0
+
+
+def test_workers_that_share_an_actor_do_not_see_each_other(seats):
+    found = {}
+
+    def work(worker):
+        found[worker] = play(RemoteEngine(seats[worker]), 10 + worker)
+
+    threads = [threading.Thread(target=work, args=(w,)) for w in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {w: play(TransformersEngine("tiny-quick", 3), 10 + w) for w in range(2)}
+
+
+def test_requests_that_join_others_are_answered_as_if_alone():
+    from atlas_ray.engines.base import Scoring, Writing
+
+    def requests():
+        rng = random.Random(3)
+        made = [Writing(p, row % 3, STOP, 12, (row % 2) * 1.1, row) for row, p in enumerate(prompts(rng, 8))]
+        return made + [Scoring(p, row % 3, [[5, 6], [7]]) for row, p in enumerate(prompts(rng, 4))]
+
+    alone = []
+    for request in requests():
+        engine = TransformersEngine("tiny-quick", 3)
+        engine.submit(request)
+        while not (answered := engine.step()):
+            pass
+        alone.append(answered[0])
+    engine, together = TransformersEngine("tiny-quick", 3), requests()
+    random.Random(0).shuffle(order := list(range(len(together))))
+    answered = []
+    while len(answered) < len(together):
+        if order:  # one joins at every pass; those whose slot is busy wait for it
+            engine.submit(together[order.pop()])
+        answered += engine.step()
+    assert sorted(map(id, answered)) == sorted(map(id, together))
+    for mine, his in zip(together, alone, strict=True):
+        if isinstance(mine, Writing):
+            assert mine.written == his.written
+        else:
+            assert mine.scores.tolist() == pytest.approx(his.scores.tolist(), abs=1e-4)
+
+
+def test_an_error_reaches_the_one_who_asked_and_the_others_go_on(seats):
+    remote = RemoteEngine(seats[0])
+    with pytest.raises(ContextOverflowError, match="do not fit the model's 2048"):
+        remote.generate([[5] * 2048], [0], STOP, 1)
+    with pytest.raises(ValueError, match="without tokens"):
+        remote.score([[5]], [0], [[[5], []]])
+    assert play(remote, 2) == play(TransformersEngine("tiny-quick", 3), 2)
+
+
+def test_a_killed_actor_comes_back_and_is_asked_again(seats):
+    import ray
+
+    remote, expected = RemoteEngine(seats[0]), play(TransformersEngine("tiny-quick", 3), 4)
+    first = ray.get(seats[0].server.pid.remote())
+    os.kill(first, signal.SIGKILL)
+    assert play(remote, 4) == expected
+    assert remote.lost == 1
+    assert ray.get(seats[0].server.pid.remote()) != first
+
+
+def test_a_hung_actor_is_a_timeout_and_not_a_hang(ray_session):
+    import ray
+
+    with EnginePool(Engine(actors=1, timeout=2.0), "tiny-quick", 1, 3) as pool:
+        remote = RemoteEngine(pool.seats[0])
+        os.kill(ray.get(pool.servers[0].pid.remote()), signal.SIGSTOP)
+        assert play(remote, 5, rounds=1) == play(TransformersEngine("tiny-quick", 3), 5, rounds=1)
+        assert remote.lost >= 1
+
+
+def test_an_actor_that_is_gone_for_good_is_an_error(seats):
+    import ray
+
+    remote = RemoteEngine(seats[0])
+    ray.kill(seats[0].server)
+    with pytest.raises(WorkerFailedError, match="the engine for tiny-quick was lost"):
+        remote.generate([[5, 6]], [0], STOP, 2)
+
+
+def test_a_model_that_cannot_be_loaded_is_an_input_error(ray_session, tmp_path):
+    with EnginePool(SETTINGS, str(tmp_path), 1, 1) as pool, pytest.raises(InputError, match=r"config\.json"):
+        RemoteEngine(pool.seats[0])
+    build_model(hidden=32, layers=1, heads=2, intermediate=32, seed=0).save_pretrained(tmp_path)
+    build_tokenizer().save_pretrained(tmp_path)
+    asked = Engine(actors=1, context=100_000)
+    with EnginePool(asked, str(tmp_path), 1, 1) as pool, pytest.raises(InputError, match="context: the model takes at"):
+        RemoteEngine(pool.seats[0])
+
+
+def test_workers_are_seated_evenly_and_no_slot_twice(monkeypatch):
+    monkeypatch.setattr("atlas_ray.engines.pool.spawn", lambda settings, model, slots: (object(), slots))
+    pool = EnginePool(Engine(actors=3), "tiny-quick", 7, 4)
+    assert [slots for _, slots in pool.servers] == [12, 8, 8]
+    taken = [(id(s.server), slot) for s in pool.seats for slot in range(s.first, s.first + s.slots)]
+    assert len(set(taken)) == len(taken) == 28
+    assert len(EnginePool(Engine(actors=3), "tiny-quick", 2, 4).servers) == 2, "no engine without a worker"
+    assert EnginePool(Engine(), "tiny-quick", 2, 4).seats == ()
+
+
+def test_what_ray_does_not_have_is_refused_instead_of_waited_for(ray_session):
+    recipe = Recipe.model_validate({"name": "x", "workers": 1, "engine": {"actors": 1, "gpus": 1.0}})
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(InputError, match=r"engine\.gpus: workers and engines ask for 1 GPUs, Ray has 0"):
+        worker_pool(recipe, lambda *_: None)
+    recipe = Recipe.model_validate({"name": "x", "workers": 1, "engine": {"cpus": 4000.0}})
+    with pytest.raises(InputError, match=r"engine\.cpus: .* 4000 CPUs"):
+        worker_pool(recipe, lambda *_: None)
+
+
+def test_a_killed_actor_costs_the_worker_only_time(seats):
+    """The kill comes while an answer is on its way."""
+    import ray
+
+    remote, done = RemoteEngine(seats[0]), []
+    pid = ray.get(seats[0].server.pid.remote())
+    worker = threading.Thread(target=lambda: done.append(play(remote, 6, rounds=30)))
+    worker.start()
+    time.sleep(0.3)
+    os.kill(pid, signal.SIGKILL)
+    worker.join()
+    assert done == [play(TransformersEngine("tiny-quick", 3), 6, rounds=30)]
+    assert remote.lost == 1

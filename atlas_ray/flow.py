@@ -37,7 +37,8 @@ def gauge(agent: Agent, kept: dict[str, Any]) -> Gauge:
     """The gauge of the worker whose job has ``kept``, and of its agent."""
     engine = agent.engine
     lost = engine.lost if isinstance(engine, RemoteEngine) else 0
-    return Gauge(replace(engine.meter), f"{os.getpid()}/{kept.get('made')}", lost, {str(k): n for k, n in agent.tally.items()})
+    replies = {str(outcome): count for outcome, count in agent.tally.items()}
+    return Gauge(replace(engine.meter), f"{os.getpid()}/{kept.get('made')}", lost, replies)
 
 
 class Flow:

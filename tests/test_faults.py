@@ -138,8 +138,8 @@ def test_kills_of_a_worker_an_engine_and_the_driver_lose_nothing_and_repeat_noth
     assert read_json(run / "evaluation" / "atlas.json")["arms"][0]["held_in"]["episodes"] == EPISODES
 
 
-# A head with one CPU, a node for workers, and two nodes with one (pretended) GPU each; the node of the engine is taken away
-# when a third of the episodes is there.
+# A head without CPUs, a node for workers, and two nodes with one (pretended) GPU each; the node of the engine is taken
+# away when 30 episodes are there.
 _NODES = """
 import json, sys, threading, time
 from pathlib import Path

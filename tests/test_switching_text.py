@@ -119,7 +119,7 @@ def test_a_call_after_steps_of_the_other_reads_all_that_was_missed():
     for _ in range(3):
         playing.advance({0: False})
     assert playing.tokens(0)[1] == 0
-    prompt = list(playing.agents[1]._prompts[0])
+    prompt = playing.agents[1].prompt(0)
     playing.advance({0: True})
     assert playing.tokens(0)[1] == len(prompt), "an action of one token is scored without feeding it"
 

@@ -12,7 +12,7 @@ from typing import Any
 from .agent_spec import AgentSpec, agent_spec
 from .engines import EnginePool, Seat
 from .errors import AtlasError
-from .files import RunLog, append_jsonl, read_json, recovered_jsonl
+from .files import RunLog, append_jsonl, jsonl_rows, mend_jsonl, read_json
 from .finetune import checkpoint_dir
 from .flow import Flow, Gauge, gauge, summary
 from .progress import say, track
@@ -107,7 +107,8 @@ def _models(recipe: Recipe, run_dir: Path) -> dict[str, str]:
 
 def _play_all(recipe: Recipe, run_dir: Path, config: Evaluate) -> list[Row]:
     log, path = RunLog(run_dir), run_dir / "evaluation" / "episodes.jsonl"
-    rows = [_without_trajectory(row) for row in recovered_jsonl(path)]
+    mend_jsonl(path)
+    rows = [_without_trajectory(row) for row in jsonl_rows(path)]
     if rows:
         log.event("evaluate", "resumed", found=len(rows))
     done = {(r["model"], r["level"], r["seed"]) for r in rows}

@@ -69,27 +69,34 @@ def append_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def recover_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """All of :func:`recovered_jsonl`."""
-    return list(recovered_jsonl(path))
-
-
-def recovered_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Rows of one of *our own* append-only files; a last line cut by a kill is removed from the file first.
+    """Rows of one of *our own* append-only files; a last line cut by a kill is removed from the file.
 
     For files of a user use the readers of :mod:`atlas_ray.trajectory`, which refuse such a line.
     """
+    mend_jsonl(path)
+    return list(jsonl_rows(path))
+
+
+def mend_jsonl(path: str | Path) -> None:
+    """Remove a last line that a kill cut. Nobody else may be appending."""
     path = Path(path)
-    if not path.exists():
-        return
-    with path.open("r+b") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end and (file.seek(end - 1), file.read(1))[1] != b"\n":
-            end -= 1
-        file.truncate(end)
-        file.seek(0)
-        for line in file:
-            if line.strip():
-                yield json.loads(line)
+    if path.exists():
+        with path.open("r+b") as file:
+            size = end = file.seek(0, os.SEEK_END)
+            while end and (file.seek(end - 1), file.read(1))[1] != b"\n":
+                end -= 1
+            if end != size:
+                file.truncate(end)
+
+
+def jsonl_rows(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Rows of one of our own files, which may be being written to: a last line without its end is left out."""
+    path = Path(path)
+    if path.exists():
+        with path.open("rb") as file:
+            for line in file:
+                if line.endswith(b"\n") and line.strip():
+                    yield json.loads(line)
 
 
 class RunLog:

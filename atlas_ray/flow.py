@@ -12,7 +12,7 @@ from typing import Any
 from .agents import Agent
 from .engines import RemoteEngine
 from .engines.base import Meter
-from .files import RunLog, recovered_jsonl
+from .files import RunLog, jsonl_rows
 from .progress import Tracker
 
 _EVERY = 10.0
@@ -122,7 +122,7 @@ class Flow:
 def summary(totals: dict[str, Any], run_dir: Path, stage: str) -> str:
     """Totals in a line, with what all runs of this stage had to do again."""
     seconds, again = max(totals["seconds"], 1e-9), Counter[str]()
-    for row in recovered_jsonl(run_dir / "events.jsonl"):
+    for row in jsonl_rows(run_dir / "events.jsonl"):
         if row["stage"] == stage:
             again[row["event"]] += row.get("answers", 1)
     parts = [

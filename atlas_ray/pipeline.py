@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
-from .files import RunLog, read_json, write_json
+from .files import RunLog, mend_jsonl, read_json, write_json
 from .progress import duration, say
 from .recipe import Recipe
 from .tracking import follow
@@ -25,6 +25,8 @@ def open_run(recipe: Recipe, run_dir: Path) -> None:
     """
     path, wanted = run_dir / "recipe.resolved.json", recipe.model_dump(mode="json")
     if path.exists():
+        for log in ("metrics.jsonl", "events.jsonl"):
+            mend_jsonl(run_dir / log)
         field, old, new = _difference(read_json(path), wanted) or ("", None, None)
         if field:
             raise InputError(

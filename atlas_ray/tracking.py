@@ -163,7 +163,7 @@ class _Follower:
         self.memory = run_dir / ".tracked.json"
         self.state: dict[str, Any] = read_json(self.memory) if self.memory.exists() else {}
         self.trackers: dict[str, _TensorBoard | _Wandb | None] = dict.fromkeys(trackers)  # opened for their first row
-        for tracker in trackers:
+        for tracker in list(self.trackers):
             self.state.setdefault(tracker, {"offset": 0, "id": uuid.uuid4().hex[:8]})
             with self._harmless(tracker):
                 check([tracker])  # imports, before there is a thread: two that import torch at once may see half of it
@@ -175,7 +175,8 @@ class _Follower:
             yield
         except Exception as error:
             self.trackers.pop(tracker)
-            why = f"{type(error).__name__}: {error}".replace(os.environ.get("WANDB_API_KEY") or "\0", "(key)")
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            why = why.replace(os.environ.get("WANDB_API_KEY") or "\0", "(key)")
             say(f"  {tracker} FAILED, the run goes on without it: {why}")
             with suppress(OSError):
                 self.log.event("tracking", "tracker failed", tracker=tracker, why=why)

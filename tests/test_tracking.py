@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import types
 
 import pytest
@@ -78,7 +79,7 @@ class FakeWandb(types.ModuleType):
 
     def log(self, values, step, commit):
         if self.broken:
-            raise OSError(f"no network for {os.environ['WANDB_API_KEY']}")
+            raise OSError(f"no network\nfor {os.environ['WANDB_API_KEY']}")
         assert commit and step >= self.starting_step
         self.rows.append((step, values))
 
@@ -108,18 +109,22 @@ for step in range(200):
         writers = [python(writer, tmp_path, arm) for arm in ("all", "value+anchor0.5")]
         assert [w.wait() for w in writers] == [0, 0]
         with path.open("a") as file:
-            file.write('{"stage": "select", "selector": "val')
+            file.write('{"stage": "select", "selec')
+            file.flush()
+            time.sleep(0.2)
+            file.write('tor": "value", "flat": 1}\n{"stage": "select", "selector": "val')
     found = scalars(tmp_path)
     for arm in ("all", "value+anchor0.5"):
         tag = f"finetune/loss/{arm}/s0"
         assert [v for v in found if v[0] == tag] == [(tag, step, float32(step / 7)) for step in range(200)]
-    assert len(found) == 400
+    assert found[400:] == [("select/flat/value", 0, 1.0)]
     with path.open("a") as file:
         file.write('ue", "flat": 2}\n')
     # a resumed run would cut half a line; this one is whole by now
     with follow(tmp_path, "tensorboard"):
         pass
-    assert scalars(tmp_path)[400:] == [("select/flat/value", 0, 2.0)]
+    assert scalars(tmp_path)[401:] == [("select/flat/value", 1, 2.0)]
+    assert not (tmp_path / "events.jsonl").exists()
 
 
 ROWS = [

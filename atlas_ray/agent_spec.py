@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .agents import Agent
-from .engines import RemoteEngine, Seat, make_engine
-from .recipe import Act, Engine, Recipe
+from .engines import Engine, RemoteEngine, Seat, make_engine
+from .recipe import Act, Recipe
+from .recipe import Engine as Settings
 from .rendering import Style
 
 
@@ -19,7 +20,7 @@ class AgentSpec:
     """
 
     model: str
-    engine: Engine
+    engine: Settings
     act: Act
     style: Style
     slots: int
@@ -30,17 +31,26 @@ class AgentSpec:
         """The same at engine actors."""
         return replace(self, seats=seats)
 
-    def agent(self, kept: dict[str, Any]) -> Agent:
-        """The agent of the worker whose job has ``kept``; it stays until another is asked for."""
+    def open_engine(self, kept: dict[str, Any]) -> Engine:
+        """The engine of the worker whose job has ``kept``; it stays until one of another spec is asked for."""
         if kept.get("spec") != self:
-            if "agent" in kept:
-                kept.pop("agent").engine.close()
-            engine = (
+            if "engine" in kept:
+                kept.pop("engine").close()
+            kept.pop("agent", None)
+            kept["engine"] = (
                 RemoteEngine(self.seats[kept["index"]])
                 if self.seats
                 else make_engine(self.engine, self.model, self.slots)
             )
-            agent = Agent(
+            kept["spec"] = self
+        found: Engine = kept["engine"]
+        return found
+
+    def agent(self, kept: dict[str, Any]) -> Agent:
+        """The agent of the worker whose job has ``kept``."""
+        engine = self.open_engine(kept)
+        if "agent" not in kept:
+            kept["agent"] = Agent(
                 engine,
                 self.style,
                 self.temperature,
@@ -49,7 +59,7 @@ class AgentSpec:
                 thought_tokens=self.act.thought_tokens,
                 action_tokens=self.act.action_tokens,
             )
-            kept["spec"], kept["agent"], kept["made"] = self, agent, kept.get("made", 0) + 1
+            kept["made"] = kept.get("made", 0) + 1
         found: Agent = kept["agent"]
         return found
 

@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"atlas-ray {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, text: str, takes_recipe: bool) -> None:
+    def add(name: str, text: str, takes_recipe: bool) -> argparse.ArgumentParser:
         command = commands.add_parser(
             name,
             help=text,
@@ -65,11 +65,15 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("recipe", help=f"a TOML file, or a shipped recipe: {', '.join(shipped())}")
         command.add_argument("--out", type=Path, help="run directory (default: runs/NAME of the recipe)")
         command.add_argument("--dry-run", action="store_true", help="print the resolved recipe as JSON and stop")
+        return command
 
     add("demo", "both methods end to end on two cores, in minutes", takes_recipe=False)
     add("run", "run all stages of a recipe", takes_recipe=True)
     for stage, text in _STAGE_HELP.items():
-        add(stage, text, takes_recipe=True)
+        command = add(stage, text, takes_recipe=True)
+        if stage == "select":
+            command.add_argument("--compare", nargs=2, metavar=("A", "B"), help="how far two selectors agree, and stop")
+            command.add_argument("--estimate", action="store_true", help="what the oracle would be asked, and stop")
     report = commands.add_parser("report", help="write results.json and report.html of a run again")
     report.add_argument("run", type=Path, help="a run directory")
     report.add_argument("--dry-run", action="store_true", help="print the run's resolved recipe as JSON and stop")
@@ -219,12 +223,34 @@ def _stages(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     stages = STAGES if arguments.command in ("demo", "run") else (arguments.command,)
     if not set(stages) & set(done_stages(recipe, run_dir)):
         raise InputError(f"the recipe has no [{arguments.command}] table", name)
+    if arguments.command == "select" and (arguments.compare or arguments.estimate):
+        _look(recipe, run_dir, arguments)
+        return 0
     seconds = pipeline.run(recipe, run_dir, stages)
     if seconds:
         say(f"done in {duration(sum(seconds.values()))}, run directory: {run_dir}")
     if (run_dir / "report.html").exists():
         say(f"report: {run_dir / 'report.html'}")
     return 0
+
+
+def _look(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> None:
+    """Print what was asked about the selectors; nothing is written."""
+    from .progress import say
+    from .selection.agreement import agreement_text
+    from .selection.asking import estimate_oracle
+    from .selection.stage import compare, expert_trajectories
+
+    if arguments.compare:
+        say(agreement_text(compare(run_dir, *arguments.compare)))
+    if arguments.estimate:
+        made, money = estimate_oracle(recipe, run_dir, expert_trajectories(run_dir))
+        say(
+            f"{made.trajectories} trajectories to ask about: {made.calls} requests, {made.cache_hits} from the cache, "
+            f"{made.prompt_tokens:,} prompt tokens, at most {made.completion_tokens:,} written"
+            + (f", {made.too_long} too long for any window" if made.too_long else "")
+            + (f"; at the given prices {money:.2f}" if money else "")
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

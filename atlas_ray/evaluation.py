@@ -19,6 +19,7 @@ from .progress import say, track
 from .recipe import Evaluate, Finetune, Recipe
 from .results import Arm, Atlas, Cell, Score, interval
 from .rollout import EVALUATE, EnvSpec, Finished, Start, env_spec, fresh, play, seed_block
+from .selection.stage import fraction_of
 from .trajectory import Trajectory
 from .workers import worker_pool
 
@@ -253,7 +254,7 @@ def evaluate(recipe: Recipe, run_dir: Path) -> Atlas:
                 [f"{arm.name}/{seed}" for seed in tuning.seeds],
                 about,
                 selector=arm.selector,
-                fraction=1.0 if arm.selector == "all" else recipe.select.fraction,
+                fraction=fraction_of(recipe, run_dir, arm.selector),
                 anchor=arm.anchor,
                 seeds=tuple(tuning.seeds),
             )

@@ -44,8 +44,10 @@ class Tracker:
             self._begun, self._first = now, self.done
         elif now - self._said >= _EVERY and self.done < self.total:
             self._said = now
-            left = (now - self._begun) / max(1, self.done - self._first) * (self.total - self.done)
-            say(f"  {self.label}: {self.done}/{self.total}, about {duration(left)} left{' · ' + note if note else ''}")
+            since = self.done - self._first
+            left = (now - self._begun) / since * (self.total - self.done) if since else 0.0
+            parts = [f"{self.done}/{self.total}" + (f", about {duration(left)} left" if since else "")]
+            say(f"  {self.label}: {' · '.join(parts + ([note] if note else []))}")
 
 
 @contextmanager

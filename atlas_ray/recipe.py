@@ -15,7 +15,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from .errors import InputError
-from .schema import Act, Arm, Collect, Engine, Evaluate, Finetune, Recipe, Scratch, Section, Select, Selector, Switch
+from .schema import Act, Arm, Collect, Engine, Evaluate, Finetune, Recipe, Scratch, Switch
+from .schema_base import Section
+from .schema_select import Oracle, Select, Selector
 from .toml_text import line_of, put, value_of
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "Engine",
     "Evaluate",
     "Finetune",
+    "Oracle",
     "Recipe",
     "Scratch",
     "Section",

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import NormalDist
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -55,8 +55,9 @@ class Score(Cell):
 class Arm(_Strict):
     """One way to train, over its training seeds; counts are means of one training run."""
 
-    selector: Literal["none", "all", "random", "non-critical", "perplexity", "value", "oracle"]
-    """Whose steps carried the loss; ``none`` is the untuned model."""
+    selector: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
+    """Whose steps carried the loss; ``none`` is the untuned model. Names that are no selector of ours are ensembles
+    (``union_value_oracle``) or the user's."""
     fraction: Share
     """The cap m on the share of a trajectory's steps; 0 for ``none``."""
     anchor: float = Field(default=0.0, ge=0)

@@ -2,44 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 import envs
 
-Selector = Literal["all", "random", "non-critical", "value"]
-
-
-def _environment(name: str) -> str:
-    try:
-        envs.full_id(name)
-    except envs.UnknownEnvironmentError as error:
-        raise ValueError(str(error)) from None
-    return name
-
-
-def _distinct(names: Iterable[str], field: str) -> None:
-    seen: dict[str, str] = {}
-    for name in names:
-        full = envs.full_id(name)
-        if full in seen:
-            raise ValueError(f"{field}: {seen[full]!r} and {name!r} are the same environment")
-        seen[full] = name
-
-
-Environment = Annotated[str, AfterValidator(_environment)]
-Positive = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """A table of the recipe."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
+from .schema_base import Environment, Positive, Section, distinct
+from .schema_select import Select, Selector
 
 
 class Engine(Section):
@@ -104,27 +75,10 @@ class Collect(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        _distinct(self.levels, "levels")
+        distinct(self.levels, "levels")
         if bool(self.levels) == bool(self.file):
             raise ValueError("levels: give either levels to play or a file to read, not both and not neither")
         return self
-
-
-class Select(Section):
-    """Which steps are critical."""
-
-    selectors: list[Selector] = Field(default=["all", "random", "non-critical", "value"], min_length=1)
-    """Selectors to run; `non-critical` draws from what `value` left."""
-    fraction: float = Field(default=0.3, gt=0, le=1)
-    """At most this share of a trajectory's steps is selected (ATLaS: 0.3)."""
-    model: str = "tiny-quick"
-    """The model whose counterfactual roll-outs estimate values."""
-    rollouts: Positive = 5
-    """Roll-outs a step (ATLaS: 5)."""
-    horizon: Positive = 16
-    """Most steps of a roll-out."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Sampling temperature of the roll-outs."""
 
 
 class Arm(Section):
@@ -217,7 +171,7 @@ class Evaluate(Section):
 
     @model_validator(mode="after")
     def _unique(self) -> Self:
-        _distinct([*self.held_in, *self.held_out], "held_in and held_out")
+        distinct([*self.held_in, *self.held_out], "held_in and held_out")
         return self
 
 
@@ -302,7 +256,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _settings_exist(self) -> Self:
-        _distinct(self.environments, "environments")
+        distinct(self.environments, "environments")
         for name, settings in self.environments.items():
             known = envs.arguments(name)
             for key in settings:
@@ -326,8 +280,6 @@ class Recipe(Section):
             missing = {a.selector for a in self.finetune.arms} - set(self.select.selectors)
             if missing:
                 raise ValueError(f"finetune.arms: select.selectors lacks {', '.join(sorted(missing))}")
-        if self.select and "non-critical" in self.select.selectors and "value" not in self.select.selectors:
-            raise ValueError("select.selectors: non-critical needs value, from whose rest it draws")
         if self.evaluate and not self.finetune:
             raise ValueError("evaluate: needs a [finetune] table")
         if self.switch and self.engine.kind == "vllm":

@@ -1,9 +1,11 @@
 """The slot cache against the plain way: recompute everything, one prompt at a time."""
 
+import copy
 import random
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from atlas_ray.engines import TransformersEngine
 from atlas_ray.engines.transformers import choose, plant
@@ -192,6 +194,28 @@ def test_eager_attention_gives_what_sdpa_gives():
         TransformersEngine(model, 2, build_tokenizer()).score(prompts, [0, 1], options), expected, strict=True
     ):
         assert a.tolist() == pytest.approx(b.tolist(), abs=2e-4)
+
+
+def test_heads_that_share_keys_attend_as_if_the_keys_were_copied():
+    tokenizer, prompts = build_tokenizer(), [[4, 5, 6], list(range(5, 25)), [9, 8]]
+    config = build_model(hidden=32, layers=2, heads=4, intermediate=64, seed=1).config
+    config.num_key_value_heads = 2
+    torch.manual_seed(0)
+    plain = LlamaForCausalLM(config).eval()
+    shared = copy.deepcopy(plain)
+    engine = TransformersEngine(shared, 3, tokenizer)
+    assert shared.config._attn_implementation == "atlas_grouped"
+    assert plain.config._attn_implementation == "sdpa"
+    options = [[5], [6, 7, 8], [6, 9]]
+    for prompt, scores in zip(prompts, engine.score(prompts, range(3), [options] * 3), strict=True):
+        assert scores.tolist() == pytest.approx([naive_score(plain, prompt, o) for o in options], abs=1e-4)
+    assert engine.generate(prompts, range(3), [], 9) == [naive_generate(plain, p, [], 9) for p in prompts]
+    padded = {
+        "input_ids": torch.tensor([[1, 1, 4, 5], [6, 7, 8, 9]]),
+        "attention_mask": torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]),
+    }
+    for there, here in zip(*(m(**padded).logits[:, 2:] for m in (plain, shared)), strict=True):
+        assert torch.allclose(there, here, atol=1e-5), "whoever else uses the model sees no difference"
 
 
 def test_sampling_depends_on_the_seed_and_not_on_the_batch(model):

@@ -107,7 +107,7 @@ def test_one_part_is_enough(tmp_path, part):
         (broken("atlas", "arms", 1, "held_in", "ci95", value=[0.1, 0.2]), "atlas.arms.1.held_in"),
         (broken("atlas", "arms", 1, "held_in", "ci95", value=[0.1]), "atlas.arms.1.held_in.ci95.1"),
         (broken("atlas", "arms", 1, "held_out", drop=True), "atlas.arms.1.held_out"),
-        (broken("atlas", "arms", 1, "selector", value="best"), "atlas.arms.1.selector"),
+        (broken("atlas", "arms", 1, "selector", value="no name"), "atlas.arms.1.selector"),
         (broken("atlas", "arms", 1, "seeds", value=[]), "atlas.arms.1"),
         (broken("atlas", "arms", 0, "steps_share", value=0.1), "atlas.arms.0"),
         (broken("atlas", "arms", 0, "colour", value="red"), "atlas.arms.0.colour"),

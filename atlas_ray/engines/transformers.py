@@ -11,6 +11,7 @@ import torch
 
 from ..models import load_model, load_tokenizer
 from .base import Capabilities, Meter, Request, Scoring, Writing, check, finish, own_context, scorings, writings
+from .grouped_attention import use_grouped_attention
 from .slot_cache import SlotCache
 
 
@@ -40,6 +41,7 @@ class TransformersEngine:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         loaded = load_model(model) if isinstance(model, str) else model
         self.model: Any = loaded.to(self.device).eval()
+        use_grouped_attention(self.model)
         self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(str(model))
         self.slots = slots
         self.context = own_context(context, int(self.model.config.max_position_embeddings))

@@ -1,4 +1,4 @@
-"""The two pictures, as SVG for the page (its colours follow the page's) and as PNG for a README."""
+"""The pictures, as SVG for the page (its colours follow the page's) and as PNG for a README."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from ..results import Arm, Policy
+from ..selection.agreement import BINS, Agreement
 from .page import LIGHT, Html
 from .reading import arm_labels, ends
 
@@ -91,6 +92,29 @@ def londi_figure(policies: Sequence[Policy]) -> Figure:
         axes.set_xlabel("DEEPTHINK calls an episode", color=LIGHT["muted"])
         axes.set_ylabel("success, with 95 % interval", color=LIGHT["muted"])
         _label(figure, axes, policies)
+    return figure
+
+
+def agreement_figure(result: Agreement) -> Figure:
+    """Share of the steps that each of two selectors marked: of all, by place in the episode, by environment."""
+    rows = {"all steps": result.total}
+    for part, counts in enumerate(result.positions):
+        rows[f"at {part / BINS:.0%} to {(part + 1) / BINS:.0%}"] = counts
+    rows |= result.environments
+    with matplotlib.rc_context(_SETTINGS):
+        figure, axes = _axes(1.1 + 0.36 * len(rows))
+        for which, (shift, colour, marker) in enumerate(((-0.12, "blue", "o"), (0.12, "orange", "s"))):
+            shares = [(i + shift, counts.shares[which]) for i, counts in enumerate(rows.values())]
+            points = [(share, i) for i, share in shares if share is not None]
+            axes.plot(*zip(*points, strict=True), marker, color=LIGHT[colour], markersize=6, label=result.names[which])
+        for after in (0.5, BINS + 0.5):
+            axes.axhline(after, color=LIGHT["rule"], linewidth=0.7)
+        axes.set_yticks(range(len(rows)), list(rows), parse_math=False, color=LIGHT["ink"])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(-0.02, 1.02)
+        axes.grid(axis="x", color=LIGHT["rule"], linewidth=0.7)
+        axes.set_xlabel("share of the steps that was marked", color=LIGHT["muted"])
+        figure.legend(loc="outside upper right", ncols=2, frameon=False, labelcolor=LIGHT["ink"])
     return figure
 
 

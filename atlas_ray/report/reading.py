@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from ..results import ALWAYS_DEEPTHINK, ALWAYS_QUICK, Arm, Policy, Score, combine
 
-CRITICAL = ("value", "oracle")
-CONTROLS = ("random", "non-critical", "perplexity", "all", "none")
+CONTROLS = ("random", "non-critical", "perplexity", "uniform", "last", "all", "none")
 UNCLEAR = "not distinguishable at this scale"
 
 
@@ -53,7 +52,7 @@ def read_atlas(arms: Sequence[Arm]) -> list[str]:
     pairs = list(zip(labels, arms, strict=True))
     sentences = []
     for first, a in pairs:
-        if a.selector in CRITICAL and not a.anchor:
+        if a.selector not in CONTROLS and not a.anchor:
             for control in CONTROLS:
                 sentences += [
                     _versus(f"critical ({first})", a, second, b)

@@ -1,11 +1,29 @@
-"""Selections that the critical one must beat: all steps, random ones, and those that are not critical."""
+"""Selections that the critical one must beat, from all steps to those that are not critical.
+
+All, random and non-critical are ATLaS's controls; evenly spaced and last ones are ours.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable
 
+from ..errors import InputError
 from ..trajectory import Annotation, Trajectory, cap
+
+
+def by_trajectory(annotations: Iterable[Annotation]) -> dict[str, Annotation]:
+    """One selector's annotations by trajectory id.
+
+    Raises:
+        InputError: two of them are of one trajectory.
+    """
+    found: dict[str, Annotation] = {}
+    for annotation in annotations:
+        if annotation.trajectory_id in found:
+            raise InputError(f"trajectory {annotation.trajectory_id!r} has two annotations: give one selector's")
+        found[annotation.trajectory_id] = annotation
+    return found
 
 
 def select_all(trajectories: Iterable[Trajectory]) -> list[Annotation]:
@@ -21,14 +39,41 @@ def select_random(trajectories: Iterable[Trajectory], fraction: float, seed: int
     return [_drawn("random", t, range(len(t.steps)), fraction, seed) for t in trajectories]
 
 
+def select_uniform(trajectories: Iterable[Trajectory], fraction: float) -> list[Annotation]:
+    """``n = cap(fraction, T)`` evenly spaced steps: the middle ones of n equal parts, ``(2 k + 1) T // (2 n)``.
+
+    Of ten steps at 0.3 these are 1, 5 and 8.
+    """
+    found = []
+    for t in trajectories:
+        steps, count = len(t.steps), cap(fraction, len(t.steps))
+        middles = tuple((2 * k + 1) * steps // (2 * count) for k in range(count))
+        found.append(Annotation(trajectory_id=t.id, selector="uniform", fraction=fraction, critical=middles))
+    return found
+
+
+def select_last(trajectories: Iterable[Trajectory], fraction: float) -> list[Annotation]:
+    """The last ``cap(fraction, T)`` steps."""
+    found = []
+    for t in trajectories:
+        steps = len(t.steps)
+        ends = tuple(range(steps - cap(fraction, steps), steps))
+        found.append(Annotation(trajectory_id=t.id, selector="last", fraction=fraction, critical=ends))
+    return found
+
+
 def select_non_critical(
     trajectories: Iterable[Trajectory], critical: Iterable[Annotation], fraction: float, seed: int
 ) -> list[Annotation]:
-    """At most ``cap(fraction, T)`` steps drawn from those that ``critical`` left.
+    """At most ``cap(fraction, T)`` steps drawn from those that ``critical``, of whichever selector, left.
 
-    A trajectory whose every step is critical gets an empty selection.
+    A trajectory whose every step is critical gets an empty selection, one without an annotation gets none. The draw
+    depends on seed, trajectory id and the steps that are left only.
+
+    Raises:
+        InputError: ``critical`` holds two annotations of one trajectory.
     """
-    marked = {a.trajectory_id: set(a.critical) for a in critical}
+    marked = {name: set(annotation.critical) for name, annotation in by_trajectory(critical).items()}
     return [
         _drawn("non-critical", t, [i for i in range(len(t.steps)) if i not in marked[t.id]], fraction, seed)
         for t in trajectories

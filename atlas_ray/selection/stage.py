@@ -2,99 +2,136 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from ..agent_spec import AgentSpec, agent_spec
-from ..engines import EnginePool
-from ..errors import AtlasError
-from ..files import RunLog, append_jsonl, recover_jsonl
-from ..progress import say, track
+from ..errors import AtlasError, InputError
+from ..files import RunLog
+from ..progress import say
 from ..recipe import Recipe
-from ..rollout import env_spec
+from ..schema_select import members
 from ..trajectory import Annotation, Trajectory, read_annotations, read_trajectories, write_annotations
-from ..workers import chunks, worker_pool
-from .controls import select_all, select_non_critical, select_random
-from .value import ValueConfig, estimate_values, gains, select_by_value
+from .agreement import Agreement, agreement
+from .asking import by_oracle
+from .controls import by_trajectory, select_all, select_last, select_non_critical, select_random, select_uniform
+from .ensembles import mark_scores, select_intersection, select_rank_mean, select_union
+from .scored import by_perplexity, by_value, step_scores
 
-_CHUNK = 8
-
-
-def _value_job(task: tuple[list[Trajectory], ValueConfig, AgentSpec], kept: dict[str, Any]) -> Any:
-    trajectories, config, spec = task
-    yield estimate_values(spec.agent(kept), trajectories, config)
+Marks = dict[str, list[Annotation]]
 
 
-def _select_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> list[Annotation]:
-    config, log = recipe.select, RunLog(run_dir)
-    assert config is not None and recipe.collect is not None
-    part = run_dir / "annotations" / ".value.part.jsonl"
-    values = {row["id"]: row["values"] for row in recover_jsonl(part)}
-    todo = [t for t in trajectories if t.id not in values]
-    specs = {s.id: s for s in (env_spec(recipe, n, recipe.collect.max_steps, "train") for n in recipe.collect.levels)}
-    settings = ValueConfig(config.rollouts, config.horizon, specs)
-    spec = agent_spec(recipe, config.model, config.temperature)
-    spent = 0
-    retried = lambda task, n, why: log.event("select", "retried", attempt=n, why=why)  # noqa: E731
-    with track("values by roll-out", len(trajectories), len(values)) as progress:
-        with (
-            worker_pool(recipe, retried) as pool,
-            EnginePool(recipe.engine, config.model, recipe.workers, recipe.num_envs) as engines,
-        ):
-            tasks = [(chunk, settings, spec.seated(engines.seats)) for chunk in chunks(todo, _CHUNK)]
-            for task, (found, problems, steps) in pool.stream(_value_job, tasks):
-                append_jsonl(part, [{"id": i, "values": v} for i, v in found.items()])
-                values.update(found)
-                spent += steps
-                for problem in problems:
-                    log.event("select", "dropped", why=problem)
-                progress.advance(len(task[0]), f"{spent} steps")
-    annotated = [t for t in trajectories if t.id in values]
-    if len(annotated) < len(trajectories):
-        say(f"  {len(trajectories) - len(annotated)} trajectories could not be replayed and stay unannotated")
-    flat = sum(max(gains(t, values[t.id])) <= 0 for t in annotated)
-    if flat:
-        log.event("select", "no gain", selector="value", trajectories=flat)
-        say(f"  value: in {flat} of {len(annotated)} trajectories no step raised the value; the best one was taken")
-    log.metric("select", selector="value", rollout_steps=spent, trajectories=len(annotated), flat=flat)
-    return [select_by_value(t, values[t.id], config.fraction, config.model) for t in annotated]
+def annotations_path(run_dir: Path, selector: str) -> Path:
+    """Where a selector's annotations are."""
+    return run_dir / "annotations" / f"{selector}.jsonl"
 
 
-def select(recipe: Recipe, run_dir: Path) -> dict[str, list[Annotation]]:
+def expert_trajectories(run_dir: Path) -> list[Trajectory]:
+    """What is selected from."""
+    return read_trajectories(run_dir / "trajectories" / "expert.jsonl")
+
+
+def needs(recipe: Recipe, selector: str) -> tuple[str, ...]:
+    """The selectors that have to come before this one."""
+    assert recipe.select is not None
+    return (recipe.select.rest_of,) if selector == "non-critical" else members(selector)
+
+
+def _make(
+    recipe: Recipe, run_dir: Path, selector: str, trajectories: list[Trajectory], done: Marks
+) -> list[Annotation]:
+    config = recipe.select
+    assert config is not None
+    if selector in config.files:
+        return _own(Path(config.files[selector]), selector, trajectories)
+    if joined := members(selector):
+        marks = {name: done[name] for name in joined}
+        if not selector.startswith("rank-mean"):
+            return (select_union if selector.startswith("union") else select_intersection)(trajectories, marks)
+        scores = {n: step_scores(run_dir, n, trajectories) or mark_scores(trajectories, done[n]) for n in joined}
+        return select_rank_mean(trajectories, scores, config.fraction)
+    by_name: dict[str, Callable[[], list[Annotation]]] = {
+        "all": lambda: select_all(trajectories),
+        "random": lambda: select_random(trajectories, config.fraction, recipe.seed),
+        "uniform": lambda: select_uniform(trajectories, config.fraction),
+        "last": lambda: select_last(trajectories, config.fraction),
+        "non-critical": lambda: select_non_critical(trajectories, done[config.rest_of], config.fraction, recipe.seed),
+        "value": lambda: by_value(recipe, run_dir, trajectories),
+        "perplexity": lambda: by_perplexity(recipe, run_dir, trajectories),
+        "oracle": lambda: by_oracle(recipe, run_dir, trajectories),
+    }
+    return by_name[selector]()
+
+
+def _own(path: Path, selector: str, trajectories: list[Trajectory]) -> list[Annotation]:
+    """Annotations of the user's own.
+
+    Raises:
+        InputError: names file, line and field.
+    """
+    made = read_annotations(path, trajectories)
+    try:
+        by_trajectory(made)
+    except InputError as error:
+        raise InputError(error.message, path) from None
+    return [a.model_copy(update={"selector": selector}) for a in made]
+
+
+def fraction_of(recipe: Recipe, run_dir: Path, selector: str) -> float:
+    """The cap m of a selector; that of a union and of the user's own annotations may exceed the recipe's."""
+    assert recipe.select is not None
+    if selector == "all":
+        return 1.0
+    if selector.startswith("union_") or selector in recipe.select.files:
+        return max(a.fraction for a in read_annotations(annotations_path(run_dir, selector)))
+    return recipe.select.fraction
+
+
+def select(recipe: Recipe, run_dir: Path) -> Marks:
     """Annotate ``trajectories/expert.jsonl`` by each selector into ``annotations/SELECTOR.jsonl``.
 
     Raises:
         AtlasError: a selector marked nothing at all.
+        InputError: annotations of the user's own cannot be read.
     """
     config = recipe.select
     assert config is not None
-    trajectories = read_trajectories(run_dir / "trajectories" / "expert.jsonl")
-    done: dict[str, list[Annotation]] = {}
-    # non-critical draws from what value left, so value comes first
-    for selector in sorted(config.selectors, key=lambda s: s != "value"):
-        target = run_dir / "annotations" / f"{selector}.jsonl"
+    trajectories = expert_trajectories(run_dir)
+    done: Marks = {}
+    waiting = list(config.selectors)
+    while waiting:
+        # the recipe makes sure that everything needed is named, and that nothing needs itself
+        selector = next(s for s in waiting if all(n in done for n in needs(recipe, s)))
+        waiting.remove(selector)
+        target = annotations_path(run_dir, selector)
         if target.exists():
             done[selector] = read_annotations(target, trajectories)
             continue
-        if selector == "value":
-            made = _select_value(recipe, run_dir, trajectories)
-        elif selector == "all":
-            made = select_all(trajectories)
-        elif selector == "random":
-            made = select_random(trajectories, config.fraction, recipe.seed)
-        else:
-            made = select_non_critical(trajectories, done["value"], config.fraction, recipe.seed)
-        empty = sum(not a.critical for a in made)
-        if empty == len(made):
-            raise AtlasError(f"the selector {selector} marked no step in any of {len(made)} trajectories")
-        if empty:
-            RunLog(run_dir).event("select", "empty", selector=selector, trajectories=empty)
-            say(f"  {selector}: {empty} of {len(made)} trajectories have no step to select")
+        made = _make(recipe, run_dir, selector, trajectories, done)
+        marked = sum(bool(a.critical) for a in made)
+        if not marked:
+            raise AtlasError(f"the selector {selector} marked no step in any of {len(trajectories)} trajectories")
+        if marked < len(made):
+            RunLog(run_dir).event("select", "empty", selector=selector, trajectories=len(made) - marked)
+            say(f"  {selector}: {len(made) - marked} of {len(made)} trajectories have no step to select")
         write_annotations(target, made)
-        (run_dir / "annotations" / f".{selector}.part.jsonl").unlink(missing_ok=True)
         done[selector] = made
     lengths = {t.id: len(t.steps) for t in trajectories}
     for name, marks in done.items():
         share = sum(len(a.critical) for a in marks) / sum(lengths[a.trajectory_id] for a in marks)
         say(f"  {name}: {share:.1%} of the steps")
     return done
+
+
+def compare(run_dir: Path, first: str, second: str) -> Agreement:
+    """How far two selectors of a run agree.
+
+    Raises:
+        InputError: one of them has not been run, or they have no trajectory in common.
+    """
+    trajectories = expert_trajectories(run_dir)
+    for name in (first, second):
+        if not annotations_path(run_dir, name).exists():
+            there = sorted(p.stem for p in (run_dir / "annotations").glob("*.jsonl") if not p.name.startswith("."))
+            raise InputError(f"no annotations by {name!r}; there are {', '.join(there)}", run_dir, None, "--compare")
+    a, b = (read_annotations(annotations_path(run_dir, name), trajectories) for name in (first, second))
+    return agreement(trajectories, a, b, (first, second))

@@ -144,11 +144,16 @@ def gains(trajectory: Trajectory, values: Sequence[float]) -> list[float]:
     return [step.reward + values[t + 1] - values[t] for t, step in enumerate(trajectory.steps)]
 
 
-def select_by_value(trajectory: Trajectory, values: Sequence[float], fraction: float, model: str) -> Annotation:
-    """At most ``cap(fraction, T)`` steps of the largest gain above 0, at least the best one; the earlier wins ties."""
+def select_by_value(
+    trajectory: Trajectory, values: Sequence[float], fraction: float, model: str, threshold: float = 0.0
+) -> Annotation:
+    """At most ``cap(fraction, T)`` steps of the largest gain above the threshold, at least the best one.
+
+    The earlier wins ties.
+    """
     gain = gains(trajectory, values)
     ranked = sorted(range(len(gain)), key=lambda t: (-gain[t], t))
-    helpful = [t for t in ranked[: cap(fraction, len(gain))] if gain[t] > 0]
+    helpful = [t for t in ranked[: cap(fraction, len(gain))] if gain[t] > threshold]
     critical = sorted(helpful or ranked[:1])
     return Annotation(
         trajectory_id=trajectory.id,

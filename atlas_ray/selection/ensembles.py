@@ -1,0 +1,123 @@
+"""What several selectors mark together (ours): the paper names a combination of metrics as open.
+
+An ensemble covers the trajectories that all its members cover. Its name says what it is: ``union_value_oracle``,
+``intersection_value_perplexity``, ``rank-mean_value_perplexity``; so a member's own name holds no underscore.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from ..errors import InputError
+from ..trajectory import Annotation, Trajectory, cap
+from .controls import by_trajectory
+
+Marks = Mapping[str, Iterable[Annotation]]
+"""Annotations by the name of their selector."""
+Scores = Mapping[str, Mapping[str, Sequence[float]]]
+"""A number a step, higher is more critical, by the name of the selector and the trajectory's id."""
+
+
+def select_intersection(trajectories: Iterable[Trajectory], marks: Marks) -> list[Annotation]:
+    """The steps that every member marked; an empty selection where there is none.
+
+    ``fraction`` is the smallest of the members' caps, which it keeps.
+    """
+    found = []
+    for trajectory, notes in _covered(trajectories, marks):
+        critical = set.intersection(*(set(a.critical) for a in notes.values()))
+        found.append(_joined("intersection", trajectory, notes, critical, min(a.fraction for a in notes.values())))
+    return found
+
+
+def select_union(trajectories: Iterable[Trajectory], marks: Marks) -> list[Annotation]:
+    """The steps that any member marked, all of them: it may exceed the members' caps.
+
+    ``fraction`` is then the share that was marked, else the largest of the caps. For members combined under one cap
+    there is :func:`select_rank_mean`.
+    """
+    found = []
+    for trajectory, notes in _covered(trajectories, marks):
+        critical = set.union(*(set(a.critical) for a in notes.values()))
+        fraction = max(len(critical) / len(trajectory.steps), *(a.fraction for a in notes.values()))
+        found.append(_joined("union", trajectory, notes, critical, fraction))
+    return found
+
+
+def mark_scores(trajectories: Iterable[Trajectory], annotations: Iterable[Annotation]) -> dict[str, list[float]]:
+    """Scores of a selector that only marks: 1.0 for its steps and 0.0 for the others."""
+    notes = by_trajectory(annotations)
+    return {
+        t.id: [float(i in notes[t.id].critical) for i in range(len(t.steps))] for t in trajectories if t.id in notes
+    }
+
+
+def select_rank_mean(trajectories: Iterable[Trajectory], scores: Scores, fraction: float) -> list[Annotation]:
+    """The ``cap(fraction, T)`` steps of the lowest mean rank over the members; the earlier wins ties.
+
+    Rank 1 is a trajectory's most critical step, steps of equal score share their mean rank. Scores are gains for
+    ``value`` (:func:`atlas_ray.selection.value.gains`), perplexities, and :func:`mark_scores` for a selector that has
+    no scores: then its marked steps are ahead of all others and equal among themselves.
+
+    Raises:
+        InputError: a member has not one score for each step of a trajectory.
+    """
+    name = "_".join(["rank-mean", *scores])
+    found = []
+    for trajectory in trajectories:
+        steps = len(trajectory.steps)
+        given = {member: by_id[trajectory.id] for member, by_id in scores.items() if trajectory.id in by_id}
+        if len(given) < len(scores):
+            continue
+        for member, numbers in given.items():
+            if len(numbers) != steps:
+                raise InputError(f"{member} has {len(numbers)} scores for the {steps} steps of {trajectory.id!r}")
+        # ranks are halves, so their sums are exact and ties stay ties
+        sums = [sum(each) for each in zip(*map(_ranks, given.values()), strict=True)]
+        critical = sorted(sorted(range(steps), key=lambda t: (sums[t], t))[: cap(fraction, steps)])
+        found.append(
+            Annotation(
+                trajectory_id=trajectory.id,
+                selector=name,
+                fraction=fraction,
+                critical=tuple(critical),
+                reasons={t: f"mean rank {sums[t] / len(given):.2f} of {steps}" for t in critical},
+            )
+        )
+    return found
+
+
+def _ranks(scores: Sequence[float]) -> list[float]:
+    return [sum(other > own for other in scores) + (1 + scores.count(own)) / 2 for own in scores]
+
+
+def _covered(trajectories: Iterable[Trajectory], marks: Marks) -> Iterable[tuple[Trajectory, dict[str, Annotation]]]:
+    """The trajectories that every member annotated, with its annotation by its name."""
+    members = {name: by_trajectory(annotations) for name, annotations in marks.items()}
+    for trajectory in trajectories:
+        if all(trajectory.id in notes for notes in members.values()):
+            yield trajectory, {name: notes[trajectory.id] for name, notes in members.items()}
+
+
+def _joined(
+    kind: str, trajectory: Trajectory, notes: Mapping[str, Annotation], critical: Iterable[int], fraction: float
+) -> Annotation:
+    """An annotation with the category of the first member that has one, and everyone's reasons."""
+    steps = tuple(sorted(critical))
+    categories: dict[int, str] = {}
+    reasons: dict[int, str] = {}
+    for step in steps:
+        marking = {name: a for name, a in notes.items() if step in a.critical}
+        given = [a.categories[step] for a in marking.values() if a.categories and step in a.categories]
+        if given:
+            categories[step] = given[0]
+        whys = {name: (a.reasons or {}).get(step) for name, a in marking.items()}
+        reasons[step] = "; ".join(f"{name}: {why}" if why else name for name, why in whys.items())
+    return Annotation(
+        trajectory_id=trajectory.id,
+        selector="_".join([kind, *notes]),
+        fraction=fraction,
+        critical=steps,
+        categories=categories or None,
+        reasons=reasons,
+    )

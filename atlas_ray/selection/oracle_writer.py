@@ -1,0 +1,135 @@
+"""Who answers the oracle: a chat endpoint as it is, or a model in this process behind its chat template."""
+
+from __future__ import annotations
+
+import math
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from jinja2 import TemplateError
+
+from ..engines import Engine
+from ..engines.openai import Completion
+from ..errors import EndpointError, InputError
+
+
+def tokens_of(text: str) -> int:
+    """Tokens of a text where no tokenizer is at hand: one for two bytes, which is more than nearly all texts need."""
+    return math.ceil(len(text.encode("utf-8", "replace")) / 2)
+
+
+class Writer(Protocol):
+    """Whatever writes: :class:`atlas_ray.engines.openai.ChatEndpoint` as it is, or an :class:`EngineWriter`."""
+
+    model: str
+
+    def complete_each(
+        self,
+        conversations: Sequence[Sequence[Mapping[str, str]]],
+        *,
+        max_tokens: int,
+        temperature: float | None = 0.0,
+        seeds: Sequence[int] | None = None,
+        stop: Sequence[str] | None = None,
+        json_schema: Mapping[str, Any] | None = None,
+    ) -> list[Completion | EndpointError]:
+        """A completion, or why there is none, for each conversation in their order."""
+        ...
+
+
+class EngineWriter:
+    """A :class:`Writer` on a model in this process, or in an engine's actor.
+
+    Messages are put into the tokenizer's chat template as token ids, each tokenised alone, so that a special token in
+    one stays text. Without a template they stand below each other, behind their roles. A schema is not enforced.
+
+    Args:
+        engine: the model; as many conversations as it has slots are written side by side.
+        model: the name for annotations.
+
+    Raises:
+        InputError: the tokenizer has no end-of-sequence token, or its template loses messages.
+    """
+
+    def __init__(self, engine: Engine, model: str) -> None:
+        if engine.tokenizer.eos_token_id is None:
+            raise InputError("the tokenizer has no end-of-sequence token, which is needed to end an answer")
+        self.engine, self.model = engine, model
+
+    def count(self, text: str) -> int:
+        """Tokens of a text."""
+        return len(self._encode(text))
+
+    def complete_each(
+        self,
+        conversations: Sequence[Sequence[Mapping[str, str]]],
+        *,
+        max_tokens: int,
+        temperature: float | None = 0.0,
+        seeds: Sequence[int] | None = None,
+        stop: Sequence[str] | None = None,
+        json_schema: Mapping[str, Any] | None = None,
+    ) -> list[Completion | EndpointError]:
+        """See :meth:`Writer.complete_each`; a conversation that does not fit the context fails alone."""
+        prompts = [self.prompt(talk) for talk in conversations]
+        done: dict[int, Completion | EndpointError] = {}
+        for i, prompt in enumerate(prompts):
+            if len(prompt) + max_tokens > self.engine.context:
+                need = f"a prompt of {len(prompt)} tokens and {max_tokens} to write"
+                done[i] = EndpointError(f"{self.model}: {need} do not fit the model's {self.engine.context}")
+        fitting = [i for i in range(len(prompts)) if i not in done]
+        for at in range(0, len(fitting), self.engine.slots):
+            rows = fitting[at : at + self.engine.slots]
+            written = self.engine.generate(
+                [prompts[i] for i in rows],
+                range(len(rows)),
+                [self.engine.tokenizer.eos_token_id],
+                max_tokens,
+                temperature or 0.0,
+                None if seeds is None else [seeds[i] for i in rows],
+            )
+            for i, ids in zip(rows, written, strict=True):
+                text = self.engine.tokenizer.decode(list(ids), skip_special_tokens=True)
+                reason = "length" if len(ids) >= max_tokens else "stop"
+                ends = [text.index(s) for s in stop or () if s in text]
+                done[i] = Completion(text[: min(ends)] if ends else text, len(prompts[i]), len(ids), reason)
+        return [done[i] for i in range(len(prompts))]
+
+    def prompt(self, talk: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation, up to where the model answers.
+
+        Raises:
+            InputError: the chat template refuses or loses messages.
+        """
+        if self.engine.tokenizer.chat_template:
+            try:
+                return self._templated(talk)
+            except TemplateError as error:  # Gemma's and others' know no system message
+                if talk[0]["role"] != "system" or len(talk) < 2:
+                    raise InputError(f"the chat template of {self.model} takes no such messages: {error}") from None
+                joined = "\n\n".join(m["content"] for m in talk[:2])
+                return self.prompt([{"role": "user", "content": joined}, *talk[2:]])
+        start = self.engine.tokenizer.bos_token_id
+        plain = "".join(f"{m['role'].capitalize()}:\n{m['content']}\n\n" for m in talk)
+        return ([] if start is None else [start]) + self._encode(f"{plain}Assistant:\n")
+
+    def _templated(self, talk: Sequence[Mapping[str, str]]) -> list[int]:
+        """The template's own text with its special tokens, and in its holes the messages without any."""
+        tokenizer, hole = self.engine.tokenizer, secrets.token_hex(8)
+        holes = [{"role": m["role"], "content": f"{hole}-{i}-{hole}"} for i, m in enumerate(talk)]
+        text = tokenizer.apply_chat_template(holes, tokenize=False, add_generation_prompt=True)
+        pieces = re.split(f"{hole}-([0-9]+)-{hole}", text)
+        if pieces[1::2] != [str(i) for i in range(len(talk))]:
+            raise InputError(f"the chat template of {self.model} does not show every message once and in order")
+        ids = []
+        for i, piece in enumerate(pieces):
+            if i % 2:
+                ids += self._encode(talk[int(piece)]["content"])
+            elif piece:
+                ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _encode(self, text: str) -> list[int]:
+        return self.engine.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]

@@ -1,0 +1,139 @@
+"""Selectors that give every step a number first: value and perplexity. The numbers stay in ``annotations/scores``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..agent_spec import AgentSpec, agent_spec
+from ..engines import EnginePool
+from ..files import RunLog, append_jsonl, recover_jsonl
+from ..models import load_model, load_tokenizer
+from ..progress import say, track
+from ..recipe import Recipe
+from ..rendering import Renderer, Style
+from ..rollout import env_spec
+from ..trajectory import Annotation, Trajectory
+from ..workers import ActorPool, chunks, worker_pool
+from .perplexity import select_by_perplexity, step_perplexities
+from .value import ValueConfig, estimate_values, gains, select_by_value
+
+Scores = dict[str, list[float]]
+_CHUNK = 8
+_MICRO_TOKENS = 4096
+
+
+def scores_path(run_dir: Path, selector: str) -> Path:
+    """Where a selector's numbers are, a line a trajectory."""
+    return run_dir / "annotations" / "scores" / f"{selector}.jsonl"
+
+
+def kept_scores(run_dir: Path, selector: str) -> Scores:
+    """The numbers of a selector that are there: T + 1 values, or T perplexities, by trajectory id."""
+    return {row["id"]: row["scores"] for row in recover_jsonl(scores_path(run_dir, selector))}
+
+
+def step_scores(run_dir: Path, selector: str, trajectories: list[Trajectory]) -> Scores | None:
+    """How critical each step is by a selector, higher is more; None for one that only marks."""
+    if selector not in ("value", "perplexity"):
+        return None
+    found = kept_scores(run_dir, selector)
+    here = [t for t in trajectories if t.id in found]
+    return {t.id: gains(t, found[t.id]) if selector == "value" else found[t.id] for t in here}
+
+
+def _value_job(
+    task: tuple[list[Trajectory], ValueConfig, AgentSpec], kept: dict[str, Any]
+) -> Iterator[tuple[Scores, list[str], int]]:
+    trajectories, config, spec = task
+    yield estimate_values(spec.agent(kept), trajectories, config)
+
+
+def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> list[Annotation]:
+    """Roll-outs from every state on Ray actors, then the steps where the value jumps."""
+    config, log = recipe.select, RunLog(run_dir)
+    assert config is not None and recipe.collect is not None
+    path, values = scores_path(run_dir, "value"), kept_scores(run_dir, "value")
+    todo = [t for t in trajectories if t.id not in values]
+    specs = {s.id: s for s in (env_spec(recipe, n, recipe.collect.max_steps, "train") for n in recipe.collect.levels)}
+    settings = ValueConfig(config.rollouts, config.horizon, specs)
+    spec, spent = agent_spec(recipe, config.model, config.temperature), 0
+    with (
+        track("values by roll-out", len(trajectories), len(values)) as progress,
+        worker_pool(recipe, _retried(log)) as pool,
+        EnginePool(recipe.engine, config.model, recipe.workers, recipe.num_envs) as engines,
+    ):
+        tasks = [(chunk, settings, spec.seated(engines.seats)) for chunk in chunks(todo, _CHUNK)]
+        for task, (found, problems, steps) in pool.stream(_value_job, tasks):
+            append_jsonl(path, [{"id": i, "scores": v} for i, v in found.items()])
+            values.update(found)
+            spent += steps
+            for problem in problems:
+                log.event("select", "dropped", why=problem)
+            progress.advance(len(task[0]), f"{spent} steps")
+    annotated = [t for t in trajectories if t.id in values]
+    _say_missing("value", "could not be replayed", len(trajectories) - len(annotated))
+    flat = sum(max(gains(t, values[t.id])) <= config.threshold for t in annotated)
+    if flat:
+        log.event("select", "no gain", selector="value", trajectories=flat)
+        say(f"  value: in {flat} of {len(annotated)} trajectories no step raised the value; the best one was taken")
+    formula = sum(len(t.steps) * (len(t.steps) + 1) // 2 for t in todo) * config.rollouts
+    if todo:
+        say(f"  value: {spent:,} environment steps; roll-outs to the expert's length would be {formula:,}")
+    log.metric(
+        "select", selector="value", rollout_steps=spent, full_steps=formula, trajectories=len(annotated), flat=flat
+    )
+    return [select_by_value(t, values[t.id], config.fraction, config.model, config.threshold) for t in annotated]
+
+
+def _perplexity_job(
+    task: tuple[list[Trajectory], str, Style], kept: dict[str, Any]
+) -> Iterator[tuple[Scores, list[str]]]:
+    trajectories, name, style = task
+    if "model" not in kept:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        kept["model"] = load_model(name).to(device).eval(), Renderer(load_tokenizer(name), style)
+    model, renderer = kept["model"]
+    yield step_perplexities(model, renderer, trajectories, _MICRO_TOKENS)
+
+
+def perplexity_model(recipe: Recipe) -> str:
+    """The model that is to be tuned; where none is, the one that plays."""
+    assert recipe.select is not None
+    tuned = recipe.finetune
+    return tuned.base if tuned and not tuned.scratch else recipe.select.model
+
+
+def by_perplexity(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> list[Annotation]:
+    """One pass over every trajectory, then the steps of the highest perplexity under the base model."""
+    config, log, model = recipe.select, RunLog(run_dir), perplexity_model(recipe)
+    assert config is not None
+    path, found = scores_path(run_dir, "perplexity"), kept_scores(run_dir, "perplexity")
+    # chunks are the same in a run that goes on, because padding shows in the last digits
+    parts = [part for part in chunks(trajectories, 4 * _CHUNK) if any(t.id not in found for t in part)]
+    engine = recipe.engine
+    with (
+        track("perplexities", len(trajectories), len(found)) as progress,
+        ActorPool[Any, Any](recipe.workers, on_retry=_retried(log), cpus=engine.cpus, gpus=engine.gpus) as pool,
+    ):
+        for task, (measured, problems) in pool.stream(_perplexity_job, [(p, model, recipe.style) for p in parts]):
+            append_jsonl(path, [{"id": i, "scores": v} for i, v in measured.items() if i not in found])
+            found.update(measured)
+            for problem in problems:
+                log.event("select", "dropped", why=problem)
+            progress.advance(len(task[0]))
+    annotated = [t for t in trajectories if t.id in found]
+    _say_missing("perplexity", f"do not fit {model}", len(trajectories) - len(annotated))
+    return [select_by_perplexity(t, found[t.id], config.fraction, model) for t in annotated]
+
+
+def _retried(log: RunLog) -> Any:
+    return lambda task, attempt, why: log.event("select", "retried", attempt=attempt, why=why)
+
+
+def _say_missing(selector: str, why: str, count: int) -> None:
+    if count:
+        say(f"  {selector}: {count} trajectories {why} and stay unannotated (events.jsonl says which)")

@@ -56,7 +56,9 @@ def done_stages(recipe: Recipe, run_dir: Path) -> dict[str, bool]:
     if recipe.collect:
         done["collect"] = (run_dir / "trajectories" / "expert.jsonl").exists()
     if recipe.select:
-        done["select"] = all((run_dir / "annotations" / f"{s}.jsonl").exists() for s in recipe.select.selectors)
+        made = [f"{s}.jsonl" for s in recipe.select.selectors]
+        made += ["scores/start-after.json"] if recipe.select.start_after else []
+        done["select"] = all((run_dir / "annotations" / name).exists() for name in made)
     if recipe.finetune:
         names = [f"{arm.name}-s{seed}" for arm in recipe.finetune.arms for seed in recipe.finetune.seeds]
         done["finetune"] = all((run_dir / "checkpoints" / name / "run.json").exists() for name in names)

@@ -97,6 +97,12 @@ class Select(Section):
     """value: a step is critical where the value jumps by more than this."""
     oracle: Oracle = Oracle()
     """oracle: who is asked, and how."""
+    start_after: list[Selector] = []
+    """Selectors to test without training: the untuned model goes on behind their steps, and behind random ones."""
+    start_after_trajectories: Positive = 100
+    """Most trajectories of this test."""
+    start_after_steps: Positive = 20
+    """Most steps of the model behind a start."""
 
     @model_validator(mode="after")
     def _all_there(self) -> Self:
@@ -114,6 +120,8 @@ class Select(Section):
                     raise ValueError(f"selectors: {name} joins {member}, which must be named too")
         if len(set(self.selectors)) != len(self.selectors):
             raise ValueError("selectors: the same selector stands twice")
+        if missing := set(self.start_after) - set(self.selectors):
+            raise ValueError(f"start_after: selectors lacks {', '.join(sorted(missing))}")
         if "non-critical" in self.selectors and self.rest_of not in self.selectors:
             raise ValueError(f"selectors: non-critical needs {self.rest_of}, from whose rest it draws")
         if "non-critical" in (self.rest_of, *members(self.rest_of)):

@@ -180,7 +180,7 @@ def main():
         slow = naive(options.model, spec, few, act)
         row("model.generate, one environment", slow.seconds, slow.decisions, 0, slow.decisions / slow.seconds / base)
 
-    seated = replace(made, engine=Engine(kind=options.engine, actors=1), slots=FLIGHT // options.workers)
+    seated = replace(made, engine=Engine(kind=options.engine, actors=1), slots=FLIGHT)
     with (
         ActorPool(options.workers, cpus=0.5) as pool,
         EnginePool(seated.engine, options.model, options.workers, seated.slots) as engines,
@@ -189,7 +189,8 @@ def main():
         rolled_on_actors(pool, seated, spec, seeds[: 2 * options.workers], options.workers)  # starts everything
         times = [rolled_on_actors(pool, seated, spec, seeds, options.workers) for _ in range(options.rounds)]
     seconds = statistics.median(t for t, _, _ in times)
-    row(f"engine actor, {options.workers} workers", seconds, times[0][1], 0, times[0][1] / seconds / base)
+    name = f"engine actor, {options.workers} workers with {FLIGHT} in flight each"
+    row(name, seconds, times[0][1], 0, times[0][1] / seconds / base)
     print(f"\n{mine.meter.cached / mine.meter.prompt:.1%} of the prompt tokens came from the prefix cache")
 
 

@@ -15,7 +15,7 @@ from matplotlib.transforms import Bbox
 
 from ..results import Arm, Policy
 from ..selection.agreement import BINS, Agreement
-from .page import LIGHT, Html
+from .page import LIGHT, Html, short
 from .reading import arm_labels, ends
 
 # fonttype none keeps text as text, the salt makes ids the same on every run
@@ -109,7 +109,7 @@ def agreement_figure(result: Agreement) -> Figure:
             axes.plot(*zip(*points, strict=True), marker, color=LIGHT[colour], markersize=6, label=result.names[which])
         for after in (0.5, BINS + 0.5):
             axes.axhline(after, color=LIGHT["rule"], linewidth=0.7)
-        axes.set_yticks(range(len(rows)), list(rows), parse_math=False, color=LIGHT["ink"])
+        axes.set_yticks(range(len(rows)), [short(row, 40) for row in rows], parse_math=False, color=LIGHT["ink"])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(-0.02, 1.02)
         axes.grid(axis="x", color=LIGHT["rule"], linewidth=0.7)

@@ -16,6 +16,7 @@ from .asking import by_oracle
 from .controls import by_trajectory, select_all, select_last, select_non_critical, select_random, select_uniform
 from .ensembles import mark_scores, select_intersection, select_rank_mean, select_union
 from .scored import by_perplexity, by_value, step_scores
+from .start_after import start_after
 
 Marks = dict[str, list[Annotation]]
 
@@ -119,6 +120,8 @@ def select(recipe: Recipe, run_dir: Path) -> Marks:
     for name, marks in done.items():
         share = sum(len(a.critical) for a in marks) / sum(lengths[a.trajectory_id] for a in marks)
         say(f"  {name}: {share:.1%} of the steps")
+    if config.start_after and not (run_dir / "annotations" / "scores" / "start-after.json").exists():
+        start_after(recipe, run_dir, trajectories, done)
     return done
 
 

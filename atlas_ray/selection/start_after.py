@@ -1,0 +1,204 @@
+"""A test of criticality that needs no training: the untuned model goes on behind the marked steps (ATLaS, Table 6).
+
+If marked steps decide the outcome, the model does better behind them than behind as many random steps of the same
+trajectories. Ours: which random steps, that a last step is never started after, the intervals, and that the place in
+the episode is given beside the success, since an episode that is begun later is also easier.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import envs
+
+from ..agent_spec import AgentSpec, agent_spec
+from ..engines import EnginePool
+from ..files import RunLog, append_jsonl, recover_jsonl, write_json
+from ..flow import Flow, Gauge, gauge
+from ..progress import say, track
+from ..recipe import Recipe
+from ..rollout import EnvSpec, Start, env_spec, play
+from ..trajectory import Annotation, Trajectory
+from ..workers import chunks, worker_pool
+from .controls import by_trajectory
+from .scored import perplexity_model
+from .value import ReplayError, snapshots
+
+RANDOM, BEGINNING = "random", "beginning"
+_CHUNK = 8
+_RESAMPLES = 2000
+
+Places = Mapping[str, Sequence[int]]
+"""By trajectory id: the steps behind which to start; -1 is the beginning."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    agent: AgentSpec
+    specs: Mapping[str, EnvSpec]
+    horizon: int
+    work: tuple[tuple[Trajectory, tuple[int, ...]], ...]
+
+
+def random_places(trajectory: Trajectory, count: int, seed: int) -> tuple[int, ...]:
+    """``count`` steps, all but the last, drawn without replacement; depends on seed, count and trajectory id only."""
+    drawn = random.Random(f"start-after/{seed}/{trajectory.id}").sample(range(len(trajectory.steps) - 1), count)
+    return tuple(sorted(drawn))
+
+
+def places_of(trajectories: Iterable[Trajectory], annotations: Iterable[Annotation]) -> dict[str, tuple[int, ...]]:
+    """The marked steps of every annotated trajectory, less a last step, behind which nothing is left to do."""
+    notes = by_trajectory(annotations)
+    found = {
+        t.id: tuple(s for s in notes[t.id].critical if s < len(t.steps) - 1) for t in trajectories if t.id in notes
+    }
+    return {name: places for name, places in found.items() if places}
+
+
+def _starts(task: _Task, problems: list[str]) -> Iterator[list[Start]]:
+    for trajectory, places in task.work:
+        try:
+            states = snapshots(trajectory, task.specs[trajectory.env])
+        except (ReplayError, envs.EnvironmentDiedError) as error:
+            problems.append(str(error))
+            continue
+        # each one's history is a prefix of the next one's, so they share a slot
+        yield [
+            Start(
+                id=f"{trajectory.id}@{place}",
+                env=states[place + 1].clone(),
+                instruction=trajectory.instruction,
+                observation=trajectory.steps[place + 1].observation,
+                steps=list(trajectory.steps[: place + 1]),
+            )
+            for place in places
+        ]
+
+
+def _job(task: _Task, kept: dict[str, Any]) -> Iterator[tuple[dict[str, Any] | None, Gauge, list[str]]]:
+    agent, problems = task.agent.agent(kept), list[str]()
+    for finished in play(agent, _starts(task, problems), task.horizon):
+        name, _, place = finished.start.id.rpartition("@")
+        if finished.error:
+            problems.append(f"{finished.start.id}: {finished.error}")
+        row = {"id": name, "after": int(place), "success": finished.success, "steps": len(finished.steps)}
+        yield (None if finished.lost else row), gauge(agent, kept), problems[:]
+        problems.clear()
+    if problems:
+        yield None, gauge(agent, kept), problems
+
+
+def start_after(
+    recipe: Recipe, run_dir: Path, trajectories: Sequence[Trajectory], marks: Mapping[str, Sequence[Annotation]]
+) -> list[dict[str, Any]]:
+    """Play behind the marked steps of each selector, behind as many random ones, and from the beginning.
+
+    Every start is played once, whoever asks for it; ``annotations/scores/start-after.jsonl`` keeps what was played and
+    ``annotations/scores/start-after.json`` the result.
+
+    Returns:
+        A row a selector: ``selector``, ``trajectories``, ``starts``, and for it, ``random`` and ``beginning`` the
+        ``success`` and mean ``place`` in the episode (0 to 1); ``difference`` to random with its ``ci95``.
+    """
+    config, log = recipe.select, RunLog(run_dir)
+    assert config is not None and recipe.collect is not None
+    target = run_dir / "annotations" / "scores" / "start-after.jsonl"
+    chosen = [t for t in trajectories if len(t.steps) > 1][: config.start_after_trajectories]
+    wanted = {name: places_of(chosen, marks[name]) for name in config.start_after}
+    drawn = {
+        name: {t.id: random_places(t, len(places[t.id]), recipe.seed) for t in chosen if t.id in places}
+        for name, places in wanted.items()
+    }
+    rows = {(row["id"], row["after"]): row for row in recover_jsonl(target)}
+    work = []
+    for t in chosen:
+        asked = {p for each in (*wanted.values(), *drawn.values()) for p in each.get(t.id, ())}
+        left = tuple(sorted(p for p in asked | ({-1} if asked else set()) if (t.id, p) not in rows))
+        if left:
+            work.append((t, left))
+    specs = {s.id: s for s in (env_spec(recipe, n, recipe.collect.max_steps, "train") for n in recipe.collect.levels)}
+    spec = agent_spec(recipe, perplexity_model(recipe))
+    retried = lambda task, n, why: log.event("select", "retried", attempt=n, why=why)  # noqa: E731
+    total = sum(len(places) for _, places in work)
+    with (
+        track("starts after marked steps", total) as progress,
+        worker_pool(recipe, retried) as pool,
+        EnginePool(recipe.engine, spec.model, recipe.workers, recipe.num_envs) as engines,
+    ):
+        flow = Flow("select", log, progress, recipe.engine.actors or max(1, recipe.workers))
+        seated = spec.seated(engines.seats)
+        tasks = [_Task(seated, specs, config.start_after_steps, tuple(part)) for part in chunks(work, _CHUNK)]
+        for _, (row, seen, problems) in pool.stream(_job, tasks, _rest):
+            for problem in problems:
+                log.event("select", "dropped", why=problem)
+            if row is not None:
+                append_jsonl(target, [row])
+                rows[row["id"], row["after"]] = row
+                flow.add(seen, row["steps"])
+    made = [_compared(name, chosen, wanted[name], drawn[name], rows) for name in config.start_after]
+    write_json(target.with_suffix(".json"), made)
+    for found in made:
+        low, high = found["ci95"]
+        say(
+            f"  {spec.model} after {found['starts']} steps of {found['selector']}: {found['success']:.2f}, after "
+            f"random ones {found[RANDOM]['success']:.2f} ({found['difference']:+.2f} [{low:+.2f}, {high:+.2f}]), from "
+            f"the beginning {found[BEGINNING]['success']:.2f}"
+        )
+    return made
+
+
+def _rest(task: _Task, received: list[Any]) -> _Task | None:
+    done = {(row["id"], row["after"]) for row, _, _ in received if row is not None}
+    left = tuple((t, tuple(p for p in places if (t.id, p) not in done)) for t, places in task.work)
+    left = tuple((t, places) for t, places in left if places)
+    return _Task(task.agent, task.specs, task.horizon, left) if left else None
+
+
+def _compared(
+    selector: str,
+    trajectories: Sequence[Trajectory],
+    wanted: Places,
+    drawn: Places,
+    rows: Mapping[tuple[str, int], Mapping[str, Any]],
+) -> dict[str, Any]:
+    """One selector against random places, over the trajectories of which every start was played."""
+    kinds = {"marked": wanted, RANDOM: drawn, BEGINNING: {name: (-1,) for name in wanted}}
+    here = [
+        t for t in trajectories if t.id in wanted and all((t.id, p) in rows for k in kinds.values() for p in k[t.id])
+    ]
+    wins: dict[str, list[tuple[int, int]]] = {}
+    places: dict[str, list[float]] = {}
+    for kind, by_id in kinds.items():
+        wins[kind] = [(sum(rows[t.id, p]["success"] for p in by_id[t.id]), len(by_id[t.id])) for t in here]
+        places[kind] = [(p + 1) / len(t.steps) for t in here for p in by_id[t.id]]
+    share = {kind: sum(w for w, _ in each) / max(1, sum(n for _, n in each)) for kind, each in wins.items()}
+    about = {k: {"success": share[k], "place": float(np.mean(places[k])) if here else 0.0} for k in kinds}
+    return {
+        "selector": selector,
+        "trajectories": len(here),
+        "starts": sum(n for _, n in wins["marked"]),
+        **about["marked"],
+        RANDOM: about[RANDOM],
+        BEGINNING: about[BEGINNING],
+        "difference": share["marked"] - share[RANDOM],
+        "ci95": _interval(wins["marked"], wins[RANDOM]),
+    }
+
+
+def _interval(first: Sequence[tuple[int, int]], second: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    """95 % interval of the difference of two shares, trajectories resampled in pairs; none of them gives 0 to 0."""
+    if not first:
+        return 0.0, 0.0
+    pick_SN = np.random.default_rng(0).integers(0, len(first), (_RESAMPLES, len(first)))
+    shares = []
+    for each in (first, second):
+        won_N, played_N = np.array(each).T
+        shares.append(won_N[pick_SN].sum(1) / played_N[pick_SN].sum(1))
+    low, high = np.percentile(shares[0] - shares[1], [2.5, 97.5])
+    return float(low), float(high)

@@ -66,7 +66,7 @@ def done_stages(recipe: Recipe, run_dir: Path) -> dict[str, bool]:
         done["evaluate"] = (run_dir / "evaluation" / "atlas.json").exists()
     if recipe.switch:
         done["switch"] = (run_dir / "switch" / "policies.json").exists()
-    if recipe.evaluate or recipe.switch:
+    if recipe.select or recipe.switch:
         done["report"] = (run_dir / "report.html").exists()
     return done
 
@@ -103,10 +103,10 @@ def _switch(recipe: Recipe, run_dir: Path) -> None:
 
 
 def write_report(run_dir: Path) -> Path:
-    """``results.json`` from what the stages left, ``report.html`` from that.
+    """``results.json`` from the scores that the stages left, if there are any, and ``report.html``.
 
     Raises:
-        InputError: the directory holds no scores.
+        InputError: the directory holds neither scores nor annotations.
     """
     from .report import build_report
     from .results import Results, write_results
@@ -116,9 +116,12 @@ def write_report(run_dir: Path) -> Path:
         parts["atlas"] = read_json(run_dir / "evaluation" / "atlas.json")
     if (run_dir / "switch" / "policies.json").exists():
         parts["londi"] = {"policies": read_json(run_dir / "switch" / "policies.json")}
-    if not parts:
-        raise InputError("holds no scores: run its evaluate or switch stage first", run_dir)
-    write_results(run_dir / "results.json", Results.model_validate(parts))
+    if parts:
+        write_results(run_dir / "results.json", Results.model_validate(parts))
+    elif not list((run_dir / "annotations").glob("*.jsonl")):
+        raise InputError(
+            "holds neither scores nor annotations: run its select, evaluate or switch stage first", run_dir
+        )
     return build_report(run_dir)
 
 

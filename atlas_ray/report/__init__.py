@@ -18,7 +18,9 @@ from .journal import events, stage_times
 from .page import Html, el, missing, page
 from .plots import atlas_figure, londi_figure, save_png, svg
 from .reading import read_atlas, read_londi
-from .replay import SwitchReplay, SwitchStep, atlas_replay, londi_replay
+from .replay import SwitchReplay, SwitchStep, londi_replay
+from .selection import agreement_part, annotated, read_marks, review_part
+from .starts import read_starts, starts_part
 from .tables import arms_table, levels_table, policies_table
 
 __all__ = ["SwitchReplay", "SwitchStep", "build_report", "write_plots"]
@@ -27,13 +29,14 @@ __all__ = ["SwitchReplay", "SwitchStep", "build_report", "write_plots"]
 def build_report(run_dir: str | Path) -> Path:
     """Write ``report.html`` into a run directory and return its path.
 
-    Needs ``results.json``; any other input that is missing leaves its part out, with a line that says so.
+    Needs ``results.json`` or annotations; any other input that is missing leaves its part out, with a line that says
+    so.
 
     Raises:
         InputError: an input is missing that is needed, or is not what it should be.
     """
     run_dir = Path(run_dir)
-    results = load_results(run_dir / "results.json")
+    results = _results(run_dir)
     recipe = _recipe(run_dir / "recipe.resolved.json")
     title = f"atlas-ray: {recipe.name if recipe else run_dir.resolve().name}"
     parts = [
@@ -41,10 +44,9 @@ def build_report(run_dir: str | Path) -> Path:
         *_reading(results),
         *_atlas(results),
         *_londi(results),
-        el("h2", "An expert episode and its critical steps"),
-        *(atlas_replay(run_dir) if results.atlas else [missing("this run tuned no model")]),
+        *_selection(run_dir, recipe),
         el("h2", "An episode under the switch"),
-        *(londi_replay(run_dir) if results.londi else [missing("this run trained no switch")]),
+        *(londi_replay(run_dir) if results and results.londi else [missing("this run trained no switch")]),
         el("h2", "What was dropped and retried"),
         events(run_dir),
         el("h2", "How long it took"),
@@ -83,12 +85,29 @@ def _recipe(path: Path) -> Recipe | None:
         raise InputError(message, path, None, field or None) from None
 
 
-def _summary(recipe: Recipe | None, results: Results) -> str:
+def _results(run_dir: Path) -> Results | None:
+    """The scores; None where nothing was scored and there are annotations to report on.
+
+    Raises:
+        InputError: there is neither, or the results are not what they should be.
+    """
+    path = run_dir / "results.json"
+    try:
+        empty = json.loads(path.read_bytes()) in ({}, {"atlas": None}, {"londi": None}, {"atlas": None, "londi": None})
+    except FileNotFoundError:
+        empty = True
+    except ValueError:
+        empty = False  # and not JSON, as the reader says better
+    return None if empty and annotated(run_dir) else load_results(path)
+
+
+def _summary(recipe: Recipe | None, results: Results | None) -> str:
     """One sentence on what was run."""
     if recipe is None:
-        counts = [f"{len(results.atlas.arms)} arms"] if results.atlas else []
-        counts += [f"{len(results.londi.policies)} switch policies"] if results.londi else []
-        return f"{' and '.join(counts)} were scored; recipe.resolved.json is missing, so no more can be told."
+        counts = [f"{len(results.atlas.arms)} arms"] if results and results.atlas else []
+        counts += [f"{len(results.londi.policies)} switch policies"] if results and results.londi else []
+        scored = f"{' and '.join(counts) or 'No models'} were scored"
+        return f"{scored}; recipe.resolved.json is missing, so no more can be told."
     parts = []
     if recipe.collect:
         levels = recipe.collect.levels
@@ -111,8 +130,10 @@ def _summary(recipe: Recipe | None, results: Results) -> str:
     return "; ".join(parts) + "."
 
 
-def _reading(results: Results) -> list[Html]:
+def _reading(results: Results | None) -> list[Html]:
     parts = [el("h2", "What the numbers say")]
+    if results is None:
+        return [*parts, missing("this run scored no model")]
     for name, sentences in (
         ("Critical steps", read_atlas(results.atlas.arms) if results.atlas else []),
         ("The switch", read_londi(results.londi.policies) if results.londi else []),
@@ -132,8 +153,8 @@ def _reading(results: Results) -> list[Html]:
     return parts
 
 
-def _atlas(results: Results) -> list[Html]:
-    if not results.atlas:
+def _atlas(results: Results | None) -> list[Html]:
+    if not results or not results.atlas:
         return [el("h2", "ATLaS: which steps to train on"), missing("this run tuned no model")]
     arms = results.atlas.arms
     by_level = levels_table(arms)
@@ -156,8 +177,8 @@ def _one_seed(arms: Sequence[Arm]) -> str:
     return " Arms with one training seed have intervals that know nothing of the spread between seeds."
 
 
-def _londi(results: Results) -> list[Html]:
-    if not results.londi:
+def _londi(results: Results | None) -> list[Html]:
+    if not results or not results.londi:
         return [el("h2", "LONDI: when to call the large model"), missing("this run trained no switch")]
     policies = results.londi.policies
     return [
@@ -179,6 +200,24 @@ def _londi(results: Results) -> list[Html]:
             ),
         ),
     ]
+
+
+def _selection(run_dir: Path, recipe: Recipe | None) -> list[Html]:
+    episodes = el("h2", "Expert episodes and their critical steps")
+    if not (recipe and recipe.select) and not annotated(run_dir):
+        return [episodes, missing("this run selected no steps")]
+    parts = []
+    path = run_dir / "trajectories" / "expert.jsonl"
+    if path.is_file():
+        marks = read_marks(run_dir, recipe)
+        parts += [el("h2", "How far the selectors agree"), *agreement_part(marks)]
+        review = review_part(run_dir, marks)
+    else:
+        review = [missing(f"{path.relative_to(run_dir)} is missing")]
+    starts = read_starts(run_dir)
+    if starts or (recipe and recipe.select and recipe.select.start_after):
+        parts += [el("h2", "What the untuned model does behind marked steps"), *starts_part(starts)]
+    return [*parts, episodes, *review]
 
 
 def _resolved(path: Path) -> Html:

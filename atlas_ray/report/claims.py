@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..recipe import Recipe
+from ..schema_select import members
 from .page import Html, el
 
 _PAPERS = (
@@ -21,6 +22,7 @@ def claims(recipe: Recipe | None) -> list[Html]:
         "Anchor: the KL divergence to the base model on the unselected action tokens is in neither paper.",
         "Value selector: that a jump of the value estimated by roll-outs marks a critical step is ATLaS's comparison; "
         "the model that plays, its temperature, its horizon and how a jump is measured are ours" + _value(recipe) + ".",
+        *_selectors(recipe),
         "Rounding: at most ceil(m·T) steps of a trajectory of T steps, and at least one.",
         "Normalisation: the loss is divided by the number of trained tokens of the whole optimiser step, the same in "
         "every arm.",
@@ -47,3 +49,32 @@ def _value(recipe: Recipe | None) -> str:
     return (
         f" (here {s.model}, {s.rollouts} roll-outs a step of at most {s.horizon} steps, temperature {s.temperature:g})"
     )
+
+
+def _selectors(recipe: Recipe | None) -> list[str]:
+    """What is ours of the selectors that the run used, and of the tests of them."""
+    if recipe is None or recipe.select is None:
+        return []
+    s = recipe.select
+    lines = {
+        "oracle": "Oracle selector: that a language model reads the whole trajectory and marks steps of four "
+        "categories is ATLaS's; the wording it is given, the JSON, the windows for long trajectories and what is "
+        f"refused are ours (here {s.oracle.model}).",
+        "perplexity": "Perplexity selector: the steps that surprise the model that is to be tuned most are a control "
+        "of ATLaS; which tokens count is ours.",
+        "uniform": "Uniform selector: evenly spaced steps as a control are ours.",
+        "last": "Last selector: the last steps as a control are ours.",
+    }
+    used = [line for name, line in lines.items() if name in s.selectors]
+    if own := [name for name in s.selectors if name in s.files]:
+        used.append(f"Annotations of the user's own ({', '.join(own)}): neither the papers' nor ours.")
+    if joined := [name for name in s.selectors if members(name)]:
+        used.append(f"Ensembles ({', '.join(joined)}): how selectors are joined is ours; the paper leaves it open.")
+    if len([name for name in s.selectors if name != "all"]) > 1:
+        used.append("Agreement of selectors: the measures and their interval, trajectories resampled, are ours.")
+    if s.start_after:
+        used.append(
+            "Starts behind marked steps: going on behind critical and behind random steps is ATLaS's Table 6 as our "
+            "notes have it; which steps are random, that a last step is left out, and the intervals are ours."
+        )
+    return used

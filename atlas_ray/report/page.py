@@ -72,9 +72,15 @@ pre { background: var(--panel); padding: .9rem 1rem; border-radius: 6px; overflo
 .steps .seen { color: var(--muted); font-size: .9rem; }
 .steps .thought { font-style: italic; }
 .steps .action { font-weight: 600; }
+.steps li { display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; }
+.told { flex: 3 1 22rem; min-width: 0; }
+.marks { flex: 1 1 11rem; min-width: 0; }
+.steps .none { color: var(--muted); font-size: .88rem; }
 .badge { color: var(--orange); font-weight: 600; }
 @media (max-width: 36rem) { body { padding-top: 1.5rem; font-size: 15px; } h1 { font-size: 1.5rem; } }
 """
+
+NOTHING = "\N{EN DASH}"  # stands in a table for what is not there
 
 # nothing in the page may load or run anything
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -99,6 +105,11 @@ def el(tag: str, *children: str | Html | Iterable[Html], **attributes: str) -> H
 def missing(what: str) -> Html:
     """The line that stands for a part whose input is not there."""
     return el("p", f"Not shown: {what}.", cls="missing")
+
+
+def short(text: str, most: int) -> str:
+    """At most ``most`` characters of a text, and how many more there are."""
+    return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters)"
 
 
 def table(heads: list[str], rows: list[list[str | Html]], text: int = 1, wrap_last: bool = False) -> Html:

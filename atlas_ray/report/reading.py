@@ -20,7 +20,7 @@ def span(low: float, high: float) -> str:
     return f"[{signed(low)}, {signed(high)}]"
 
 
-def verdict(low: float, high: float, better: str = "better", worse: str = "worse") -> str:
+def judge(low: float, high: float, better: str = "better", worse: str = "worse") -> str:
     """What the interval of a difference says of the first of the two."""
     return better if low > 0 else worse if high < 0 else UNCLEAR
 
@@ -37,8 +37,8 @@ def arm_labels(arms: Sequence[Arm]) -> list[str]:
 
 def _difference(where: str, first: str, a: Score | Policy, second: str, b: Score | Policy) -> str:
     mean, low, high = combine([(1, a), (-1, b)])
-    winner = verdict(low, high, f"{first} is better", f"{second} is better")
-    return f"{where} {signed(mean)} {span(low, high)}, {winner}"
+    verdict = judge(low, high, f"{first} is better", f"{second} is better")
+    return f"{where} {signed(mean)} {span(low, high)}, {verdict}"
 
 
 def _versus(first: str, a: Arm, second: str, b: Arm) -> str:
@@ -102,20 +102,20 @@ def read_londi(policies: Sequence[Policy]) -> list[str]:
     if (pair := ends(policies)) is not None:
         quick, deepthink = pair
         mean, low, high = combine([(1, deepthink), (-1, quick)])
-        outcome = (
+        verdict = (
             "the large model is better, so calling it can pay"
             if low > 0
             else "the small model is better, so calling the large one cannot pay"
             if high < 0
             else f"{UNCLEAR}, so there is little that a switch could gain"
         )
-        sentences.append(f"{deepthink.name} minus {quick.name}: {signed(mean)} {span(low, high)}, {outcome}.")
+        sentences.append(f"{deepthink.name} minus {quick.name}: {signed(mean)} {span(low, high)}, {verdict}.")
         sentences += [_switch(policy, quick, deepthink) for policy in policies if policy.learned]
     for policy in policies:
         if policy.learned and (twin := _twin(policy, policies)) is not None:
-            outcome = _difference("success", policy.name, policy, twin.name, twin)
+            verdict = _difference("success", policy.name, policy, twin.name, twin)
             calls = f"{policy.deepthink_calls_per_episode:.2f} against {twin.deepthink_calls_per_episode:.2f}"
-            sentences.append(f"{policy.name} minus {twin.name}: {outcome} ({calls} calls an episode).")
+            sentences.append(f"{policy.name} minus {twin.name}: {verdict} ({calls} calls an episode).")
     bounded = [p for p in policies if p.budget is not None]
     if bounded:
         broken, episodes = sum(p.budget_violations for p in bounded), sum(p.episodes for p in bounded)
@@ -135,7 +135,7 @@ def _twin(policy: Policy, policies: Sequence[Policy]) -> Policy | None:
 
 def _switch(policy: Policy, quick: Policy, deepthink: Policy) -> str:
     mean, low, high = above_line(policy, quick, deepthink)
-    outcome = (
+    verdict = (
         "better than mixing at random"
         if low > 0
         else "worse than mixing at random"
@@ -145,7 +145,7 @@ def _switch(policy: Policy, quick: Policy, deepthink: Policy) -> str:
     side = "above" if mean >= 0 else "below"
     sentence = (
         f"{policy.name} lies {abs(mean):.3f} {side} the random-mixing line at its "
-        f"{policy.deepthink_calls_per_episode:.2f} calls an episode, interval {span(low, high)}, {outcome}"
+        f"{policy.deepthink_calls_per_episode:.2f} calls an episode, interval {span(low, high)}, {verdict}"
     )
     if deepthink.compute > 0:
         calls = policy.deepthink_calls_per_episode / deepthink.deepthink_calls_per_episode

@@ -1,17 +1,20 @@
-"""Two episodes, step by step. What environments and models wrote is hostile: it only ever passes through ``el``."""
+"""Episodes, step by step. What environments and models wrote is hostile: it only ever passes through ``el``."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import InputError
-from ..trajectory import Annotation, Step, Trajectory, first_problem, iter_trajectories, read_annotations
-from .page import Html, el, missing
+from ..trajectory import Annotation, Step, Trajectory, first_problem
+from .page import NOTHING, Html, el, missing, short
 
-_SHOWN = 2000  # characters of one text
+_SEEN, _LONG, _CATEGORY = 600, 2000, 200  # characters of an observation, of any other text, of a category
+_STEPS = 100  # of one episode
 
 
 class SwitchStep(Step):
@@ -34,66 +37,67 @@ class SwitchReplay(BaseModel):
     steps: tuple[SwitchStep, ...] = Field(min_length=1)
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} … ({len(text) - _SHOWN:,} more characters)"
+@dataclass(frozen=True)
+class _Mark:
+    """Who marked a step, or did not, and why."""
+
+    text: str
+    marked: bool
+    why: str = ""
 
 
-def _step(number: int, step: Step, badge: str | None, why: str | None) -> Html:
-    head: list[Html] = [el("span", f"step {number}")]
-    if badge:
-        head.append(el("span", " · ", el("span", badge, cls="badge")))
-    if step.reward:
-        head.append(el("span", f" · reward {step.reward:+.3g}"))
-    parts = [el("p", head, cls="head"), el("p", _short(step.observation), cls="seen")]
+def _cell(mark: _Mark) -> Html:
+    if not mark.marked:
+        return el("div", el("p", mark.text, cls="none"), cls="marks")
+    why = [el("p", f"Why critical: {short(mark.why, _LONG)}", cls="note")] if mark.why else []
+    return el("div", el("p", el("span", mark.text, cls="badge")), why, cls="marks")
+
+
+def _step(number: int, step: Step, marks: Sequence[_Mark]) -> Html:
+    head = f"step {number}" + (f" · reward {step.reward:+.3g}" if step.reward else "")
+    told = [el("p", head, cls="head"), el("p", short(step.observation, _SEEN), cls="seen")]
     if step.thought:
-        parts.append(el("p", _short(step.thought), cls="thought"))
-    parts.append(el("p", _short(step.action), cls="action"))
-    if why:
-        parts.append(el("p", f"Why critical: {_short(why)}", cls="note"))
-    return el("li", parts, cls="marked" if badge else "step")
+        told.append(el("p", short(step.thought, _LONG), cls="thought"))
+    told.append(el("p", short(step.action, _LONG), cls="action"))
+    cells = [_cell(mark) for mark in marks]
+    return el("li", el("div", told, cls="told"), cells, cls="marked" if any(m.marked for m in marks) else "step")
 
 
-def _find(trajectories: Path, annotations: Path) -> tuple[Trajectory, Annotation] | None:
-    """The first successful episode of 5 to 20 steps with a critical one, else the first with a critical one."""
-    marked = {a.trajectory_id: a for a in read_annotations(annotations) if a.critical}
-    other = None
-    for trajectory in iter_trajectories(trajectories):
-        annotation = marked.get(trajectory.id)
-        if annotation is None or annotation.critical[-1] >= len(trajectory.steps):
-            continue
-        if trajectory.success and 5 <= len(trajectory.steps) <= 20:
-            return trajectory, annotation
-        other = other or (trajectory, annotation)
-    return other
-
-
-def atlas_replay(run_dir: Path, selector: str = "value") -> list[Html]:
-    """An expert episode with the critical steps of ``selector`` marked."""
-    trajectories = run_dir / "trajectories" / "expert.jsonl"
-    annotations = run_dir / "annotations" / f"{selector}.jsonl"
-    for path in (trajectories, annotations):
-        if not path.is_file():
-            return [missing(f"{path.relative_to(run_dir)} is missing")]
-    found = _find(trajectories, annotations)
-    if found is None:
-        return [missing(f"no episode has a critical step by the selector {selector}")]
-    trajectory, annotation = found
-    steps = []
-    for i, step in enumerate(trajectory.steps):
-        critical = i in annotation.critical
-        category = (annotation.categories or {}).get(i)
-        badge = f"critical: {category}" if category else "critical"
-        why = (annotation.reasons or {}).get(i)
-        steps.append(_step(i + 1, step, badge if critical else None, why if critical else None))
-    count = (
-        f"{len(annotation.critical)} of {len(trajectory.steps)} steps are critical (at most {annotation.fraction:.0%})"
-    )
-    outcome = "success" if trajectory.success else "no success"
-    return [
-        el("p", f"{trajectory.env}, seed {trajectory.seed}, {trajectory.source}: {outcome}; {count}.", cls="note"),
-        el("p", el("strong", "Instruction: "), _short(trajectory.instruction), cls="goal"),
-        el("ol", steps, cls="steps"),
+def _episode(note: str, instruction: str, steps: Sequence[Step], marks: Sequence[Sequence[_Mark]]) -> list[Html]:
+    rows = [_step(i, *both) for i, both in enumerate(zip(steps, marks, strict=True), start=1)]
+    parts = [
+        el("p", note, cls="note"),
+        el("p", el("strong", "Instruction: "), short(instruction, _LONG), cls="goal"),
+        el("ol", rows[:_STEPS], cls="steps"),
     ]
+    if len(rows) > _STEPS:
+        parts.append(el("p", f"… and {len(rows) - _STEPS:,} more steps.", cls="note"))
+    return parts
+
+
+def marked_episode(trajectory: Trajectory, annotations: Mapping[str, Annotation]) -> list[Html]:
+    """An episode with the critical steps of each selector in a column of its own."""
+    steps = len(trajectory.steps)
+    marks = [[_mark(name, annotation, i) for name, annotation in annotations.items()] for i in range(steps)]
+    counts = [
+        f"{name}: {len(annotation.critical)} of {steps} steps are critical (at most {annotation.fraction:.0%})"
+        for name, annotation in annotations.items()
+    ]
+    if len(annotations) > 1:
+        counts.append(f"{len(set.intersection(*(set(a.critical) for a in annotations.values())))} by both")
+    note = f"{trajectory.env}, seed {trajectory.seed}, {trajectory.source}: {_outcome(trajectory.success)}; "
+    return _episode(note + f"{'; '.join(counts)}.", trajectory.instruction, trajectory.steps, marks)
+
+
+def _mark(selector: str, annotation: Annotation, step: int) -> _Mark:
+    if step not in annotation.critical:
+        return _Mark(f"{selector}: {NOTHING}", False)
+    category = (annotation.categories or {}).get(step) or "critical"
+    return _Mark(f"{selector}: {short(category, _CATEGORY)}", True, (annotation.reasons or {}).get(step, ""))
+
+
+def _outcome(success: bool) -> str:
+    return "success" if success else "no success"
 
 
 def londi_replay(run_dir: Path) -> list[Html]:
@@ -110,16 +114,9 @@ def londi_replay(run_dir: Path) -> list[Html]:
     except ValidationError as error:
         field, message = first_problem(error)
         raise InputError(message, path, None, field or None) from None
-    called = [s.actor == "deepthink" for s in replay.steps]
-    steps = [
-        _step(i, step, "DEEPTHINK" if call else None, None)
-        for i, (step, call) in enumerate(zip(replay.steps, called, strict=True), start=1)
-    ]
+    called = [step.actor == "deepthink" for step in replay.steps]
+    marks = [[_Mark("DEEPTHINK" if call else "quick", call)] for call in called]
     budget = "without a budget" if replay.budget is None else f"budget {replay.budget}"
-    outcome = "success" if replay.success else "no success"
     count = f"{sum(called)} of {len(called)} steps by DEEPTHINK"
-    return [
-        el("p", f"{replay.env}, seed {replay.seed}, {replay.policy}, {budget}: {outcome}; {count}.", cls="note"),
-        el("p", el("strong", "Instruction: "), _short(replay.instruction), cls="goal"),
-        el("ol", steps, cls="steps"),
-    ]
+    note = f"{replay.env}, seed {replay.seed}, {replay.policy}, {budget}: {_outcome(replay.success)}; {count}."
+    return _episode(note, replay.instruction, replay.steps, marks)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..results import Arm, Cell, Policy
-from .page import Html, el, table
+from .page import NOTHING, Html, el, table
 from .reading import above_line, arm_labels, ends, signed, span
-
-NOTHING = "\N{EN DASH}"
 
 
 def _rate(cell: Cell | Policy | None) -> Html:

@@ -89,7 +89,7 @@ class Flow:
     def rates(self) -> dict[str, float]:
         """Steps and tokens a second and the engines' share of time at work, of late."""
         (first, steps, then), (last, _, now) = self._past[0], self._past[-1]
-        seconds = max(last - first, 1e-9) if len(self._past) > 1 else float("inf")
+        seconds = max(last - first, 1.0)
         return {
             "steps_per_second": round((self.steps - steps) / seconds, 2),
             "tokens_per_second": round((now.fed - then.fed) / seconds, 1),

@@ -14,12 +14,17 @@ from typing import Any
 
 def write_text(path: str | Path, text: str) -> None:
     """Replace ``path`` by ``text`` in one step: a reader sees the old file or the new, never half of one."""
+    write_parts(path, [text])
+
+
+def write_parts(path: str | Path, parts: Iterable[str]) -> None:
+    """:func:`write_text` of parts one after another, without holding them all at once."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import InputError
-from .files import write_text
+from .files import write_parts
 
 Row = TypeVar("Row", bound=BaseModel)
 OnError = Literal["stop", "skip"]
@@ -172,7 +172,7 @@ def read_trajectories(
 
 def write_trajectories(path: str | Path, items: Iterable[Trajectory]) -> None:
     """Write trajectories to a JSONL file, atomically."""
-    write_text(path, "".join(json.dumps(t.row(), ensure_ascii=False) + "\n" for t in items))
+    write_parts(path, (json.dumps(t.row(), ensure_ascii=False) + "\n" for t in items))
 
 
 def read_annotations(
@@ -207,4 +207,4 @@ def read_annotations(
 
 def write_annotations(path: str | Path, items: Iterable[Annotation]) -> None:
     """Write annotations to a JSONL file, atomically."""
-    write_text(path, "".join(json.dumps(a.row(), ensure_ascii=False) + "\n" for a in items))
+    write_parts(path, (json.dumps(a.row(), ensure_ascii=False) + "\n" for a in items))

@@ -67,7 +67,7 @@ class Collect(Section):
     levels: dict[Environment, Positive] = {}
     """Environments and how many expert episodes of each."""
     file: str | None = None
-    """Take the trajectories from this file instead: our own JSONL, AgentTraj-L or OpenAI messages."""
+    """Take the trajectories from this file, or from this folder: our own JSONL, AgentTraj-L or OpenAI messages."""
     max_steps: Positive | None = None
     """Own step limit of an episode; without it the level's."""
     cpu_seconds: float = Field(default=2.0, gt=0)

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..files import write_text
+from ..files import write_parts
 from ..records import Annotation, OnError, Trajectory
-from .items import META, ImportedTrajectory, meta_row, read_items
+from .items import META, meta_row, read_items
 from .marks import Unmarked, marked
-from .turns import compose, parse
+from .words import texts_of
 
-ACKNOWLEDGEMENT = "OK."
 _OURS = re.compile(r"(.+_\d+)(?:#\d+)?")
 
 
@@ -52,21 +51,8 @@ def import_agenttraj(
     return [item for _, item in read_items(path, "conversations", source, success, on_error, dropped)]
 
 
-def _texts(item: Trajectory) -> tuple[str, ...]:
-    """All turns of a trajectory: as they were read when they still say the same, else as we write them."""
-    if isinstance(item, ImportedTrajectory) and item.conversation[0] == item.instruction:
-        texts = item.conversation
-        read = [(o, *(parse(a) or (None, ""))) for o, a in zip(texts[2::2], texts[3::2], strict=False)]
-        if read == [(s.observation, s.thought, s.action) for s in item.steps]:
-            return texts
-    turns: list[str] = [item.instruction, ACKNOWLEDGEMENT]
-    for step in item.steps:
-        turns += [step.observation, compose(step.thought, step.action)]
-    return tuple(turns)
-
-
 def _record(item: Trajectory, note: Annotation | None, critical: frozenset[int]) -> dict[str, Any]:
-    texts = _texts(item)
+    texts = texts_of(item)
     turns: list[dict[str, Any]] = []
     for number, text in enumerate(texts):
         agent = number % 2 == 1
@@ -107,7 +93,14 @@ def export_agenttraj(
         InputError: see ``unmarked``; an annotation that fits no trajectory; an id twice; nothing to write.
         EmptySelectionError: everything would be left out.
     """
-    rows = [json.dumps(_record(*m), ensure_ascii=False, allow_nan=False) for m in marked(items, annotations, unmarked)]
-    lines = Path(path).suffix == ".jsonl"
-    write_text(path, "\n".join(rows) + "\n" if lines else "[\n" + ",\n".join(rows) + "\n]\n")
-    return len(rows)
+    chosen = marked(items, annotations, unmarked)
+    first, between, last = ("", "\n", "\n") if Path(path).suffix == ".jsonl" else ("[\n", ",\n", "\n]\n")
+
+    def parts() -> Iterator[str]:
+        for number, one in enumerate(chosen):
+            yield between if number else first
+            yield json.dumps(_record(*one), ensure_ascii=False, allow_nan=False)
+        yield last
+
+    write_parts(path, parts())
+    return len(chosen)

@@ -105,22 +105,31 @@ def steps_of(talk: Talk, meta: Meta | None, last_reward: float) -> tuple[Step, .
 
 
 def read_items(
-    path: str | Path, key: str, source: str, success: bool, on_error: OnError, dropped: list[InputError] | None
+    path: str | Path,
+    key: str,
+    source: str,
+    success: bool,
+    on_error: OnError,
+    dropped: list[InputError] | None,
+    seen: set[str] | None = None,
 ) -> Iterator[tuple[Talk, Trajectory]]:
     """Every usable record of a file whose turns stand under ``key``, with a trajectory whose id is unique.
+
+    ``seen`` holds the ids of other files that are read together with this one, and gets those of this one.
 
     Raises:
         InputError: names file, line or record, and field; also when nothing usable is there.
     """
-    seen: set[str] = set()
+    seen, found = set() if seen is None else seen, False
     for record in read_records(path, on_error, dropped):
         try:
             talk, item = _item(record, key, source, success)
         except InputError as error:
             refuse(error, on_error, dropped)
             continue
+        found = True
         yield talk, item.model_copy(update={"id": unique(item.id, seen)})
-    if not seen:
+    if not found:
         raise InputError(f"holds no record with {key} that can be read", path)
 
 

@@ -108,22 +108,53 @@ def import_annotations(
         except InputError as error:
             refuse(error, on_error, dropped)
             continue
-        meta = meta_of(talk)
-        name = meta.selector if meta and meta.selector else selector
-        fraction = meta.fraction if meta and meta.fraction else 1.0
-        notes.append(Annotation(trajectory_id=item.id, selector=name, fraction=fraction, critical=critical))
+        notes.append(_note(talk, item, critical, selector))
     if not notes:
         raise InputError("holds no flags that can be read", path)
     return notes
 
 
-def partly_marked(path: str | Path) -> list[Annotation]:
-    """The marks of a file that marks some steps and not others; nothing for one that marks all, or has no flags."""
-    read = read_items(path, key_of(path), "", True, "stop", None)
-    found = [(critical_of(talk, None), len(item.steps)) for talk, item in read]
-    if all(critical is None or len(critical) == steps for critical, steps in found):
-        return []
-    return import_annotations(path)
+def _note(talk: Talk, item: Trajectory, critical: tuple[int, ...], selector: str) -> Annotation:
+    meta = meta_of(talk)
+    name = meta.selector if meta and meta.selector else selector
+    fraction = meta.fraction if meta and meta.fraction else 1.0
+    return Annotation(trajectory_id=item.id, selector=name, fraction=fraction, critical=critical)
+
+
+class Marks:
+    """The flags of all that is imported together, gathered record by record."""
+
+    def __init__(self) -> None:
+        self._notes: list[Annotation] = []
+        self._partly = False
+        self._bare: InputError | None = None
+
+    def add(self, talk: Talk, item: Trajectory) -> None:
+        """The flags of a record.
+
+        Raises:
+            InputError: as :func:`critical_of`.
+        """
+        critical = critical_of(talk, None)
+        if critical is None:
+            self.bare(talk.record.error("no turn has a flag", talk.key))
+            return
+        self._partly |= len(critical) < len(item.steps)
+        self._notes.append(_note(talk, item, critical, "imported"))
+
+    def bare(self, error: InputError) -> None:
+        """``error`` is raised for what has no flags, should others mark some steps and not all."""
+        self._bare = self._bare or error
+
+    def annotations(self) -> list[Annotation]:
+        """Those of an import that marks some steps and not others; nothing when all are marked, or none has flags.
+
+        Raises:
+            InputError: some steps are marked, and a record has no flags.
+        """
+        if self._partly and self._bare:
+            raise self._bare
+        return self._notes if self._partly else []
 
 
 def key_of(path: str | Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..errors import InputError
-from ..files import write_text
+from ..files import write_parts
 from ..records import Annotation, OnError, Trajectory
 from .items import META, meta_row, read_items
 from .marks import Unmarked, marked
@@ -96,6 +96,6 @@ def export_messages(
     """
     if flag not in get_args(Flag):
         raise InputError(f"must be one of {', '.join(get_args(Flag))}, is {flag!r}", None, None, "flag")
-    rows = [_line(*m, flag) for m in marked(items, annotations, unmarked)]
-    write_text(path, "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in rows))
-    return len(rows)
+    chosen = marked(items, annotations, unmarked)
+    write_parts(path, (json.dumps(_line(*m, flag), ensure_ascii=False, allow_nan=False) + "\n" for m in chosen))
+    return len(chosen)

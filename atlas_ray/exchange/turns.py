@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ _ROLES = {
 }
 _HEADING = re.compile(r"^[ \t]*action[ \t]*:", re.IGNORECASE | re.MULTILINE)
 _INLINE = re.compile(r"\bAction[ \t]*:")
-_HALF = re.compile("[\ud800-\udfff]")
+_OPEN = re.compile(r"[ \t\n\r]*(\[)[ \t\n\r]*")
+_NEXT = re.compile(r"[ \t\n\r]*([,\]])[ \t\n\r]*")
 _THOUGHT = re.compile(r"\s*thought[ \t]*:", re.IGNORECASE)
 
 
@@ -81,32 +82,90 @@ def parse(text: str) -> tuple[str | None, str] | None:
 
 
 def read_records(path: str | Path, on_error: OnError, dropped: list[InputError] | None) -> Iterator[Record]:
-    """Every object of a file that holds either one JSON array or one object a line; which of the two is seen."""
+    """Every object of a file that holds either one JSON array or one object a line; which of the two is seen.
+
+    Of lines one is held at a time; of an array the text is, and one value.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError("no such file", path)
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8 at byte {error.start}", path, data.count(b"\n", 0, error.start) + 1) from None
-    if text.lstrip().startswith("["):
-        rows: Iterable[tuple[int | None, Any]] = ((None, row) for row in _json(text, path))
-    else:
-        # not splitlines(): U+2028 and its like stand unescaped inside a JSON string
-        rows = ((n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip())
+    rows = _values(path) if _is_array(path) else _lines(path)
     for index, (number, row) in enumerate(rows):
         try:
             value = row if number is None else _json(row, path, number)
             record = Record(value, path, index, number)
-            if _HALF.search(json.dumps(value, ensure_ascii=False)):
-                raise record.error("holds half of a surrogate pair, which is no character")
+            _check_characters(record)
             if not isinstance(value, dict):
                 raise record.error(f"a record must be a JSON object, this is a {type(value).__name__}")
         except InputError as error:
             refuse(error, on_error, dropped)
             continue
         yield record
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Every line that is not blank, with its 1-based number.
+
+    Raises:
+        InputError: a line is not UTF-8.
+    """
+    offset = 0
+    # binary, because U+2028 and its like stand unescaped inside a JSON string
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(f"not UTF-8 at byte {offset + error.start}", path, number) from None
+            offset += len(raw)
+            line = (line.removeprefix("\ufeff") if number == 1 else line).removesuffix("\n")
+            if line.strip():
+                yield number, line
+
+
+def _is_array(path: Path) -> bool:
+    """Whether a file holds one array; all of it is looked at, so that one that is not UTF-8 gives no record."""
+    first = [line.lstrip().startswith("[") for index, (_, line) in enumerate(_lines(path)) if index == 0]
+    return first == [True]
+
+
+def _values(path: Path) -> Iterator[tuple[None, Any]]:
+    """The values of a file's only array, one at a time; an array that is broken gives none.
+
+    Raises:
+        InputError: it is not JSON.
+    """
+    text = path.read_bytes().decode("utf-8-sig")
+    decoder = json.JSONDecoder()
+    try:
+        starts = list(_starts(text, decoder))
+    except (ValueError, RecursionError):
+        yield from ((None, value) for value in _json(text, path))  # which names the place
+        return
+    for start in starts:
+        yield None, decoder.raw_decode(text, start)[0]
+
+
+def _starts(text: str, decoder: json.JSONDecoder) -> Iterator[int]:
+    """Where the values of an array begin.
+
+    Raises:
+        ValueError: it is not an array with something in it.
+        RecursionError: it is too deep.
+    """
+    mark = _OPEN.match(text)
+    while mark and mark[1] != "]":
+        yield mark.end()
+        mark = _NEXT.match(text, decoder.raw_decode(text, mark.end())[1])
+    if not mark or mark.end() < len(text):
+        raise ValueError
+
+
+def _check_characters(record: Record) -> None:
+    try:
+        json.dumps(record.value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise record.error("holds half of a surrogate pair, which is no character") from None
 
 
 def _json(text: str, path: Path, line: int | None = None) -> Any:

@@ -44,9 +44,10 @@ class Tracker:
             self._begun, self._first = now, self.done
         elif now - self._said >= _EVERY and self.done < self.total:
             self._said = now
-            since = self.done - self._first
-            left = (now - self._begun) / since * (self.total - self.done) if since else 0.0
-            parts = [f"{self.done}/{self.total}" + (f", about {duration(left)} left" if since else "")]
+            since, seconds = self.done - self._first, now - self._begun
+            known = since and seconds > _EVERY / 2
+            left = seconds / max(1, since) * (self.total - self.done)
+            parts = [f"{self.done}/{self.total}" + (f", about {duration(left)} left" if known else "")]
             say(f"  {self.label}: {' · '.join(parts + ([note] if note else []))}")
 
 

@@ -176,37 +176,56 @@ def check(request: Request, context: int) -> None:
         raise ContextOverflowError(f"a prompt of {len(request.prompt)} tokens{what} do not fit the model's {context}")
 
 
-def writings(
-    prompts: Sequence[Sequence[int]],
-    slots: Sequence[int],
-    stop: Sequence[int],
-    max_tokens: int,
-    temperature: float,
-    seeds: Sequence[int] | None,
-) -> list[Writing]:
-    """The requests of a :meth:`Engine.generate`.
+class Batches:
+    """:meth:`Engine.generate` and :meth:`Engine.score` for an engine that answers requests."""
 
-    Raises:
-        ValueError: a temperature without a seed for every row.
-    """
-    if temperature and (seeds is None or len(seeds) != len(prompts)):
-        raise ValueError("sampling at a temperature needs a seed for every row")
-    drawn = seeds if temperature and seeds is not None else [0] * len(prompts)
-    return [
-        Writing(prompt, slot, stop, max_tokens, temperature, seed)
-        for prompt, slot, seed in zip(prompts, slots, drawn, strict=True)
-    ]
+    def answer(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """The requests with their answers, in their order.
+
+        Raises:
+            ContextOverflowError: one does not fit the model's context.
+            ValueError: one is malformed.
+        """
+        raise NotImplementedError
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        slots: Sequence[int],
+        stop: Sequence[int],
+        max_tokens: int,
+        temperature: float = 0.0,
+        seeds: Sequence[int] | None = None,
+    ) -> list[list[int]]:
+        """See :meth:`Engine.generate`. The samples of a seed differ between kinds of engines.
+
+        Raises:
+            ContextOverflowError: a prompt leaves no room for ``max_tokens``.
+        """
+        if temperature and (seeds is None or len(seeds) != len(prompts)):
+            raise ValueError("sampling at a temperature needs a seed for every row")
+        drawn = seeds if temperature and seeds is not None else [0] * len(prompts)
+        requests = [
+            Writing(prompt, slot, stop, max_tokens, temperature, seed)
+            for prompt, slot, seed in zip(prompts, slots, drawn, strict=True)
+        ]
+        return [answer.written for answer in self.answer(requests) if isinstance(answer, Writing)]
+
+    def score(
+        self, prompts: Sequence[Sequence[int]], slots: Sequence[int], candidates: Sequence[Sequence[Sequence[int]]]
+    ) -> list[torch.Tensor]:
+        """See :meth:`Engine.score`.
+
+        Raises:
+            ContextOverflowError: a prompt and its longest candidate do not fit.
+        """
+        requests = [Scoring(p, s, c) for p, s, c in zip(prompts, slots, candidates, strict=True)]
+        answers = self.answer(requests)
+        return [a.scores for a in answers if isinstance(a, Scoring) and a.scores is not None]
 
 
-def scorings(
-    prompts: Sequence[Sequence[int]], slots: Sequence[int], candidates: Sequence[Sequence[Sequence[int]]]
-) -> list[Scoring]:
-    """The requests of an :meth:`Engine.score`."""
-    return [Scoring(p, s, c) for p, s, c in zip(prompts, slots, candidates, strict=True)]
-
-
-def finish(engine: LocalEngine, requests: Sequence[Request]) -> None:
-    """Take the requests and step until all of them are answered. Nothing else may be on its way."""
+def finish(engine: LocalEngine, requests: Sequence[Request]) -> Sequence[Request]:
+    """Take the requests, step until all of them are answered, and give them back. Nothing else may be on its way."""
     for request in requests:
         check(request, engine.context)
     for request in requests:
@@ -214,6 +233,7 @@ def finish(engine: LocalEngine, requests: Sequence[Request]) -> None:
     left = len(requests)
     while left:
         left -= len(advance(engine))
+    return requests
 
 
 def advance(engine: LocalEngine) -> list[Request]:

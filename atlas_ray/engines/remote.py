@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from ..errors import WorkerFailedError
 from ..models import load_tokenizer
-from .base import Meter, Request, Writing, check, scorings, writings
+from .base import Batches, Meter, Request, check
 from .server import About
 
 _ATTEMPTS = 4
@@ -33,7 +31,7 @@ class Seat:
     timeout: float
 
 
-class RemoteEngine:
+class RemoteEngine(Batches):
     """Implements :class:`atlas_ray.engines.base.Engine` by a server. Needs neither the weights nor a GPU.
 
     A server that died, or that is silent for too long and then killed, is started again by Ray, and what was asked is
@@ -65,27 +63,8 @@ class RemoteEngine:
         """See :meth:`Engine.forget`."""
         self._forgotten.add(slot)
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        slots: Sequence[int],
-        stop: Sequence[int],
-        max_tokens: int,
-        temperature: float = 0.0,
-        seeds: Sequence[int] | None = None,
-    ) -> list[list[int]]:
-        """See :meth:`Engine.generate`."""
-        answers = self._ask(writings(prompts, slots, stop, max_tokens, temperature, seeds))
-        return [answer.written for answer in answers if isinstance(answer, Writing)]
-
-    def score(
-        self, prompts: Sequence[Sequence[int]], slots: Sequence[int], candidates: Sequence[Sequence[Sequence[int]]]
-    ) -> list[torch.Tensor]:
-        """See :meth:`Engine.score`."""
-        answers = self._ask(scorings(prompts, slots, candidates))
-        return [a.scores for a in answers if not isinstance(a, Writing) and a.scores is not None]
-
-    def _ask(self, requests: Sequence[Request]) -> list[Request]:
+    def answer(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """See :meth:`Batches.answer`."""
         for request in requests:
             check(request, self.context)
         given = [

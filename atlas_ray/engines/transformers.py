@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from ..models import load_model, load_tokenizer
-from .base import Capabilities, Meter, Request, Scoring, Writing, check, finish, own_context, scorings, writings
+from .base import Batches, Capabilities, Meter, Request, Scoring, Writing, check, finish, own_context
 from .grouped_attention import use_grouped_attention
 from .slot_cache import SlotCache
 
 
-class TransformersEngine:
+class TransformersEngine(Batches):
     """Implements :class:`atlas_ray.engines.base.Engine`.
 
     Args:
@@ -63,35 +63,9 @@ class TransformersEngine:
         """See :meth:`Engine.forget`."""
         self._rewind(slot, 0)
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        slots: Sequence[int],
-        stop: Sequence[int],
-        max_tokens: int,
-        temperature: float = 0.0,
-        seeds: Sequence[int] | None = None,
-    ) -> list[list[int]]:
-        """See :meth:`Engine.generate`.
-
-        Raises:
-            ContextOverflowError: a prompt leaves no room for ``max_tokens``.
-        """
-        requests = writings(prompts, slots, stop, max_tokens, temperature, seeds)
-        finish(self, requests)
-        return [request.written for request in requests]
-
-    def score(
-        self, prompts: Sequence[Sequence[int]], slots: Sequence[int], candidates: Sequence[Sequence[Sequence[int]]]
-    ) -> list[torch.Tensor]:
-        """See :meth:`Engine.score`.
-
-        One forward pass feeds what is new of the prompts and scores the first tokens. Where there are more tokens, the
-        candidates of a row follow as trees behind its prompt, many to a pass, and leave the slot as it was.
-        """
-        requests = scorings(prompts, slots, candidates)
-        finish(self, requests)
-        return [request.scores for request in requests if request.scores is not None]
+    def answer(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """See :meth:`Batches.answer`."""
+        return finish(self, requests)
 
     def submit(self, request: Request) -> None:
         """See :meth:`LocalEngine.submit`."""
@@ -156,7 +130,11 @@ class TransformersEngine:
         return answered
 
     def _score(self, requests: list[Scoring], logits_RV: torch.Tensor) -> list[Request]:
-        """Score the candidates behind the prompts that were just fed."""
+        """Score the candidates behind the prompts that were just fed, whose logits give the first tokens.
+
+        Where there are more tokens, the candidates of a row follow as trees behind its prompt, many to a pass, and
+        leave the slot as it was.
+        """
         first_RV = logits_RV.log_softmax(-1).cpu()
         scores = [
             first_RV[row, torch.tensor([option[0] for option in request.candidates])]

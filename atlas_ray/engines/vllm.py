@@ -24,14 +24,14 @@ import torch
 from ..errors import AtlasError, InputError
 from ..files import read_json
 from ..models import load_tokenizer, resolve
-from .base import Capabilities, Meter, Request, Writing, check, finish, own_context, scorings, writings
+from .base import Batches, Capabilities, Meter, Request, Writing, check, finish, own_context
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_rank
 _MOST_CHILDREN = 128  # logprob_token_ids a request
 _CPU_BLOCK = 32  # the least vLLM's CPU attention takes; a fork of a prompt feeds what is left of a block again
 
 
-class VllmEngine:
+class VllmEngine(Batches):
     """Implements :class:`atlas_ray.engines.base.LocalEngine`.
 
     Only one can be open in a process, because vLLM's groups of workers are global: put another into its own actor.
@@ -134,31 +134,9 @@ class VllmEngine:
     def forget(self, slot: int) -> None:
         """Does nothing: cached blocks are found by the tokens they hold, so nothing stale can be met."""
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        slots: Sequence[int],
-        stop: Sequence[int],
-        max_tokens: int,
-        temperature: float = 0.0,
-        seeds: Sequence[int] | None = None,
-    ) -> list[list[int]]:
-        """See :meth:`Engine.generate`. The samples of a seed differ from those of the transformers engine.
-
-        Raises:
-            ContextOverflowError: a prompt leaves no room for ``max_tokens``.
-        """
-        requests = writings(prompts, slots, stop, max_tokens, temperature, seeds)
-        finish(self, requests)
-        return [request.written for request in requests]
-
-    def score(
-        self, prompts: Sequence[Sequence[int]], slots: Sequence[int], candidates: Sequence[Sequence[Sequence[int]]]
-    ) -> list[torch.Tensor]:
-        """See :meth:`Engine.score`."""
-        requests = scorings(prompts, slots, candidates)
-        finish(self, requests)
-        return [request.scores for request in requests if request.scores is not None]
+    def answer(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """See :meth:`Batches.answer`."""
+        return finish(self, requests)
 
     def submit(self, request: Request) -> None:
         """See :meth:`LocalEngine.submit`. Requests of one slot do not wait for each other.

@@ -133,6 +133,7 @@ def play(agent: Player, lanes: Iterable[Iterable[Start]], horizon: int | None = 
                 return None
             lane_of[slot] = iter(lane)
 
+    needs_list = agent.needs_list
     running: dict[int, tuple[Start, list[Step], str]] = {}
     free = list(range(agent.engine.slots))
 
@@ -162,7 +163,7 @@ def play(agent: Player, lanes: Iterable[Iterable[Start]], horizon: int | None = 
         for slot in sorted(running):
             try:
                 env = running[slot][0].env
-                offered[slot] = env.admissible() if agent.needs_list or env.cheap_list else []
+                offered[slot] = env.admissible() if needs_list or env.cheap_list else []
             except Exception as error:
                 yield failed(slot, error)
         slots = list(offered)

@@ -151,6 +151,8 @@ def test_leases_reuse_an_environment_with_the_same_settings_only():
 class _Killer:
     """An agent of one slot that follows a gold path and kills the JVM once, in its third step."""
 
+    needs_list = True
+
     def __init__(self, path):
         self.path, self.at, self.kills = path, 0, 0
         self.engine = type("Engine", (), {"slots": 1})()

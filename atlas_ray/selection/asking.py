@@ -199,4 +199,6 @@ def _said(usage: OracleUsage, prices: Prices) -> str:
         parts.append(f"at the given prices {price(usage, prices):.2f}")
     if usage.refused:
         parts.append("refused: " + ", ".join(f"{n} {kind}" for kind, n in sorted(usage.refused.items())))
+    if usage.unannotated:
+        parts.append("given up: " + ", ".join(f"{n} {kind}" for kind, n in sorted(usage.unannotated.items())))
     return " · ".join(parts)

@@ -106,11 +106,11 @@ def test_a_run_killed_in_every_stage_ends_like_one_that_was_not(recipe, finished
 
     from atlas_ray import collect, evaluation
     from atlas_ray.finetune import loop
-    from atlas_ray.selection import stage
+    from atlas_ray.selection import scored
 
     for module, name, calls in (
         (collect, "append_jsonl", 0),
-        (stage, "append_jsonl", 0),
+        (scored, "append_jsonl", 0),
         (loop, "_save_state", 1),
         (loop, "_save_state", 4),
         (evaluation, "append_jsonl", 3),
@@ -121,7 +121,7 @@ def test_a_run_killed_in_every_stage_ends_like_one_that_was_not(recipe, finished
             with pytest.raises(KeyboardInterrupt):
                 pipeline.run(recipe, run_dir)
         for part in run_dir.rglob("*.jsonl"):
-            if ".part" in part.name or part.name == "episodes.jsonl":
+            if ".part" in part.name or part.name == "episodes.jsonl" or part.parent.name == "scores":
                 with part.open("a") as file:
                     file.write('{"cut": ')
     pipeline.run(recipe, run_dir)

@@ -65,6 +65,13 @@ def env_spec(recipe: Recipe, name: str, max_steps: int | None, split: str) -> En
     return EnvSpec(name, options)
 
 
+def train_specs(recipe: Recipe) -> dict[str, EnvSpec]:
+    """The environments that the recipe collects from, by id; none where it reads a file."""
+    assert recipe.collect is not None
+    specs = (env_spec(recipe, name, recipe.collect.max_steps, "train") for name in recipe.collect.levels)
+    return {spec.id: spec for spec in specs}
+
+
 @dataclass
 class Start:
     """An episode about to be played by an agent; ``steps`` were already taken (by an expert, say)."""

@@ -19,7 +19,7 @@ from ..trajectory import Annotation, Trajectory
 from ..workers import chunks, worker_pool
 from .oracle import Estimate, Oracle, OracleConfig, OracleUsage, Prices, Unannotated, price, share_warnings
 from .oracle_writer import EngineWriter, tokens_of
-from .scored import scores_path
+from .scored import log_retries, scores_path
 
 Outcome = Annotation | Unannotated
 
@@ -91,9 +91,8 @@ def _from_actors(recipe: Recipe, run_dir: Path, todo: list[Trajectory]) -> Itera
     assert recipe.select is not None
     model = recipe.select.oracle.model
     spec = replace(agent_spec(recipe, model), slots=config.batch)
-    retried = lambda task, n, why: log.event("select", "retried", attempt=n, why=why)  # noqa: E731
     with (
-        worker_pool(recipe, retried) as pool,
+        worker_pool(recipe, log_retries(log)) as pool,
         EnginePool(recipe.engine, model, recipe.workers, config.batch) as engines,
     ):
         tasks = [(part, spec.seated(engines.seats), config) for part in chunks(todo, 2 * config.batch)]

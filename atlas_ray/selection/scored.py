@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..models import load_model, load_tokenizer
 from ..progress import say, track
 from ..recipe import Recipe
 from ..rendering import Renderer, Style
-from ..rollout import env_spec
+from ..rollout import train_specs
 from ..trajectory import Annotation, Trajectory
 from ..workers import ActorPool, chunks, worker_pool
 from .perplexity import select_by_perplexity, step_perplexities
@@ -53,15 +53,14 @@ def _value_job(
 def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> list[Annotation]:
     """Roll-outs from every state on Ray actors, then the steps where the value jumps."""
     config, log = recipe.select, RunLog(run_dir)
-    assert config is not None and recipe.collect is not None
+    assert config is not None
     path, values = scores_path(run_dir, "value"), kept_scores(run_dir, "value")
     todo = [t for t in trajectories if t.id not in values]
-    specs = {s.id: s for s in (env_spec(recipe, n, recipe.collect.max_steps, "train") for n in recipe.collect.levels)}
-    settings = ValueConfig(config.rollouts, config.horizon, specs)
+    settings = ValueConfig(config.rollouts, config.horizon, train_specs(recipe))
     spec, spent = agent_spec(recipe, config.model, config.temperature), 0
     with (
         track("values by roll-out", len(trajectories), len(values)) as progress,
-        worker_pool(recipe, _retried(log)) as pool,
+        worker_pool(recipe, log_retries(log)) as pool,
         EnginePool(recipe.engine, config.model, recipe.workers, recipe.num_envs) as engines,
     ):
         tasks = [(chunk, settings, spec.seated(engines.seats)) for chunk in chunks(todo, _CHUNK)]
@@ -117,7 +116,7 @@ def by_perplexity(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory])
     engine = recipe.engine
     with (
         track("perplexities", len(trajectories), len(found)) as progress,
-        ActorPool[Any, Any](recipe.workers, on_retry=_retried(log), cpus=engine.cpus, gpus=engine.gpus) as pool,
+        ActorPool[Any, Any](recipe.workers, on_retry=log_retries(log), cpus=engine.cpus, gpus=engine.gpus) as pool,
     ):
         for task, (measured, problems) in pool.stream(_perplexity_job, [(p, model, recipe.style) for p in parts]):
             append_jsonl(path, [{"id": i, "scores": v} for i, v in measured.items() if i not in found])
@@ -130,7 +129,8 @@ def by_perplexity(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory])
     return [select_by_perplexity(t, found[t.id], config.fraction, model) for t in annotated]
 
 
-def _retried(log: RunLog) -> Any:
+def log_retries(log: RunLog) -> Callable[[Any, int, str], None]:
+    """What a pool tells of lost workers goes to ``events.jsonl``."""
     return lambda task, attempt, why: log.event("select", "retried", attempt=attempt, why=why)
 
 

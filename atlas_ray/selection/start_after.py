@@ -23,12 +23,12 @@ from ..files import RunLog, append_jsonl, recover_jsonl, write_json
 from ..flow import Flow, Gauge, gauge
 from ..progress import say, track
 from ..recipe import Recipe
-from ..rollout import EnvSpec, Start, env_spec, play
+from ..rollout import EnvSpec, Start, play, train_specs
 from ..trajectory import Annotation, Trajectory
 from ..workers import chunks, worker_pool
 from .controls import by_trajectory
-from .scored import perplexity_model
-from .value import ReplayError, snapshots
+from .scored import log_retries, perplexity_model
+from .value import ReplayError, replayed
 
 RANDOM, BEGINNING = "random", "beginning"
 _CHUNK = 8
@@ -64,7 +64,7 @@ def places_of(trajectories: Iterable[Trajectory], annotations: Iterable[Annotati
 def _starts(task: _Task, problems: list[str]) -> Iterator[list[Start]]:
     for trajectory, places in task.work:
         try:
-            states = snapshots(trajectory, task.specs[trajectory.env])
+            states = replayed(trajectory, task.specs)
         except (ReplayError, envs.EnvironmentDiedError) as error:
             problems.append(str(error))
             continue
@@ -107,7 +107,7 @@ def start_after(
         ``success`` and mean ``place`` in the episode (0 to 1); ``difference`` to random with its ``ci95``.
     """
     config, log = recipe.select, RunLog(run_dir)
-    assert config is not None and recipe.collect is not None
+    assert config is not None
     target = run_dir / "annotations" / "scores" / "start-after.jsonl"
     chosen = [t for t in trajectories if len(t.steps) > 1][: config.start_after_trajectories]
     wanted = {name: places_of(chosen, marks[name]) for name in config.start_after}
@@ -122,13 +122,12 @@ def start_after(
         left = tuple(sorted(p for p in asked | ({-1} if asked else set()) if (t.id, p) not in rows))
         if left:
             work.append((t, left))
-    specs = {s.id: s for s in (env_spec(recipe, n, recipe.collect.max_steps, "train") for n in recipe.collect.levels)}
+    specs = train_specs(recipe)
     spec = agent_spec(recipe, perplexity_model(recipe))
-    retried = lambda task, n, why: log.event("select", "retried", attempt=n, why=why)  # noqa: E731
     total = sum(len(places) for _, places in work)
     with (
         track("starts after marked steps", total) as progress,
-        worker_pool(recipe, retried) as pool,
+        worker_pool(recipe, log_retries(log)) as pool,
         EnginePool(recipe.engine, spec.model, recipe.workers, recipe.num_envs) as engines,
     ):
         flow = Flow("select", log, progress, recipe.engine.actors or max(1, recipe.workers))

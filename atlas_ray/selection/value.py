@@ -82,6 +82,19 @@ def snapshots(trajectory: Trajectory, spec: EnvSpec) -> Sequence[Clonable]:
     return found
 
 
+def replayed(trajectory: Trajectory, specs: Mapping[str, EnvSpec]) -> Sequence[Clonable]:
+    """:func:`snapshots` in the environment of the trajectory, one of ``specs`` by id.
+
+    Raises:
+        ReplayError: the environment is none of them, or an observation differs from the recorded one.
+    """
+    if trajectory.env not in specs:
+        raise ReplayError(
+            f"{trajectory.id}: the recipe collects nothing from {trajectory.env}, so its steps cannot be replayed"
+        )
+    return snapshots(trajectory, specs[trajectory.env])
+
+
 def _lane(trajectory: Trajectory, states: Sequence[Clonable], k: int) -> Iterator[Start]:
     """The k-th roll-out from every state in turn: each one's history is a prefix of the next one's."""
     for index, state in enumerate(states):
@@ -109,13 +122,8 @@ def estimate_values(
 
     def lanes() -> Iterator[Iterator[Start]]:
         for trajectory in trajectories:
-            if trajectory.env not in config.specs:
-                problems.append(
-                    f"{trajectory.id}: the recipe collects nothing from {trajectory.env}, so it has no values"
-                )
-                continue
             try:
-                states = snapshots(trajectory, config.specs[trajectory.env])
+                states = replayed(trajectory, config.specs)
             except (ReplayError, envs.EnvironmentDiedError) as error:
                 problems.append(str(error))
                 continue

@@ -156,6 +156,16 @@ def test_a_difference_that_is_there_has_an_interval_above_0(recipe, finished):
     assert _compared("value", trajectories, wanted, drawn, rows)["trajectories"] == len(wanted) - 1, "pairs only"
 
 
+def test_episodes_that_cannot_be_replayed_are_said_and_not_scored(recipe, finished, tmp_path, capsys):
+    file = {"file": str(finished / "trajectories" / "expert.jsonl")}
+    select = {"selectors": ["last"], "start_after": ["last"]}
+    own = Recipe.model_validate(recipe.model_dump() | {"collect": file, "select": select})
+    pipeline.run(own, tmp_path / "run", ("collect", "select"))
+    assert "last: no start behind its steps could be played" in capsys.readouterr().out
+    why = [e["why"] for e in recover_jsonl(tmp_path / "run" / "events.jsonl") if e["event"] == "dropped"]
+    assert why and all("the recipe collects nothing from" in w for w in why)
+
+
 def test_two_selectors_are_compared_from_the_command_line(recipe, finished, tmp_path, capsys):
     path = tmp_path / "r.toml"
     path.write_text('name = "x"\n[collect]\nlevels = { GoToLocal = 1 }\n[select]\n')

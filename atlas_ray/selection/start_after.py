@@ -143,6 +143,9 @@ def start_after(
     made = [_compared(name, chosen, wanted[name], drawn[name], rows) for name in config.start_after]
     write_json(target.with_suffix(".json"), made)
     for found in made:
+        if not found["trajectories"]:
+            say(f"  {found['selector']}: no start behind its steps could be played (events.jsonl says why)")
+            continue
         low, high = found["ci95"]
         say(
             f"  {spec.model} after {found['starts']} steps of {found['selector']}: {found['success']:.2f}, after "

@@ -9,7 +9,7 @@ from .agents import Agent
 from .engines import Engine, RemoteEngine, Seat, make_engine
 from .recipe import Act, Recipe
 from .recipe import Engine as Settings
-from .rendering import Style
+from .rendering import Prompt, Style
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class AgentSpec:
     slots: int
     temperature: float = 0.0
     seats: tuple[Seat, ...] = ()
+    prompt: Prompt = "plain"
 
     def seated(self, seats: tuple[Seat, ...]) -> AgentSpec:
         """The same at engine actors."""
@@ -54,6 +55,7 @@ class AgentSpec:
                 engine,
                 self.style,
                 self.temperature,
+                prompt=self.prompt,
                 decide=self.act.decide,
                 window=self.act.window,
                 thought_tokens=self.act.thought_tokens,
@@ -66,4 +68,6 @@ class AgentSpec:
 
 def agent_spec(recipe: Recipe, model: str, temperature: float = 0.0) -> AgentSpec:
     """A model that plays as a recipe says."""
-    return AgentSpec(model, recipe.engine, recipe.agent, recipe.style, recipe.num_envs, temperature)
+    return AgentSpec(
+        model, recipe.engine, recipe.agent, recipe.style, recipe.num_envs, temperature, prompt=recipe.prompt
+    )

@@ -14,7 +14,8 @@ from .engines import Engine
 from .engines.transformers import choose
 from .errors import InputError
 from .parsing import LONGEST_ACTION, Parsed, Tally, parse
-from .rendering import Renderer, Style
+from .rendering import Prompt, Style
+from .rendering_chat import make_renderer
 from .trajectory import Step
 
 Decide = Literal["score", "generate"]
@@ -94,6 +95,7 @@ class Agent:
         engine: the model.
         style: ``"react"`` thinks before it acts.
         temperature: 0 is greedy.
+        prompt: ``"chat"`` prompts the model in its own chat template.
         decide: ``"score"`` or ``"generate"``.
         window: how many past steps the model sees. None: all; then the prompt is only ever appended to, and what the
             engine kept of it holds. With a window the beginning moves at every step, so nothing behind the header can
@@ -101,6 +103,9 @@ class Agent:
             the context.
         thought_tokens: most tokens of a thought.
         action_tokens: most tokens of an action that is generated.
+
+    Raises:
+        InputError: ``window`` is negative, or the tokenizer cannot be used so; see the renderers.
 
     Attributes:
         tally: outcomes of all replies that were generated.
@@ -112,6 +117,7 @@ class Agent:
         style: Style = "react",
         temperature: float = 0.0,
         *,
+        prompt: Prompt = "plain",
         decide: Decide = "score",
         window: int | None = None,
         thought_tokens: int = 16,
@@ -120,7 +126,7 @@ class Agent:
         if window is not None and window < 0:
             raise InputError("must be 0 or more", field="window")
         self.engine, self.temperature = engine, temperature
-        self.renderer = Renderer(engine.tokenizer, style)
+        self.renderer = make_renderer(engine.tokenizer, style, prompt)
         self.decide, self.window = decide, window
         self.thought_tokens, self.action_tokens = thought_tokens, action_tokens
         self.tally = Tally()
@@ -128,7 +134,7 @@ class Agent:
 
     def start(self, slot: int, instruction: str, steps: Sequence[Step], observation: str) -> None:
         """Begin an episode in ``slot``, with the ``steps`` that were already taken."""
-        past = (self.renderer.context(step.observation) + self.renderer.turn(step) for step in steps)
+        past = map(self.renderer.past, steps)
         self._episodes[slot] = _Episode(
             self.renderer.header(instruction), deque(past, self.window), self.renderer.context(observation)
         )
@@ -136,7 +142,7 @@ class Agent:
     def advance(self, slot: int, step: Step, observation: str) -> None:
         """Append a step, whoever took it, and the observation that followed."""
         episode = self._episodes[slot]
-        episode.past.append(episode.present + self.renderer.turn(step))
+        episode.past.append(episode.present + self.renderer.turn(step) + self.renderer.gap)
         episode.present = self.renderer.context(observation)
 
     def prompt(self, slot: int) -> list[int]:
@@ -158,7 +164,7 @@ class Agent:
         prompts = [self.prompt(s) for s in slots]
         if self.decide == "score":
             return self._score(prompts, slots, actions, seeds)
-        stop, most = [self.renderer.end_of_turn], self._longest_reply
+        stop, most = self.renderer.stops, self._longest_reply
         written = self.engine.generate(prompts, slots, stop, most, self.temperature, seeds)
         return [self._read(ids, offered) for ids, offered in zip(written, actions, strict=True)]
 
@@ -176,7 +182,7 @@ class Agent:
         thoughts: list[str | None] = [None] * len(slots)
         separator = self.renderer.separator
         if separator:
-            stop = [separator[0], self.renderer.end_of_turn]
+            stop = [separator[0], *self.renderer.stops]
             written = self.engine.generate(prompts, slots, stop, self.thought_tokens, self.temperature, seeds)
             thoughts = [self.renderer.decode(w) for w in written]
             # the recorded thought, not the raw ids: the action is scored behind what would be trained

@@ -42,6 +42,17 @@ class EmptySelectionError(AtlasError, ValueError):
     """Nothing would be trained: no step of the data is selected."""
 
 
+class DivergedError(AtlasError, ArithmeticError):
+    """Training gave numbers that are none: NaN or infinity."""
+
+
+class StorageError(AtlasError, OSError):
+    """Something could not be written: the disk is full, or the place cannot be written to."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class BudgetViolationError(AtlasError, RuntimeError):
     """A DEEPTHINK call past the budget reached the models. The guard makes this impossible; seeing it is a bug."""
 

@@ -12,8 +12,9 @@ from typing import Any
 from .agent_spec import AgentSpec, agent_spec
 from .engines import EnginePool, Seat
 from .errors import AtlasError
-from .files import RunLog, append_jsonl, jsonl_rows, mend_jsonl, read_json
+from .files import RunLog, append_jsonl, jsonl_rows, mend_jsonl, read_json, write_text
 from .finetune import checkpoint_dir
+from .finetune.card import card
 from .flow import Flow, Gauge, gauge, summary
 from .progress import say, track
 from .recipe import Evaluate, Finetune, Recipe
@@ -229,7 +230,7 @@ def _arm(rows: list[Row], recipe: Recipe, keys: list[str], about: list[Row], **f
     return Arm(
         steps_share=mean("steps_share"),
         trained_tokens=round(mean("trained_tokens")),
-        context_tokens=round(mean("context_tokens")),
+        context_tokens=round(mean("context_tokens") + mean("anchored_tokens")),
         train_seconds=mean("seconds"),
         held_in=held_in,
         held_out=_score(rows, keys, {level: seeds[level] for level in config.held_out}),
@@ -247,16 +248,17 @@ def evaluate(recipe: Recipe, run_dir: Path) -> Atlas:
         arms.append(_arm(rows, recipe, ["none"], [], selector="none", fraction=0.0, seeds=()))
     for arm in tuning.arms:
         about = [read_json(checkpoint_dir(run_dir, arm, seed) / "run.json") for seed in tuning.seeds]
-        arms.append(
-            _arm(
-                rows,
-                recipe,
-                [f"{arm.name}/{seed}" for seed in tuning.seeds],
-                about,
-                selector=arm.selector,
-                fraction=fraction_of(recipe, run_dir, arm.selector),
-                anchor=arm.anchor,
-                seeds=tuple(tuning.seeds),
-            )
-        )
+        kind = {"selector": arm.selector, "fraction": fraction_of(recipe, run_dir, arm.selector), "anchor": arm.anchor}
+        keys = [f"{arm.name}/{seed}" for seed in tuning.seeds]
+        arms.append(_arm(rows, recipe, keys, about, seeds=tuple(tuning.seeds), **kind))
+        for key, seed, run in zip(keys, tuning.seeds, about, strict=True):
+            alone = _arm(rows, recipe, [key], [run], seeds=(seed,), **kind)
+            scores = {"held-in success": _words(alone.held_in), "held-out success": _words(alone.held_out)}
+            write_text(checkpoint_dir(run_dir, arm, seed) / "README.md", card(recipe, run, scores))
     return Atlas(arms=tuple(arms))
+
+
+def _words(score: Score | None) -> str:
+    if score is None:
+        return "not measured"
+    return f"{score.success:.2f} [{score.ci95[0]:.2f}, {score.ci95[1]:.2f}] of {score.episodes} episodes"

@@ -9,6 +9,7 @@ from typing import Any
 
 from .errors import InputError
 from .fetch import fetched, known
+from .files import read_json
 
 SHIPPED = ("tiny-quick", "tiny-deepthink")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -29,7 +30,7 @@ def resolve(name: str) -> str:
         return str(fetched_to)
     path = Path(name)
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not (path / "config.json").is_file() and not adapted(name):
             raise InputError("is no model directory: it has no config.json", path)
         if not list(path.glob("*.safetensors")):
             raise InputError("is a model directory without weights: it has no *.safetensors", path)
@@ -43,15 +44,32 @@ def resolve(name: str) -> str:
     )
 
 
-def load_model(name: str) -> Any:
-    """A causal LM in float32 on a CPU and in its own precision on a GPU; safetensors only, no foreign code."""
+def adapted(name: str) -> str | None:
+    """The base of an adapter's directory, as its configuration names it; None when ``name`` is no such directory."""
+    config = Path(name) / "adapter_config.json"
+    return str(read_json(config)["base_model_name_or_path"]) if config.is_file() else None
+
+
+def load_model(name: str, dtype: Any = None) -> Any:
+    """A causal LM; safetensors only, no foreign code. Adapters are merged into their base.
+
+    Args:
+        name: as :func:`resolve` takes it.
+        dtype: of the weights; by default float32 on a CPU and the model's own on a GPU.
+    """
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    dtype = "auto" if torch.cuda.is_available() else torch.float32
-    return AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype, use_safetensors=True)
+    dtype = dtype or ("auto" if torch.cuda.is_available() else torch.float32)
+    base = adapted(name)
+    model = AutoModelForCausalLM.from_pretrained(resolve(base or name), dtype=dtype, use_safetensors=True)
+    if base is None:
+        return model
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, name, use_safetensors=True).merge_and_unload()
 
 
 def load_tokenizer(name: str) -> Any:

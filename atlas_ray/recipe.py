@@ -15,8 +15,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from .errors import InputError
-from .schema import Act, Arm, Collect, Engine, Evaluate, Finetune, Recipe, Scratch, Switch
+from .schema import Act, Collect, Engine, Evaluate, Recipe, Switch
 from .schema_base import Section
+from .schema_finetune import Arm, Finetune, Scratch
 from .schema_select import Oracle, Select, Selector
 from .toml_text import line_of, put, value_of
 

@@ -9,6 +9,7 @@ An episode is a sequence of pieces, each tokenised alone and only ever appended:
 
 The prompt of step t is therefore a prefix of the training sequence, and its key-value cache can be kept.
 Text that comes from an environment is tokenised as text: a special token inside it stays harmless.
+:class:`atlas_ray.rendering_chat.ChatRenderer` puts the same texts into a model's chat template.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from .errors import InputError
 from .trajectory import Step, Trajectory
 
 Style = Literal["react", "action"]
+Prompt = Literal["plain", "chat"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,15 @@ class Renderer:
     Args:
         tokenizer: a Hugging Face tokenizer with an end-of-sequence token, which ends a turn.
         style: ``"react"`` writes a thought before every action, ``"action"`` only actions.
+
+    Raises:
+        InputError: the tokenizer has no end-of-sequence token.
+
+    Attributes:
+        end_of_turn: the token that ends a turn, and is trained.
+        stops: tokens with which a model ends its turn; the first is ``end_of_turn``.
+        separator: what stands between thought and action.
+        gap: what stands between a turn and the next observation.
     """
 
     def __init__(self, tokenizer: Any, style: Style = "react") -> None:
@@ -48,6 +59,8 @@ class Renderer:
         self.tokenizer = tokenizer
         self.style: Style = style
         self.end_of_turn: int = tokenizer.eos_token_id
+        self.stops = [self.end_of_turn]
+        self.gap: list[int] = []
         self._pieces: dict[str, list[int]] = {}
         self._cue = "\nThought:" if style == "react" else "\nAction:"
         self.separator = self.encode("\nAction:") if style == "react" else []
@@ -89,19 +102,24 @@ class Renderer:
         before = [*self.thought(step.thought or ""), *self.separator] if self.style == "react" else []
         return [*before, *self.action(step.action), self.end_of_turn]
 
+    def past(self, step: Step) -> list[int]:
+        """A step that was taken, as it stands before the next observation."""
+        return self.context(step.observation) + self.turn(step) + self.gap
+
     def prompt(self, instruction: str, steps: Iterable[Step], observation: str) -> list[int]:
         """Everything the agent sees when it has to act on ``observation`` after ``steps``."""
         ids = list(self.header(instruction))
         for step in steps:
-            ids += self.context(step.observation)
-            ids += self.turn(step)
+            ids += self.past(step)
         return ids + self.context(observation)
 
     def render(self, trajectory: Trajectory) -> Rendered:
         """The whole episode with the span of every turn."""
         ids = list(self.header(trajectory.instruction))
-        spans = []
+        spans: list[tuple[int, int]] = []
         for step in trajectory.steps:
+            if spans:
+                ids += self.gap
             ids += self.context(step.observation)
             start = len(ids)
             ids += self.turn(step)

@@ -13,8 +13,8 @@ from .agents import Player
 from .recipe import Recipe
 from .trajectory import Step
 
-# Seeds of a run lie in blocks that never meet: training episodes, then evaluation, then the switch.
-TRAIN, EVALUATE, SWITCH_TRAIN, SWITCH_SELECT, SWITCH_TEST = range(5)
+# Seeds of a run lie in blocks that never meet: training episodes, evaluation, the switch, validation.
+TRAIN, EVALUATE, SWITCH_TRAIN, SWITCH_SELECT, SWITCH_TEST, VALIDATE = range(6)
 
 
 def seed_block(run_seed: int, use: int) -> int:

@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 import envs
 
 from .schema_base import Environment, Positive, Section, distinct
-from .schema_select import Select, Selector
+from .schema_finetune import Finetune
+from .schema_select import Select
 
 
 class Engine(Section):
@@ -78,82 +79,6 @@ class Collect(Section):
         distinct(self.levels, "levels")
         if bool(self.levels) == bool(self.file):
             raise ValueError("levels: give either levels to play or a file to read, not both and not neither")
-        return self
-
-
-class Arm(Section):
-    """One way to train: the steps of a selector, with or without an anchor."""
-
-    selector: Selector
-    """Whose steps carry the loss."""
-    anchor: float = Field(default=0.0, ge=0)
-    """Weight of the KL divergence to the base model on the unselected action tokens (ours)."""
-
-    @property
-    def name(self) -> str:
-        """Name of the arm in files and tables."""
-        return self.selector if not self.anchor else f"{self.selector}+anchor{self.anchor:g}"
-
-
-class Scratch(Section):
-    """A new Llama-shaped model, instead of a base."""
-
-    hidden: Positive
-    """Width."""
-    layers: Positive
-    """Depth."""
-    heads: Positive
-    """Attention heads."""
-    intermediate: Positive
-    """Width of the MLP."""
-
-    @model_validator(mode="after")
-    def _heads_fit(self) -> Self:
-        if self.hidden % (2 * self.heads):
-            raise ValueError(f"hidden: {self.hidden} is no multiple of twice the {self.heads} heads")
-        return self
-
-
-class Finetune(Section):
-    """Masked supervised fine-tuning on Ray Train."""
-
-    base: str = "tiny-quick"
-    """Model to start from: a shipped name, a directory or a Hugging Face id."""
-    scratch: Scratch | None = None
-    """Start from a new model of this shape instead of `base`."""
-    arms: list[Arm] = Field(min_length=1)
-    """What to train, one model an arm and seed."""
-    seeds: list[int] = Field(default=[0], min_length=1)
-    """Seeds of the data order, one model each."""
-    epochs: Positive = 2
-    """Passes over the trajectories."""
-    batch_size: Positive = 32
-    """Trajectories an optimiser step, over all workers."""
-    micro_tokens: Positive = 4096
-    """Most tokens (padding included) in one forward pass of a worker."""
-    learning_rate: float = Field(default=1e-3, gt=0)
-    """Peak learning rate of AdamW."""
-    warmup: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the steps that warm up; then linear decay to zero."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW weight decay."""
-    clip: float = Field(default=1.0, gt=0)
-    """Largest gradient norm."""
-    workers: int = Field(default=2, ge=0)
-    """Ray Train workers; 0 trains inside this process."""
-    save_every: Positive = 200
-    """Optimiser steps between saved training states, from which a killed run goes on."""
-
-    save_dtype: Literal["float32", "float16"] = "float32"
-    """Number format of the checkpoints."""
-
-    @model_validator(mode="after")
-    def _unique(self) -> Self:
-        names = [a.name for a in self.arms]
-        if len(set(names)) != len(names):
-            raise ValueError("arms: the same arm stands twice")
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError("seeds: the same seed stands twice")
         return self
 
 
@@ -233,6 +158,8 @@ class Recipe(Section):
     """Seconds without a finished episode after which an actor is taken for hung and replaced."""
     style: Literal["react", "action"] = "react"
     """Thought and action, or actions only."""
+    prompt: Literal["plain", "chat"] = "plain"
+    """How a model is prompted: plain text, or its own chat template."""
     worker_cpus: float = Field(default=1.0, gt=0)
     """CPUs of an actor that plays; less than 1 suits workers that wait for engine actors or slow environments."""
     engine: Engine = Engine()
@@ -280,6 +207,8 @@ class Recipe(Section):
             missing = {a.selector for a in self.finetune.arms} - set(self.select.selectors)
             if missing:
                 raise ValueError(f"finetune.arms: select.selectors lacks {', '.join(sorted(missing))}")
+            if self.finetune.validation and not self.evaluate and not (self.collect and self.collect.levels):
+                raise ValueError("finetune.validation: needs levels to play, of [evaluate] or of [collect]")
         if self.evaluate and not self.finetune:
             raise ValueError("evaluate: needs a [finetune] table")
         if self.switch and self.engine.kind == "vllm":

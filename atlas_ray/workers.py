@@ -246,7 +246,12 @@ def worker_pool(recipe: Recipe, on_retry: Callable[[Any, int, str], None]) -> Ac
         expect(recipe)
         ensure_ray(0)
         holders = recipe.engine.actors or recipe.workers
-        _check_room(recipe.workers * cpus + recipe.engine.actors * recipe.engine.cpus, holders * recipe.engine.gpus)
+        check_room(
+            recipe.workers * cpus + recipe.engine.actors * recipe.engine.cpus,
+            holders * recipe.engine.gpus,
+            "workers and engines ask for",
+            ("engine.cpus", "engine.gpus"),
+        )
     return ActorPool(recipe.workers, on_retry=on_retry, silence=recipe.patience, cpus=cpus, gpus=gpus)
 
 
@@ -254,14 +259,18 @@ def _worker_cpus(recipe: Recipe) -> float:
     return recipe.worker_cpus if recipe.engine.actors else max(recipe.worker_cpus, recipe.engine.cpus)
 
 
-def _check_room(cpus: float, gpus: float) -> None:
-    """What never becomes free would be waited for without end."""
+def check_room(cpus: float, gpus: float, who: str, fields: tuple[str, str]) -> None:
+    """What never becomes free would be waited for without end; a cluster may grow.
+
+    Raises:
+        InputError: names the one of ``fields`` that asks for more CPUs, or more GPUs, than this machine has.
+    """
     import ray
 
     there = ray.cluster_resources()
-    for name, asked in (("CPU", cpus), ("GPU", gpus)):
+    for name, asked, where in (("CPU", cpus, fields[0]), ("GPU", gpus, fields[1])):
         if asked > there.get(name, 0):
-            lack = f"workers and engines ask for {asked:g} {name}s, Ray has {there.get(name, 0):g}"
+            lack = f"{who} {asked:g} {name}s, Ray has {there.get(name, 0):g}"
             if not os.environ.get("RAY_ADDRESS"):
-                raise InputError(lack, None, None, f"engine.{name.lower()}s")
+                raise InputError(lack, None, None, where)
             say(f"  {lack}: waiting for the cluster to grow")

@@ -1,8 +1,11 @@
-"""Ray Train: two workers equal one process, also when one of them is killed on the way."""
+"""Ray Train: teams of workers equal one process, also when a worker or the driver is killed on the way."""
 
+import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,6 +14,8 @@ import pytest
 from safetensors.torch import load_file
 
 from atlas_ray import pipeline
+from atlas_ray.errors import AtlasError, InputError
+from atlas_ray.files import jsonl_rows, read_json, write_json
 from atlas_ray.finetune import finetune
 from atlas_ray.recipe import Recipe
 from atlas_ray.tiny import build_model, build_tokenizer
@@ -42,9 +47,12 @@ def prepared(tmp_path_factory):
     return recipe, root / "run"
 
 
-def on_two_workers(recipe, run_dir, target):
-    shutil.copytree(run_dir, target, ignore=shutil.ignore_patterns("checkpoints", "*.jsonl.part", "metrics.jsonl"))
-    tuning = recipe.finetune.model_copy(update={"workers": 2})
+def on_ray(recipe, run_dir, target, **changes):
+    """Train in a copy of the run, by Ray Train."""
+    if not target.exists():
+        left_out = shutil.ignore_patterns("checkpoints", "*.jsonl.part", "metrics.jsonl")
+        shutil.copytree(run_dir, target, ignore=left_out)
+    tuning = recipe.finetune.model_copy(update=changes)
     finetune(recipe.model_copy(update={"finetune": tuning}), target)
 
 
@@ -53,14 +61,45 @@ def assert_same_weights(one, other):
     assert models == ["all-s0", "random+anchor0.5-s0", "random-s0"]
     for model in models:
         a, b = (load_file(run / "checkpoints" / model / "model.safetensors") for run in (one, other))
-        assert max(float((a[k] - b[k]).abs().max()) for k in a) < 2e-4, model
+        assert max(float((a[k] - b[k]).abs().max()) for k in a) < 2e-6, model
 
 
-def test_two_workers_train_what_one_process_does(prepared, ray_session, tmp_path):
+def losses(run_dir):
+    """Loss by (arm, step), the last one written; a run that went on writes some twice."""
+    return {(row["arm"], row["step"]): row["loss"] for row in jsonl_rows(run_dir / "metrics.jsonl") if "loss" in row}
+
+
+def test_teams_of_workers_train_what_one_process_does(prepared, ray_session, tmp_path):
     recipe, run_dir = prepared
-    on_two_workers(recipe, run_dir, tmp_path / "run")
+    on_ray(recipe, run_dir, tmp_path / "run", workers=2, parallel=2)
     assert_same_weights(run_dir, tmp_path / "run")
     assert not list((tmp_path / "run" / "checkpoints").glob(".*")), "training states are removed at the end"
+    assert losses(tmp_path / "run") == pytest.approx(losses(run_dir), rel=1e-6)
+    about = read_json(tmp_path / "run" / "checkpoints" / "all-s0" / "run.json")
+    alone = read_json(run_dir / "checkpoints" / "all-s0" / "run.json")
+    for key in ("trained_tokens", "context_tokens", "cut_tokens", "flops", "data_sha256", "steps_share"):
+        assert about[key] == alone[key]
+    assert (about["workers"], alone["workers"]) == (2, 1)
+
+
+def test_an_arm_that_fails_costs_the_others_nothing(prepared, ray_session, tmp_path):
+    recipe, run_dir = prepared
+    target = tmp_path / "run"
+    shutil.copytree(run_dir, target, ignore=shutil.ignore_patterns("checkpoints", "metrics.jsonl"))
+    marks = target / "annotations" / "all.jsonl"
+    rows = [{**row, "critical": []} for row in jsonl_rows(marks)]
+    marks.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(AtlasError, match="^all-s0: no step of any trajectory is selected") as caught:
+        on_ray(recipe, run_dir, target, workers=1, parallel=2)
+    assert "\n" not in str(caught.value)
+    made = sorted(p.name for p in (target / "checkpoints").iterdir() if not p.name.startswith("."))
+    assert made == ["random+anchor0.5-s0", "random-s0"]
+
+
+def test_more_workers_than_cpus_are_refused_at_once(prepared, ray_session, tmp_path):
+    recipe, run_dir = prepared
+    with pytest.raises(InputError, match=r"finetune\.workers: the models that are trained ask for 500 CPUs, Ray has"):
+        on_ray(recipe, run_dir, tmp_path / "run", workers=500)
 
 
 def train_workers():
@@ -86,7 +125,8 @@ def train_workers():
 
 
 @pytest.mark.slow
-def test_a_killed_worker_changes_nothing(prepared, ray_session, tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_killed_worker_changes_nothing(prepared, ray_session, tmp_path, strategy):
     recipe, run_dir = prepared
     target, killed = tmp_path / "run", []
 
@@ -100,7 +140,40 @@ def test_a_killed_worker_changes_nothing(prepared, ray_session, tmp_path):
 
     thread = threading.Thread(target=assassin, daemon=True)
     thread.start()
-    on_two_workers(recipe, run_dir, target)
+    on_ray(recipe, run_dir, target, workers=2, parallel=1, strategy=strategy)
     thread.join(timeout=1)
     assert killed
     assert_same_weights(run_dir, target)
+    assert losses(target) == pytest.approx(losses(run_dir), rel=1e-6)
+
+
+DRIVER = """
+import sys
+from atlas_ray.files import read_json
+from atlas_ray.finetune import finetune
+from atlas_ray.recipe import Recipe
+from pathlib import Path
+finetune(Recipe.model_validate(read_json(sys.argv[1])), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_ended_again_and_again_changes_nothing(prepared, tmp_path):
+    """In the middle of an epoch and, since the state is saved in every step, while a checkpoint is being written."""
+    recipe, run_dir = prepared
+    target = tmp_path / "run"
+    shutil.copytree(run_dir, target, ignore=shutil.ignore_patterns("checkpoints", "metrics.jsonl"))
+    tuning = recipe.finetune.model_copy(update={"save_every": 1})
+    write_json(tmp_path / "recipe.json", recipe.model_copy(update={"finetune": tuning}).model_dump(mode="json"))
+    command = [sys.executable, "-c", DRIVER, str(tmp_path / "recipe.json"), str(target)]
+    metrics, seen = target / "metrics.jsonl", 0
+    for number in range(6):
+        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        while driver.poll() is None and (metrics.read_bytes().count(b"\n") if metrics.exists() else 0) < seen + 9:
+            time.sleep(0.003)
+        driver.send_signal(signal.SIGTERM if number % 2 else signal.SIGKILL)
+        driver.wait()
+        seen = metrics.read_bytes().count(b"\n")
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert_same_weights(run_dir, target)
+    assert losses(target) == losses(run_dir)

@@ -1,5 +1,6 @@
 """Where text comes from: a causal language model behind one small protocol."""
 
+from ..models import adapted
 from ..schema import Engine as Settings
 from .base import Capabilities, Engine, LocalEngine
 from .pool import EnginePool
@@ -25,16 +26,18 @@ def make_engine(settings: Settings, model: str, slots: int) -> LocalEngine:
 
     Args:
         settings: the table.
-        model: shipped name, directory or Hugging Face id.
+        model: shipped name, directory (an adapter's too) or Hugging Face id.
         slots: episodes side by side.
 
     Raises:
         InputError: vLLM is missing, or the engine cannot run this model.
     """
     if settings.kind == "vllm":
+        base = adapted(model)
         return VllmEngine(
-            model,
+            base or model,
             slots,
+            adapter=model if base else None,
             gpu_memory=settings.memory,
             tensor_parallel=max(1, int(settings.gpus)),
             context=settings.context,

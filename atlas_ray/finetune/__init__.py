@@ -1,5 +1,6 @@
 """ATLaS fine-tuning: the whole trajectory is the context, the loss is computed on the selected steps only."""
 
-from .stage import checkpoint_dir, finetune
+from .run import checkpoint_dir
+from .stage import finetune
 
 __all__ = ["checkpoint_dir", "finetune"]

@@ -6,10 +6,11 @@ import itertools
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from ..errors import ContextOverflowError, EmptySelectionError, InputError
-from ..rendering import Renderer
-from ..trajectory import Annotation, Trajectory
+from ..errors import EmptySelectionError, InputError
+from ..trajectory import Annotation
+from .store import TokenStore
 
 
 @dataclass(frozen=True)
@@ -18,59 +19,98 @@ class Example:
 
     ``ids`` are the token ids, cut after the last one that is trained or anchored (exact, because attention is
     causal). ``trained`` and ``anchored`` hold positions in ``ids`` of tokens with loss and of tokens held to the
-    base model. ``cut`` counts the tokens that were cut off.
+    base model. ``cut`` counts the tokens that were cut off. ``base`` are the base's log-probabilities at the anchored
+    tokens, ``[len(anchored), V]``, where they were kept.
     """
 
-    ids: tuple[int, ...]
-    trained: tuple[int, ...]
-    anchored: tuple[int, ...]
+    ids: Sequence[int]
+    trained: Sequence[int]
+    anchored: Sequence[int]
     cut: int
+    base: Any = None
 
 
-def build_examples(
-    trajectories: Iterable[Trajectory],
-    annotations: Iterable[Annotation],
-    renderer: Renderer,
-    context: int,
-    anchored: bool = False,
-) -> list[Example]:
-    """One example a trajectory that has an annotation with at least one step; the others are left out.
+class Examples(Sequence[Example]):
+    """One example a trajectory that has an annotation with at least one step, made when it is asked for.
+
+    Args:
+        store: the rendered trajectories.
+        annotations: of one selector.
+        anchored: whether the unselected turns are held to the base.
+        base: rows of the base's log-probabilities, one for each token of every turn of the store; None to do without.
+        emptied: what to do with a trajectory that lost all its critical steps to the context: ``error`` or ``skip``.
+
+    ``lost`` counts critical steps that did not fit into the context, ``emptied`` the trajectories left out for it.
 
     Raises:
-        ContextOverflowError: an episode is longer than ``context`` tokens.
-        InputError: two annotations of one trajectory, or a critical step that it does not have.
+        InputError: two annotations of one trajectory, a critical step that it does not have, or a trajectory without
+            any critical step left.
         EmptySelectionError: no step of any trajectory is selected.
     """
-    chosen: dict[str, set[int]] = {}
-    for annotation in annotations:
-        if annotation.trajectory_id in chosen:
-            raise InputError(f"trajectory {annotation.trajectory_id!r} has two annotations: train on one selector's")
-        chosen[annotation.trajectory_id] = set(annotation.critical)
-    examples = []
-    for trajectory in trajectories:
-        critical = chosen.get(trajectory.id)
-        if not critical:
-            continue
-        if max(critical) >= len(trajectory.steps):
-            raise InputError(f"trajectory {trajectory.id!r} has no step {max(critical)}, which is said to be critical")
-        rendered = renderer.render(trajectory)
-        if len(rendered.ids) > context:
-            raise ContextOverflowError(
-                f"trajectory {trajectory.id!r} has {len(rendered.ids)} tokens, the model takes {context}: "
-                "collect with a smaller max_steps"
+
+    def __init__(
+        self,
+        store: TokenStore,
+        annotations: Iterable[Annotation],
+        anchored: bool = False,
+        base: Any = None,
+        emptied: str = "error",
+    ) -> None:
+        self.store, self.anchored, self.base = store, anchored, base
+        self.lost, self.emptied = 0, 0
+        chosen: dict[str, tuple[int, ...]] = {}
+        for annotation in annotations:
+            if annotation.trajectory_id in chosen:
+                raise InputError(
+                    f"trajectory {annotation.trajectory_id!r} has two annotations: train on one selector's"
+                )
+            chosen[annotation.trajectory_id] = annotation.critical
+        self._rows: list[tuple[int, frozenset[int]]] = []
+        for row, entry in enumerate(store.entries):
+            critical = chosen.get(entry.id)
+            if not critical:
+                continue
+            if max(critical) >= entry.steps:
+                raise InputError(f"trajectory {entry.id!r} has no step {max(critical)}, which is said to be critical")
+            left = frozenset(c - entry.first for c in critical if entry.first <= c < entry.first + entry.kept)
+            self.lost += len(critical) - len(left)
+            if left:
+                self._rows.append((row, left))
+                continue
+            self.emptied += 1
+            if emptied == "error":
+                raise InputError(
+                    f"trajectory {entry.id!r} loses all its {len(critical)} critical steps to the context of "
+                    f"{store.context} tokens: raise finetune.context, drop steps of the other side "
+                    '(finetune.too_long), or leave such trajectories out (finetune.emptied = "skip")'
+                )
+        if not self._rows:
+            why = f": {self.emptied} lost all of them to the context" if self.emptied else ""
+            raise EmptySelectionError(
+                f"no step of any trajectory is selected, so there is nothing to train on{why}. Likely the selector "
+                "marked nothing: look into annotations/, raise select.fraction, or train on another selector"
             )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        row, critical = self._rows[index]
+        ids, spans = self.store.ids(row), self.store.spans(row)
         on: list[int] = []
         off: list[int] = []
-        for index, (start, end) in enumerate(rendered.spans):
-            if index in critical:
+        rows: list[int] = []
+        seen = self.store.turns_before(row)
+        for step, (start, end) in enumerate(spans):
+            if step in critical:
                 on.extend(range(start, end))
-            elif anchored:
+            elif self.anchored:
                 off.extend(range(start, end))
-        last = max(on + off) + 1
-        examples.append(Example(tuple(rendered.ids[:last]), tuple(on), tuple(off), len(rendered.ids) - last))
-    if not examples:
-        raise EmptySelectionError("no step of any trajectory is selected: there is nothing to train on")
-    return examples
+                rows.extend(range(seen, seen + end - start))
+            seen += end - start
+        last = max(on[-1], off[-1] if off else 0) + 1
+        base = self.base[rows] if self.base is not None and off else None
+        return Example(ids[:last].tolist(), on, off, len(ids) - last, base)
 
 
 def steps_of(trajectories: int, batch_size: int, epochs: int) -> int:
@@ -94,19 +134,22 @@ def batches(examples: int, batch_size: int, steps: int, seed: int) -> Iterator[l
             yield order[start : start + batch_size]
 
 
-def micro_batches(
-    examples: Sequence[Example], indices: Sequence[int], rank: int, world: int, micro_tokens: int
-) -> list[list[Example]]:
-    """This worker's share of an optimiser step, in groups of at most ``micro_tokens`` with the padding.
+def share_out(lengths: Sequence[int], world: int, micro_tokens: int) -> list[list[list[int]]]:
+    """Places of an optimiser step's sequences by worker and micro-batch: ``[worker][micro-batch][place]``.
 
-    In a group the longest is at most 1.3 times the shortest: less padding for more, smaller passes.
+    Every worker gets as many micro-batches, since workers that share gradients or weights pass together, and the
+    longest go first to wherever is least, so that all have about as many tokens. A micro-batch holds at most
+    ``micro_tokens`` tokens or one sequence; one without a sequence is empty.
     """
-    mine = sorted((examples[i] for i in indices), key=lambda e: len(e.ids))[rank::world]
-    groups: list[list[Example]] = []
-    for example in mine:
-        length = len(example.ids)
-        if groups and (len(groups[-1]) + 1) * length <= micro_tokens and length <= 1.3 * len(groups[-1][0].ids):
-            groups[-1].append(example)
-        else:
-            groups.append([example])
-    return groups
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    least = sum(min(length, micro_tokens) for length in lengths)  # (a longer one fills a micro-batch alone)
+    for rounds in itertools.count(max(1, -(-least // (world * micro_tokens)))):
+        packs: list[list[int]] = [[] for _ in range(world * rounds)]
+        loads = [0] * len(packs)
+        for i in order:
+            place = loads.index(min(loads))
+            packs[place].append(i)
+            loads[place] += lengths[i]
+        if all(load <= micro_tokens or len(pack) == 1 for load, pack in zip(loads, packs, strict=True)):
+            return [packs[worker::world] for worker in range(world)]
+    raise AssertionError("unreachable")

@@ -1,78 +1,44 @@
-"""Stage 3: every arm and seed in one Ray Train worker group."""
+"""Stage 3: every arm and seed in one Ray Train worker group, as many side by side as there is room for."""
 
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import threading
 import time
 import warnings
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 
 from ..errors import AtlasError
-from ..files import RunLog, append_jsonl, atomic_directory, read_json, write_json
-from ..models import context_of, load_model, load_tokenizer
+from ..files import RunLog, read_json, write_json
+from ..models import load_tokenizer
 from ..progress import duration, say, track
 from ..recipe import Arm, Finetune, Recipe
-from ..rendering import Renderer
-from ..tiny import build_model, build_tokenizer
-from ..trajectory import read_annotations, read_trajectories
-from ..workers import ensure_ray
-from .data import build_examples, steps_of
-from .loop import Progress, train_run
-
-
-def checkpoint_dir(run_dir: Path, arm: Arm, seed: int) -> Path:
-    """Where the model of an arm and seed lies: safetensors, tokenizer and ``run.json``."""
-    return run_dir / "checkpoints" / f"{arm.name}-s{seed}"
+from ..trajectory import iter_trajectories, read_annotations
+from ..workers import check_room, ensure_ray
+from .data import steps_of
+from .run import checkpoint_dir, expert_file, prepare, scratch_dir, train_arm
+from .team import Team, make_team, threads
 
 
 def _runs(config: Finetune) -> list[tuple[Arm, int]]:
     return [(arm, seed) for seed in config.seeds for arm in config.arms]
 
 
-def _train_one(recipe: Recipe, run_dir: Path, arm: Arm, seed: int, rank: int, number: int) -> None:
-    config = recipe.finetune
-    assert config is not None
-    trajectories = read_trajectories(run_dir / "trajectories" / "expert.jsonl")
-    annotations = read_annotations(run_dir / "annotations" / f"{arm.selector}.jsonl", trajectories)
-    if config.scratch:
-        tokenizer, model = build_tokenizer(), build_model(**config.scratch.model_dump(), seed=recipe.seed)
-    else:
-        tokenizer, model = load_tokenizer(config.base), load_model(config.base)
-    if torch.cuda.is_available():
-        model = model.to(f"cuda:{torch.cuda.current_device()}")
-    renderer = Renderer(tokenizer, recipe.style)
-    examples = build_examples(trajectories, annotations, renderer, context_of(model), anchored=arm.anchor > 0)
-    steps = steps_of(len(trajectories), config.batch_size, config.epochs)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    target = checkpoint_dir(run_dir, arm, seed)
+def _missing(run_dir: Path, config: Finetune) -> list[tuple[int, Arm, int]]:
+    """Number, arm and seed of every model that is not there yet."""
+    found = enumerate(_runs(config))
+    return [
+        (n, arm, seed) for n, (arm, seed) in found if not (checkpoint_dir(run_dir, arm, seed) / "run.json").exists()
+    ]
 
-    def on_step(progress: Progress) -> None:
-        row = {"stage": "finetune", "arm": arm.name, "seed": seed, "step": progress.step, "loss": progress.loss}
-        row |= {"trained_tokens": progress.trained_tokens, "learning_rate": progress.learning_rate}
-        row |= {"grad_norm": progress.grad_norm, "seconds": progress.seconds}
-        append_jsonl(run_dir / "metrics.jsonl", [row])
-        write_json(run_dir / ".finetune.json", {"run": number, "step": progress.step, "steps": progress.steps})
 
-    state = run_dir / "checkpoints" / f".{target.name}.state"
-    counts = train_run(model, examples, config, steps, seed, arm.anchor, pad, state, on_step)
-    if rank == 0:
-        selected = sum(len(a.critical) for a in annotations)
-        share = selected / sum(len(t.steps) for t in trajectories)
-        if config.save_dtype == "float16":
-            model = model.half()
-        with atomic_directory(target) as directory:
-            model.save_pretrained(directory)
-            tokenizer.save_pretrained(directory)
-            about = {"selector": arm.selector, "anchor": arm.anchor, "seed": seed, "steps_share": share, **counts}
-            about |= {"examples": len(examples), "trajectories": len(trajectories)}
-            write_json(directory / "run.json", about)
-        shutil.rmtree(state, ignore_errors=True)
+def _failure(run_dir: Path, number: int) -> Path:
+    return scratch_dir(run_dir) / f"failed-{number}.json"
 
 
 def _quiet() -> None:
@@ -84,31 +50,44 @@ def _quiet() -> None:
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """What every Ray Train worker runs: all runs that are not done yet, one after the other."""
+    """What every Ray Train worker runs: its team's share of the models that are not done yet, one after the other."""
     import ray.train
     import torch.distributed as dist
 
     _quiet()
     recipe, run_dir = Recipe.model_validate(config["recipe"]), Path(config["run_dir"])
     assert recipe.finetune is not None
-    rank = ray.train.get_context().get_world_rank()
     torch.set_num_threads(config["threads"])
-    for number, (arm, seed) in enumerate(_runs(recipe.finetune)):
-        if not (checkpoint_dir(run_dir, arm, seed) / "run.json").exists():
-            _train_one(recipe, run_dir, arm, seed, rank, number)
-            if dist.is_initialized():
-                dist.barrier()
-        ray.train.report({"run": number})
+    team = make_team(recipe.finetune.workers)
+    for number, arm, seed in config["runs"][team.number :: config["teams"]]:
+        if (checkpoint_dir(run_dir, Arm(**arm), seed) / "run.json").exists():
+            continue
+        try:
+            train_arm(recipe, run_dir, Arm(**arm), seed, team, number)
+        except AtlasError as error:
+            # not a fault that trying again would mend; the other models go on
+            if team.rank == 0:
+                write_json(_failure(run_dir, number), {"kind": type(error).__name__, "why": str(error)})
+    if dist.is_initialized():
+        dist.barrier()
+    ray.train.report({"teams": config["teams"]})
 
 
-def _follow(path: Path, runs: int, total: int, done: int, stop: threading.Event) -> None:
-    """Shows the progress that rank 0 writes, until told to stop."""
-    per_run = max(1, total // runs)
-    with track("optimiser steps", total, done) as progress:
-        while not stop.wait(0.5):
-            if path.exists():
-                now = read_json(path)
-                progress.advance(now["run"] * per_run + now["step"] - progress.done)
+def _follow(run_dir: Path, runs: list[tuple[int, Arm, int]], total: int, per_run: int, stop: threading.Event) -> None:
+    """Shows the progress that the first worker of every team writes, until told to stop."""
+    steps = {number: 0 for number, _, _ in runs}
+    with track("optimiser steps", total, total - per_run * len(runs)) as progress:
+        while True:
+            ended = stop.wait(0.5)
+            for number, arm, seed in runs:
+                path = scratch_dir(run_dir) / f"progress-{number}.json"
+                if (checkpoint_dir(run_dir, arm, seed) / "run.json").exists():
+                    steps[number] = per_run
+                elif path.exists():
+                    steps[number] = read_json(path)["step"]
+            progress.advance(total - per_run * len(runs) + sum(steps.values()) - progress.done)
+            if ended:
+                return
 
 
 def finetune(recipe: Recipe, run_dir: Path) -> list[Path]:
@@ -119,54 +98,89 @@ def finetune(recipe: Recipe, run_dir: Path) -> list[Path]:
     """
     config = recipe.finetune
     assert config is not None
-    runs = _runs(config)
-    targets = [checkpoint_dir(run_dir, arm, seed) for arm, seed in runs]
-    missing = [t for t in targets if not (t / "run.json").exists()]
+    targets = [checkpoint_dir(run_dir, arm, seed) for arm, seed in _runs(config)]
+    missing = _missing(run_dir, config)
     if not missing:
         return targets
     if not config.scratch:
         load_tokenizer(config.base)  # a wrong name should fail here and now, not in a worker
-    trajectories = read_trajectories(run_dir / "trajectories" / "expert.jsonl")
-    per_run = steps_of(len(trajectories), config.batch_size, config.epochs)
-    say(f"  {len(missing)} of {len(runs)} models to train, {per_run} optimiser steps each")
-    progress_file, stop = run_dir / ".finetune.json", threading.Event()
-    progress_file.unlink(missing_ok=True)
-    done = (len(runs) - len(missing)) * per_run
+    for selector in dict.fromkeys(arm.selector for arm in config.arms):
+        read_annotations(run_dir / "annotations" / f"{selector}.jsonl", iter_trajectories(expert_file(run_dir)))
+    per_run = steps_of(sum(1 for _ in iter_trajectories(expert_file(run_dir))), config.batch_size, config.epochs)
+    say(f"  {len(missing)} of {len(targets)} models to train, {per_run} optimiser steps each")
+    for path in (*scratch_dir(run_dir).glob("progress-*.json"), *scratch_dir(run_dir).glob("failed-*.json")):
+        path.unlink()
+    stop, start = threading.Event(), time.monotonic()
     watcher = threading.Thread(
-        target=_follow, args=(progress_file, len(runs), len(runs) * per_run, done, stop), daemon=True
+        target=_follow, args=(run_dir, missing, len(targets) * per_run, per_run, stop), daemon=True
     )
     watcher.start()
-    start = time.monotonic()
     try:
         if config.workers == 0:
-            for number, (arm, seed) in enumerate(runs):
-                if not (checkpoint_dir(run_dir, arm, seed) / "run.json").exists():
-                    _train_one(recipe, run_dir, arm, seed, 0, number)
+            prepare(recipe, run_dir, Team().device)
+            for number, arm, seed in missing:
+                train_arm(recipe, run_dir, arm, seed, Team(), number)
         else:
-            _fit(recipe, run_dir, config)
+            _fit(recipe, run_dir, config, missing)
+    except AtlasError as error:
+        RunLog(run_dir).event("finetune", "failed", why=str(error))
+        raise
     finally:
         stop.set()
         watcher.join()
-        progress_file.unlink(missing_ok=True)
-    say(f"  trained in {duration(time.monotonic() - start)}")
+    _sum_up(run_dir, [checkpoint_dir(run_dir, arm, seed) for _, arm, seed in missing], time.monotonic() - start)
+    shutil.rmtree(scratch_dir(run_dir), ignore_errors=True)
     return targets
 
 
-def _fit(recipe: Recipe, run_dir: Path, config: Finetune) -> None:
-    ensure_ray(config.workers)
+def _sum_up(run_dir: Path, made: list[Path], seconds: float) -> None:
+    """Say what was trained, and say loudly what was left out."""
+    log, about = RunLog(run_dir), {path.name: read_json(path / "run.json") for path in made}
+    for name, run in about.items():
+        if run["lost_critical_steps"] or run["shortened"]:
+            lost = {key: run[key] for key in ("shortened", "lost_critical_steps", "emptied")}
+            log.event("finetune", "shortened", model=name, **lost)
+            say(
+                f"  {name}: {run['shortened']} of {run['trajectories']} trajectories were too long and lost steps, "
+                f"{run['lost_critical_steps']} critical ones among them; {run['emptied']} had none left"
+            )
+    speed = fmean(run["tokens_per_second"] for run in about.values())
+    parts = [f"{speed:,.0f} tokens/s a model"]
+    if all(run["flops_saved"] is not None for run in about.values()):
+        parts.append(f"{fmean(run['peak_share'] for run in about.values()):.0%} of this machine's peak")
+        parts.append(f"{fmean(run['flops_saved'] for run in about.values()):.0%} fewer FLOPs than plain masking")
+    say(f"  trained in {duration(seconds)}: {', '.join(parts)}")
+
+
+def _teams(config: Finetune, runs: int, resources: dict[str, float]) -> int:
+    """Models that are trained side by side."""
+    if config.parallel != "auto":
+        return min(config.parallel, runs)
+    return max(1, min(runs, int(resources.get("GPU", 0) or resources.get("CPU", 1)) // config.workers))
+
+
+def _fit(recipe: Recipe, run_dir: Path, config: Finetune, missing: list[tuple[int, Arm, int]]) -> None:
+    ensure_ray(config.workers * (1 if config.parallel == "auto" else config.parallel))
+    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    gpu = torch.cuda.is_available()
+    gpu = ray.cluster_resources().get("GPU", 0) > 0
+    teams = _teams(config, len(missing), ray.cluster_resources())
+    workers = teams * config.workers
+    check_room(workers, workers if gpu else 0, "the models that are trained ask for", ("finetune.workers",) * 2)
+    prepare(recipe, run_dir, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
             "recipe": recipe.model_dump(mode="json"),
             "run_dir": str(run_dir.resolve()),
-            "threads": max(1, (os.cpu_count() or 1) // config.workers),
+            "runs": [(number, arm.model_dump(), seed) for number, arm, seed in missing],
+            "teams": teams,
+            "threads": threads(workers),
         },
-        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=gpu, resources_per_worker={"CPU": 1}),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": 1}),
         run_config=RunConfig(
             name="finetune",
             storage_path=str((run_dir / ".ray").resolve()),
@@ -177,12 +191,22 @@ def _fit(recipe: Recipe, run_dir: Path, config: Finetune) -> None:
         trainer.fit()
     except Exception as error:
         cause = _root(error)
-        RunLog(run_dir).event("finetune", "failed", why=str(cause))
         if isinstance(cause, AtlasError):
             raise cause from error
         raise AtlasError(
             f"fine-tuning failed: {type(cause).__name__}: {str(cause).strip().splitlines()[-1]}"
         ) from error
+    failed = [
+        (number, read_json(_failure(run_dir, number))) for number, _, _ in missing if _failure(run_dir, number).exists()
+    ]
+    if failed:
+        names = {number: checkpoint_dir(run_dir, arm, seed).name for number, arm, seed in missing}
+        raise AtlasError("; ".join(f"{names[number]}: {about['why']}" for number, about in failed))
+    if left := [checkpoint_dir(run_dir, arm, seed).name for _, arm, seed in _missing(run_dir, config)]:
+        raise AtlasError(
+            f"{', '.join(left)}: trained, but there is no checkpoint in {run_dir / 'checkpoints'}. Is the run "
+            "directory on storage that all nodes share?"
+        )
 
 
 def _root(error: BaseException) -> BaseException:

@@ -22,6 +22,7 @@ from .replay import SwitchReplay, SwitchStep, londi_replay
 from .selection import agreement_part, annotated, read_marks, review_part
 from .starts import read_starts, starts_part
 from .tables import arms_table, levels_table, policies_table
+from .training import training_part
 
 __all__ = ["SwitchReplay", "SwitchStep", "build_report", "write_plots"]
 
@@ -49,6 +50,7 @@ def build_report(run_dir: str | Path) -> Path:
         *(londi_replay(run_dir) if results and results.londi else [missing("this run trained no switch")]),
         el("h2", "What was dropped and retried"),
         events(run_dir),
+        *([el("h2", "How the models were trained"), *training_part(run_dir)] if results and results.atlas else []),
         el("h2", "How long it took"),
         stage_times(run_dir),
         el("h2", "The recipe"),

@@ -12,7 +12,8 @@ from ..files import RunLog, append_jsonl, recover_jsonl
 from ..models import load_model, load_tokenizer
 from ..progress import say, track
 from ..recipe import Recipe
-from ..rendering import Renderer, Style
+from ..rendering import Prompt, Style
+from ..rendering_chat import make_renderer
 from ..rollout import train_specs
 from ..trajectory import Annotation, Trajectory
 from ..workers import ActorPool, chunks, worker_pool
@@ -87,14 +88,14 @@ def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> l
 
 
 def _perplexity_job(
-    task: tuple[list[Trajectory], str, Style], kept: dict[str, Any]
+    task: tuple[list[Trajectory], str, Style, Prompt], kept: dict[str, Any]
 ) -> Iterator[tuple[Scores, list[str]]]:
-    trajectories, name, style = task
+    trajectories, name, style, prompt = task
     if "model" not in kept:
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        kept["model"] = load_model(name).to(device).eval(), Renderer(load_tokenizer(name), style)
+        kept["model"] = load_model(name).to(device).eval(), make_renderer(load_tokenizer(name), style, prompt)
     model, renderer = kept["model"]
     yield step_perplexities(model, renderer, trajectories, _MICRO_TOKENS)
 
@@ -118,7 +119,8 @@ def by_perplexity(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory])
         track("perplexities", len(trajectories), len(found)) as progress,
         ActorPool[Any, Any](recipe.workers, on_retry=log_retries(log), cpus=engine.cpus, gpus=engine.gpus) as pool,
     ):
-        for task, (measured, problems) in pool.stream(_perplexity_job, [(p, model, recipe.style) for p in parts]):
+        tasks = [(part, model, recipe.style, recipe.prompt) for part in parts]
+        for task, (measured, problems) in pool.stream(_perplexity_job, tasks):
             append_jsonl(path, [{"id": i, "scores": v} for i, v in measured.items() if i not in found])
             found.update(measured)
             for problem in problems:

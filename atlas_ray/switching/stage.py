@@ -15,7 +15,6 @@ from ..agents import Agent
 from ..engines import TransformersEngine
 from ..progress import duration, track
 from ..recipe import Recipe, Switch
-from ..rendering import Style
 from ..results import interval
 from ..rollout import SWITCH_SELECT, SWITCH_TEST, SWITCH_TRAIN, EnvSpec, env_spec, seed_block
 from ..workers import ActorPool, chunks
@@ -233,11 +232,10 @@ def _specs(recipe: Recipe, split: str) -> list[EnvSpec]:
 
 def _agents(recipe: Recipe, kept: dict[str, Any]) -> tuple[Agent, Agent]:
     settings = _settings(recipe)
-    key = f"switch {settings.quick} {settings.deepthink} {settings.num_envs} {recipe.style}"
+    key = f"switch {settings.quick} {settings.deepthink} {settings.num_envs} {recipe.style} {recipe.prompt}"
     if key not in kept:
-        style: Style = recipe.style
-        names = (settings.quick, settings.deepthink)
-        kept[key] = tuple(Agent(TransformersEngine(name, settings.num_envs), style) for name in names)
+        engines = (TransformersEngine(name, settings.num_envs) for name in (settings.quick, settings.deepthink))
+        kept[key] = tuple(Agent(engine, recipe.style, prompt=recipe.prompt) for engine in engines)
     quick, deepthink = kept[key]
     return quick, deepthink
 

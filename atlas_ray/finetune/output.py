@@ -1,0 +1,99 @@
+"""What a run leaves: a model or adapter directory that transformers, peft and vLLM load as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import AtlasError
+from ..files import atomic_directory, write_json, write_text
+from ..models import context_of, load_model, load_tokenizer, resolve
+from ..recipe import Recipe
+from ..tiny import build_model, build_tokenizer
+from .card import card
+from .packing import causal_lm
+from .state import clear_errors
+from .team import Team, half
+
+
+def make_model(recipe: Recipe, device: torch.device) -> tuple[Any, Any]:
+    """Model and tokenizer to begin with, on ``device``: a peft model where adapters are trained.
+
+    Weights are float32; those of a base that stays as it is may be bfloat16.
+
+    Raises:
+        AtlasError: an adapter's target is no part of the model.
+    """
+    config = recipe.finetune
+    assert config is not None
+    if config.scratch:
+        return build_model(**config.scratch.model_dump(), seed=recipe.seed).to(device), build_tokenizer()
+    frozen = torch.bfloat16 if config.lora and config.strategy == "ddp" and half(config.precision, device) else None
+    tokenizer, model = load_tokenizer(config.base), load_model(config.base, frozen or torch.float32)
+    if config.lora:
+        from peft import LoraConfig, get_peft_model
+
+        lora = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=config.lora.rank,
+            lora_alpha=config.lora.alpha,
+            lora_dropout=config.lora.dropout,
+            target_modules=config.lora.targets,
+        )
+        model.name_or_path = resolve(config.base)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            try:
+                model = get_peft_model(model, lora)
+            except ValueError as error:
+                raise AtlasError(f"finetune.lora.targets: {error}") from error
+        for p in model.parameters():
+            if p.requires_grad:
+                p.data = p.data.float()
+    return model.to(device), tokenizer
+
+
+def context(recipe: Recipe, model: Any) -> int:
+    """Longest trajectory in tokens."""
+    assert recipe.finetune is not None
+    return min(recipe.finetune.context or context_of(model), context_of(model))
+
+
+def weights(model: nn.Module, team: Team) -> dict[str, torch.Tensor]:
+    """All that is trained, whole and on the CPU, on the first worker; call it on every one."""
+    found = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            value = p.full_tensor() if hasattr(p, "full_tensor") else p  # (every worker has to take part)
+            if team.rank == 0:
+                found[name] = value.detach().to("cpu", copy=True)
+    return found
+
+
+def put(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
+    """Put what :func:`weights` gave into a model of the same kind."""
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name in values:
+                p.copy_(values[name])
+
+
+def write_model(target: Path, model: Any, tokenizer: Any, recipe: Recipe, about: dict[str, Any]) -> None:
+    """Write the directory of a finished run: weights, tokenizer, ``run.json`` and a model card.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    assert recipe.finetune is not None
+    model = model.to(getattr(torch, recipe.finetune.save_dtype))
+    # transformers writes on the first process of the world only, without a word; here every team's first one writes
+    causal_lm(model).should_save_on_this_rank = lambda is_main_process: is_main_process
+    with clear_errors(target), atomic_directory(target) as directory:
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+        write_json(directory / "run.json", about)
+        write_text(directory / "README.md", card(recipe, about))

@@ -1,0 +1,209 @@
+"""One model, from the run directory's files to its checkpoint; what every worker of its team calls."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..files import append_jsonl, atomic_directory, write_json
+from ..recipe import Arm, Recipe
+from ..rendering_chat import make_renderer
+from ..trajectory import iter_trajectories, read_annotations
+from . import output
+from .base_logps import base_logps, worth_keeping
+from .data import Examples, steps_of
+from .flops import device_peak
+from .loop import Counts, Progress, train_run
+from .packing import causal_lm
+from .state import clear_errors
+from .store import TokenStore, build_store, store_key
+from .team import Team, half
+from .validation import success
+
+
+def checkpoint_dir(run_dir: Path, arm: Arm, seed: int) -> Path:
+    """Where the model of an arm and seed lies: safetensors, tokenizer, ``run.json`` and a model card."""
+    return run_dir / "checkpoints" / f"{arm.name}-s{seed}"
+
+
+def expert_file(run_dir: Path) -> Path:
+    """The trajectories that are trained on."""
+    return run_dir / "trajectories" / "expert.jsonl"
+
+
+def scratch_dir(run_dir: Path) -> Path:
+    """What training needs on disk until all models are there."""
+    return run_dir / "checkpoints" / ".training"
+
+
+def data_digest(run_dir: Path) -> str:
+    """SHA-256 of the trajectories' file."""
+    with expert_file(run_dir).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def prepare(recipe: Recipe, run_dir: Path, device: torch.device) -> None:
+    """Render all trajectories, and keep what the base says of them if an arm is anchored and it is little enough.
+
+    Call it in one process before any :func:`train_arm`; what is there already stays.
+
+    Raises:
+        ContextOverflowError: a trajectory is too long and shall not lose steps.
+        StorageError: the disk is full.
+    """
+    config = recipe.finetune
+    assert config is not None
+    model, tokenizer = output.make_model(recipe, device)
+    key = store_key(
+        data=data_digest(run_dir),
+        tokenizer=_tokenizer_digest(tokenizer),
+        renderer=[recipe.style, recipe.prompt],
+        context=output.context(recipe, model),
+        too_long=config.too_long,
+    )
+    folder = scratch_dir(run_dir)
+    with clear_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        store = build_store(
+            folder / "tokens",
+            iter_trajectories(expert_file(run_dir)),
+            make_renderer(tokenizer, recipe.style, recipe.prompt),
+            output.context(recipe, model),
+            config.too_long,
+            key,
+        )
+        if any(arm.anchor for arm in config.arms) and not config.lora and worth_keeping(model, store):
+            base_logps(_kept(run_dir, key), model, store, config.micro_tokens)
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    text = tokenizer.backend_tokenizer.to_str() if hasattr(tokenizer, "backend_tokenizer") else repr(tokenizer)
+    return hashlib.sha256(f"{text}{tokenizer.chat_template}".encode()).hexdigest()
+
+
+def _kept(run_dir: Path, key: str) -> Path:
+    return scratch_dir(run_dir) / f"base-{key}.npy"
+
+
+def train_arm(recipe: Recipe, run_dir: Path, arm: Arm, seed: int, team: Team, number: int) -> None:
+    """Train the model of an arm and seed and write its checkpoint; every worker of ``team`` calls it.
+
+    ``number`` is the run's among all, for the progress that the driver shows.
+    """
+    config = recipe.finetune
+    assert config is not None
+    target = checkpoint_dir(run_dir, arm, seed)
+    store = TokenStore(scratch_dir(run_dir) / "tokens")
+    annotations = read_annotations(run_dir / "annotations" / f"{arm.selector}.jsonl")
+    model, tokenizer = output.make_model(recipe, team.device)
+    kept = _kept(run_dir, store.key)
+    base = np.load(kept, mmap_mode="r") if arm.anchor and kept.exists() else None
+    examples = Examples(store, annotations, arm.anchor > 0, base, config.emptied)
+    steps = steps_of(len(store), config.batch_size, config.epochs)
+    state, best = run_dir / "checkpoints" / f".{target.name}.state", run_dir / "checkpoints" / f".{target.name}.best"
+
+    def on_step(progress: Progress) -> None:
+        row = {"stage": "finetune", "arm": arm.name, "seed": seed, "step": progress.step, "loss": progress.loss}
+        row |= {"trained_tokens": progress.trained_tokens, "learning_rate": progress.learning_rate}
+        row |= {"grad_norm": progress.grad_norm, "seconds": progress.seconds}
+        with clear_errors(run_dir):
+            append_jsonl(run_dir / "metrics.jsonl", [row])
+            write_json(scratch_dir(run_dir) / f"progress-{number}.json", {"step": progress.step})
+
+    def validate(trained: Any) -> float:
+        score = _score(recipe, trained, tokenizer, team)
+        if team.rank == 0:
+            row = {"stage": "finetune", "arm": arm.name, "seed": seed, "held_in_success": score}
+            append_jsonl(run_dir / "metrics.jsonl", [row])
+        return score
+
+    def keep(trained: Any) -> None:
+        values = output.weights(trained, team)
+
+        def write() -> None:
+            with clear_errors(best), atomic_directory(best) as directory:
+                save_file(values, directory / "weights.safetensors")
+
+        team.together(write, leader=True)
+
+    counts = train_run(
+        model,
+        examples,
+        config,
+        steps,
+        seed,
+        state,
+        anchor=arm.anchor,
+        team=team,
+        on_step=on_step,
+        validate=validate if config.validation else None,
+        keep=keep,
+    )
+    last = output.weights(causal_lm(model), team) if config.strategy == "fsdp" else None
+
+    def write() -> None:
+        whole = model
+        if last is not None:
+            whole = output.make_model(recipe, torch.device("cpu"))[0]
+            output.put(causal_lm(whole), last)
+        if counts.best is not None and counts.best != counts.steps:
+            output.put(causal_lm(whole), load_file(best / "weights.safetensors"))
+        about = _about(recipe, run_dir, arm, seed, counts, examples, team)
+        selected = sum(len(a.critical) for a in annotations)
+        about["steps_share"] = selected / sum(entry.steps for entry in store.entries)
+        output.write_model(target, whole, tokenizer, recipe, about)
+        shutil.rmtree(state, ignore_errors=True)
+        shutil.rmtree(best, ignore_errors=True)
+
+    team.together(write, leader=True)
+
+
+def _score(recipe: Recipe, trained: Any, tokenizer: Any, team: Team) -> float:
+    """Held-in success; a model that is shared out is put together on the first worker, which plays alone."""
+    config = recipe.finetune
+    assert config is not None
+    if config.strategy == "ddp" or team.size == 1:
+        score = team.together(lambda: success(recipe, trained, tokenizer, team))
+        assert score is not None
+        return score
+    values = output.weights(trained, team)
+
+    def play() -> float:
+        whole = causal_lm(output.make_model(recipe, team.device)[0])
+        output.put(whole, values)
+        return success(recipe, whole, tokenizer, Team(device=team.device))
+
+    alone = team.together(play, leader=True)
+    return float(team.sum(torch.tensor(alone or 0.0, dtype=torch.float64, device=team.device)))
+
+
+def _about(
+    recipe: Recipe, run_dir: Path, arm: Arm, seed: int, counts: Counts, examples: Examples, team: Team
+) -> dict[str, Any]:
+    config = recipe.finetune
+    assert config is not None
+    about: dict[str, Any] = {"selector": arm.selector, "anchor": arm.anchor, "seed": seed, **asdict(counts)}
+    read = counts.trained_tokens + counts.anchored_tokens + counts.context_tokens
+    kind = torch.bfloat16 if half(config.precision, team.device) else torch.float32
+    peak = device_peak(team.device.type, kind, torch.get_num_threads()) * team.size
+    about |= {
+        "examples": len(examples),
+        "trajectories": len(examples.store),
+        "emptied": examples.emptied,
+        "lost_critical_steps": examples.lost,
+        "shortened": sum(entry.kept < entry.steps for entry in examples.store.entries),
+        "idle_share": counts.idle_tokens / (read + counts.idle_tokens),
+        "tokens_per_second": read / counts.seconds,
+        "flops_saved": 1 - counts.flops / counts.plain_flops if counts.plain_flops else None,
+        "peak_share": counts.flops / counts.seconds / peak if counts.flops else None,
+        "workers": team.size,
+        "data_sha256": data_digest(run_dir),
+    }
+    return about

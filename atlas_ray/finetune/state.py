@@ -1,0 +1,126 @@
+"""The training state on disk: written beside the last good one, complete or not there at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from ..errors import StorageError
+from ..files import read_json, write_json
+from .team import Team
+
+_KEYS = ("exp_avg", "exp_avg_sq")
+
+
+@contextmanager
+def clear_errors(path: Path) -> Iterator[None]:
+    """A disk that is full, or a file that cannot be written, is one clear error.
+
+    Raises:
+        StorageError: instead of whatever the writer raised.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        free = shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise StorageError(
+            f"{path}: could not be written ({why}; {free / 2**20:,.0f} MiB free). What was saved before is whole: "
+            "make room and run the same command again"
+        ) from error
+
+
+def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """This worker's share of a matrix that is shared out."""
+    return (tensor.to_local() if hasattr(tensor, "to_local") else tensor).detach()
+
+
+def save_state(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, team: Team, shared_out: bool, about: dict[str, Any]
+) -> None:
+    """Write weights and AdamW state of what is trained, and ``about``, into ``path/STEP``; then drop older ones.
+
+    Every worker writes its own share where the model is shared out, else the first writes all. Call it on every one.
+
+    Raises:
+        StorageError: it could not be written; the last good state stays.
+    """
+    name = f"{about['step']:08d}"
+    temporary = path / f".{name}.tmp"
+    shares = team.size if shared_out else 1
+
+    def write() -> None:
+        if team.rank >= shares:
+            return
+        with clear_errors(path):
+            temporary.mkdir(parents=True, exist_ok=True)
+            tensors = {}
+            for parameter, p in _trained(model):
+                tensors[f"model.{parameter}"] = _local(p).contiguous()
+                for key in _KEYS if p in optimizer.state else ():
+                    tensors[f"{key}.{parameter}"] = _local(optimizer.state[p][key]).contiguous()
+            save_file(tensors, temporary / f"{team.rank}-of-{shares}.safetensors")
+
+    def finish() -> None:
+        with clear_errors(path):
+            write_json(temporary / "state.json", {**about, "shares": shares})
+            if (path / name / "state.json").exists():  # a resumed run came here again
+                shutil.rmtree(temporary)
+            else:
+                shutil.rmtree(path / name, ignore_errors=True)  # (not a state: something removed a part of it)
+                temporary.replace(path / name)
+        for other in path.iterdir():
+            if other.name != name:
+                shutil.rmtree(other, ignore_errors=True)
+
+    if team.rank == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+    team.together(lambda: None)
+    team.together(write)
+    team.together(finish, leader=True)
+
+
+def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, team: Team) -> dict[str, Any] | None:
+    """Put the newest whole state into model and optimiser; None when there is none. Any number of workers may load it.
+
+    Returns:
+        What was saved as ``about``.
+    """
+    good = sorted(p for p in path.glob("[0-9]*") if (p / "state.json").exists())
+    if not good:
+        return None
+    about: dict[str, Any] = read_json(good[-1] / "state.json")
+    names = [good[-1] / f"{i}-of-{about['shares']}.safetensors" for i in range(about["shares"])]
+    files = [safe_open(name, framework="pt") for name in names]
+    held = set(files[0].keys())
+
+    def whole(key: str) -> torch.Tensor:
+        return torch.cat([file.get_tensor(key) for file in files]) if len(files) > 1 else files[0].get_tensor(key)
+
+    def put(target: torch.Tensor, key: str) -> torch.Tensor:
+        local, value = _local(target), whole(key)
+        if hasattr(target, "to_local") and team.size > 1:  # FSDP2 cuts along the first axis as torch.chunk does
+            pieces = value.chunk(team.size)
+            value = pieces[team.rank] if team.rank < len(pieces) else value[:0]
+        local.copy_(value.reshape(local.shape))
+        return target
+
+    with torch.no_grad():
+        for name, p in _trained(model):
+            put(p, f"model.{name}")
+            if f"{_KEYS[0]}.{name}" in held:
+                state = {key: put(torch.zeros_like(p), f"{key}.{name}") for key in _KEYS}
+                optimizer.state[p] = {"step": torch.tensor(float(about["step"]), device=p.device), **state}
+    return about

@@ -1,0 +1,144 @@
+"""The token ids of all trajectories of a run, on disk: made once, shared by every arm, seed and worker."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import ContextOverflowError
+from ..files import atomic_directory, read_json, write_json
+from ..rendering import Rendered, Renderer
+from ..trajectory import Trajectory
+
+
+class Entry(NamedTuple):
+    """A trajectory: its number of steps, and which of them are in the store, ``kept`` ones from ``first`` on."""
+
+    id: str
+    steps: int
+    first: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    ids: Any
+    spans: Any
+    starts: Any
+    turns: Any
+
+
+class TokenStore:
+    """Rendered trajectories in arrays that are mapped, not read: memory does not grow with their number of tokens.
+
+    Args:
+        path: directory that :func:`build_store` wrote.
+    """
+
+    def __init__(self, path: Path) -> None:
+        about = read_json(path / "store.json")
+        self.path, self.key, self.context = path, str(about["key"]), int(about["context"])
+        self.entries = [Entry(*row) for row in about["entries"]]
+        self._arrays = _Arrays(
+            **{name: np.load(path / f"{name}.npy", mmap_mode="r") for name in ("ids", "spans", "starts", "turns")}
+        )
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def ids(self, row: int) -> Any:
+        """Token ids of a trajectory, ``[L]``."""
+        start, end = self._arrays.starts[row : row + 2, 0]
+        return self._arrays.ids[start:end]
+
+    def spans(self, row: int) -> list[tuple[int, int]]:
+        """Half-open span of every turn that is kept, in positions of :meth:`ids`."""
+        start, end = self._arrays.starts[row : row + 2, 1]
+        return [(int(a), int(b)) for a, b in self._arrays.spans[start:end]]
+
+    def turns_before(self, row: int) -> int:
+        """Tokens of turns in all trajectories before this one."""
+        return int(self._arrays.turns[row])
+
+    @property
+    def turn_tokens(self) -> int:
+        """Tokens of turns in all trajectories."""
+        return int(self._arrays.turns[-1])
+
+
+def build_store(
+    path: Path, trajectories: Iterable[Trajectory], renderer: Renderer, context: int, too_long: str, key: str
+) -> TokenStore:
+    """Render trajectories into ``path``, unless they lie there already under the same ``key``.
+
+    Args:
+        path: directory of the store.
+        trajectories: read once, one by one.
+        renderer: of the model's tokenizer.
+        context: most tokens of a trajectory.
+        too_long: what happens to longer ones: ``error``, or they lose whole steps of a side: ``drop_last_steps`` or
+            ``drop_first_steps``.
+        key: names what the store is made of.
+
+    Raises:
+        ContextOverflowError: an episode is too long and shall not lose steps, or not even one step fits.
+    """
+    if (path / "store.json").exists() and read_json(path / "store.json")["key"] == key:
+        return TokenStore(path)
+    ids: list[Any] = []
+    spans: list[tuple[int, int]] = []
+    starts, turns, entries = [(0, 0)], [0], []
+    total = 0
+    for trajectory in trajectories:
+        first, rendered = fit(trajectory, renderer, context, too_long)
+        ids.append(np.asarray(rendered.ids, dtype=np.int32))
+        total += len(rendered.ids)
+        spans += rendered.spans
+        starts.append((total, len(spans)))
+        turns.append(turns[-1] + sum(end - start for start, end in rendered.spans))
+        entries.append(Entry(trajectory.id, len(trajectory.steps), first, len(rendered.spans)))
+    with atomic_directory(path) as directory:
+        np.save(directory / "ids.npy", np.concatenate(ids) if ids else np.zeros(0, dtype=np.int32))
+        np.save(directory / "spans.npy", np.asarray(spans, dtype=np.int64).reshape(-1, 2))
+        np.save(directory / "starts.npy", np.asarray(starts, dtype=np.int64))
+        np.save(directory / "turns.npy", np.asarray(turns, dtype=np.int64))
+        write_json(directory / "store.json", {"key": key, "context": context, "entries": entries})
+    return TokenStore(path)
+
+
+def fit(trajectory: Trajectory, renderer: Renderer, context: int, too_long: str) -> tuple[int, Rendered]:
+    """The first step that is kept, and what is kept of the trajectory: all of it, or as many whole steps as fit.
+
+    Raises:
+        ContextOverflowError: as in :func:`build_store`.
+    """
+    rendered = renderer.render(trajectory)
+    if len(rendered.ids) <= context:
+        return 0, rendered
+    if too_long == "error":
+        raise ContextOverflowError(
+            f"trajectory {trajectory.id!r} has {len(rendered.ids)} tokens, the model takes {context}: "
+            'collect with a smaller max_steps, or let it lose steps (finetune.too_long = "drop_last_steps")'
+        )
+    if too_long == "drop_last_steps":
+        spans = [span for span in rendered.spans if span[1] <= context]
+        if spans:
+            return 0, Rendered(rendered.ids[: spans[-1][1]], spans)
+    for first in range(1, len(trajectory.steps) if too_long == "drop_first_steps" else 0):
+        late = renderer.render(trajectory.model_copy(update={"steps": trajectory.steps[first:]}))
+        if len(late.ids) <= context:
+            return first, late
+    raise ContextOverflowError(
+        f"trajectory {trajectory.id!r}: not even one step fits into {context} tokens; raise finetune.context"
+    )
+
+
+def store_key(**parts: Any) -> str:
+    """A digest of what a store is made of."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

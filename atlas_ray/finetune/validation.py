@@ -1,0 +1,54 @@
+"""Held-in success of a model while it is being trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..agent_spec import agent_spec
+from ..engines import TransformersEngine
+from ..errors import AtlasError
+from ..recipe import Recipe
+from ..rollout import VALIDATE, EnvSpec, env_spec, fresh, play, seed_block
+from .team import Team
+
+
+def levels(recipe: Recipe) -> list[EnvSpec]:
+    """What is played: the held-in levels, or those of the expert where there is no ``[evaluate]``."""
+    if recipe.evaluate:
+        return [env_spec(recipe, name, recipe.evaluate.max_steps, "dev") for name in recipe.evaluate.held_in]
+    assert recipe.collect is not None
+    return [env_spec(recipe, name, recipe.collect.max_steps, "dev") for name in recipe.collect.levels]
+
+
+def success(recipe: Recipe, model: Any, tokenizer: Any, team: Team) -> float:
+    """Share of the validation's episodes that succeed; the team's workers play a part each.
+
+    Args:
+        recipe: with ``finetune.validation``.
+        model: plays in this process, by transformers, whatever engine the recipe has.
+        tokenizer: the model's.
+        team: whose every worker calls this with the same weights.
+
+    Raises:
+        AtlasError: every episode was lost to its environment.
+    """
+    assert recipe.finetune is not None and recipe.finetune.validation is not None
+    first = seed_block(recipe.seed, VALIDATE)
+    episodes = [
+        (spec, seed)
+        for spec in levels(recipe)
+        for seed in range(first, first + min(recipe.finetune.validation.episodes, spec.episodes()))
+    ]
+    mine = episodes[team.rank :: team.size]
+    spec = agent_spec(recipe, "trained")
+    engine = TransformersEngine(model, max(1, min(recipe.num_envs, len(mine))), tokenizer)
+    won = played = 0
+    for finished in play(spec.agent({"spec": spec, "engine": engine}), ([fresh(*episode)] for episode in mine)):
+        played += not finished.lost
+        won += finished.success
+    totals = team.sum(torch.tensor([won, played], dtype=torch.float64, device=team.device)).tolist()
+    if not totals[1]:
+        raise AtlasError("no episode of the validation could be played: every one was lost to its environment")
+    return totals[0] / totals[1]

@@ -1,0 +1,111 @@
+"""Trains a small model by ``torch.distributed`` processes of gloo, for test_finetune_team.py; run as a script.
+
+    python finetune_team.py OUT PORT WORLD CASE...
+
+A case is ``name:strategy:lora:size:steps:fail``. The first worker of every team writes weights and losses to
+``OUT/name-TEAM.safetensors``; a case that raises writes ``OUT/name-RANK.error``.
+"""
+
+import random
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import save_file
+from torch.distributed.device_mesh import init_device_mesh
+
+from atlas_ray.errors import AtlasError
+from atlas_ray.finetune import state
+from atlas_ray.finetune.data import Example
+from atlas_ray.finetune.loop import train_run
+from atlas_ray.finetune.output import weights
+from atlas_ray.finetune.packing import causal_lm
+from atlas_ray.finetune.team import Team
+from atlas_ray.recipe import Arm, Finetune
+from atlas_ray.tiny import build_model, vocabulary
+
+STEPS, ANCHOR = 6, 0.5
+
+
+def examples():
+    """Eight to a step, of unlike length, with trained and anchored tokens."""
+    rng = random.Random(0)
+    found = []
+    for _ in range(20):
+        length = rng.randint(6, 40)
+        ids = [rng.randrange(len(vocabulary())) for _ in range(length)]
+        places = sorted(rng.sample(range(1, length), 4))
+        found.append(Example(ids, places[:2], places[2:], 0))
+    return found
+
+
+def model(lora):
+    """Small, and the same in every process."""
+    plain = build_model(hidden=32, layers=2, heads=2, intermediate=64, seed=0)
+    if not lora:
+        return plain
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    return get_peft_model(plain, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear"))
+
+
+def config(strategy):
+    """Micro-batches of few tokens, so that every worker has several."""
+    return Finetune(
+        arms=[Arm(selector="all")], batch_size=8, micro_tokens=60, learning_rate=3e-3, save_every=2, strategy=strategy
+    )
+
+
+def train(out, name, strategy, lora, team, steps=STEPS):
+    """Train, from the state under ``out/name`` if there is one, and write what came of it."""
+    trained, losses = model(lora), []
+    train_run(
+        trained,
+        examples(),
+        config(strategy),
+        STEPS,
+        seed=3,
+        state_dir=out / name.split("@")[0],
+        anchor=ANCHOR,
+        team=team,
+        on_step=lambda p: losses.append(p.loss) if p.step <= steps else stop(),
+    )
+    found = weights(causal_lm(trained), team)
+    if team.rank == 0:
+        found["losses"] = torch.tensor(losses, dtype=torch.float64)
+        save_file(found, out / f"{name}-{team.number}.safetensors")
+
+
+def stop():
+    """Stands for a kill that all workers see."""
+    raise AtlasError("stopped")
+
+
+def _full(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
+def _process(rank, out, port, world, cases):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    for case in cases:
+        name, strategy, lora, size, steps, fail = case.split(":")
+        size = int(size)
+        mesh = init_device_mesh("cpu", (world // size, size), mesh_dim_names=("team", "worker"))
+        team = Team(rank % size, size, rank // size, mesh["worker"])
+        save = state.save_file
+        if fail and rank == int(fail):
+            state.save_file = _full
+        try:
+            train(out, name, strategy, lora == "lora", team, int(steps))
+        except AtlasError as error:
+            (out / f"{name}-{rank}.error").write_text(f"{type(error).__name__}: {error}")
+        state.save_file = save
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    mp.spawn(_process, (Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]), nprocs=int(sys.argv[3]))

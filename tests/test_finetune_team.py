@@ -1,0 +1,92 @@
+"""Workers that train together: DDP and FSDP2 equal one process, a state fits any number of them, all stop at once."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import finetune_team
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from atlas_ray.finetune.team import Team
+
+CASES = [
+    "ddp:ddp:full:2:99:",
+    "fsdp:fsdp:full:2:99:",
+    "lora-ddp:ddp:lora:2:99:",
+    "lora-fsdp:fsdp:lora:2:99:",
+    "apart:ddp:full:1:99:",
+    "moved@cut:fsdp:full:2:5:",
+    "full-ddp:ddp:full:2:99:0",
+    "full-fsdp:fsdp:full:2:99:1",
+]
+
+
+def spawn(out, world, cases):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    script = Path(finetune_team.__file__)
+    done = subprocess.run(
+        [sys.executable, str(script), str(out), str(port), str(world), *cases],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def teams(tmp_path_factory):
+    """What one process and what two make of the same runs."""
+    out = tmp_path_factory.mktemp("teams")
+    for name, lora in (("one", False), ("lora-one", True)):
+        finetune_team.train(out, name, "ddp", lora, Team())
+    spawn(out, 2, CASES)
+    return out
+
+
+def assert_same(one, other, losses=slice(None)):
+    assert one.keys() == other.keys()
+    assert one["losses"][losses] == pytest.approx(other["losses"], rel=1e-6)
+    for name in one.keys() - {"losses"}:
+        assert float((one[name] - other[name]).abs().max()) < 2e-6, name
+
+
+@pytest.mark.parametrize("kind", ["", "lora-"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_workers_train_what_one_process_does(teams, strategy, kind):
+    one, two = load_file(teams / f"{kind}one-0.safetensors"), load_file(teams / f"{kind}{strategy}-0.safetensors")
+    assert len(one["losses"]) == finetune_team.STEPS
+    assert one["losses"][-1] < one["losses"][0]
+    assert_same(one, two)
+
+
+def test_teams_side_by_side_train_each_its_own(teams):
+    one = load_file(teams / "one-0.safetensors")
+    for number in (0, 1):
+        assert torch.equal(load_file(teams / f"apart-{number}.safetensors")["losses"], one["losses"])
+
+
+def test_a_run_of_two_sharing_workers_goes_on_with_another_number_of_them(teams):
+    for rank in (0, 1):
+        assert (teams / f"moved@cut-{rank}.error").read_text() == "AtlasError: stopped"
+    one = load_file(teams / "one-0.safetensors")
+    (cut,) = (teams / "moved").glob("[0-9]*")
+    assert cut.name == "00000004"
+    assert len(list(cut.glob("*.safetensors"))) == 2, "each worker writes its share"
+    finetune_team.train(teams, "moved", "ddp", False, Team())
+    assert_same(one, load_file(teams / "moved-0.safetensors"), slice(4, None))
+
+
+@pytest.mark.parametrize("name", ["full-ddp", "full-fsdp"])
+def test_a_full_disk_of_one_worker_is_one_clear_error_of_all(teams, name):
+    for rank in (0, 1):
+        said = (teams / f"{name}-{rank}.error").read_text()
+        assert said.startswith("StorageError: ")
+        assert "No space left on device" in said
+        assert "run the same command again" in said
+    assert not list((teams / name).glob("[0-9]*")), "nothing half-written is taken for a state"

@@ -1,0 +1,37 @@
+"""Every recipe that ships is one that the command line takes."""
+
+import json
+
+import pytest
+
+from atlas_ray.cli import main
+from atlas_ray.recipe import load, shipped
+from envs.science_world import split_of
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_recipe_passes_a_dry_run(name, capsys):
+    assert main(["run", name, "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == name
+
+
+def test_the_large_recipe_takes_what_it_says_for_more_machines_and_for_adapters(capsys):
+    lines = [
+        ["--engine.actors", "16", "--workers", "64"],
+        ["--finetune.workers", "64", "--finetune.batch_size", "512", "--finetune.learning_rate", "4e-5"],
+        ["--finetune.lora", "{rank = 16}", "--finetune.strategy", "ddp", "--finetune.learning_rate", "1e-4"],
+    ]
+    resolved = []
+    for line in lines:
+        assert main(["run", "llama-8b", "--dry-run", *line]) == 0
+        resolved.append(json.loads(capsys.readouterr().out)["finetune"])
+    assert [(r["workers"], r["batch_size"]) for r in resolved] == [(4, 32), (64, 512), (4, 32)]
+    assert resolved[2]["lora"] == {"rank": 16, "alpha": 32, "dropout": 0.0, "targets": "all-linear"}
+
+
+def test_the_large_recipe_asks_for_no_variation_twice():
+    recipe = load("llama-8b")
+    for level, episodes in recipe.collect.levels.items():
+        assert episodes <= len(split_of(level.split("/")[1], "train")), level
+    for level in [*recipe.evaluate.held_in, *recipe.evaluate.held_out]:
+        assert recipe.evaluate.episodes <= len(split_of(level.split("/")[1], "test")), level

@@ -8,8 +8,9 @@ import envs
 
 from .engines.vllm import check_installed as check_vllm
 from .errors import InputError
-from .models import resolve
+from .models import load_tokenizer, resolve
 from .recipe import Recipe
+from .rendering_chat import make_renderer
 from .rollout import env_spec
 from .tracking import check as check_trackers
 
@@ -27,6 +28,9 @@ def _environments(recipe: Recipe) -> Iterator[tuple[str, str, str, int]]:
     if recipe.evaluate:
         yield from (("evaluate.held_in", name, "test", 1) for name in recipe.evaluate.held_in)
         yield from (("evaluate.held_out", name, "test", 1) for name in recipe.evaluate.held_out)
+    if recipe.finetune and recipe.finetune.validation:
+        names = recipe.evaluate.held_in if recipe.evaluate else list(recipe.collect.levels) if recipe.collect else []
+        yield from (("finetune.validation", name, "dev", 1) for name in names)
     if recipe.switch:
         yield from (("switch.levels", name, split, 1) for name in recipe.switch.levels for split in envs.SPLITS)
 
@@ -35,14 +39,16 @@ def check(recipe: Recipe) -> None:
     """Refuse a recipe that cannot be run here.
 
     Raises:
-        InputError: a tracker, an engine, a model or an environment that cannot be had, a setting that an environment
-            refuses, or more expert episodes than an environment has.
+        InputError: a tracker, an engine, a model or an environment that cannot be had, a chat template that cannot be
+            used, a setting that an environment refuses, or more expert episodes than an environment has.
     """
     check_trackers(recipe.trackers)
     if recipe.engine.kind == "vllm":
         check_vllm()
     for name in _models(recipe):
         resolve(name)
+        if recipe.prompt == "chat":
+            make_renderer(load_tokenizer(name), recipe.style, "chat")
     for field, name, split, want in _environments(recipe):
         spec = env_spec(recipe, name, None, split)
         try:

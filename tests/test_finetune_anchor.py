@@ -13,6 +13,7 @@ from finetune_examples import (
     naive_loss,
     note,
     random_examples,
+    sharp,
     tiny,
     trajectory,
     with_adapters,
@@ -70,9 +71,11 @@ def test_an_anchor_without_anchored_tokens_changes_nothing():
 
 @pytest.mark.usefixtures("either_way")
 def test_the_base_gets_no_gradient():
-    model, base = tiny(0), tiny(1)
+    model, base, keeps = tiny(0), tiny(1), []
+    base.get_decoder().register_forward_hook(lambda *_: keeps.append(torch.is_grad_enabled()))
     anchored_loss(model, base, random_examples(4), 1.0)
     assert all(p.grad is None for p in base.parameters())
+    assert keeps and not any(keeps), "and keeps nothing for one"
     assert all(p.grad is not None for p in model.parameters())
 
 
@@ -136,9 +139,10 @@ def store(tmp_path):
 
 @pytest.mark.parametrize("micro_tokens", [1, 70, 10_000])
 def test_the_file_holds_a_row_for_each_token_of_each_turn(tmp_path, store, micro_tokens):
-    base = tiny(1).train()
+    base = sharp("llama", attention_dropout=0.5, max_position_embeddings=500).train()
     rows = kept.base_logps(tmp_path / "base.npy", base, store, micro_tokens)
     assert base.training
+    base.eval()
     assert rows.shape[0] == store.turn_tokens == sum(b - a for i in range(4) for a, b in store.spans(i))
     expected = []
     for i in range(4):

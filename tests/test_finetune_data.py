@@ -263,3 +263,8 @@ def test_a_step_is_shared_out_exactly_and_evenly(lengths, world, micro_tokens):
 )
 def test_there_are_no_more_micro_batches_than_needed(lengths, world, micro_tokens, rounds):
     assert [len(worker) for worker in share_out(lengths, world, micro_tokens)] == [rounds] * world
+
+
+def test_the_longest_go_first_so_that_all_have_as_much():
+    lengths = [1, 1, 1, 1, 4]
+    assert [[sum(lengths[i] for i in micro) for micro in worker] for worker in share_out(lengths, 2, 100)] == [[4], [4]]

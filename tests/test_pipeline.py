@@ -111,8 +111,8 @@ def test_a_run_killed_in_every_stage_ends_like_one_that_was_not(recipe, finished
     for module, name, calls in (
         (collect, "append_jsonl", 0),
         (scored, "append_jsonl", 0),
-        (loop, "_save_state", 1),
-        (loop, "_save_state", 4),
+        (loop, "save_state", 1),
+        (loop, "save_state", 4),
         (evaluation, "append_jsonl", 3),
     ):
         with monkeypatch.context() as patch:

@@ -132,7 +132,9 @@ def scored(tmp_path, monkeypatch, episodes=20):
         evaluate={"held_in": [NAME], "episodes": episodes},
     )
     monkeypatch.setattr("atlas_ray.agent_spec.AgentSpec.agent", lambda self, kept: Fixed(4))
-    about = {"steps_share": 1.0, "trained_tokens": 1, "context_tokens": 1, "seconds": 1.0}
+    about = {"selector": "all", "anchor": 0.0, "seed": 0, "steps": 1, "best": None, "examples": 1, "trajectories": 1}
+    about |= {"steps_share": 1.0, "trained_tokens": 1, "context_tokens": 1, "anchored_tokens": 0, "seconds": 1.0}
+    about |= {"data_sha256": "0"}
     monkeypatch.setattr("atlas_ray.evaluation.read_json", lambda _: about)
     table = evaluate(made, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "evaluation" / "episodes.jsonl").read_text().splitlines()]

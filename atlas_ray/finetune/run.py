@@ -119,9 +119,13 @@ def train_arm(recipe: Recipe, run_dir: Path, arm: Arm, seed: int, team: Team, nu
 
     def validate(trained: Any) -> float:
         score = _score(recipe, trained, tokenizer, team)
-        if team.rank == 0:
-            row = {"stage": "finetune", "arm": arm.name, "seed": seed, "held_in_success": score}
-            append_jsonl(run_dir / "metrics.jsonl", [row])
+        row = {"stage": "finetune", "arm": arm.name, "seed": seed, "held_in_success": score}
+
+        def note() -> None:
+            with clear_errors(run_dir):
+                append_jsonl(run_dir / "metrics.jsonl", [row])
+
+        team.together(note, leader=True)
         return score
 
     def keep(trained: Any) -> None:

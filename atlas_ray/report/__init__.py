@@ -50,7 +50,7 @@ def build_report(run_dir: str | Path) -> Path:
         *(londi_replay(run_dir) if results and results.londi else [missing("this run trained no switch")]),
         el("h2", "What was dropped and retried"),
         events(run_dir),
-        *([el("h2", "How the models were trained"), *training_part(run_dir)] if results and results.atlas else []),
+        *training_part(run_dir),
         el("h2", "How long it took"),
         stage_times(run_dir),
         el("h2", "The recipe"),

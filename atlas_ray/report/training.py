@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from .page import NOTHING, Html, el, missing, table
+from ..files import read_json
+from .page import NOTHING, Html, el, table
 
 
 def training_part(run_dir: Path) -> list[Html]:
-    """What every model of the run read, how fast, and what was left out."""
-    runs = {path.parent.name: json.loads(path.read_text()) for path in _files(run_dir)}
+    """What every model of the run read, how fast, and what was left out; nothing where no model was trained."""
+    found = {path.parent.name: read_json(path) for path in sorted((run_dir / "checkpoints").glob("*/run.json"))}
+    # (switches lie there too, without a selector)
+    runs = {name: run for name, run in found.items() if "selector" in run}
     if not runs:
-        return [missing("this run has no checkpoints")]
+        return []
     heads = ["model", "steps", "trained", "anchored", "context", "cut", "waiting", "tokens/s", "of peak", "fewer FLOPs"]
     rows: list[list[str | Html]] = [
         [
@@ -28,6 +30,7 @@ def training_part(run_dir: Path) -> list[Html]:
         for name, run in runs.items()
     ]
     return [
+        el("h2", "How the models were trained"),
         table(heads, rows),
         el(
             "p",
@@ -41,12 +44,6 @@ def training_part(run_dir: Path) -> list[Html]:
         ),
         *_left_out(runs),
     ]
-
-
-def _files(run_dir: Path) -> list[Path]:
-    # (switches lie there too, without a selector; those of earlier versions lack fields)
-    found = sorted((run_dir / "checkpoints").glob("*/run.json"))
-    return [path for path in found if "peak_share" in json.loads(path.read_text())]
 
 
 def _share(value: float | None) -> str:

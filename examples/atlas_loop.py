@@ -51,8 +51,7 @@ def expert_episodes(level, count, seed):
             continue
         if info["success"]:
             about = {"id": f"{name}/{variation}", "env": name, "task": env.task, "seed": variation, "source": "expert"}
-            outcome = {"instruction": info["goal"], "score": info["score"], "success": True}
-            found.append(Trajectory(**about, **outcome, steps=tuple(steps)))
+            found.append(Trajectory(**about, instruction=info["goal"], steps=tuple(steps), score=1.0, success=True))
             if len(found) == count:
                 return found
 
@@ -116,7 +115,7 @@ def play_all(model, renderer, starts, horizon, generator=None):
     return [w for batch in tracked(batches, "batches played") for w in play(model, renderer, batch, horizon, generator)]
 
 
-# (2) Critical steps: at most ``fraction`` of each episode, where roll-outs win more often behind the step than before.
+# (2) Critical steps: at most ``fraction`` of an episode (rounded up), where roll-outs win more often after than before.
 def critical_steps(model, renderer, trajectories, fraction, rollouts, seed):
     states = sorted(((t, i) for t in trajectories for i in range(len(t.steps))), key=lambda state: state[1])
     starts = [(t.env, t.seed, t.steps[:i]) for t, i in states for _ in range(rollouts)]
@@ -196,4 +195,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # passes are so small that a second thread hardly helps, and hurts where a core is busy
     main()

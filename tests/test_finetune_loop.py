@@ -177,12 +177,12 @@ def test_only_adapters_are_trained(tmp_path, targets, anchor):
 @pytest.mark.parametrize("anchor", [0.0, 0.5])
 def test_adapters_around_a_base_in_bfloat16_learn_as_they_do_around_one_in_float32(tmp_path, anchor):
     examples = random_examples(8, seed=22)
-    given = {"steps": 8, "anchor": anchor, "learning_rate": 1e-2, "batch_size": 8}
+    given = {"steps": 12, "anchor": anchor, "learning_rate": 3e-2, "batch_size": 8}
     exact = losses(tmp_path / "float32", examples, model=adapted(), **given)
     rows, model = [], with_adapters(tiny().bfloat16())
     trained(tmp_path / "half", examples, model=model, precision="bfloat16", on_step=rows.append, **given)
-    assert [row.loss for row in rows] == pytest.approx(exact, rel=3e-2)
-    assert exact[-1] < 0.9 * exact[0]
+    assert [row.loss for row in rows] == pytest.approx(exact, rel=1e-2)
+    assert exact[-1] < 0.97 * exact[0], "which is far more than the difference"
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
     assert torch.isfinite(model(input_ids=torch.arange(9)[None]).logits).all(), "it plays outside of autocast too"

@@ -68,7 +68,7 @@ def train(out, name, strategy, lora, team, steps=STEPS):
         config(strategy),
         STEPS,
         seed=3,
-        state_dir=out / name.split("@")[0],
+        state_dir=out / f"{name.split('@')[0]}-{team.number}",
         anchor=ANCHOR,
         team=team,
         on_step=lambda p: losses.append(p.loss) if p.step <= steps else stop(),

@@ -75,7 +75,7 @@ def test_a_run_of_two_sharing_workers_goes_on_with_another_number_of_them(teams)
     for rank in (0, 1):
         assert (teams / f"moved@cut-{rank}.error").read_text() == "AtlasError: stopped"
     one = load_file(teams / "one-0.safetensors")
-    (cut,) = (teams / "moved").glob("[0-9]*")
+    (cut,) = (teams / "moved-0").glob("[0-9]*")
     assert cut.name == "00000004"
     assert len(list(cut.glob("*.safetensors"))) == 2, "each worker writes its share"
     finetune_team.train(teams, "moved", "ddp", False, Team())
@@ -89,4 +89,4 @@ def test_a_full_disk_of_one_worker_is_one_clear_error_of_all(teams, name):
         assert said.startswith("StorageError: ")
         assert "No space left on device" in said
         assert "run the same command again" in said
-    assert not list((teams / name).glob("[0-9]*")), "nothing half-written is taken for a state"
+    assert not list((teams / f"{name}-0").glob("[0-9]*")), "nothing half-written is taken for a state"

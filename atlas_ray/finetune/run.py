@@ -109,7 +109,11 @@ def train_arm(recipe: Recipe, run_dir: Path, arm: Arm, seed: int, team: Team, nu
     steps = steps_of(len(store), config.batch_size, config.epochs)
     state, best = run_dir / "checkpoints" / f".{target.name}.state", run_dir / "checkpoints" / f".{target.name}.best"
 
+    step_now = 0
+
     def on_step(progress: Progress) -> None:
+        nonlocal step_now
+        step_now = progress.step
         row = {"stage": "finetune", "arm": arm.name, "seed": seed, "step": progress.step, "loss": progress.loss}
         row |= {"trained_tokens": progress.trained_tokens, "learning_rate": progress.learning_rate}
         row |= {"grad_norm": progress.grad_norm, "seconds": progress.seconds}
@@ -119,7 +123,7 @@ def train_arm(recipe: Recipe, run_dir: Path, arm: Arm, seed: int, team: Team, nu
 
     def validate(trained: Any) -> float:
         score = _score(recipe, trained, tokenizer, team)
-        row = {"stage": "finetune", "arm": arm.name, "seed": seed, "held_in_success": score}
+        row = {"stage": "finetune", "arm": arm.name, "seed": seed, "step": step_now, "held_in_success": score}
 
         def note() -> None:
             with clear_errors(run_dir):

@@ -65,6 +65,15 @@ def test_two_workers_train_what_one_process_does(teams, strategy, kind):
     assert_same(one, two)
 
 
+@pytest.mark.slow
+def test_four_workers_train_what_one_process_does(teams, tmp_path):
+    spawn(tmp_path, 4, ["four:fsdp:full:4:99:", "four-lora:fsdp:lora:4:99:", "pairs:fsdp:full:2:99:"])
+    one = load_file(teams / "one-0.safetensors")
+    for name in ("four-0", "pairs-0", "pairs-1"):
+        assert_same(one, load_file(tmp_path / f"{name}.safetensors"))
+    assert_same(load_file(teams / "lora-one-0.safetensors"), load_file(tmp_path / "four-lora-0.safetensors"))
+
+
 def test_teams_side_by_side_train_each_its_own(teams):
     one = load_file(teams / "one-0.safetensors")
     for number in (0, 1):

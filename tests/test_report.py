@@ -366,6 +366,8 @@ def test_critical_is_compared_at_its_own_fraction_and_anchors_with_their_twin():
         arm("all", 0.5, 0.2),
         arm("value", 0.5, 0.2),
         arm("value", 0.5, 0.2, anchor=1.0),
+        arm("value", 0.5, 0.2, anchor=0.5),
+        arm("random", 0.5, 0.2, anchor=0.5),
     )
     starts = [s.split(":")[0] for s in read_atlas(rows)]
     assert starts == [
@@ -374,6 +376,12 @@ def test_critical_is_compared_at_its_own_fraction_and_anchors_with_their_twin():
         "value+anchor1 30% minus random 30%",
         "value+anchor1 30% minus all",
         "value+anchor1 30% minus value 30%",
+        "value+anchor0.5 30% minus random 30%",
+        "value+anchor0.5 30% minus all",
+        "value+anchor0.5 30% minus value 30%",
+        "value+anchor0.5 30% minus random+anchor0.5 30%",
+        "random+anchor0.5 30% minus random 30%",
+        "random+anchor0.5 30% minus all",
     ]
 
 

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from atlas_ray.engines import TransformersEngine
+from atlas_ray.engines import TransformersEngine, make_engine
 from atlas_ray.engines.base import Scoring, Writing, finish
 from atlas_ray.engines.vllm import VllmEngine
 from atlas_ray.errors import AtlasError, ContextOverflowError, InputError
 from atlas_ray.fetch import fetched
+from atlas_ray.finetune.output import make_model, write_model
 from atlas_ray.models import load_model, load_tokenizer
+from atlas_ray.recipe import Engine, Recipe
 from atlas_ray.tiny import build_model, build_tokenizer
 
 ACTIONS = ["turn left", "turn right", "go forward", "pick up", "pick up the red ball", "drop", "toggle"]
@@ -105,6 +107,34 @@ def test_an_adapter_scores_as_under_transformers(open_engine, smollm, tmp_path):
     prompt = [encode(engine, TURNS[0])]
     untuned = base.score(prompt, [0], [[encode(engine, f" {a}") for a in ACTIONS]])[0]
     assert (scores[0] - untuned).abs().max() > 0.1, "the adapter must do something"
+
+
+@pytest.mark.vllm
+def test_an_adapter_that_was_trained_here_is_taken_as_it_is(tmp_path):
+    pytest.importorskip("vllm")
+    tuning = {"lora": {"rank": 4, "alpha": 64}, "arms": [{"selector": "all"}], "workers": 0}
+    recipe = Recipe.model_validate(
+        {"name": "a", "collect": {"levels": {"GoToLocal": 1}}, "select": {"selectors": ["all"]}, "finetune": tuning}
+    )
+    model, tokenizer = make_model(recipe, torch.device("cpu"))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.normal_(std=0.2)
+    about = {"selector": "all", "anchor": 0.0, "seed": 0, "steps": 1, "best": None, "steps_share": 1.0, "examples": 1}
+    about |= {"trajectories": 1, "trained_tokens": 1, "context_tokens": 1, "data_sha256": "0"}
+    write_model(tmp_path / "adapter", model, tokenizer, recipe, about)
+    merged = TransformersEngine(str(tmp_path / "adapter"), 1)
+    engine = make_engine(Engine(kind="vllm", context=256), str(tmp_path / "adapter"), 1)
+    try:
+        prompt, candidates = [5, 6, 7, 8], [[9], [10, 11], [12]]
+        ours = merged.score([prompt], [0], [candidates])[0]
+        untuned = TransformersEngine("tiny-quick", 1).score([prompt], [0], [candidates])[0]
+        assert engine.score([prompt], [0], [candidates])[0].tolist() == pytest.approx(ours.tolist(), abs=0.01)
+        assert (ours - untuned).abs().max() > 0.1, "the adapter must do something"
+    finally:
+        engine.close()
 
 
 @pytest.mark.vllm

@@ -51,7 +51,7 @@ def _versus(first: str, a: Arm, second: str, b: Arm) -> str:
 def read_atlas(arms: Sequence[Arm]) -> list[str]:
     """A sentence for every critical arm against each control.
 
-    And for every anchored arm against its plain twin, random and all.
+    And for every anchored arm against its plain twin, random and all, and against random with the same anchor.
     """
     labels = arm_labels(arms)
     pairs = list(zip(labels, arms, strict=True))
@@ -74,6 +74,9 @@ def read_atlas(arms: Sequence[Arm]) -> list[str]:
                 if not b.anchor
                 and (b.selector == "all" or (b.selector in (a.selector, "random") and b.fraction == a.fraction))
             ]
+        if a.anchor and a.selector not in CONTROLS:
+            twins = [(second, b) for second, b in pairs if b.anchor == a.anchor and b.fraction == a.fraction]
+            sentences += [_versus(first, a, second, b) for second, b in twins if b.selector == "random"]
     return sentences
 
 

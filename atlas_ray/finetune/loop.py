@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import DivergedError, EmptySelectionError
+from ..errors import DivergedError, EmptySelectionError, InputError
 from ..recipe import Finetune
 from .data import Example, batches, share_out
 from .flops import Shape, plain_flops, shape_of, training_flops
-from .loss import MaskedModel, Scale
-from .packing import causal_lm, packed, packs
+from .loss import MaskedModel, Scale, packs_whole
+from .packing import causal_lm, packed
 from .state import load_state, save_state
 from .team import Team, half, share_model, sync
 
@@ -107,6 +107,7 @@ def train_run(
         EmptySelectionError: an optimiser step has no token to train.
         DivergedError: the loss or the gradient is NaN or infinite.
         StorageError: a state could not be written.
+        InputError: FSDP2 cannot share out this kind of model.
     """
     team = team or Team()
     inner = causal_lm(model)
@@ -114,9 +115,14 @@ def train_run(
     if config.gradient_checkpointing:
         inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     bfloat16 = half(config.precision, team.device)
-    whole = MaskedModel(inner, base)
-    layers = [part for part in whole.modules() if type(part).__name__ in (inner._no_split_modules or ())]
     shared_out = config.strategy == "fsdp" and team.size > 1
+    if shared_out and not packs_whole(inner):
+        raise InputError(
+            f"FSDP2 workers must pass together, and a {inner.config.model_type} model, or one with an adapter on its "
+            'LM head, is trained one sequence at a time here: use finetune.strategy = "ddp"'
+        )
+    whole = MaskedModel(inner, base, shared_out)
+    layers = [part for part in whole.modules() if type(part).__name__ in (inner._no_split_modules or ())]
     module = share_model(whole, layers, team, config.strategy, bfloat16)
     optimizer = torch.optim.AdamW(
         [p for p in inner.parameters() if p.requires_grad],
@@ -155,7 +161,7 @@ def train_run(
         optimizer.step()
 
         _count(counts, chosen, plan)
-        _count_flops(counts, shape, chosen, config, packs(inner))
+        _count_flops(counts, shape, chosen, config, packs_whole(inner))
         counts.steps = step + 1
         counts.seconds = before + time.perf_counter() - start
         passed = time.perf_counter() - start

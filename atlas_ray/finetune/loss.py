@@ -88,6 +88,11 @@ class _SoftCrossEntropy(torch.autograd.Function):
         return grad_ND * up.to(grad_ND.dtype), None if grad_VD is None else grad_VD * up.to(grad_VD.dtype), *[None] * 4
 
 
+def packs_whole(model: Any) -> bool:
+    """Whether a micro-batch is one pass, LM head and all; an adapter on the head makes it a module of another kind."""
+    return packs(model) and type(model.get_output_embeddings()) is nn.Linear
+
+
 class MaskedModel(nn.Module):
     """A causal LM that gives the loss of selected tokens.
 
@@ -95,11 +100,13 @@ class MaskedModel(nn.Module):
         model: a causal LM of transformers.
         base: what an anchor holds it to: a frozen copy, or a peft model whose adapters are switched off for that.
             None when there is no anchor, or when its log-probabilities come with the examples.
+        lockstep: let the base pass in every micro-batch, since workers that share it out must all pass together.
     """
 
-    def __init__(self, model: Any, base: Any = None) -> None:
+    def __init__(self, model: Any, base: Any = None, lockstep: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.lockstep = lockstep and base is not None
         self.adapters = base if base is not None and hasattr(base, "disable_adapter") else None
         self.base = None if self.adapters is not None else base
         self.narrow, self.rows = True, max(16, _LOGITS // model.config.vocab_size)
@@ -120,8 +127,7 @@ class MaskedModel(nn.Module):
             scale: weights of the tokens.
         """
         batch = sorted(batch, key=lambda e: len(e.ids))
-        if not packs(self.model) or self.model.get_output_embeddings().__class__ is not nn.Linear:
-            # (an adapter on the head makes it another class)
+        if not packs_whole(self.model):
             return torch.stack([self._alone(example, scale) for example in batch]).sum()
         device = next(self.model.parameters()).device
         ids_T = torch.cat([torch.as_tensor(e.ids, dtype=torch.long) for e in batch])
@@ -131,7 +137,8 @@ class MaskedModel(nn.Module):
         at = (torch.cat([trained_N, anchored_M]) - 1).to(device)
         targets_N, ids_T, lengths = ids_T[trained_N].to(device), ids_T.to(device), [len(e.ids) for e in batch]
         hidden_ND = hidden_at(self.model, ids_T, lengths, at, self.narrow)
-        soft = self._soft(batch, ids_T, lengths, at[len(trained_N) :]) if len(anchored_M) else None
+        anchored = len(anchored_M) or self.lockstep
+        soft = self._soft(batch, ids_T, lengths, at[len(trained_N) :]) if anchored else None
         head = self.model.get_output_embeddings()
         return _SoftCrossEntropy.apply(hidden_ND, head.weight, targets_N, soft, scale, self.rows)
 
@@ -153,7 +160,7 @@ class MaskedModel(nn.Module):
     @staticmethod
     def _kept(batch: Sequence[Example], device: torch.device) -> torch.Tensor | None:
         parts = [e.base for e in batch if len(e.anchored)]
-        if any(part is None for part in parts):
+        if not parts or any(part is None for part in parts):
             return None
         return torch.cat([torch.as_tensor(part) for part in parts]).to(device)
 

@@ -20,9 +20,10 @@ from finetune_examples import (
     with_adapters,
 )
 
-from atlas_ray.errors import DivergedError, EmptySelectionError
+from atlas_ray.errors import DivergedError, EmptySelectionError, InputError
 from atlas_ray.finetune.data import Example, batches
 from atlas_ray.finetune.loop import rate
+from atlas_ray.finetune.team import Team
 
 
 def losses(path, examples, **given):
@@ -294,3 +295,9 @@ def test_a_learning_rate_that_is_too_high_is_named(tmp_path):
     with pytest.raises(DivergedError, match=r"step [2-9]: .*learning rate is too high.*it is 1e\+30") as caught:
         trained(tmp_path, random_examples(8), learning_rate=1e30, on_step=lambda p: seen.append(p.step))
     assert seen and f"step {seen[-1] + 1}:" in str(caught.value)
+
+
+def test_fsdp_refuses_a_model_that_is_trained_one_sequence_at_a_time(tmp_path):
+    adapted = with_adapters(tiny(), targets=["lm_head"])
+    with pytest.raises(InputError, match='use finetune.strategy = "ddp"'):
+        trained(tmp_path, random_examples(4), model=adapted, strategy="fsdp", workers=2, team=Team(size=2))

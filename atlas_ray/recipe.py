@@ -98,7 +98,9 @@ def load(name: str | Path, overrides: dict[str, str] | None = None) -> Recipe:
         for key in overrides:
             if kind == "value_error" and message.startswith(f"{key.removeprefix(f'{field}.')}: "):
                 raise InputError(message.partition(": ")[2], None, None, f"--{key}")
-            if f"{field}.".startswith(f"{key}.") or (kind == "extra_forbidden" and key.startswith(f"{field}.")):
+            if field.startswith(f"{key}."):  # within a table or a list that was given in one piece
+                raise InputError(f"{field.removeprefix(f'{key}.')}: {message}", None, None, f"--{key}")
+            if field == key or (kind == "extra_forbidden" and key.startswith(f"{field}.")):
                 raise InputError(message, None, None, f"--{key}")
         raise InputError(message, path, line_of(text, loc), field or None)
 

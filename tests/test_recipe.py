@@ -340,6 +340,8 @@ def test_overrides_create_tables(recipe_file):
         ("select.fracton", "0.2", "did you mean 'fraction'?"),
         ("selct.fraction", "0.2", "did you mean 'select'?"),
         ("wrkers", "2", "did you mean 'workers'?"),
+        ("finetune.lora", "{rnk = 4}", "rnk: unknown key; did you mean 'rank'?"),
+        ("finetune.validation", "{every = 0}", "every: Input should be greater than or equal to 1"),
         ("workers", "2.5", "integer"),
         ("workers", '"2"', "integer"),
         ("name.x", "2", "not a table"),

@@ -80,7 +80,7 @@ def prepare(recipe: Recipe, run_dir: Path, device: torch.device) -> None:
             key,
         )
         if any(arm.anchor for arm in config.arms) and not config.lora and worth_keeping(model, store):
-            base_logps(_kept(run_dir, key), model, store, config.micro_tokens)
+            base_logps(_kept(recipe, run_dir, key), model, store, config.micro_tokens)
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:
@@ -88,8 +88,14 @@ def _tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(f"{text}{tokenizer.chat_template}".encode()).hexdigest()
 
 
-def _kept(run_dir: Path, key: str) -> Path:
-    return scratch_dir(run_dir) / f"base-{key}.npy"
+def _kept(recipe: Recipe, run_dir: Path, key: str) -> Path:
+    """Where the base's word lies: another base says something else of the same tokens."""
+    config = recipe.finetune
+    assert config is not None
+    scratch = config.scratch.model_dump() if config.scratch else None
+    return (
+        scratch_dir(run_dir) / f"base-{store_key(tokens=key, base=config.base, scratch=scratch, seed=recipe.seed)}.npy"
+    )
 
 
 def train_arm(recipe: Recipe, run_dir: Path, arm: Arm, seed: int, team: Team, number: int) -> None:
@@ -103,7 +109,7 @@ def train_arm(recipe: Recipe, run_dir: Path, arm: Arm, seed: int, team: Team, nu
     store = TokenStore(scratch_dir(run_dir) / "tokens")
     annotations = read_annotations(run_dir / "annotations" / f"{arm.selector}.jsonl")
     model, tokenizer = output.make_model(recipe, team.device)
-    kept = _kept(run_dir, store.key)
+    kept = _kept(recipe, run_dir, store.key)
     base = np.load(kept, mmap_mode="r") if arm.anchor and kept.exists() else None
     examples = Examples(store, annotations, arm.anchor > 0, base, config.emptied)
     steps = steps_of(len(store), config.batch_size, config.epochs)
@@ -178,9 +184,7 @@ def _score(recipe: Recipe, trained: Any, tokenizer: Any, team: Team) -> float:
     config = recipe.finetune
     assert config is not None
     if config.strategy == "ddp" or team.size == 1:
-        score = team.together(lambda: success(recipe, trained, tokenizer, team))
-        assert score is not None
-        return score
+        return success(recipe, trained, tokenizer, team)
     values = output.weights(trained, team)
 
     def play() -> float:

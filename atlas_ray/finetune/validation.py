@@ -43,12 +43,16 @@ def success(recipe: Recipe, model: Any, tokenizer: Any, team: Team) -> float:
     ]
     mine = episodes[team.rank :: team.size]
     spec = agent_spec(recipe, "trained")
-    engine = TransformersEngine(model, max(1, min(recipe.num_envs, len(mine))), tokenizer)
-    won = played = 0
-    for finished in play(spec.agent({"spec": spec, "engine": engine}), ([fresh(*episode)] for episode in mine)):
-        played += not finished.lost
-        won += finished.success
-    totals = team.sum(torch.tensor([won, played], dtype=torch.float64, device=team.device)).tolist()
+
+    def outcomes() -> list[int]:
+        engine = TransformersEngine(model, max(1, min(recipe.num_envs, len(mine))), tokenizer)
+        agent = spec.agent({"spec": spec, "engine": engine})
+        ended = list(play(agent, ([fresh(*episode)] for episode in mine)))
+        return [sum(e.success for e in ended), sum(not e.lost for e in ended)]
+
+    # agreed on before the sum, in which the others would wait for one that failed
+    counts = team.together(outcomes)
+    totals = team.sum(torch.tensor(counts, dtype=torch.float64, device=team.device)).tolist()
     if not totals[1]:
         raise AtlasError("no episode of the validation could be played: every one was lost to its environment")
     return totals[0] / totals[1]

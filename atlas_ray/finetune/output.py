@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..errors import AtlasError
 from ..files import atomic_directory, write_json, write_text
-from ..models import context_of, load_model, load_tokenizer, resolve
+from ..models import adapted, context_of, load_model, load_tokenizer, resolve
 from ..recipe import Recipe
 from ..tiny import build_model, build_tokenizer
 from .card import card
@@ -55,6 +56,17 @@ def make_model(recipe: Recipe, device: torch.device) -> tuple[Any, Any]:
             if p.requires_grad:
                 p.data = p.data.float()
     return model.to(device), tokenizer
+
+
+def outline(recipe: Recipe) -> tuple[Any, Any]:
+    """:func:`make_model` without weights, for a machine that need not have room for them."""
+    config = recipe.finetune
+    assert config is not None
+    with torch.device("meta"):
+        if config.scratch:
+            return build_model(**config.scratch.model_dump(), seed=recipe.seed), build_tokenizer()
+        shape = AutoConfig.from_pretrained(resolve(adapted(config.base) or config.base))
+        return AutoModelForCausalLM.from_config(shape), load_tokenizer(config.base)
 
 
 def context(recipe: Recipe, model: Any) -> int:

@@ -60,12 +60,12 @@ def prepare(recipe: Recipe, run_dir: Path, device: torch.device) -> None:
     """
     config = recipe.finetune
     assert config is not None
-    model, tokenizer = output.make_model(recipe, device)
+    outline, tokenizer = output.outline(recipe)
     key = store_key(
         data=data_digest(run_dir),
         tokenizer=_tokenizer_digest(tokenizer),
         renderer=[recipe.style, recipe.prompt],
-        context=output.context(recipe, model),
+        context=output.context(recipe, outline),
         too_long=config.too_long,
     )
     folder = scratch_dir(run_dir)
@@ -75,11 +75,12 @@ def prepare(recipe: Recipe, run_dir: Path, device: torch.device) -> None:
             folder / "tokens",
             iter_trajectories(expert_file(run_dir)),
             make_renderer(tokenizer, recipe.style, recipe.prompt),
-            output.context(recipe, model),
+            output.context(recipe, outline),
             config.too_long,
             key,
         )
-        if any(arm.anchor for arm in config.arms) and not config.lora and worth_keeping(model, store):
+        if any(arm.anchor for arm in config.arms) and not config.lora and worth_keeping(outline, store):
+            model, _ = output.make_model(recipe, device)
             base_logps(_kept(recipe, run_dir, key), model, store, config.micro_tokens)
 
 

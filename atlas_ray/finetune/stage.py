@@ -117,6 +117,7 @@ def finetune(recipe: Recipe, run_dir: Path) -> list[Path]:
     watcher.start()
     try:
         if config.workers == 0:
+            _quiet()
             prepare(recipe, run_dir, Team().device)
             for number, arm, seed in missing:
                 train_arm(recipe, run_dir, arm, seed, Team(), number)

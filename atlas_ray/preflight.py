@@ -12,13 +12,15 @@ from .models import load_tokenizer, resolve
 from .recipe import Recipe
 from .rendering_chat import make_renderer
 from .rollout import env_spec
+from .schema_switch import EXPERT
 from .tracking import check as check_trackers
 
 
 def _models(recipe: Recipe) -> list[str]:
     names = [recipe.select.model] if recipe.select and "value" in recipe.select.selectors else []
     names += [recipe.finetune.base] if recipe.finetune and not recipe.finetune.scratch else []
-    return names + ([recipe.switch.quick, recipe.switch.deepthink] if recipe.switch else [])
+    local = [m.model for m in recipe.switch.models if not m.base_url and m.model != EXPERT] if recipe.switch else []
+    return names + local
 
 
 def _environments(recipe: Recipe) -> Iterator[tuple[str, str, str, int]]:

@@ -15,10 +15,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from .errors import InputError
-from .schema import Act, Collect, Engine, Evaluate, Recipe, Switch
+from .schema import Act, Collect, Engine, Evaluate, Recipe
 from .schema_base import Section
 from .schema_finetune import Arm, Finetune, Scratch
 from .schema_select import Oracle, Select, Selector
+from .schema_switch import Switch, SwitchModel
 from .toml_text import line_of, put, value_of
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Select",
     "Selector",
     "Switch",
+    "SwitchModel",
     "load",
     "shipped",
 ]

@@ -12,6 +12,7 @@ import envs
 from .schema_base import Environment, Positive, Section, distinct
 from .schema_finetune import Finetune
 from .schema_select import Select
+from .schema_switch import Switch
 
 
 class Engine(Section):
@@ -100,49 +101,6 @@ class Evaluate(Section):
         return self
 
 
-class Switch(Section):
-    """LONDI: a learned switch between two models."""
-
-    quick: str = "tiny-quick"
-    """The small model."""
-    deepthink: str = "tiny-deepthink"
-    """The large model."""
-    levels: list[Environment] = Field(min_length=1)
-    """Environments, drawn in turn."""
-    max_steps: Positive | None = None
-    """Own step limit of an episode; without it the level's."""
-    costs: list[Annotated[float, Field(ge=0)]] = []
-    """LONDI: one switch is trained for each cost c of a DEEPTHINK call."""
-    budgets: list[Annotated[int, Field(ge=0)]] = []
-    """LONDI-B: one switch is trained for each budget of calls an episode."""
-    num_envs: Positive = 32
-    """Episodes stepped together; one batch a model a vector step."""
-    steps: Positive = 6_000
-    """Environment steps of training for each switch."""
-    updates_per_step: float = Field(default=1.0, gt=0)
-    """Gradient updates for each environment step."""
-    batch_size: Positive = 64
-    """Transitions an update."""
-    learning_rate: float = Field(default=1e-3, gt=0)
-    """Learning rate of the Q network."""
-    gamma: float = Field(default=0.98, gt=0, le=1)
-    """Discount."""
-    features: Annotated[int, Field(ge=8)] = 256
-    """Width of the hashed bag of words that encodes goal and observation."""
-    evaluate_every: Positive = 1_500
-    """Environment steps between greedy evaluations, of which the best is kept."""
-    evaluate_episodes: Positive = 48
-    """Episodes of such an evaluation."""
-    test_episodes: Positive = 300
-    """Episodes of the final comparison, for every policy the same seeds."""
-
-    @model_validator(mode="after")
-    def _something_to_train(self) -> Self:
-        if not self.costs and not self.budgets:
-            raise ValueError("costs: name at least one cost or one budget")
-        return self
-
-
 class Recipe(Section):
     """A whole run. Stages whose table is missing are left out."""
 
@@ -211,8 +169,8 @@ class Recipe(Section):
                 raise ValueError("finetune.validation: needs levels to play, of [evaluate] or of [collect]")
         if self.evaluate and not self.finetune:
             raise ValueError("evaluate: needs a [finetune] table")
-        if self.switch and self.engine.kind == "vllm":
-            raise ValueError("engine: vllm holds one model a process, and the switch plays two")
+        if self.switch and self.engine.kind == "vllm" and not self.engine.actors:
+            raise ValueError("engine.actors: vllm holds one model a process, and the switch plays several")
         if self.engine.actors and not self.workers:
             raise ValueError("engine.actors: serve workers, and workers is 0")
         if self.evaluate and self.collect:

@@ -66,6 +66,7 @@ class ChainGame:
     """The chain as a :class:`atlas_ray.switching.environment.Game`."""
 
     width = LENGTH
+    models = 2
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
@@ -78,15 +79,15 @@ class ChainGame:
         self.states[row], self.calls[row] = 0, 0
         self.generators[row] = np.random.default_rng(seed)
 
-    def encoded(self, row: int) -> np.ndarray:
-        return one_hot(self.states[row])
+    def observe(self, rows) -> np.ndarray:
+        return np.stack([one_hot(self.states[row]) for row in rows])
 
     def step_share(self, row: int) -> float:
         return self.states[row] / LENGTH
 
-    def advance(self, calls):
+    def advance(self, choices):
         outcomes = {}
-        for row, call in calls.items():
+        for row, call in choices.items():
             self.calls[row] += call
             if self.generators[row].random() < advances(self.states[row], call):
                 self.states[row] += 1
@@ -97,6 +98,3 @@ class ChainGame:
             if outcomes[row].over:
                 self.finished.append(self.calls[row])
         return outcomes
-
-    def tokens(self, row: int) -> tuple[int, int]:
-        return 0, 0

@@ -246,7 +246,7 @@ def test_a_level_that_does_not_exist_names_near_ones(recipe_file, old, new, line
         ('selector = "random"\nanchor = 0.5', 'selector = "all"', "the same arm stands twice"),
         ("epochs = 1", "seeds = [1, 2, 1]", "the same seed stands twice"),
         ("epochs = 1", "scratch = {hidden = 10, layers = 1, heads = 4, intermediate = 8}", "hidden: 10"),
-        ("costs = [0.1]", "", "at least one cost or one budget"),
+        ("costs = [0.1]", "", "at least one cost, budget or average"),
         ('"PickupDist-v0" = 3', '"GoToLocal-v0" = 3', "are the same environment"),
         ('held_out = ["PickupLoc"]', 'held_out = ["GoToLocal-v0"]', "are the same environment"),
         ('held_out = ["PickupLoc"]', 'held_out = ["PickupDist"]', "'PickupDist' is among collect.levels"),

@@ -13,6 +13,7 @@ from atlas_ray.switching.budget import Budget
 from atlas_ray.switching.environment import PENALTY, SwitchingVectorEnv
 from atlas_ray.switching.evaluate import Always, Random
 from atlas_ray.switching.features import encode, with_shares
+from atlas_ray.switching.network import SwitchNetwork
 from atlas_ray.switching.policy import Situation, SwitchConfig
 
 
@@ -33,9 +34,9 @@ def test_no_episode_goes_over_its_budget(budget, asks):
 def test_a_call_past_the_guard_is_an_error():
     budget = Budget(1, rows=1)
     budget.start(0)
-    assert budget.grant(0, True)
+    assert budget.grant(0, 1) == 1
     budget.record(0)
-    assert not budget.grant(0, True)
+    assert budget.grant(0, 1) == 0
     assert (budget.left, budget.overrides) == ([0], [1])
     with pytest.raises(BudgetViolationError, match="call 2 of an episode whose budget is 1"):
         budget.record(0)
@@ -45,7 +46,7 @@ def test_shares_are_zero_only_when_nothing_is_left():
     budget = Budget(3, rows=1)
     shares = [budget.share(0)]
     for _ in range(3):
-        budget.grant(0, True)
+        budget.grant(0, 1)
         shares.append(budget.share(0))
     assert shares == pytest.approx([1, 2 / 3, 1 / 3, 0])
     assert Budget(0, 1).share(0) == 0
@@ -92,7 +93,7 @@ def test_encoding_is_the_same_in_another_process():
 import sys
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.features import encode
-assert not {{"ray", "transformers"}} & set(sys.modules), "a saved switch must run without them"
+assert not {{"ray", "transformers", "torch"}} & set(sys.modules), "a saved switch must run without them"
 print(encode({text!r}, 64).tolist())
 """
     environment = {"PYTHONHASHSEED": "7", "PYTHONPATH": ":".join(p for p in sys.path if p)}
@@ -125,13 +126,15 @@ def test_encoding_tells_apart_what_matters():
     ]
     assert all((near != one(o)).any() for o in others)
     assert not encode("\n", 8).any()
-    assert with_shares([near], [0.5], [0.25])[0, -2:].tolist() == [0.5, 0.25]
+    assert with_shares(near[None], [0.5], [0.25])[0, -2:].tolist() == [0.5, 0.25]
 
 
 def test_a_directory_without_weights_is_bad_input(tmp_path):
     with pytest.raises(InputError, match=r"has no config\.json"):
         SwitchPolicy.load(tmp_path)
-    policy = SwitchPolicy(SwitchConfig(8, (4,), 2, 0.0))
+    network = SwitchNetwork(8 + 2, [4], 2, budgeted=True)
+    tensors = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    policy = SwitchPolicy(SwitchConfig(8, (4,), budget=2), tensors)
     policy.save(tmp_path / "switch")
     assert SwitchPolicy.load(tmp_path / "switch")("drop\nYou see nothing", 0) == 0
     (tmp_path / "switch" / "model.safetensors").write_bytes(b"torn")

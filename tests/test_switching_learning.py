@@ -10,7 +10,7 @@ import torch
 from atlas_ray.recipe import Switch
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.environment import SwitchingVectorEnv
-from atlas_ray.switching.network import QNetwork
+from atlas_ray.switching.network import SwitchNetwork
 from atlas_ray.switching.train import train_switch
 
 GAMMA = 0.98
@@ -166,7 +166,7 @@ def test_saved_policy_decides_as_the_module(tmp_path):
 
 
 def test_network_is_dueling_and_masks_with_minus_infinity():
-    network = QNetwork(5, [8], budgeted=True)
+    network = SwitchNetwork(5, [8], 2, budgeted=True)
     features = torch.rand(3, 5) + 0.1
     features[0, -2] = 0
     q = network(features)

@@ -127,8 +127,9 @@ def _summary(recipe: Recipe | None, results: Results | None) -> str:
         )
     if recipe.switch:
         s = recipe.switch
-        count = len(s.costs) + len(s.budgets)
-        parts.append(f"{count} switches learned between {s.quick} and {s.deepthink} on {', '.join(s.levels)}")
+        count = (len(s.costs) + len(s.budgets) + len(s.averages)) * len(s.seeds)
+        models = " and ".join(m.model for m in s.models)
+        parts.append(f"{count} switches learned between {models} on {', '.join(s.levels)}")
     return "; ".join(parts) + "."
 
 

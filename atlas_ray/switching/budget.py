@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from ..errors import BudgetViolationError
 
+QUICK = 0
+
 
 class Budget:
-    """Calls left in each of several episodes that run side by side.
+    """Calls left in each of several episodes that run side by side. A call is a step of any model but the first.
 
     Args:
         calls: calls an episode may make (n); None is no limit.
@@ -18,7 +20,7 @@ class Budget:
 
     Attributes:
         left: calls left (z) for every row; None without a limit.
-        made: calls that reached DEEPTHINK, counted where the model is called and not where the guard grants.
+        made: calls that reached a model, counted where it is called and not where the guard grants.
         overrides: requests the guard turned down.
     """
 
@@ -34,19 +36,19 @@ class Budget:
         """A new episode in ``row``, with the full budget."""
         self.left[row], self.made[row], self.overrides[row] = self.calls, 0, 0
 
-    def grant(self, row: int, wanted: bool) -> bool:
-        """The guard: whether the call that is ``wanted`` may be made; a granted call is paid for at once."""
+    def grant(self, row: int, wanted: int) -> int:
+        """The guard: the model that may act where ``wanted`` is asked for; a call that is granted is paid for at once."""
         left = self.left[row]
         if not wanted or left is None:
             return wanted
         if left == 0:
             self.overrides[row] += 1
-            return False
+            return QUICK
         self.left[row] = left - 1
-        return True
+        return wanted
 
     def record(self, row: int) -> None:
-        """A call is about to reach DEEPTHINK.
+        """A call is about to reach its model.
 
         Raises:
             BudgetViolationError: it is one more than the budget, which means it did not pass the guard.

@@ -1,12 +1,13 @@
-"""The switch's own decision problem as a Gymnasium vector environment: call DEEPTHINK now, or let QUICK act.
+"""The switch's own decision problem as a Gymnasium vector environment: which model acts now.
 
 ``a_t = DEEPTHINK(s_t) if g_t = 1 else QUICK(s_t)``. With a cost c the reward is ``R_t - c g_t`` (LONDI); under a budget
-it is ``R_t``, and the guard keeps the calls within it (LONDI-B, arXiv 2402.12061).
+it is ``R_t``, and the guard keeps the calls within it (LONDI-B, arXiv 2402.12061). With more than two models g_t is the
+number of the model, and each has a weight that its calls cost in c [ours].
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -27,6 +28,8 @@ PENALTY = 1.0
 class Outcome:
     """What one step of an episode brought. ``timeout`` is the level's step limit, ``cut`` a limit of ours.
 
+    ``used`` is what the step took, in mean calls of DEEPTHINK, where that is measured.
+
     The step limit belongs to the task (it is in the reward, and the policy sees the share of it that is used), so
     learning treats a timeout as an end and not as something to bootstrap from; a cut is bootstrapped from.
     """
@@ -36,6 +39,7 @@ class Outcome:
     timeout: bool = False
     cut: bool = False
     success: bool = False
+    used: float = 0.0
 
     @property
     def over(self) -> bool:
@@ -44,66 +48,72 @@ class Outcome:
 
 
 class Game(Protocol):
-    """Several episodes side by side in which one of two models acts at every step."""
+    """Several episodes side by side in which one of several models acts at every step."""
 
     rows: int
+    models: int
     width: int
-    """Entries of :meth:`encoded`."""
+    """Entries of a row of :meth:`observe`."""
 
     def begin(self, row: int, seed: int) -> None:
         """Start the episode of ``seed`` in ``row``."""
         ...
 
-    def encoded(self, row: int) -> Vector:
-        """The state as ``[width]`` float32."""
+    def observe(self, rows: Sequence[int]) -> Vector:
+        """The states as ``[len(rows), width]`` float32."""
         ...
 
     def step_share(self, row: int) -> float:
         """Share of the episode's steps that is used, 0..1."""
         ...
 
-    def advance(self, calls: Mapping[int, bool]) -> dict[int, Outcome]:
-        """One step of the rows in ``calls``, by DEEPTHINK where True and by QUICK where False."""
-        ...
-
-    def tokens(self, row: int) -> tuple[int, int]:
-        """Tokens that this episode fed to (QUICK, DEEPTHINK) so far."""
+    def advance(self, choices: Mapping[int, int]) -> dict[int, Outcome]:
+        """One step of the rows in ``choices``, each by the model of that number."""
         ...
 
 
-def features(game: Game, budget: Budget, rows: list[int]) -> Vector:
+def features(game: Game, budget: Budget, rows: Sequence[int]) -> Vector:
     """``[len(rows), game.width + 2]``: what a switch sees."""
-    return with_shares(
-        [game.encoded(r) for r in rows], [budget.share(r) for r in rows], [game.step_share(r) for r in rows]
-    )
+    return with_shares(game.observe(rows), [budget.share(r) for r in rows], [game.step_share(r) for r in rows])
 
 
 class SwitchingVectorEnv(gym.vector.VectorEnv[Vector, NDArray[np.int64], NDArray[Any]]):
-    """One decision (0: QUICK, 1: DEEPTHINK) for each of the rows of a game, every vector step.
+    """One decision, the number of a model, for each of the rows of a game, every vector step.
 
     Observations are flat, ``[N, width + 2]`` float32 with the budget's remaining share before the last entry, so that a
-    Q network can mask calls by itself. Episodes get consecutive seeds, the first that of ``reset(seed=...)``. A row
+    network can mask calls by itself. Episodes get seeds ``stride`` apart, the first that of ``reset(seed=...)``. A row
     whose episode is over is reset by the next step, whatever its action.
 
     Args:
-        game: where the two models act.
+        game: where the models act.
         first_seed: seed of the first episode unless ``reset`` gives one.
-        budget: calls an episode may make, None for no limit.
+        budget: calls an episode may make, None for no limit. A call is a step of any model but the first.
         cost: c, taken from the reward for each call made.
+        weights: what a step of each model costs in c; by default 0 for the first and 1 for the others. None: what the
+            game says that the step used (:attr:`Outcome.used`).
+        stride: between the seeds of episodes, for several environments that share them out.
 
-    ``info`` holds for every row: ``calls``, ``overrides``, ``quick_tokens``, ``deepthink_tokens`` (of the episode so
-    far) and ``success``.
+    ``info`` holds for every row ``calls`` and ``overrides`` of the episode so far, and ``success``.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
 
-    def __init__(self, game: Game, first_seed: int, budget: int | None = None, cost: float = 0.0) -> None:
-        self.game, self.cost = game, cost
+    def __init__(
+        self,
+        game: Game,
+        first_seed: int,
+        budget: int | None = None,
+        cost: float = 0.0,
+        weights: Sequence[float] | None = (),
+        stride: int = 1,
+    ) -> None:
+        self.game, self.cost, self.stride = game, cost, stride
+        self.weights = [0.0] + [1.0] * (game.models - 1) if weights == () else weights
         self.num_envs = game.rows
         self.budget = Budget(budget, game.rows)
         self.next_seed = first_seed
         self.single_observation_space = spaces.Box(-np.inf, np.inf, (game.width + EXTRA,), np.float32)
-        self.single_action_space = spaces.Discrete(2)
+        self.single_action_space = spaces.Discrete(game.models)
         self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, game.rows)
         self.action_space = gym.vector.utils.batch_space(self.single_action_space, game.rows)
         self._over = np.ones(game.rows, np.bool_)
@@ -126,19 +136,20 @@ class SwitchingVectorEnv(gym.vector.VectorEnv[Vector, NDArray[np.int64], NDArray
         """Decide for every row; rows whose episode is over begin a new one instead."""
         rewards = np.zeros(self.num_envs, np.float64)
         terminated, truncated, success = (np.zeros(self.num_envs, np.bool_) for _ in range(3))
-        calls = {}
+        choices = {}
         for row in range(self.num_envs):
             if self._over[row]:
                 self._begin(row)
                 continue
-            wanted = bool(actions[row] == 1)
-            calls[row] = self.budget.grant(row, wanted)
-            rewards[row] = -self.cost * calls[row] - PENALTY * (wanted and not calls[row])
-        for row, called in calls.items():
-            if called:
+            wanted = int(actions[row])
+            choices[row] = self.budget.grant(row, wanted)
+            rewards[row] = -PENALTY * (choices[row] != wanted)
+        for row, choice in choices.items():
+            if choice:
                 self.budget.record(row)
-        for row, outcome in self.game.advance(calls).items():
-            rewards[row] += outcome.reward
+        for row, outcome in self.game.advance(choices).items():
+            units = outcome.used if self.weights is None else self.weights[choices[row]]
+            rewards[row] += outcome.reward - self.cost * units
             terminated[row] = outcome.ended or outcome.timeout
             truncated[row] = outcome.cut and not terminated[row]
             success[row] = outcome.success
@@ -149,18 +160,15 @@ class SwitchingVectorEnv(gym.vector.VectorEnv[Vector, NDArray[np.int64], NDArray
         self.game.begin(row, self.next_seed)
         self.budget.start(row)
         self._over[row] = False
-        self.next_seed += 1
+        self.next_seed += self.stride
 
     def _observations(self) -> Vector:
         return features(self.game, self.budget, list(range(self.num_envs)))
 
     def _info(self, success: NDArray[np.bool_]) -> dict[str, Any]:
-        tokens = np.array([self.game.tokens(r) for r in range(self.num_envs)], np.int64)
         values = {
             "calls": np.array(self.budget.made, np.int64),
             "overrides": np.array(self.budget.overrides, np.int64),
-            "quick_tokens": tokens[:, 0],
-            "deepthink_tokens": tokens[:, 1],
             "success": success,
         }
         everywhere = {f"_{name}": np.ones(self.num_envs, np.bool_) for name in values}

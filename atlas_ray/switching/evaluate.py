@@ -15,7 +15,7 @@ from .text import Episode, TextGame
 
 
 class Policy(Protocol):
-    """Decides for a batch of situations: 1 calls DEEPTHINK, 0 lets QUICK act."""
+    """Decides for a batch of situations: the number of the model that acts, 0 for QUICK."""
 
     def decide(self, situations: Sequence[Situation]) -> list[int]:
         """One decision for each situation."""
@@ -24,7 +24,7 @@ class Policy(Protocol):
 
 @dataclass(frozen=True)
 class Always:
-    """QUICK everywhere (0) or DEEPTHINK everywhere (1)."""
+    """One model everywhere, by its number: 0 is QUICK."""
 
     action: int
 
@@ -35,21 +35,21 @@ class Always:
 
 @dataclass(frozen=True)
 class Random:
-    """A call with probability ``rate``; the draw depends on episode and step alone."""
+    """A call of model ``action`` with probability ``rate``; the draw depends on episode and step alone."""
 
     rate: float
     seed: int = 0
+    action: int = 1
 
     def decide(self, situations: Sequence[Situation]) -> list[int]:
         """A draw for each."""
         draws = (random.Random(decision_seed(f"switch{self.seed}/{s.episode}", s.step)).random() for s in situations)
-        return [int(draw < self.rate) for draw in draws]
+        return [self.action * (draw < self.rate) for draw in draws]
 
 
 def play_switching(
     policy: Policy,
-    quick: Agent,
-    deepthink: Agent,
+    agents: Sequence[Agent],
     specs: Sequence[EnvSpec],
     seeds: Sequence[int],
     budget: int | None = None,
@@ -60,7 +60,7 @@ def play_switching(
 
     Args:
         policy: who acts when.
-        quick, deepthink: the two agents.
+        agents: from QUICK to DEEPTHINK.
         specs: seed s plays ``specs[s % len(specs)]``.
         seeds: one episode each.
         budget: calls an episode may make; the guard turns down what is over it.
@@ -70,12 +70,12 @@ def play_switching(
     Returns:
         A row an episode, in the order of ``seeds``: ``level``, ``seed``, ``success``, ``return`` (of the environment),
         ``objective`` (return less c a call), ``calls``, ``steps``, ``overrides``, ``violations`` (calls over the
-        budget: 0, or the guard is broken), ``quick_tokens``, ``deepthink_tokens``, ``flops`` (2 x weights x
-        tokens, of both models), and with ``record`` the ``episode``
+        budget: 0, or the guard is broken), ``tokens`` (fed to each model), ``flops`` (2 x weights x tokens, of
+        all models), and with ``record`` the ``episode``
         itself: ``env``, ``instruction`` and the ``steps`` with the ``actor`` of each.
     """
-    rows = min(quick.engine.slots, deepthink.engine.slots, len(seeds))
-    game = TextGame(specs, quick, deepthink, rows, 0)
+    rows = min(*(agent.engine.slots for agent in agents), len(seeds))
+    game = TextGame(specs, agents, rows)
     guard = Budget(budget, rows)
     waiting = list(seeds)[::-1]
     results: dict[int, dict[str, Any]] = {}
@@ -86,11 +86,11 @@ def play_switching(
         playing.append(row)
     while playing:
         wanted = policy.decide([_situation(game, guard, row) for row in playing])
-        calls = {row: guard.grant(row, bool(g)) for row, g in zip(playing, wanted, strict=True)}
-        for row, called in calls.items():
-            if called:
+        choices = {row: guard.grant(row, g) for row, g in zip(playing, wanted, strict=True)}
+        for row, choice in choices.items():
+            if choice:
                 guard.record(row)
-        for row, outcome in game.advance(calls).items():
+        for row, outcome in game.advance(choices).items():
             if not outcome.over:
                 continue
             episode = game.episodes[row]
@@ -109,8 +109,8 @@ def _situation(game: TextGame, guard: Budget, row: int) -> Situation:
 
 
 def _result(game: TextGame, guard: Budget, row: int, cost: float) -> dict[str, Any]:
-    episode, (quick, deepthink) = game.episodes[row], game.tokens(row)
-    reward, calls = sum(s.reward for s in episode.steps), sum(episode.acted)
+    episode, tokens = game.episodes[row], game.tokens(row)
+    reward, calls = sum(s.reward for s in episode.steps), sum(map(bool, episode.acted))
     weights = [agent.engine.parameters for agent in game.agents]
     return {
         "level": episode.spec.name,
@@ -122,19 +122,17 @@ def _result(game: TextGame, guard: Budget, row: int, cost: float) -> dict[str, A
         "steps": len(episode.steps),
         "overrides": guard.overrides[row],
         "violations": 0 if guard.calls is None else max(0, calls - guard.calls),
-        "quick_tokens": quick,
-        "deepthink_tokens": deepthink,
-        "flops": 2 * (weights[0] * quick + weights[1] * deepthink),
+        "tokens": list(tokens),
+        "flops": sum(2 * w * t for w, t in zip(weights, tokens, strict=True)),
     }
 
 
 def _replay(episode: Episode) -> dict[str, Any]:
-    actors = ("quick", "deepthink")
     return {
         "env": episode.spec.id,
         "instruction": episode.goal,
         "steps": [
-            {**step.model_dump(), "actor": actors[deep]}
-            for step, deep in zip(episode.steps, episode.acted, strict=True)
+            {**step.model_dump(), "actor": "deepthink" if number else "quick"}
+            for step, number in zip(episode.steps, episode.acted, strict=True)
         ],
     }

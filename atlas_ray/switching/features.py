@@ -76,7 +76,7 @@ def encode(text: str, width: int) -> Vector:
     return vector
 
 
-def with_shares(encoded: Sequence[Vector], budgets: Sequence[float], steps: Sequence[float]) -> Vector:
-    """``[N, width + 2]``: encoded texts and the two shares of each."""
+def with_shares(encoded: Vector, budgets: Sequence[float], steps: Sequence[float]) -> Vector:
+    """``[N, width + 2]``: encoded texts ``[N, width]`` and the two shares of each."""
     shares = np.array([budgets, steps], np.float32).T
-    return np.concatenate([np.stack(list(encoded)), shares], axis=1)
+    return np.concatenate([encoded, shares], axis=1, dtype=np.float32)

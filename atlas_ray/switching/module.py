@@ -1,4 +1,4 @@
-"""The RLModule that RLlib's DQN trains: :class:`QNetwork` with its target and a masked epsilon-greedy exploration."""
+"""The RLModule that RLlib's DQN trains: :class:`SwitchNetwork` with its target and a masked epsilon-greedy exploration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ray.rllib.core.learner.utils import make_target_network
 from ray.rllib.utils.schedules.scheduler import Scheduler
 
 from .features import STEP_ENTRY
-from .network import DEEPTHINK, QNetwork
+from .network import SwitchNetwork
 
 
 class SwitchModule(DefaultDQNTorchRLModule):
@@ -25,7 +25,12 @@ class SwitchModule(DefaultDQNTorchRLModule):
             fixed_value_or_schedule=self.model_config["epsilon"], framework=self.framework
         )
         self._rates_B = torch.empty(0)
-        self.net = QNetwork(self.observation_space.shape[0], self.model_config["hidden"], self.model_config["budgeted"])
+        self.net = SwitchNetwork(
+            self.observation_space.shape[0],
+            self.model_config["hidden"],
+            int(self.action_space.n),
+            self.model_config["budgeted"],
+        )
 
     def get_non_inference_attributes(self) -> list[str]:
         """What an environment runner can do without."""
@@ -67,7 +72,7 @@ class SwitchModule(DefaultDQNTorchRLModule):
         self._rates_B = torch.where(features_BF[:, STEP_ENTRY] == 0, self._draw(len(q_B2)), self._rates_B)
         self.epsilon_schedule.update(t)
         explore_B = torch.rand(len(q_B2)) < self.epsilon_schedule.get_current_value()
-        random_B = (torch.rand(len(q_B2)) < self._rates_B) & torch.isfinite(q_B2[:, DEEPTHINK])
+        random_B = (torch.rand(len(q_B2)) < self._rates_B) & torch.isfinite(q_B2[:, 1])
         return {Columns.ACTIONS: torch.where(explore_B, random_B.long(), q_B2.argmax(-1))}
 
     def _draw(self, count: int) -> torch.Tensor:

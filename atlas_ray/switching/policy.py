@@ -1,88 +1,149 @@
-"""A learned switch as a directory: ``model.safetensors`` and ``config.json``. Needs neither Ray nor the two models."""
+"""A learned switch as a directory: ``model.safetensors`` and ``config.json``. Needs neither Ray, nor torch, nor models."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Self
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.numpy import load_file, save_file
 
 from .. import files
 from ..errors import InputError
 from .budget import share
-from .features import EXTRA, Vector, encode, with_shares
-from .network import QNetwork
+from .encoders import Encoder, make_encoder
+from .features import BUDGET_ENTRY, EXTRA, Vector, with_shares
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 class Situation(NamedTuple):
-    """What a switch may know when it decides: ``"goal\\nobservation"``, calls left, share of the steps used, and whose
-    turn it is (``episode`` and ``step``, only for policies that draw)."""
+    """What a switch may know when it decides.
+
+    ``text``: ``"goal\\nobservation"``. ``left``: calls left. ``step_share``: share of the steps that is used.
+    ``episode`` and ``step``: whose turn it is, for policies that draw. ``encoded``: ``[width]``, what its encoder and
+    signals say, where the text alone does not tell. ``margin``: of QUICK's answer. ``agrees``: whether QUICK does what
+    the expert would. The last three are there only for policies that ask for them.
+    """
 
     text: str
     left: int | None
     step_share: float
     episode: str
     step: int
+    encoded: Vector | None = None
+    margin: float | None = None
+    agrees: bool | None = None
 
 
 @dataclass(frozen=True)
 class SwitchConfig:
-    """Shape and terms of a switch: width of the encoded text, hidden layers, budget n or cost c of a call."""
+    """Shape and terms of a switch.
+
+    ``encoder`` and ``signals``: as in the recipe. ``features``: width of what they give. ``hidden``: widths of the
+    hidden layers. ``models``: how many there are. ``budget`` n, ``cost`` c of a call, or ``average`` calls an episode.
+    """
 
     features: int
     hidden: tuple[int, ...]
-    budget: int | None
-    cost: float
+    models: int = 2
+    budget: int | None = None
+    cost: float | str | None = None
+    average: float | None = None
+    encoder: str = "hashing"
+    signals: tuple[str, ...] = ()
 
 
 class SwitchPolicy:
-    """Calls DEEPTHINK where ``Q(s, 1) > Q(s, 0)``, never with no call left."""
+    """Lets the model act whose number is largest: a call where ``Q(s, 1) > Q(s, 0)``, and none with no call left.
 
-    def __init__(self, config: SwitchConfig) -> None:
-        self.config = config
-        self.network = QNetwork(config.features + EXTRA, config.hidden, config.budget is not None).eval()
+    Args:
+        config: shape and terms.
+        tensors: of the network, by name, as :class:`atlas_ray.switching.network.SwitchNetwork` calls them.
 
-    @torch.inference_mode()
+    Raises:
+        ValueError: the tensors are not those of such a network.
+    """
+
+    def __init__(self, config: SwitchConfig, tensors: dict[str, NDArray[np.float32]]) -> None:
+        self.config, self.tensors = config, tensors
+        widths = [config.features + EXTRA, *config.hidden, config.models]
+        shapes: dict[str, tuple[int, ...]]
+        shapes = {f"layers.{2 * i}.weight": (after, before) for i, (before, after) in enumerate(pairwise(widths))}
+        shapes |= {f"layers.{2 * i}.bias": (after,) for i, after in enumerate(widths[1:])}
+        if {name: tensor.shape for name, tensor in tensors.items()} != shapes:
+            raise ValueError(f"the tensors must have the shapes {shapes}")
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Reads what :meth:`__call__` is given."""
+        return make_encoder(self.config.encoder, self.config.features)
+
+    def numbers(self, features: Vector) -> Vector:
+        """``[N, models]`` for features ``[N, F]``; minus infinity where a call is masked."""
+        x = features
+        for i in range(len(self.config.hidden) + 1):
+            x = x @ self.tensors[f"layers.{2 * i}.weight"].T + self.tensors[f"layers.{2 * i}.bias"]
+            if i < len(self.config.hidden):
+                x = np.maximum(x, 0)
+        x[:, 0] -= x[:, 1:].sum(1) / self.config.models  # value and advantages, see SwitchNetwork
+        x[:, 1:] += x[:, :1]
+        if self.config.budget is not None:
+            x[features[:, BUDGET_ENTRY] == 0, 1:] = -np.inf
+        return x
+
     def greedy(self, features: Vector) -> list[int]:
         """Decisions for features ``[N, F]``."""
-        return [int(g) for g in self.network(torch.from_numpy(features)).argmax(-1)]
+        return [int(g) for g in self.numbers(features).argmax(-1)]
 
     def decide(self, situations: Sequence[Situation]) -> list[int]:
-        """0 (QUICK) or 1 (DEEPTHINK) for each situation."""
+        """The number of the model that is to act in each situation; 0 is QUICK."""
         if not situations:
             return []
-        return self.greedy(
-            with_shares(
-                [encode(s.text, self.config.features) for s in situations],
-                [share(s.left, self.config.budget) for s in situations],
-                [s.step_share for s in situations],
-            )
-        )
+        known = [s.encoded for s in situations if s.encoded is not None]
+        encoded = np.stack(known) if len(known) == len(situations) else self._read([s.text for s in situations])
+        shares = [share(s.left, self.config.budget) for s in situations]
+        return self.greedy(with_shares(encoded, shares, [s.step_share for s in situations]))
 
-    def __call__(self, observation: str, budget_left: int | None = None, step_share: float = 0.0) -> int:
-        """Whether DEEPTHINK should act now.
+    def _read(self, texts: Sequence[str]) -> Vector:
+        if self.config.encoder == "hidden" or self.config.signals:
+            reads = [*(["QUICK's hidden state"] if self.config.encoder == "hidden" else []), *self.config.signals]
+            raise ValueError(f"this switch reads {' and '.join(reads)}: give them as `encoded`")
+        return self.encoder(texts)
+
+    def __call__(
+        self,
+        observation: str,
+        budget_left: int | None = None,
+        step_share: float = 0.0,
+        encoded: Vector | None = None,
+    ) -> int:
+        """Which model should act now.
 
         Args:
             observation: ``"goal\\nobservation"``.
             budget_left: calls left in this episode; None: the full budget.
             step_share: steps taken so far, as a share of the limit.
+            encoded: ``[features]``, what is read in place of the text by a switch with signals or with QUICK's hidden
+                state, in this order.
 
         Returns:
-            1 for DEEPTHINK, 0 for QUICK; always 0 under a budget of which nothing is left.
+            0 for QUICK, 1 for DEEPTHINK (with more models their number); always 0 under a budget of which nothing is
+            left.
         """
         left = self.config.budget if budget_left is None else budget_left
-        return self.decide([Situation(observation, left, step_share, "", 0)])[0]
+        return self.decide([Situation(observation, left, step_share, "", 0, encoded)])[0]
 
     def save(self, directory: str | Path) -> None:
         """Write the switch, atomically."""
         with files.atomic_directory(directory) as temporary:
-            save_file(self.network.state_dict(), temporary / WEIGHTS)
+            save_file(self.tensors, temporary / WEIGHTS)
             files.write_json(temporary / CONFIG, asdict(self.config))
 
     @classmethod
@@ -98,11 +159,10 @@ class SwitchPolicy:
                 raise InputError(f"is no directory of a switch: it has no {name}", directory)
         try:
             raw = files.read_json(directory / CONFIG)
-            policy = cls(SwitchConfig(**{**raw, "hidden": tuple(raw["hidden"])}))
+            config = SwitchConfig(**{**raw, "hidden": tuple(raw["hidden"]), "signals": tuple(raw.get("signals", ()))})
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"is no configuration of a switch: {error}", directory / CONFIG) from None
         try:
-            policy.network.load_state_dict(load_file(directory / WEIGHTS))
-        except (SafetensorError, RuntimeError) as error:
+            return cls(config, load_file(directory / WEIGHTS))
+        except (SafetensorError, ValueError) as error:
             raise InputError(f"does not hold the weights of this switch: {error}", directory / WEIGHTS) from None
-        return policy

@@ -18,6 +18,7 @@ from ..recipe import Recipe, Switch
 from ..results import interval
 from ..rollout import SWITCH_SELECT, SWITCH_TEST, SWITCH_TRAIN, EnvSpec, env_spec, seed_block
 from ..workers import ActorPool, chunks
+from .encoders import make_encoder
 from .environment import SwitchingVectorEnv
 from .evaluate import Always, Policy, Random, play_switching
 from .policy import SwitchPolicy
@@ -230,20 +231,20 @@ def _specs(recipe: Recipe, split: str) -> list[EnvSpec]:
     return [env_spec(recipe, level, settings.max_steps, split) for level in settings.levels]
 
 
-def _agents(recipe: Recipe, kept: dict[str, Any]) -> tuple[Agent, Agent]:
+def _agents(recipe: Recipe, kept: dict[str, Any]) -> tuple[Agent, ...]:
     settings = _settings(recipe)
-    key = f"switch {settings.quick} {settings.deepthink} {settings.num_envs} {recipe.style} {recipe.prompt}"
+    key = f"switch {settings.models} {settings.num_envs} {recipe.style} {recipe.prompt}"
     if key not in kept:
-        engines = (TransformersEngine(name, settings.num_envs) for name in (settings.quick, settings.deepthink))
+        engines = (TransformersEngine(m.model, settings.num_envs) for m in settings.models)
         kept[key] = tuple(Agent(engine, recipe.style, prompt=recipe.prompt) for engine in engines)
-    quick, deepthink = kept[key]
-    return quick, deepthink
+    found: tuple[Agent, ...] = kept[key]
+    return found
 
 
 def _play_chunk(task: PlayTask, kept: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
     yield play_switching(
         task.contestant.policy(task.recipe.seed),
-        *_agents(task.recipe, kept),
+        _agents(task.recipe, kept),
         _specs(task.recipe, "test"),
         task.seeds,
         task.contestant.budget,
@@ -255,18 +256,18 @@ def _play_chunk(task: PlayTask, kept: dict[str, Any]) -> Iterator[list[dict[str,
 def _train(task: TrainTask, kept: dict[str, Any]) -> Iterator[bool]:
     recipe, contestant = task.recipe, task.contestant
     settings = _settings(recipe)
-    quick, deepthink = _agents(recipe, kept)
+    agents = _agents(recipe, kept)
     budget, cost = contestant.budget, contestant.cost or 0.0
     log = files.RunLog(task.run_dir)
 
     def make_env(first_seed: int) -> SwitchingVectorEnv:
-        game = TextGame(_specs(recipe, "train"), quick, deepthink, settings.num_envs, settings.features)
+        game = TextGame(_specs(recipe, "train"), agents, settings.num_envs, make_encoder("hashing", settings.features))
         return SwitchingVectorEnv(game, first_seed, budget, cost)
 
     def evaluate(policy: SwitchPolicy) -> dict[str, float]:
         first = seed_block(recipe.seed, SWITCH_SELECT)
         seeds = range(first, first + settings.evaluate_episodes)
-        rows = play_switching(policy, quick, deepthink, _specs(recipe, "dev"), seeds, budget, cost)
+        rows = play_switching(policy, agents, _specs(recipe, "dev"), seeds, budget, cost)
         names = ("objective", "return", "success", "calls")
         return {name: sum(r[name] for r in rows) / len(rows) for name in names}
 

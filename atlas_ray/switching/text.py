@@ -1,4 +1,4 @@
-"""Text episodes in which either of two agents acts at every step."""
+"""Text episodes in which one of several agents acts at every step."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 import envs
 
 from ..agents import Agent, Decision
 from ..rollout import EnvSpec, decision_seed, fresh
 from ..trajectory import Step
+from .encoders import Encoder
 from .environment import Outcome
-from .features import Vector, encode
+from .features import Vector
 
 _MOST_DEATHS = 3
 
 
 @dataclass
 class Episode:
-    """A text episode in play. ``acted`` tells for every step whether DEEPTHINK took it."""
+    """A text episode in play. ``acted`` tells for every step which model took it."""
 
     spec: EnvSpec
     seed: int
@@ -27,9 +30,9 @@ class Episode:
     env: envs.TextEnv
     goal: str
     observation: str
-    fed_before: tuple[int, int]
+    fed_before: tuple[int, ...]
     steps: list[Step] = field(default_factory=list)
-    acted: list[bool] = field(default_factory=list)
+    acted: list[int] = field(default_factory=list)
     success: bool = False
     deaths: int = 0
 
@@ -45,25 +48,29 @@ class Episode:
 
 
 class TextGame:
-    """Implements :class:`atlas_ray.switching.environment.Game` for text environments and two agents.
+    """Implements :class:`atlas_ray.switching.environment.Game` for text environments and two agents or more.
 
-    Both agents hold the true history, whoever acted; the key-value cache of one that was not asked for some steps
+    All agents hold the true history, whoever acted; the key-value cache of one that was not asked for some steps
     catches up at its next call, so an episode costs each model the tokens it really had to read. Every vector step asks
     each agent once, for all of its rows.
 
     Args:
         specs: drawn in turn: seed s plays ``specs[s % len(specs)]``.
-        quick, deepthink: agents with at least ``rows`` slots.
+        agents: from QUICK to DEEPTHINK, with at least ``rows`` slots.
         rows: episodes side by side.
-        width: entries of the encoded text.
+        encoder: what a switch reads them with.
     """
 
-    def __init__(self, specs: Sequence[EnvSpec], quick: Agent, deepthink: Agent, rows: int, width: int) -> None:
-        if min(quick.engine.slots, deepthink.engine.slots) < rows:
-            raise ValueError(f"{rows} episodes side by side need as many slots in both engines")
+    def __init__(
+        self, specs: Sequence[EnvSpec], agents: Sequence[Agent], rows: int, encoder: Encoder | None = None
+    ) -> None:
+        if min(agent.engine.slots for agent in agents) < rows:
+            raise ValueError(f"{rows} episodes side by side need as many slots in all engines")
         self.specs = list(specs)
-        self.agents = (quick, deepthink)
-        self.rows, self.width = rows, width
+        self.agents = tuple(agents)
+        self.rows, self.models = rows, len(self.agents)
+        self.encoder = encoder
+        self.width = encoder.width if encoder else 0
         self.episodes: dict[int, Episode] = {}
 
     def begin(self, row: int, seed: int) -> None:
@@ -80,26 +87,27 @@ class TextGame:
             agent.start(row, start.instruction, [], start.observation)
         self.episodes[row] = Episode(spec, seed, own, start.env, start.instruction, start.observation, self._fed(row))
 
-    def encoded(self, row: int) -> Vector:
-        """Goal and observation as ``[width]``."""
-        return encode(self.episodes[row].text, self.width)
+    def observe(self, rows: Sequence[int]) -> Vector:
+        """Goal and observation as ``[len(rows), width]``."""
+        texts = [self.episodes[row].text for row in rows]
+        return self.encoder(texts) if self.encoder else np.zeros((len(rows), 0), np.float32)
 
     def step_share(self, row: int) -> float:
         """Steps taken over the step limit."""
         episode = self.episodes[row]
         return len(episode.steps) / episode.env.limit
 
-    def advance(self, calls: Mapping[int, bool]) -> dict[int, Outcome]:
-        """One step of every row in ``calls``; one batch for each agent."""
+    def advance(self, choices: Mapping[int, int]) -> dict[int, Outcome]:
+        """One step of every row in ``choices``; one batch for each agent."""
         outcomes = {}
-        for row, decision in self._decide(calls).items():
+        for row, decision in self._decide(choices).items():
             episode = self.episodes[row]
             following, reward, terminated, truncated, info = self._step(episode, decision.action)
             step = Step(
                 observation=episode.observation, thought=decision.thought, action=decision.action, reward=reward
             )
             episode.steps.append(step)
-            episode.acted.append(calls[row])
+            episode.acted.append(choices[row])
             episode.observation, episode.success = following, info["success"]
             for agent in self.agents:
                 agent.advance(row, step, following)
@@ -127,20 +135,18 @@ class TextGame:
                 if observation != episode.observation:
                     raise
 
-    def _decide(self, calls: Mapping[int, bool]) -> dict[int, Decision]:
+    def _decide(self, choices: Mapping[int, int]) -> dict[int, Decision]:
         decisions: dict[int, Decision] = {}
-        for deep, agent in enumerate(self.agents):
-            rows = sorted(r for r, called in calls.items() if called == bool(deep))
+        for number, agent in enumerate(self.agents):
+            rows = sorted(r for r, choice in choices.items() if choice == number)
             offered = [self.episodes[r].env.admissible() for r in rows]
             seeds = [decision_seed(self.episodes[r].id, len(self.episodes[r].steps)) for r in rows]
             decisions |= dict(zip(rows, agent.act(rows, offered, seeds), strict=True))
         return decisions
 
-    def tokens(self, row: int) -> tuple[int, int]:
-        """Fed to (QUICK, DEEPTHINK) in this episode."""
-        now, before = self._fed(row), self.episodes[row].fed_before
-        return now[0] - before[0], now[1] - before[1]
+    def tokens(self, row: int) -> tuple[int, ...]:
+        """Fed to each model in this episode."""
+        return tuple(n - b for n, b in zip(self._fed(row), self.episodes[row].fed_before, strict=True))
 
-    def _fed(self, row: int) -> tuple[int, int]:
-        quick, deepthink = (agent.engine.tokens_fed[row] for agent in self.agents)
-        return quick, deepthink
+    def _fed(self, row: int) -> tuple[int, ...]:
+        return tuple(agent.engine.tokens_fed[row] for agent in self.agents)

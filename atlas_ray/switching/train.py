@@ -63,7 +63,7 @@ def train_switch(
 
     env = make_env(start["next_seed"])
     algorithm = build(str(work), lambda: env, settings, budget is not None, start["next_seed"])
-    policy = SwitchPolicy(SwitchConfig(features, HIDDEN, budget, cost))
+    config = SwitchConfig(features, HIDDEN, budget=budget, cost=cost)
     try:
         if history:
             algorithm.restore_from_path(str(saved.resolve()))
@@ -72,7 +72,7 @@ def train_switch(
             target = min(settings.steps, algorithm.steps + settings.evaluate_every)
             while algorithm.steps < target:
                 algorithm.train()
-            policy.network.load_state_dict(algorithm.get_module().net.state_dict())
+            policy = SwitchPolicy(config, {k: v.numpy() for k, v in algorithm.get_module().net.state_dict().items()})
             scores = evaluate(policy)
             best = max([scores["objective"], *(row["objective"] for row in history)])
             passed = time.monotonic() - clock

@@ -38,29 +38,35 @@ class AgentSpec:
             if "engine" in kept:
                 kept.pop("engine").close()
             kept.pop("agent", None)
-            kept["engine"] = (
-                RemoteEngine(self.seats[kept["index"]])
-                if self.seats
-                else make_engine(self.engine, self.model, self.slots)
-            )
+            kept["engine"] = self.new_engine(kept.get("index", 0))
             kept["spec"] = self
         found: Engine = kept["engine"]
         return found
+
+    def new_engine(self, worker: int) -> Engine:
+        """An engine for the worker of that number, or its place at one."""
+        return RemoteEngine(self.seats[worker]) if self.seats else make_engine(self.engine, self.model, self.slots)
+
+    def new_agent(self, engine: Engine, price: tuple[float, float] = (0.0, 0.0)) -> Agent:
+        """An agent that plays through ``engine``, which has the model."""
+        return Agent(
+            engine,
+            self.style,
+            self.temperature,
+            prompt=self.prompt,
+            decide=self.act.decide,
+            window=self.act.window,
+            thought_tokens=self.act.thought_tokens,
+            action_tokens=self.act.action_tokens,
+            name=self.model,
+            price=price,
+        )
 
     def agent(self, kept: dict[str, Any]) -> Agent:
         """The agent of the worker whose job has ``kept``."""
         engine = self.open_engine(kept)
         if "agent" not in kept:
-            kept["agent"] = Agent(
-                engine,
-                self.style,
-                self.temperature,
-                prompt=self.prompt,
-                decide=self.act.decide,
-                window=self.act.window,
-                thought_tokens=self.act.thought_tokens,
-                action_tokens=self.act.action_tokens,
-            )
+            kept["agent"] = self.new_agent(engine)
             kept["made"] = kept.get("made", 0) + 1
         found: Agent = kept["agent"]
         return found

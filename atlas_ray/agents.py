@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import math
+import uuid
+from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import torch
 
-from .engines import Engine
-from .engines.transformers import choose
+from .engines import Engine, TransformersEngine
+from .engines.transformers import choose, plant
 from .errors import InputError
 from .parsing import LONGEST_ACTION, Parsed, Tally, parse
 from .rendering import Prompt, Style
@@ -21,17 +26,63 @@ from .trajectory import Step
 Decide = Literal["score", "generate"]
 
 _CUES: dict[Style, str] = {"react": "Thought:", "action": "Action:"}
-_NO_ANSWER = "(no answer)"
+NO_ANSWER = "(no answer)"
+"""The action of one that has none to say: the environment answers it."""
 _LONGEST_OFFER = 64
 """Tokens kept free for the separator and the longest action that is scored."""
 
 
 @dataclass(frozen=True)
+class Spent:
+    """Tokens that a decision takes, a property of what its model saw and not of what an engine had kept.
+
+    Of an :class:`Agent`: ``written`` went through the model to continue the prompt, and ``read`` besides it and the
+    prompt (a thought that is read again, the tree of candidates); ``tail`` is then kept behind the prompt. Of an
+    endpoint: ``read`` and ``written`` are the server's counts of prompts and completions, what was asked again
+    included, ``first`` is that of the first prompt, and ``counted`` tells whether the server counted all of them.
+    """
+
+    read: int = 0
+    written: int = 0
+    tail: tuple[int, ...] = ()
+    first: int | None = None
+    counted: bool = True
+
+
+@dataclass(frozen=True)
 class Decision:
-    """What an agent does: its thought, if it has one, and its action."""
+    """What an agent does: its thought, if it has one, and its action, by which decisions compare.
+
+    Where the action is the likeliest of those offered: ``entropy`` of their probabilities over its largest value,
+    0..1, and ``margin``, the probability of the likeliest less that of the next, 0..1.
+    """
 
     thought: str | None
     action: str
+    entropy: float | None = field(default=None, compare=False)
+    margin: float | None = field(default=None, compare=False)
+    spent: Spent = field(default=Spent(), compare=False, repr=False)
+
+
+def confidence(logprobs: Sequence[float]) -> tuple[float, float]:
+    """Entropy and margin of a :class:`Decision` from the log-probabilities of its candidates; of one alone 0 and 1."""
+    if len(logprobs) == 1:
+        return 0.0, 1.0
+    top = max(logprobs)
+    weights = sorted((math.exp(x - top) for x in logprobs), reverse=True)
+    total = sum(weights)
+    shares = [w / total for w in weights]
+    entropy = -sum(p * math.log(p) for p in shares if p) / math.log(len(shares))
+    return min(1.0, max(0.0, entropy)), shares[0] - shares[1]
+
+
+def digest(*parts: Any) -> bytes:
+    """16 bytes that tell what was asked apart; of each part its ``repr`` counts, of an array its bytes."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part.tobytes() if isinstance(part, array) else repr(part).encode("utf-8", "backslashreplace")
+        hashed.update(len(data).to_bytes(8, "big") + data)
+    return hashed.digest()
 
 
 class Places(Protocol):
@@ -103,6 +154,8 @@ class Agent:
             the context.
         thought_tokens: most tokens of a thought.
         action_tokens: most tokens of an action that is generated.
+        name: tells the model apart from others whose answers are kept beside its; by default none has the same.
+        price: of a million tokens read and of a million written.
 
     Raises:
         InputError: ``window`` is negative, or the tokenizer cannot be used so; see the renderers.
@@ -122,15 +175,29 @@ class Agent:
         window: int | None = None,
         thought_tokens: int = 16,
         action_tokens: int = 32,
+        name: str | None = None,
+        price: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         if window is not None and window < 0:
             raise InputError("must be 0 or more", field="window")
         self.engine, self.temperature = engine, temperature
+        self.name, self.price = name or uuid.uuid4().hex, price
         self.renderer = make_renderer(engine.tokenizer, style, prompt)
         self.decide, self.window = decide, window
         self.thought_tokens, self.action_tokens = thought_tokens, action_tokens
         self.tally = Tally()
         self._episodes = [_Episode() for _ in range(engine.slots)]
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the model."""
+        return self.engine.parameters
+
+    def fork(self) -> Self:
+        """The same model with episodes of its own, for another game; what the engine keeps of slots is only a cache."""
+        twin = copy.copy(self)
+        twin._episodes = [_Episode() for _ in range(self.engine.slots)]
+        return twin
 
     def start(self, slot: int, instruction: str, steps: Sequence[Step], observation: str) -> None:
         """Begin an episode in ``slot``, with the ``steps`` that were already taken."""
@@ -150,6 +217,16 @@ class Agent:
         episode = self._episodes[slot]
         return [*episode.header, *chain.from_iterable(episode.past), *episode.present]
 
+    def key(self, slot: int, offered: Sequence[str]) -> bytes | None:
+        """What the decision in ``slot`` depends on; None where it is drawn."""
+        if self.temperature:
+            return None
+        how = (self.name, self.decide, self.renderer.style, self.thought_tokens, self.action_tokens)
+        return digest(how, array("q", self.prompt(slot)), tuple(offered))
+
+    def recall(self, slot: int, decision: Decision) -> None:
+        """Told of a decision that is known, so that it is not asked for: nothing to note."""
+
     def fits(self, slot: int) -> bool:
         """Whether one more turn fits into the model's context."""
         more = self._longest_reply if self.decide == "generate" else self.thought_tokens + _LONGEST_OFFER
@@ -166,7 +243,20 @@ class Agent:
             return self._score(prompts, slots, actions, seeds)
         stop, most = self.renderer.stops, self._longest_reply
         written = self.engine.generate(prompts, slots, stop, most, self.temperature, seeds)
-        return [self._read(ids, offered) for ids, offered in zip(written, actions, strict=True)]
+        return [
+            replace(self._read(ids, offered), spent=Spent(0, len(fed := ids[: most - 1]), tuple(fed)))
+            for ids, offered in zip(written, actions, strict=True)
+        ]
+
+    def hidden(self, slots: Sequence[int]) -> torch.Tensor:
+        """The model's hidden state behind what it sees in each of ``slots``, ``[len(slots), H]`` float32.
+
+        See :meth:`atlas_ray.engines.Engine.hidden`. :meth:`act` then feeds only the last token of it again.
+
+        Raises:
+            InputError: this kind of engine has no hidden states.
+        """
+        return self.engine.hidden([self.prompt(s) for s in slots], slots)
 
     def _score(
         self,
@@ -180,13 +270,16 @@ class Agent:
                 "this environment lists no actions to score: let the model write them (generate)", field="agent.decide"
             )
         thoughts: list[str | None] = [None] * len(slots)
+        written: list[list[int]] = [[] for _ in slots]
+        tails: list[list[int]] = [[] for _ in slots]
         separator = self.renderer.separator
         if separator:
             stop = [separator[0], *self.renderer.stops]
             written = self.engine.generate(prompts, slots, stop, self.thought_tokens, self.temperature, seeds)
             thoughts = [self.renderer.decode(w) for w in written]
             # the recorded thought, not the raw ids: the action is scored behind what would be trained
-            prompts = [p + self.renderer.thought(t or "") + separator for p, t in zip(prompts, thoughts, strict=True)]
+            tails = [self.renderer.thought(t or "") + separator for t in thoughts]
+            prompts = [p + tail for p, tail in zip(prompts, tails, strict=True)]
         candidates = [[self.renderer.action(a) for a in offered] for offered in actions]
         scores = self.engine.score(prompts, slots, candidates)
         # another stream than the thought's, which was drawn from the same seed
@@ -194,7 +287,8 @@ class Agent:
         decisions = []
         for i, score in enumerate(scores):
             index = choose(score[None], self.temperature, [streams[i]] if streams else None)[0]
-            decisions.append(Decision(thoughts[i], actions[i][index]))
+            spent = _scored(written[i][: self.thought_tokens - 1], tails[i], candidates[i])
+            decisions.append(Decision(thoughts[i], actions[i][index], *confidence(score.tolist()), spent))
         return decisions
 
     @property
@@ -212,7 +306,7 @@ class Agent:
         parsed = self._parse(reply, offered, cut=len(written) >= self._longest_reply)
         self.tally.note(parsed)
         action = reply.strip() if parsed.action is None else parsed.action
-        return Decision(parsed.thought, action[:LONGEST_ACTION] or _NO_ANSWER)
+        return Decision(parsed.thought, action[:LONGEST_ACTION] or NO_ANSWER)
 
     def _parse(self, reply: str, offered: Sequence[str], cut: bool) -> Parsed:
         style = self.renderer.style
@@ -224,3 +318,20 @@ class Agent:
         # "go to 1" may have become "go to 12", so only whole lines count
         whole = parse(text.rpartition("\n")[0], style, offered)
         return whole if whole.problem == "ok" else replace(parsed, problem="too long")
+
+
+def _scored(fed: list[int], tail: list[int], candidates: Sequence[Sequence[int]]) -> Spent:
+    """Of an action that was scored behind ``tail``, after ``fed`` had gone through the model behind the same prompt."""
+    again = len(tail) - shared(fed, tail) if tail else 0
+    # a tail that is kept whole leaves the last token to be fed again, for what follows it
+    again = max(again, 1) if tail else again
+    nodes = sum(len(tree.tokens) for tree in plant(candidates, TransformersEngine.tree_tokens))
+    return Spent(again + nodes, len(fed), tuple(tail))
+
+
+def shared(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """Length of the longest common beginning."""
+    most = min(len(a), len(b))
+    if a[:most] == b[:most]:
+        return most
+    return next(i for i in range(most) if a[i] != b[i])

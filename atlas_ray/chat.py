@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
-from .agents import Decision
+from .agents import Decision, Spent, digest
 from .engines.openai import ChatEndpoint, Completion
 from .errors import InputError
 from .exchange.turns import compose
@@ -73,6 +74,7 @@ class ChatAgent:
             of the prompt is paid for, but it stops growing.
         context: most tokens of a conversation and its reply, which ends an episode that would outgrow it; estimated
             from the server's counts. None never does, and the server's refusal then ends everything.
+        price: of a million prompt tokens and of a million written.
 
     Attributes:
         tally: outcomes of all replies, those that were asked for again too.
@@ -88,9 +90,11 @@ class ChatAgent:
         reasks: int = 1,
         window: int | None = None,
         context: int | None = None,
+        price: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         if window is not None and window < 0:
             raise InputError("must be 0 or more", field="window")
+        self.price = price
         self.engine, self.style, self.temperature = endpoint, style, temperature
         self.max_tokens, self.reasks, self.window, self.context = max_tokens, reasks, window, context
         self.tally = Tally()
@@ -101,6 +105,17 @@ class ChatAgent:
     def needs_list(self) -> bool:
         """It shows the list to the model."""
         return True
+
+    @property
+    def parameters(self) -> None:
+        """Weights of the model, which nobody tells."""
+        return None
+
+    def fork(self) -> Self:
+        """The same model with episodes of its own, for another game."""
+        twin = copy.copy(self)
+        twin._episodes = [_Episode() for _ in range(self.engine.slots)]
+        return twin
 
     def start(self, slot: int, instruction: str, steps: Sequence[Step], observation: str) -> None:
         """Begin an episode in ``slot``, with the ``steps`` that were already taken."""
@@ -136,6 +151,23 @@ class ChatAgent:
                 made.append({"role": "assistant", "content": turn.reply})
         return made
 
+    def prompt(self, slot: int) -> str:
+        """All that the model would read now, in one text."""
+        return json.dumps(self.messages(slot), ensure_ascii=False)[1:-1]
+
+    def key(self, slot: int, offered: Sequence[str]) -> bytes | None:
+        """What the decision in ``slot`` depends on; None where it is drawn. The list is noted as :meth:`act` does."""
+        if self.temperature != 0:
+            return None
+        shown = self._offer(slot, offered)
+        how = (repr(self.engine), self.engine.extra, self.style, self.max_tokens, self.reasks)
+        return digest(how, self.messages(slot), shown)
+
+    def recall(self, slot: int, decision: Decision) -> None:
+        """Told of a decision that is known, so that it is not asked for: notes what the server had counted."""
+        if decision.spent.first:
+            self._episodes[slot].tokens_per_byte = decision.spent.first / _size(self.messages(slot))
+
     def act(self, slots: Sequence[int], actions: Sequence[Sequence[str]], seeds: Sequence[int]) -> list[Decision]:
         """One decision for each of ``slots``; ``actions`` are those offered to it, none if the environment lists none.
 
@@ -145,6 +177,7 @@ class ChatAgent:
         shown = [self._offer(slot, offered) for slot, offered in zip(slots, actions, strict=True)]
         talks = [self.messages(slot) for slot in slots]
         decided: dict[int, Decision] = {}
+        spent = [Spent() for _ in slots]
         pending = list(range(len(slots)))
         for attempt in range(self.reasks + 1):
             if not pending:
@@ -158,14 +191,14 @@ class ChatAgent:
             )
             again = []
             for i, answer in zip(pending, answers, strict=True):
-                if not attempt and answer.prompt_tokens:
-                    self._episodes[slots[i]].tokens_per_byte = answer.prompt_tokens / _size(talks[i])
+                spent[i] = _more(spent[i], answer, not attempt)
                 parsed = self._parse(answer, shown[i])
                 self.tally.note(parsed)
                 if parsed.problem == "ok" or attempt == self.reasks:
                     self.fell_back += parsed.problem != "ok"
                     action = answer.text.strip() if parsed.action is None else parsed.action
-                    decided[i] = Decision(parsed.thought, action[:LONGEST_ACTION])
+                    decided[i] = Decision(parsed.thought, action[:LONGEST_ACTION], spent=spent[i])
+                    self.recall(slots[i], decided[i])
                 else:
                     again.append(i)
                     talks[i] += self._complaint(answer.text, parsed)
@@ -209,6 +242,16 @@ class ChatAgent:
         text = f"Your answer cannot be used: {_WRONG[parsed.problem]}.\n{_FORMS[self.style]}"
         said = reply.strip()[:LONGEST_ACTION] or "(no answer)"
         return [{"role": "assistant", "content": said}, {"role": "user", "content": text}]
+
+
+def _more(spent: Spent, answer: Completion, first: bool) -> Spent:
+    counts = answer.prompt_tokens, answer.completion_tokens
+    return Spent(
+        spent.read + (counts[0] or 0),
+        spent.written + (counts[1] or 0),
+        first=counts[0] if first else spent.first,
+        counted=spent.counted and None not in counts,
+    )
 
 
 def _last_list(turns: Sequence[_Turn]) -> tuple[str, ...]:

@@ -9,18 +9,18 @@ import envs
 from .engines.vllm import check_installed as check_vllm
 from .errors import InputError
 from .models import load_tokenizer, resolve
-from .recipe import Recipe
+from .recipe import Recipe, Switch
 from .rendering_chat import make_renderer
 from .rollout import env_spec
-from .schema_switch import EXPERT
+from .switching.encoders import make_encoder
+from .switching.players import check_players
 from .tracking import check as check_trackers
 
 
 def _models(recipe: Recipe) -> list[str]:
     names = [recipe.select.model] if recipe.select and "value" in recipe.select.selectors else []
     names += [recipe.finetune.base] if recipe.finetune and not recipe.finetune.scratch else []
-    local = [m.model for m in recipe.switch.models if not m.base_url and m.model != EXPERT] if recipe.switch else []
-    return names + local
+    return names + (recipe.switch.local if recipe.switch else [])
 
 
 def _environments(recipe: Recipe) -> Iterator[tuple[str, str, str, int]]:
@@ -37,16 +37,26 @@ def _environments(recipe: Recipe) -> Iterator[tuple[str, str, str, int]]:
         yield from (("switch.levels", name, split, 1) for name in recipe.switch.levels for split in envs.SPLITS)
 
 
+def _check_switch(recipe: Recipe, settings: Switch) -> None:
+    check_players(recipe)
+    if settings.encoder != "hidden":
+        make_encoder(settings.encoder, settings.features)
+    elif recipe.engine.kind == "vllm":
+        raise InputError("vLLM gives no hidden states: read hashed words or a sentence encoder", field="switch.encoder")
+
+
 def check(recipe: Recipe) -> None:
     """Refuse a recipe that cannot be run here.
 
     Raises:
-        InputError: a tracker, an engine, a model or an environment that cannot be had, a chat template that cannot be
-            used, a setting that an environment refuses, or more expert episodes than an environment has.
+        InputError: a tracker, an engine, a model, an encoder or an environment that cannot be had, a chat template that
+            cannot be used, a setting that an environment refuses, or more expert episodes than an environment has.
     """
     check_trackers(recipe.trackers)
     if recipe.engine.kind == "vllm":
         check_vllm()
+    if recipe.switch:
+        _check_switch(recipe, recipe.switch)
     for name in _models(recipe):
         resolve(name)
         if recipe.prompt == "chat":

@@ -9,10 +9,10 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import NormalDist
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
 from .errors import InputError
 from .files import write_json
@@ -20,9 +20,12 @@ from .trajectory import first_problem
 
 ALWAYS_QUICK = "always-quick"
 ALWAYS_DEEPTHINK = "always-deepthink"
+DECILES = 10
+"""Parts of an episode in which calls are counted."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0)]
 
 
 class _Strict(BaseModel):
@@ -104,34 +107,57 @@ class Atlas(_Strict):
         return self
 
 
+def _cost(given: Any) -> float | str:
+    if given == "measured" or (
+        isinstance(given, int | float) and not isinstance(given, bool) and 0 <= given < math.inf
+    ):
+        cost: float | str = given
+        return cost
+    raise ValueError("must be a number of at least 0, or 'measured'")
+
+
 class Policy(_Strict):
-    """One way to decide between the two models, over the same episodes as the others."""
+    """One way to decide between the models, over the same episodes as the others."""
 
     name: str = Field(min_length=1)
-    """``always-quick``, ``always-deepthink``, ``random(...)`` at a fixed rate; those of learned switches begin with
+    """``always-quick``, ``always-deepthink``, ``random(...)`` and other baselines; those of learned switches begin with
     ``londi``."""
     budget: Count | None = None
     """Most DEEPTHINK calls an episode (LONDI-B)."""
-    cost: float | None = Field(default=None, ge=0)
-    """Price c of a DEEPTHINK call in training (LONDI)."""
+    cost: Annotated[float | str, PlainValidator(_cost)] | None = None
+    """Price c of a DEEPTHINK call in training (LONDI); ``measured`` charged what each call really took."""
+    average: float | None = Field(default=None, gt=0)
+    """Mean DEEPTHINK calls an episode that training kept to (Lagrangian)."""
+    of_use: float | None = Field(default=None, gt=0, lt=1)
+    """The budget is this share of the calls that the first cost's switch makes."""
     success: Share
     """Share of episodes that succeeded."""
     mean_return: float = Field(alias="return")
     """Mean undiscounted sum of the environment's rewards, without costs of calls. The file says ``return``."""
     ci95: tuple[Share, Share]
-    """95 % interval of ``success``."""
+    """95 % interval of ``success``, see :func:`interval`."""
     deepthink_share: Share
-    """Share of steps taken by DEEPTHINK."""
+    """Share of steps taken by DEEPTHINK; with more than two models by any but QUICK, as everywhere here."""
     deepthink_calls_per_episode: float = Field(ge=0)
     """Mean DEEPTHINK calls an episode."""
+    calls_by_model: tuple[NonNegative, ...] | None = Field(default=None, min_length=3)
+    """Mean steps an episode of each model from QUICK to DEEPTHINK, where there are more than two."""
+    called_at: tuple[Share, ...] | None = Field(default=None, min_length=DECILES, max_length=DECILES)
+    """Share of the calls in each tenth of the episode; left out where there was no call."""
     compute: float = Field(ge=0)
     """Mean compute an episode, in ``compute_unit``."""
     compute_unit: str = Field(min_length=1)
-    """FLOPs or seconds, the same for all policies."""
+    """FLOPs, seconds or money, the same for all policies."""
+    seconds_per_episode: float | None = Field(default=None, ge=0)
+    """Mean wall time that the models took in an episode, in seconds."""
     budget_violations: Count
     """Episodes with more calls than the budget."""
     episodes: int = Field(ge=1)
-    """Episodes played."""
+    """Episodes played, over all training seeds."""
+    seeds: tuple[int, ...] = ()
+    """Training seeds of a learned switch, one switch each."""
+    success_by_seed: tuple[Share, ...] = ()
+    """Success of each of them, in their order."""
 
     @property
     def learned(self) -> bool:
@@ -139,8 +165,10 @@ class Policy(_Strict):
         return self.name.startswith("londi")
 
     @model_validator(mode="after")
-    def _inside(self) -> Self:
+    def _consistent(self) -> Self:
         _check_interval(self.success, self.ci95)
+        if len(self.success_by_seed) not in (0, len(self.seeds)):
+            raise ValueError(f"success_by_seed: must hold one for each of the {len(self.seeds)} seeds")
         return self
 
 

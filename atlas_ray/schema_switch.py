@@ -67,7 +67,8 @@ class Switch(Section):
     costs: list[Cost] = []
     """LONDI: one switch is trained for each cost c of a call. `measured` charges what every call really took."""
     budgets: list[Limit] = []
-    """LONDI-B: one switch is trained for each budget of calls an episode. `50%` is of what the first cost's switch uses."""
+    """LONDI-B: one switch is trained for each budget of calls an episode. `50%` is of what the first cost's switch
+    uses."""
     averages: list[Annotated[float, Field(gt=0)]] = []
     """Lagrangian: one switch is trained for each mean number of calls an episode that it is to keep to."""
     unit: Literal["flops", "seconds", "money"] = "flops"
@@ -79,7 +80,8 @@ class Switch(Section):
     seeds: list[Annotated[int, Field(ge=0, lt=100)]] = Field(default=[0], min_length=1)
     """Every switch is trained once for each."""
     encoder: str = "hashing"
-    """What the switch reads: `hashing` words, QUICK's `hidden` state, `minilm`, or a sentence encoder's hub id."""
+    """What the switch reads: `hashing` words, QUICK's `hidden` state, `minilm` (an extra), or a sentence encoder by hub
+    id or directory."""
     features: Annotated[int, Field(ge=8)] = 256
     """Width of the hashed bag of words that encodes goal and observation."""
     signals: list[Signal] = []
@@ -145,6 +147,11 @@ class Switch(Section):
             if needs:
                 raise ValueError(f"models.0: {needs[0]} needs a first model whose probabilities can be read")
         return self
+
+    @property
+    def local(self) -> list[str]:
+        """The models that run in engines of ours, each once."""
+        return list(dict.fromkeys(m.model for m in self.models if not m.base_url and m.model != EXPERT))
 
     @property
     def weights(self) -> list[float]:

@@ -27,8 +27,9 @@ _expected = 0
 def expect(recipe: Recipe) -> None:
     """A Ray that is started on this machine from now on has the CPUs that all stages of the recipe ask for."""
     global _expected
-    held = recipe.engine.cpus * recipe.engine.actors
-    _expected = math.ceil(recipe.workers * _worker_cpus(recipe) + held)
+    models, runners = (1, 0) if recipe.switch is None else (len(recipe.switch.local), recipe.switch.env_runners)
+    held = recipe.engine.cpus * recipe.engine.actors * max(1, models)
+    _expected = math.ceil(recipe.workers * _worker_cpus(recipe) + held + runners * max(1, recipe.workers))
 
 
 def ensure_ray(cpus: int) -> None:
@@ -235,8 +236,16 @@ def chunks(items: Sequence[Task], size: int) -> list[list[Task]]:
     return [list(items[i : i + size]) for i in range(0, len(items), size)]
 
 
-def worker_pool(recipe: Recipe, on_retry: Callable[[Any, int, str], None]) -> ActorPool[Any, Any]:
+def worker_pool(
+    recipe: Recipe, on_retry: Callable[[Any, int, str], None], models: int = 1, beside: int = 0
+) -> ActorPool[Any, Any]:
     """The workers of a recipe that play with a model: with engine actors they need none of its CPUs and GPUs.
+
+    Args:
+        recipe: the recipe.
+        on_retry: see :class:`ActorPool`.
+        models: how many there are engine actors for at a time.
+        beside: CPUs of actors that the workers start themselves.
 
     Raises:
         InputError: Ray on this machine has not the CPUs or GPUs that workers and engine actors ask for.
@@ -245,9 +254,9 @@ def worker_pool(recipe: Recipe, on_retry: Callable[[Any, int, str], None]) -> Ac
     if recipe.workers:
         expect(recipe)
         ensure_ray(0)
-        holders = recipe.engine.actors or recipe.workers
+        holders = recipe.engine.actors * models or recipe.workers
         check_room(
-            recipe.workers * cpus + recipe.engine.actors * recipe.engine.cpus,
+            recipe.workers * cpus + recipe.engine.actors * models * recipe.engine.cpus + beside,
             holders * recipe.engine.gpus,
             "workers and engines ask for",
             ("engine.cpus", "engine.gpus"),

@@ -211,6 +211,7 @@ class _Guide:
 
     def __init__(self, game: _Game) -> None:
         self._game, self._left = game, game.walkthrough[::-1]
+        self._said: str | None = None
 
     def act(self) -> ExpertStep:
         """The next command.
@@ -222,7 +223,15 @@ class _Guide:
             self._left = self._game.plan()[::-1]
         if not self._left:
             raise ExpertGaveUpError("ALFWorld: the planner finds no way to the goal")
-        return ExpertStep(thought=None, action=self._left.pop())
+        self._said = self._left.pop()
+        return ExpertStep(thought=None, action=self._said)
+
+    def follow(self, action: str) -> None:
+        """See :meth:`Expert.follow`: after any other action than its own the planner is asked."""
+        expected = self._said if self._said is not None else self._left.pop() if self._left else None
+        self._said = None
+        if action != expected:
+            self._left = []
 
 
 class ALFWorld(TextEnv):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -11,6 +12,9 @@ from minigrid.utils.baby_ai_bot import BabyAIBot
 
 from .babyai_text import ACTIONS, BabyAIText
 from .core import ExpertGaveUpError, ExpertStep
+
+_NOTHING = 6
+"""Minigrid's "done", which changes nothing, as does what is no action."""
 
 
 class _BoundedStack(list[Any]):
@@ -64,17 +68,27 @@ def _thought(bot: BabyAIBot) -> str:
 class BabyAIExpert:
     """Plays the episode that ``env`` was just reset to.
 
+    The bot advises too: told of another's action it undoes what stands in its way and goes on. Where its plan breaks
+    after such an action, a new bot plans from there; what the old one had seen is lost to it.
+
     Args:
         env: a :class:`BabyAIText`, freshly reset.
         cpu_seconds: CPU time one move may take before the expert gives up.
     """
 
     def __init__(self, env: BabyAIText, cpu_seconds: float = 2.0) -> None:
-        self._bot = BabyAIBot(env.grid_env)
-        stack = _BoundedStack(cpu_seconds)
-        stack.extend(self._bot.stack)
-        self._bot.stack = stack
+        self._env, self._cpu_seconds = env, cpu_seconds
+        self._bot = self._new_bot()
         self._last: int | None = None
+        self._said: int | None = None
+        self._strayed = False
+
+    def _new_bot(self) -> BabyAIBot:
+        bot = BabyAIBot(self._env.grid_env)
+        stack = _BoundedStack(self._cpu_seconds)
+        stack.extend(bot.stack)
+        bot.stack = stack
+        return bot
 
     def act(self) -> ExpertStep:
         """The next move.
@@ -82,6 +96,28 @@ class BabyAIExpert:
         Raises:
             ExpertGaveUpError: no plan, a plan that is wrong, or the CPU limit.
         """
+        try:
+            action = self._replan()
+        except ExpertGaveUpError:
+            if not self._strayed:
+                raise
+            self._bot, self._last, self._strayed = self._new_bot(), None, False
+            action = self._replan()
+        self._last = self._said = action
+        return ExpertStep(thought=_thought(self._bot), action=ACTIONS[action])
+
+    def follow(self, action: str) -> None:
+        """See :meth:`envs.Expert.follow`."""
+        if self._said is None:
+            # the bot has to look at every state, or it mistakes what the next action changed
+            with contextlib.suppress(ExpertGaveUpError):
+                self.act()
+        plain = action.strip().lower()
+        self._last = ACTIONS.index(plain) if plain in ACTIONS else _NOTHING
+        self._strayed |= self._last != self._said
+        self._said = None
+
+    def _replan(self) -> int:
         self._bot.stack.start()
         try:
             action = int(self._bot.replan(self._last))
@@ -91,5 +127,4 @@ class BabyAIExpert:
             raise ExpertGaveUpError(f"the bot failed: {type(error).__name__}: {error}") from error
         if not 0 <= action < len(ACTIONS):
             raise ExpertGaveUpError("the bot believes that it is done, the level does not")
-        self._last = action
-        return ExpertStep(thought=_thought(self._bot), action=ACTIONS[action])
+        return action

@@ -66,22 +66,63 @@ class Expert(Protocol):
         """
         ...
 
+    def follow(self, action: str) -> None:
+        """Told before a step which action is to be made, whoever chose it; then :meth:`act` need not be asked for it.
+
+        Once told of a step it is to be told of every one. An expert that is never told takes its own moves for made.
+        """
+        ...
+
 
 class GoldPath:
-    """An expert that reads its moves from a list, as most text games come with one."""
+    """An expert that reads its moves from a list, as most text games come with one.
 
-    def __init__(self, actions: Sequence[str]) -> None:
-        self._left = list(actions)[::-1]
+    Where somebody else leaves the list, what is left of it is tried from there in a clone of ``env``: if it still
+    succeeds, the expert goes on with it, else it gives up. Without ``env`` it gives up at once.
+    """
+
+    def __init__(self, actions: Sequence[str], env: TextEnv | None = None) -> None:
+        self._left, self._env = list(actions)[::-1], env
+        self._said: str | None = None
+        self._strayed = False
 
     def act(self) -> ExpertStep:
         """The next action of the list.
 
         Raises:
-            ExpertGaveUpError: the list is at its end, and the episode is not.
+            ExpertGaveUpError: the list is at its end, and the episode is not; or somebody left it, and the rest of it
+                does not lead to the goal.
         """
         if not self._left:
             raise ExpertGaveUpError("the gold path is at its end, the episode is not")
-        return ExpertStep(thought=None, action=self._left.pop())
+        if self._strayed and not self._leads_on():
+            raise ExpertGaveUpError("somebody left the gold path, and the rest of it does not lead to the goal")
+        self._strayed = False
+        self._said = self._left.pop()
+        return ExpertStep(thought=None, action=self._said)
+
+    def follow(self, action: str) -> None:
+        """See :meth:`Expert.follow`."""
+        if self._said is not None:
+            self._left.append(self._said)
+            self._said = None
+        if self._left and self._left[-1] == action:
+            self._left.pop()
+        else:
+            self._strayed = True
+
+    def _leads_on(self) -> bool:
+        if self._env is None:
+            return False
+        twin = self._env.clone()
+        try:
+            for action in reversed(self._left):
+                _, _, terminated, truncated, info = twin.step(action)
+                if terminated or truncated:
+                    return bool(info["success"])
+            return False
+        finally:
+            twin.close()
 
 
 @dataclass(slots=True)

@@ -276,7 +276,7 @@ class JvmEnv(TextEnv):
         path = self._gold()
         if not path or path[0].startswith("ERROR"):
             raise ExpertGaveUpError(f"the simulator has no gold path for {self.task}, variation {self.variation}")
-        return GoldPath(path)
+        return GoldPath(path, self)
 
     def close(self) -> None:
         """Leave the JVM, which ends with its last user."""

@@ -335,7 +335,7 @@ class TextWorld(TextEnv):
         """The walkthrough that came with the game and was seen to win it."""
         if self.history:
             raise ExpertGaveUpError("the walkthrough starts at the first step: ask for it right after reset()")
-        return GoldPath(self._playing().data.metadata["walkthrough"])
+        return GoldPath(self._playing().data.metadata["walkthrough"], self)
 
     def close(self) -> None:
         """Unload the game; ``reset`` loads another one."""

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+import switch_mdps
+import torch
 from safetensors.torch import load_file
 
 from atlas_ray.finetune import finetune
@@ -21,15 +23,24 @@ from atlas_ray.trajectory import (
     write_trajectories,
 )
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "atlas_loop.py"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def loop():
-    spec = importlib.util.spec_from_file_location("atlas_loop", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("atlas_loop")
+
+
+@pytest.fixture(scope="module")
+def londi():
+    return script("londi_loop")
 
 
 def recipe(**tuning):
@@ -90,8 +101,9 @@ def test_nothing_critical_is_an_error(loop):
         loop.train(load_model("tiny-quick"), [], 3)
 
 
-def test_the_loop_is_short():
-    assert len(SCRIPT.read_text().splitlines()) < 200
+@pytest.mark.parametrize("name", ["atlas_loop", "londi_loop"])
+def test_the_loop_is_short(name):
+    assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 200
 
 
 def test_the_expert_episodes_are_those_of_the_collect_stage(loop, tmp_path):
@@ -131,3 +143,41 @@ def test_the_loop_takes_trajectories_and_annotations(loop, prepared, capsys):
     said = capsys.readouterr().out
     assert "(1) 10 expert episodes" in said
     assert "(3) 2 optimiser steps" in said
+
+
+def test_the_londi_loop_stands_alone():
+    code = (EXAMPLES / "londi_loop.py").read_text()
+    assert set(re.findall(r"^(?:import|from) (\w+)", code, re.M)) == {"argparse", "copy", "time", "torch"}
+
+
+@pytest.mark.parametrize(("cost", "budget"), [(0.0, None), (0.05, None), (0.2, None), (0.0, 0), (0.0, 2), (0.0, 4)])
+def test_the_londi_loop_solves_the_chain_of_the_tests(londi, cost, budget):
+    chain = switch_mdps.MDPS["chain-12"]
+    values, calls = londi.solve(cost, budget)
+    best = switch_mdps.best_table(chain, londi.GAMMA, cost, budget)
+    assert values[:12].numpy() == pytest.approx(switch_mdps.optimum(chain, londi.GAMMA, cost, budget), rel=1e-5)
+    assert calls.numpy().tolist() == best.tolist()
+    assert londi.switch_set(calls, budget) == [state for state, _ in switch_mdps.switch_set(chain, best, budget)]
+    torch.manual_seed(0)
+    mean, _, most, turned_down = londi.play(calls, 20_000, cost, budget)
+    assert mean == pytest.approx(values[0, -1].item(), abs=0.02)
+    assert most == len(londi.switch_set(calls, budget))
+    assert turned_down == 0
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("cost", "budget", "steps"), [(0.05, None, 6_000), (0.0, 2, 12_000)])
+def test_the_londi_loop_learns_the_best_switch(londi, cost, budget, steps, seed):
+    switch, worth = londi.learn(cost, budget, steps, seed)
+    values, _ = londi.solve(cost, budget)
+    assert 0.99 * values[0, -1] <= worth <= values[0, -1] + 1e-6
+    assert worth == londi.solve(cost, budget, switch.calls())[0][0, -1].item()
+
+
+def test_the_londi_loop_keeps_any_budget_and_says_what_it_did(londi, capsys):
+    londi.main(["--budget", "1", "--steps", "700", "--episodes", "500"])
+    said = capsys.readouterr().out
+    assert "(1) the best switch calls in 5: 0.0865" in said
+    assert re.search(r"\(3\) the learnt switch calls in .*: 0\.\d{4}, [\d.]+% of the best", said)
+    assert re.search(r"\(4\) 500 episodes: return 0\.\d+, \d\.\d+ calls an episode, at most [01]\n", said)
+    assert re.search(r"\(5\) asked to call in every step: at most 1 calls, [1-9]\d* requests turned down", said)

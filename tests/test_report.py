@@ -9,8 +9,8 @@ import pytest
 from atlas_ray.errors import InputError
 from atlas_ray.files import append_jsonl, write_json
 from atlas_ray.report import build_report, write_plots
-from atlas_ray.report.reading import above_line, read_atlas, read_londi
-from atlas_ray.results import Arm, Policy
+from atlas_ray.report.reading import read_atlas
+from atlas_ray.results import Arm
 from atlas_ray.trajectory import Annotation, Step, Trajectory, write_annotations, write_trajectories
 
 HOSTILE = """<script>alert(1)</script></details></p>'" onload="x" $\\frac{ &amp; ]]> --> \u202e"""
@@ -201,11 +201,11 @@ def test_everything_is_in_it_in_order(tmp_path):
     assert path == tmp_path / "report.html"
     page = path.read_text()
     checker, text = check(page)
-    assert checker.tags.count("svg") == 2 and checker.tags.count("h1") == 1
+    assert checker.tags.count("svg") == 3 and checker.tags.count("h1") == 1
     for label in ("untuned", "all", "random", "non-critical", "value", "value+anchor0.5"):
         assert f">{label}</td>" in page
     for label in ("always-quick", "londi(c=0.02)", "londi-b(n=6)", "random(p=0.35)", "cascade"):
-        assert f">{label}</td>" in page and page.count(label) >= 2
+        assert f">{label}</td>" in page
     order = [
         "atlas-ray: demo",
         "500 expert episodes of GoToLocalS6N4, PickupDist",
@@ -300,7 +300,7 @@ def test_a_run_of_one_half(tmp_path, part):
     rows = json.loads((tmp_path / "results.json").read_text())
     write_json(tmp_path / "results.json", {part: rows[part]})
     checker, text = check(build_report(tmp_path).read_text())
-    assert checker.tags.count("svg") == 1
+    assert checker.tags.count("svg") == (1 if part == "atlas" else 2)
     assert ("this run trained no switch" if part == "atlas" else "this run tuned no model") in text
     assert [p.name for p in write_plots(tmp_path)] == [f"{part}.png"]
 
@@ -344,10 +344,6 @@ def as_arms(*rows):
     return [Arm.model_validate(r) for r in rows]
 
 
-def as_policies(*rows):
-    return [Policy.model_validate(r) for r in rows]
-
-
 def test_the_reading_names_a_winner_only_when_there_is_one():
     (close,) = read_atlas(as_arms(arm("random", 0.6, 0.3), arm("value", 0.62, 0.29)))
     assert close.startswith("critical (value) minus random: held-in +0.020 [")
@@ -383,36 +379,3 @@ def test_critical_is_compared_at_its_own_fraction_and_anchors_with_their_twin():
         "random+anchor0.5 30% minus random 30%",
         "random+anchor0.5 30% minus all",
     ]
-
-
-def test_the_switch_is_set_against_the_mixing_line():
-    quick, deep = policy("always-quick", 0.4, 0.0, 0.02), policy("always-deepthink", 0.8, 10.0, 0.02)
-    rows = as_policies(quick, deep, policy("londi(c=0.1)", 0.75, 5.0, 0.03, cost=0.1))
-    mean, _, high = above_line(rows[2], rows[0], rows[1])
-    assert mean == pytest.approx(0.15)
-    assert high - mean == pytest.approx((0.03**2 + 2 * 0.01**2) ** 0.5)
-    gain, switch = read_londi(rows)
-    twin = read_londi([*rows, *as_policies(policy("random(p=0.4)", 0.6, 5.0, 0.03))])[2]
-    assert twin.startswith("londi(c=0.1) minus random(p=0.4): success +0.150 [") and twin.endswith(
-        "londi(c=0.1) is better (5.00 against 5.00 calls an episode)."
-    )
-    assert len(read_londi([*rows, *as_policies(policy("random(p=0.1)", 0.6, 1.2, 0.03))])) == 2
-    assert "the large model is better" in gain
-    assert "lies 0.150 above the random-mixing line" in switch and "better than mixing at random" in switch
-    assert "50% of its calls" in switch
-
-    assert (
-        "worse than mixing"
-        in read_londi(as_policies(quick, deep, policy("londi(c=0.1)", 0.45, 5.0, 0.03, cost=0.1)))[1]
-    )
-    unclear = read_londi(as_policies(quick, deep, policy("londi-b(n=6)", 0.62, 5.0, budget=6)))
-    assert "not distinguishable at this scale from mixing" in unclear[1]
-    assert unclear[2] == "Budgets were exceeded in 0 of 300 episodes."
-    # more calls than always-deepthink makes: against its success, not an extrapolation
-    assert above_line(as_policies(policy("x", 0.8, 20.0))[0], rows[0], rows[1])[0] == pytest.approx(0)
-
-
-def test_a_large_model_that_is_no_better_is_said_to_be_so():
-    rows = as_policies(policy("always-quick", 0.5, 0.0), policy("always-deepthink", 0.52, 10.0))
-    assert "little that a switch could gain" in read_londi(rows)[0]
-    assert read_londi(rows[:1]) == []

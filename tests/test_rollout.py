@@ -14,6 +14,7 @@ from atlas_ray.evaluation import _score, evaluate
 from atlas_ray.recipe import Recipe, load
 from atlas_ray.rollout import EnvSpec, env_spec, fresh, play
 from atlas_ray.selection.value import Prefix, ReplayError, ValueConfig, estimate_values, snapshots
+from atlas_ray.switching.players import ExpertPlayer
 from atlas_ray.switching.text import TextGame
 
 NAME = "dying_env:Dying/Doors-v0"
@@ -230,7 +231,7 @@ def test_the_switch_replays_an_episode_whose_environment_died():
     def play_out(deaths):
         dying_env.DEATHS.clear()
         dying_env.DEATHS.update(deaths)
-        game = TextGame([SPEC], Fixed(2), Fixed(2), 2, 32)
+        game = TextGame([SPEC], [ExpertPlayer(2), ExpertPlayer(2)], 2)
         game.begin(0, 2)
         seen = []
         while True:
@@ -248,7 +249,7 @@ def test_the_switch_replays_an_episode_whose_environment_died():
 
 
 def test_several_finite_environments_in_turn_skip_no_episode():
-    game = TextGame([SPEC, EnvSpec("GoToLocal")], Fixed(4), Fixed(4), 4, 32)
+    game = TextGame([SPEC, EnvSpec("GoToLocal")], [ExpertPlayer(4), ExpertPlayer(4)], 4)
     for row, seed in enumerate((0, 2, 4, 6)):
         game.begin(row, seed)
     assert [game.episodes[r].env.variation for r in range(4)] == [0, 1, 2, 3]

@@ -3,25 +3,29 @@
 import subprocess
 import sys
 
-import chain_mdp
 import numpy as np
 import pytest
+from switch_mdps import MDPS, TabularGame
 
 from atlas_ray.errors import BudgetViolationError, InputError
 from atlas_ray.switching import SwitchPolicy
+from atlas_ray.switching.baselines import Always, Random
 from atlas_ray.switching.budget import Budget
 from atlas_ray.switching.environment import PENALTY, SwitchingVectorEnv
-from atlas_ray.switching.evaluate import Always, Random
 from atlas_ray.switching.features import encode, with_shares
 from atlas_ray.switching.network import SwitchNetwork
 from atlas_ray.switching.policy import Situation, SwitchConfig
+
+
+def chain(rows):
+    return TabularGame(MDPS["chain-12"], rows)
 
 
 @pytest.mark.parametrize("budget", [0, 1, 3])
 @pytest.mark.parametrize("asks", ["always", "at random"])
 def test_no_episode_goes_over_its_budget(budget, asks):
     """10,000 episodes each, with autoreset, counted behind the guard by the game itself."""
-    game = chain_mdp.ChainGame(100)
+    game = chain(100)
     env = SwitchingVectorEnv(game, 0, budget=budget)
     env.reset(seed=7)
     rng = np.random.default_rng(0)
@@ -54,16 +58,16 @@ def test_shares_are_zero_only_when_nothing_is_left():
 
 
 def test_rewards_have_the_cost_and_the_penalty():
-    cost = SwitchingVectorEnv(chain_mdp.ChainGame(2), 0, cost=0.05)
+    cost = SwitchingVectorEnv(chain(2), 0, cost=0.05)
     cost.reset(seed=0)
     assert cost.step(np.array([0, 1]))[1].tolist() == [0.0, -0.05]
-    spent = SwitchingVectorEnv(chain_mdp.ChainGame(2), 0, budget=0)
+    spent = SwitchingVectorEnv(chain(2), 0, budget=0)
     spent.reset(seed=0)
     assert spent.step(np.array([0, 1]))[1].tolist() == [0.0, -PENALTY]
 
 
 def test_a_row_is_reset_by_the_step_after_its_last():
-    env = SwitchingVectorEnv(chain_mdp.ChainGame(1), 0)
+    env = SwitchingVectorEnv(chain(1), 0)
     first, _ = env.reset(seed=3)
     assert env.next_seed == 4
     ended = np.array([False])
@@ -79,7 +83,7 @@ def test_a_row_is_reset_by_the_step_after_its_last():
 
 def test_same_seed_same_episodes():
     def play(seed):
-        env = SwitchingVectorEnv(chain_mdp.ChainGame(4), 0, budget=2)
+        env = SwitchingVectorEnv(chain(4), 0, budget=2)
         env.reset(seed=seed)
         rng = np.random.default_rng(1)
         return [env.step(rng.integers(0, 2, 4))[0].tolist() for _ in range(50)]

@@ -18,12 +18,14 @@ class Capabilities:
     """What an engine can do beyond continuing text.
 
     ``scores``: :meth:`Engine.score` gives exact log-probabilities. ``seeds``: a sample depends on its seed alone.
-    ``adapters``: a LoRA adapter can be named.
+    ``adapters``: a LoRA adapter can be named. ``hidden``: entries of the states that :meth:`Engine.hidden` gives, 0
+    where it gives none.
     """
 
     scores: bool = True
     seeds: bool = True
     adapters: bool = False
+    hidden: int = 0
 
 
 @dataclass(eq=False)
@@ -59,7 +61,19 @@ class Scoring:
     cached: int = 0
 
 
-Request = Writing | Scoring
+@dataclass(eq=False)
+class Reading:
+    """A request for the hidden state behind a prompt; ``hidden`` is ``[H]`` float32."""
+
+    prompt: Sequence[int]
+    slot: int
+    fresh: bool = False
+    hidden: torch.Tensor | None = None
+    fed: int = 0
+    cached: int = 0
+
+
+Request = Writing | Scoring | Reading
 
 
 @dataclass
@@ -139,6 +153,13 @@ class Engine(Protocol):
         """Log-probability of every candidate continuation, ``[len(candidates[i])]`` for row i."""
         ...
 
+    def hidden(self, prompts: Sequence[Sequence[int]], slots: Sequence[int]) -> torch.Tensor:
+        """What goes into the LM head at the last token of each prompt, ``[len(prompts), H]`` float32.
+
+        It is the last layer's hidden state behind the final norm; H is ``capabilities.hidden``.
+        """
+        ...
+
 
 class LocalEngine(Engine, Protocol):
     """An engine with the model in this process. Requests may come and go while others are on their way."""
@@ -166,6 +187,8 @@ def check(request: Request, context: int) -> None:
     """
     if isinstance(request, Writing):
         more, what = request.max_tokens, f" and {request.max_tokens} to write"
+    elif isinstance(request, Reading):
+        more, what = 0, ""
     else:
         if not all(request.candidates):
             raise ValueError("a candidate without tokens has no probability")
@@ -177,7 +200,9 @@ def check(request: Request, context: int) -> None:
 
 
 class Batches:
-    """:meth:`Engine.generate` and :meth:`Engine.score` for an engine that answers requests."""
+    """:meth:`Engine.generate`, :meth:`Engine.score` and :meth:`Engine.hidden` for an engine that answers requests."""
+
+    capabilities: Capabilities
 
     def answer(self, requests: Sequence[Request]) -> Sequence[Request]:
         """The requests with their answers, in their order.
@@ -222,6 +247,17 @@ class Batches:
         requests = [Scoring(p, s, c) for p, s, c in zip(prompts, slots, candidates, strict=True)]
         answers = self.answer(requests)
         return [a.scores for a in answers if isinstance(a, Scoring) and a.scores is not None]
+
+    def hidden(self, prompts: Sequence[Sequence[int]], slots: Sequence[int]) -> torch.Tensor:
+        """See :meth:`Engine.hidden`.
+
+        Raises:
+            ContextOverflowError: a prompt does not fit.
+            InputError: this kind of engine has no hidden states.
+        """
+        answers = self.answer([Reading(p, s) for p, s in zip(prompts, slots, strict=True)])
+        states = [a.hidden for a in answers if isinstance(a, Reading) and a.hidden is not None]
+        return torch.stack(states) if states else torch.zeros(0, self.capabilities.hidden)
 
 
 def finish(engine: LocalEngine, requests: Sequence[Request]) -> Sequence[Request]:

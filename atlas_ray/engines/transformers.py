@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..models import load_model, load_tokenizer
-from .base import Batches, Capabilities, Meter, Request, Scoring, Writing, check, finish, own_context
+from .base import Batches, Capabilities, Meter, Reading, Request, Scoring, Writing, check, finish, own_context
 from .grouped_attention import use_grouped_attention
 from .slot_cache import SlotCache
 
@@ -32,7 +32,6 @@ class TransformersEngine(Batches):
         pass_numbers: most numbers in its largest arrays: the logits and, in eager attention, a layer's weights.
     """
 
-    capabilities = Capabilities()
     tree_tokens = 256
     pass_tokens = 1024
     pass_numbers = 2**25
@@ -46,6 +45,7 @@ class TransformersEngine(Batches):
         self.slots = slots
         self.context = own_context(context, int(self.model.config.max_position_embeddings))
         self.parameters = sum(p.numel() for p in self.model.parameters())
+        self.capabilities = Capabilities(hidden=int(self.model.get_output_embeddings().in_features))
         self.tokens_fed = [0] * slots
         self.meter = Meter()
         self._kept: list[list[int]] = [[] for _ in range(slots)]
@@ -92,7 +92,8 @@ class TransformersEngine(Batches):
         answered: list[Request] = []
         if self._active:
             writing = list(self._active.values())
-            answered += self._write(writing, self._feed([r.slot for r in writing], [[r.written[-1]] for r in writing]))
+            logits_RV, _ = self._feed([r.slot for r in writing], [[r.written[-1]] for r in writing])
+            answered += self._write(writing, logits_RV)
         begun: list[Request] = []
         busy = set(self._active)
         for request in self._waiting:
@@ -103,7 +104,7 @@ class TransformersEngine(Batches):
             self._waiting = [r for r in self._waiting if r not in begun]
             for request in begun:
                 request.fed -= self.tokens_fed[request.slot]  # the count at its end is added then
-            logits_RV = self._feed_prompts(begun)
+            logits_RV, hidden_RH = self._feed_prompts(begun)
             new = {row: r for row, r in enumerate(begun) if isinstance(r, Writing)}
             self._active |= {r.slot: r for r in new.values()}
             self._generators |= {r.slot: torch.Generator().manual_seed(r.seed) for r in new.values()}
@@ -112,6 +113,10 @@ class TransformersEngine(Batches):
             scoring = {row: r for row, r in enumerate(begun) if isinstance(r, Scoring)}
             if scoring:
                 answered += self._score(list(scoring.values()), logits_RV[list(scoring)])
+            for row, request in enumerate(begun):
+                if isinstance(request, Reading):
+                    request.hidden = hidden_RH[row].cpu().clone()  # a view would be pickled with the whole batch
+                    answered.append(request)
         return answered
 
     def _write(self, requests: list[Writing], logits_RV: torch.Tensor) -> list[Request]:
@@ -160,8 +165,11 @@ class TransformersEngine(Batches):
         self._cache.rewind(slot, length)
         del self._kept[slot][length:]
 
-    def _feed_prompts(self, requests: Sequence[Request]) -> torch.Tensor:
-        """Logits behind each prompt, ``[R, V]``; only what is not yet kept goes through the model."""
+    def _feed_prompts(self, requests: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits ``[R, V]`` and hidden state ``[R, H]`` behind each prompt.
+
+        Only what is not yet kept goes through the model, and the last token of a prompt that is kept whole.
+        """
         new = []
         for request in requests:
             prompt, kept = request.prompt, self._kept[request.slot]
@@ -173,8 +181,8 @@ class TransformersEngine(Batches):
             new.append(list(prompt[request.cached :]))
         return self._feed([r.slot for r in requests], new)
 
-    def _feed(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Append tokens to slots; logits behind the last one, ``[R, V]``."""
+    def _feed(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append tokens to slots; logits ``[R, V]`` and hidden state ``[R, H]`` behind the last one."""
         rest = self._feed_heads(slots, tokens)
         longest = max(map(len, rest))
         self._cache.reserve(longest)
@@ -183,7 +191,8 @@ class TransformersEngine(Batches):
         causal_1LL = torch.ones(1, longest, longest, dtype=torch.bool, device=self.device).tril()
         # a pass over all slots, with padding for the idle ones, is cheaper than copying the rows of a few out
         everyone = 2 * len(slots) > self.slots
-        return self._forward(slots, rest, positions, causal_1LL, everyone, keep=True)[:, -1]
+        logits_R1V, hidden_R1H = self._forward(slots, rest, positions, causal_1LL, everyone, keep=True)
+        return logits_R1V[:, 0], hidden_R1H[:, 0]
 
     def _feed_trees(self, slots: Sequence[int], trees: Sequence[Tree]) -> list[torch.Tensor]:
         """Log-probabilities of what each tree wants, in its order; the slots stay as they are."""
@@ -197,7 +206,7 @@ class TransformersEngine(Batches):
             seen_RLL.scatter_(2, node_RL[..., None], True)
             node_RL = up_RL.gather(1, node_RL)
         idle = self.slots - len(slots)
-        logits_RLV = self._forward(
+        logits_RLV, _ = self._forward(
             slots,
             [t.tokens for t in trees],
             [[len(self._kept[s]) + d for d in t.depths] for s, t in zip(slots, trees, strict=True)],
@@ -223,8 +232,10 @@ class TransformersEngine(Batches):
         seen_RLL: torch.Tensor,
         everyone: bool,
         keep: bool,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """One pass over new tokens, right-aligned, for which the cache has room.
+
+        Gives the logits and the hidden states that went into the LM head, float32.
 
         Args:
             slots: whose tokens they are.
@@ -232,8 +243,8 @@ class TransformersEngine(Batches):
             positions: of each token in its text.
             seen_RLL: which new tokens a new token attends to, besides all that is kept; padding need not be left out.
             everyone: pass over all slots in order, idle ones too.
-            keep: append the tokens to the slots and give the logits of the last ones only, ``[R, 1, V]``; else leave
-                the slots as they are and give all logits, ``[R, L, V]``.
+            keep: append the tokens to the slots and give logits and states of the last ones only, ``[R, 1, V]`` and
+                ``[R, 1, H]``; else leave the slots as they are and give all of them, ``[R, L, V]`` and ``[R, L, H]``.
         """
         cache, longest = self._cache, seen_RLL.shape[-1]
         start, end = cache.cursor, cache.cursor + longest
@@ -259,14 +270,21 @@ class TransformersEngine(Batches):
         mask_R1LC = torch.cat([past_R1C.expand(-1, longest, -1), new_RLL], dim=-1)[:, None]
 
         cache.rows = None if everyone else order
-        logits_RLV = self.model(
-            input_ids=ids_RL,
-            position_ids=positions_RL,
-            attention_mask=mask_R1LC,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1 if keep else longest,
-        ).logits
+        heads: list[torch.Tensor] = []
+        # families differ in what they do between the last layer and the head; a hook sees what comes of it
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(lambda _, given: heads.append(given[0]))
+        try:
+            logits_RLV = self.model(
+                input_ids=ids_RL,
+                position_ids=positions_RL,
+                attention_mask=mask_R1LC,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1 if keep else longest,
+            ).logits
+        finally:
+            hook.remove()
+        [hidden_RLH] = heads
         for slot, new in zip(slots, tokens, strict=True):
             self.tokens_fed[slot] += len(new)
             if keep:
@@ -276,8 +294,8 @@ class TransformersEngine(Batches):
             cache.cursor = end
             cache.valid[slice(None) if everyone else order, start:end] = real_RL
         if everyone and list(slots) != list(range(self.slots)):
-            logits_RLV = logits_RLV[order]
-        return logits_RLV.float()
+            logits_RLV, hidden_RLH = logits_RLV[order], hidden_RLH[order]
+        return logits_RLV.float(), hidden_RLH.float()
 
     def _feed_heads(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> list[list[int]]:
         """Feed what makes a few rows much longer than the rest on its own; what is left to feed for each row.

@@ -24,7 +24,7 @@ import torch
 from ..errors import AtlasError, InputError
 from ..files import read_json
 from ..models import load_tokenizer, resolve
-from .base import Batches, Capabilities, Meter, Request, Writing, check, finish, own_context
+from .base import Batches, Capabilities, Meter, Reading, Request, Scoring, Writing, check, finish, own_context
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_rank
 _MOST_CHILDREN = 128  # logprob_token_ids a request
@@ -147,9 +147,12 @@ class VllmEngine(Batches):
         Raises:
             ContextOverflowError: it does not fit the model's context.
             ValueError: it is malformed, or vLLM refuses it.
+            InputError: it asks for a hidden state.
             AtlasError: the engine is closed.
         """
         engine = self._engine()
+        if isinstance(request, Reading):
+            raise InputError("vLLM gives no hidden states: let the switch read hashed words or a sentence encoder")
         check(request, self.context)
         work = _Work(request)
         self._taken.append(work)
@@ -258,7 +261,7 @@ class _Work:
         """The request, whose parts are all answered."""
         request = self.request
         request.cached = min(self.cached, default=0)  # the other parts also find what the first has just computed
-        if not isinstance(request, Writing):
+        if isinstance(request, Scoring):
             request.scores = torch.tensor(
                 [sum(self.logprobs[tuple(c[: i + 1])] for i in range(len(c))) for c in request.candidates]
             )
@@ -272,6 +275,7 @@ def _split(request: Request) -> Iterator[tuple[tuple[int, ...], list[int], dict[
         drawn = {"temperature": request.temperature, "seed": request.seed} if request.temperature else {}
         yield (), [], {**settings, **drawn}
         return
+    assert isinstance(request, Scoring)
     for path, children in _tree(request.candidates).items():
         for i in range(0, len(children), _MOST_CHILDREN):
             some = children[i : i + _MOST_CHILDREN]

@@ -16,12 +16,14 @@ from ..trajectory import first_problem
 from .claims import claims
 from .journal import events, stage_times
 from .page import Html, el, missing, page
-from .plots import atlas_figure, londi_figure, save_png, svg
-from .reading import read_atlas, read_londi
+from .plots import atlas_figure, save_png, svg
+from .reading import read_atlas
 from .replay import SwitchReplay, SwitchStep, londi_replay
 from .selection import agreement_part, annotated, read_marks, review_part
 from .starts import read_starts, starts_part
-from .tables import arms_table, levels_table, policies_table
+from .switch_plots import londi_figure
+from .switching import londi_part, reading_part
+from .tables import arms_table, levels_table
 from .training import training_part
 
 __all__ = ["SwitchReplay", "SwitchStep", "build_report", "write_plots"]
@@ -137,12 +139,10 @@ def _reading(results: Results | None) -> list[Html]:
     parts = [el("h2", "What the numbers say")]
     if results is None:
         return [*parts, missing("this run scored no model")]
-    for name, sentences in (
-        ("Critical steps", read_atlas(results.atlas.arms) if results.atlas else []),
-        ("The switch", read_londi(results.londi.policies) if results.londi else []),
-    ):
-        if sentences:
-            parts += [el("h3", name), el("ul", [el("li", s) for s in sentences], cls="reading")]
+    if results.atlas and (sentences := read_atlas(results.atlas.arms)):
+        parts += [el("h3", "Critical steps"), el("ul", [el("li", s) for s in sentences], cls="reading")]
+    if results.londi:
+        parts += reading_part(results.londi.policies)
     if len(parts) == 1:
         parts.append(missing("the results hold nothing to compare"))
     parts.append(
@@ -181,28 +181,10 @@ def _one_seed(arms: Sequence[Arm]) -> str:
 
 
 def _londi(results: Results | None) -> list[Html]:
+    heading = el("h2", "LONDI: when to call the large model")
     if not results or not results.londi:
-        return [el("h2", "LONDI: when to call the large model"), missing("this run trained no switch")]
-    policies = results.londi.policies
-    return [
-        el("h2", "LONDI: when to call the large model"),
-        policies_table(policies),
-        el(
-            "p",
-            "Limit: cost c or budget n of DEEPTHINK calls. All policies play the same episodes. Return is without the "
-            "costs of calls. Each switch was trained once: its interval knows nothing of the spread between trainings.",
-            cls="note",
-        ),
-        el(
-            "figure",
-            svg(londi_figure(policies), "londi", "Success against DEEPTHINK calls"),
-            el(
-                "figcaption",
-                "Success against DEEPTHINK calls an episode; learned switches in orange. Dashed: random mixing, which "
-                "draws one of the two models for each whole episode. A switch that learned something lies above it.",
-            ),
-        ),
-    ]
+        return [heading, missing("this run trained no switch")]
+    return [heading, *londi_part(results.londi.policies)]
 
 
 def _selection(run_dir: Path, recipe: Recipe | None) -> list[Html]:

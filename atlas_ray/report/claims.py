@@ -26,6 +26,7 @@ def claims(recipe: Recipe | None) -> list[Html]:
         "Rounding: at most ceil(m·T) steps of a trajectory of T steps, and at least one.",
         "Normalisation: the loss is divided by the number of trained tokens of the whole optimiser step, the same in "
         "every arm.",
+        *_switches(recipe),
         "Training settings, encoder, network and exploration of the switch: not taken from the papers. The Q equations "
         "follow LONDI's idea as an earlier paper of the same line writes it out (LICRA); the budget is also enforced "
         "by a mask and by a guard in the environment.",
@@ -40,6 +41,26 @@ def claims(recipe: Recipe | None) -> list[Html]:
         el("p", "Ours, and not to be blamed on the papers:"),
         el("ul", [el("li", line) for line in ours]),
     ]
+
+
+def _switches(recipe: Recipe | None) -> list[str]:
+    """What is ours of the switches that the run trained, and of what they are compared with."""
+    if recipe is None or recipe.switch is None:
+        return []
+    s = recipe.switch
+    lines = {
+        "More than two models: LONDI has two; a number for each and what its calls cost are ours.": len(s.models) > 2,
+        "Measured costs: charging what each call really took is ours.": "measured" in s.costs,
+        "Averages: a price of calls that rises and falls until they keep to an average is textbook; LONDI has none.": (
+            bool(s.averages)
+        ),
+        "Signals: that the switch also sees what QUICK's answer says of itself is ours.": bool(s.signals),
+        "Baselines: LONDI's own are not known to us. A rule is set to the rate of calls that a switch has, to two "
+        "digits; a threshold is set in episodes that QUICK plays alone; the oracle asks the environment's expert.": (
+            bool(s.baselines)
+        ),
+    }
+    return [line for line, used in lines.items() if used]
 
 
 def _value(recipe: Recipe | None) -> str:

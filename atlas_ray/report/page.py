@@ -36,6 +36,7 @@ body { margin: 0 auto; max-width: 68rem; padding: 2.5rem 1.25rem 5rem; backgroun
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .6rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin: 3rem 0 .7rem; padding-top: .8rem; border-top: 1px solid var(--rule); }
 h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
+h4 { font-size: .92rem; margin: 1rem 0 .2rem; overflow-wrap: anywhere; }
 p, li { max-width: 46rem; }
 p { margin: .5rem 0; }
 a { color: var(--blue); }

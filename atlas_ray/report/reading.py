@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..results import ALWAYS_DEEPTHINK, ALWAYS_QUICK, Arm, Policy, Score, combine
+from ..results import Arm, Score, combine
 
 CONTROLS = ("random", "non-critical", "perplexity", "uniform", "last", "all", "none")
 UNCLEAR = "not distinguishable at this scale"
@@ -35,7 +35,7 @@ def arm_labels(arms: Sequence[Arm]) -> list[str]:
     ]
 
 
-def _difference(where: str, first: str, a: Score | Policy, second: str, b: Score | Policy) -> str:
+def _difference(where: str, first: str, a: Score, second: str, b: Score) -> str:
     mean, low, high = combine([(1, a), (-1, b)])
     verdict = judge(low, high, f"{first} is better", f"{second} is better")
     return f"{where} {signed(mean)} {span(low, high)}, {verdict}"
@@ -78,82 +78,3 @@ def read_atlas(arms: Sequence[Arm]) -> list[str]:
             twins = [(second, b) for second, b in pairs if b.anchor == a.anchor and b.fraction == a.fraction]
             sentences += [_versus(first, a, second, b) for second, b in twins if b.selector == "random"]
     return sentences
-
-
-def ends(policies: Sequence[Policy]) -> tuple[Policy, Policy] | None:
-    """(always-quick, always-deepthink), if both were tested and DEEPTHINK was called at all."""
-    by_name = {p.name: p for p in policies}
-    if ALWAYS_QUICK not in by_name or ALWAYS_DEEPTHINK not in by_name:
-        return None
-    quick, deepthink = by_name[ALWAYS_QUICK], by_name[ALWAYS_DEEPTHINK]
-    return (quick, deepthink) if deepthink.deepthink_calls_per_episode > 0 else None
-
-
-def above_line(policy: Policy, quick: Policy, deepthink: Policy) -> tuple[float, float, float]:
-    """Success above the random-mixing line at the policy's calls an episode, with the 95 % interval.
-
-    Drawing before each *episode* which model plays all of it gives exactly the straight line between the two ends.
-    Beyond the calls of always-deepthink the line stays at its success. The calls are taken as known.
-    """
-    share = min(1.0, policy.deepthink_calls_per_episode / deepthink.deepthink_calls_per_episode)
-    return combine([(1, policy), (share - 1, quick), (-share, deepthink)])
-
-
-def read_londi(policies: Sequence[Policy]) -> list[str]:
-    """Whether there is something to gain, each learned switch against random mixing and random calls, the budgets."""
-    sentences = []
-    if (pair := ends(policies)) is not None:
-        quick, deepthink = pair
-        mean, low, high = combine([(1, deepthink), (-1, quick)])
-        verdict = (
-            "the large model is better, so calling it can pay"
-            if low > 0
-            else "the small model is better, so calling the large one cannot pay"
-            if high < 0
-            else f"{UNCLEAR}, so there is little that a switch could gain"
-        )
-        sentences.append(f"{deepthink.name} minus {quick.name}: {signed(mean)} {span(low, high)}, {verdict}.")
-        sentences += [_switch(policy, quick, deepthink) for policy in policies if policy.learned]
-    for policy in policies:
-        if policy.learned and (twin := _twin(policy, policies)) is not None:
-            verdict = _difference("success", policy.name, policy, twin.name, twin)
-            calls = f"{policy.deepthink_calls_per_episode:.2f} against {twin.deepthink_calls_per_episode:.2f}"
-            sentences.append(f"{policy.name} minus {twin.name}: {verdict} ({calls} calls an episode).")
-    bounded = [p for p in policies if p.budget is not None]
-    if bounded:
-        broken, episodes = sum(p.budget_violations for p in bounded), sum(p.episodes for p in bounded)
-        sentences.append(f"Budgets were exceeded in {broken:,} of {episodes:,} episodes.")
-    return sentences
-
-
-def _twin(policy: Policy, policies: Sequence[Policy]) -> Policy | None:
-    """The random policy of the same budget with the nearest share of calls, if that is within 0.05."""
-
-    def distance(other: Policy) -> float:
-        return abs(other.deepthink_share - policy.deepthink_share)
-
-    random = [p for p in policies if p.name.startswith("random") and p.budget == policy.budget and distance(p) <= 0.05]
-    return min(random, key=distance, default=None)
-
-
-def _switch(policy: Policy, quick: Policy, deepthink: Policy) -> str:
-    mean, low, high = above_line(policy, quick, deepthink)
-    verdict = (
-        "better than mixing at random"
-        if low > 0
-        else "worse than mixing at random"
-        if high < 0
-        else f"{UNCLEAR} from mixing at random"
-    )
-    side = "above" if mean >= 0 else "below"
-    sentence = (
-        f"{policy.name} lies {abs(mean):.3f} {side} the random-mixing line at its "
-        f"{policy.deepthink_calls_per_episode:.2f} calls an episode, interval {span(low, high)}, {verdict}"
-    )
-    if deepthink.compute > 0:
-        calls = policy.deepthink_calls_per_episode / deepthink.deepthink_calls_per_episode
-        sentence += (
-            f"; success {policy.success:.2f} against {deepthink.success:.2f} of {deepthink.name}, with {calls:.0%} of "
-            f"its calls and {policy.compute / deepthink.compute:.0%} of its compute"
-        )
-    return sentence + "."

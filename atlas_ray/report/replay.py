@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,9 +17,9 @@ _STEPS = 100  # of one episode
 
 
 class SwitchStep(Step):
-    """A step and which model took it."""
+    """A step and which model took it; one between the two is ``model 1`` and so on."""
 
-    actor: Literal["quick", "deepthink"]
+    actor: str = Field(pattern=r"^(quick|deepthink|model [1-9]\d*)$")
 
 
 class SwitchReplay(BaseModel):
@@ -114,9 +113,12 @@ def londi_replay(run_dir: Path) -> list[Html]:
     except ValidationError as error:
         field, message = first_problem(error)
         raise InputError(message, path, None, field or None) from None
-    called = [step.actor == "deepthink" for step in replay.steps]
-    marks = [[_Mark("DEEPTHINK" if call else "quick", call)] for call in called]
+    called = [step.actor != "quick" for step in replay.steps]
+    marks = [
+        [_Mark(step.actor.upper() if call else "quick", call)] for step, call in zip(replay.steps, called, strict=True)
+    ]
     budget = "without a budget" if replay.budget is None else f"budget {replay.budget}"
-    count = f"{sum(called)} of {len(called)} steps by DEEPTHINK"
+    whose = "by DEEPTHINK" if all(s.actor in ("quick", "deepthink") for s in replay.steps) else "not by QUICK"
+    count = f"{sum(called)} of {len(called)} steps {whose}"
     note = f"{replay.env}, seed {replay.seed}, {replay.policy}, {budget}: {_outcome(replay.success)}; {count}."
     return _episode(note, replay.instruction, replay.steps, marks)

@@ -1,15 +1,23 @@
-"""RLlib's DQN for a switch: its environment runner, learner and loss, our module, our replay buffer."""
+"""RLlib's DQN and SAC for a switch: their environment runners and learners, our modules, updates and replay buffer."""
 
 from __future__ import annotations
 
 import logging
+import math
+import os
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import ray
+from ray import cloudpickle
 from ray.rllib.algorithms.dqn import DQN, DQNConfig
+from ray.rllib.algorithms.sac import SAC, SACConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
 from ray.rllib.policy.sample_batch import MultiAgentBatch
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
@@ -17,118 +25,199 @@ from ray.tune.registry import register_env
 
 from ..recipe import Switch
 from .environment import SwitchingVectorEnv
-from .module import SwitchModule
+from .features import EXTRA
+from .learner import SwitchDQNLearner, SwitchSACLearner
+from .module import DQNModule, SACModule
+from .policy import SwitchConfig
 from .replay import TransitionBuffer
 
 HIDDEN = (128, 64)
 CAPACITY = 50_000
 TARGET_TAU = 0.01
 BUFFER = "transition_buffer"
-NAME = "atlas-ray-switch"
+_NEVER = 10**15
+_RECREATED = 10_000
+"""Episodes by which an environment runner that was started again lies ahead, so that it plays none a second time."""
 
-# Environments by key. RLlib pickles its configuration into checkpoints, so this must not hold the models themselves.
-_environments: dict[str, Callable[[], SwitchingVectorEnv]] = {}
+MakeEnv = Callable[[int, int], SwitchingVectorEnv]
+"""Makes the environment whose first episode has the seed given, and the others lie so far apart."""
+
+# Environments by name. RLlib pickles its configuration into checkpoints, so this must not hold the models themselves.
+_environments: dict[str, MakeEnv] = {}
 
 
-def _environment(context: dict[str, Any]) -> SwitchingVectorEnv:
-    return _environments[context["key"]]()
+def _own_environment(context: Any) -> SwitchingVectorEnv:
+    return _environments[context["name"]](context["first_seed"], context["stride"])
 
 
-class SwitchDQN(DQN):
-    """DQN whose iteration is: a few vector steps into a :class:`TransitionBuffer`, then updates drawn from it."""
+class _RunnersEnvironment:
+    """Makes the environment of an RLlib env-runner, in a process that does not know this one's path of modules yet."""
+
+    def __init__(self, make_env: MakeEnv) -> None:
+        self.path, self.pickled = sys.path, cloudpickle.dumps(make_env)
+
+    def __call__(self, context: Any) -> SwitchingVectorEnv:
+        sys.path += [entry for entry in self.path if entry not in sys.path]
+        make_env: MakeEnv = cloudpickle.loads(self.pickled)
+        return make_env(context["first_seed"], context["stride"])
+
+
+class SwitchRunner(SingleAgentEnvRunner):
+    """An env-runner that shares the episodes out with the others, and does not begin with them again after its death.
+
+    RLlib loses the runner's number on the way to a vector environment, and gives the first reset a seed of its own.
+    """
+
+    def make_env(self) -> None:
+        """Make the environment with episodes of its own."""
+        context = dict(self.config.env_config)
+        first = context["first_episode"] + max(0, (self.worker_index or 0) - 1)
+        stride = max(1, self.config.num_env_runners)
+        if self.worker_index and ray.get_runtime_context().was_current_actor_reconstructed:
+            first += (_RECREATED + os.getpid() % 1000) * stride
+        self.config.env_config = {**context, "first_seed": first, "stride": stride}
+        self._seed = first
+        super().make_env()
+
+
+class _OffPolicy:
+    """An iteration is: a few vector steps into a :class:`TransitionBuffer`, then all updates that are due."""
 
     def setup(self, config: Any) -> None:
         """Build what RLlib builds, and the buffer."""
-        super().setup(config)
-        width = self.env_runner.env.single_observation_space.shape[0]
-        self.buffer = TransitionBuffer(CAPACITY, width, self.config.seed)
-        self._due = 0.0
+        super().setup(config)  # type: ignore[misc]
+        algorithm: Any = self
+        context, seed = algorithm.config.env_config, algorithm.config.seed
+        algorithm.buffer = TransitionBuffer(CAPACITY, context["width"], seed, context["budget"])
+        algorithm._due = 0.0
 
     @property
     def steps(self) -> int:
         """Environment steps sampled so far."""
-        return self.buffer.count
+        buffer: TransitionBuffer = self.buffer  # type: ignore[attr-defined]
+        return buffer.count
 
     def training_step(self) -> None:
         """Sample, store, update."""
+        algorithm: Any = self
+        config, buffer = algorithm.config, algorithm.buffer
         episodes, results = synchronous_parallel_sample(
-            worker_set=self.env_runner_group, concat=True, _uses_new_env_runners=True, _return_metrics=True
+            worker_set=algorithm.env_runner_group, concat=True, _uses_new_env_runners=True, _return_metrics=True
         )
-        self.metrics.aggregate(results, key=ENV_RUNNER_RESULTS)
-        before = self.buffer.count
-        self.buffer.add(episodes)
-        if self.buffer.count < self.config.num_steps_sampled_before_learning_starts:
-            return
-        self._due += (self.buffer.count - before) * self.config.env_config["updates_per_step"]
-        while self._due >= 1:
-            self._due -= 1
-            batch = self.buffer.sample(self.config.train_batch_size)
-            self.learner_group.update(
-                batch=MultiAgentBatch({DEFAULT_MODULE_ID: batch}, env_steps=len(batch)),
-                timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self.buffer.count},
-            )
-        self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+        algorithm.metrics.aggregate(results, key=ENV_RUNNER_RESULTS)
+        before = buffer.count
+        buffer.add(episodes)
+        steps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: buffer.count}
+        if len(buffer) >= config.num_steps_sampled_before_learning_starts:
+            algorithm._due += (buffer.count - before) * config.env_config["updates_per_step"]
+            updates, algorithm._due = int(algorithm._due), algorithm._due % 1
+            if updates:
+                size = config.train_batch_size
+                batch = MultiAgentBatch({DEFAULT_MODULE_ID: buffer.sample(updates * size)}, env_steps=updates * size)
+                algorithm.learner_group.update(batch=batch, timesteps=steps, minibatch_size=size)
+        algorithm.env_runner_group.sync_weights(
+            from_worker_or_learner_group=algorithm.learner_group, inference_only=True
+        )
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """RLlib's state and the buffer's."""
-        return {**super().get_state(*args, **kwargs), BUFFER: self.buffer.get_state()}
+        state = super().get_state(*args, **kwargs)  # type: ignore[misc]
+        algorithm: Any = self
+        return {**state, BUFFER: algorithm.buffer.get_state(algorithm.config.env_config["keep_replay"])}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
-        super().set_state(state)
+        super().set_state(state)  # type: ignore[misc]
         if BUFFER in state:
-            self.buffer.set_state(state[BUFFER])
+            self.buffer.set_state(state[BUFFER])  # type: ignore[attr-defined]
+
+    def lost_runners(self) -> int:
+        """How many environment runners were lost and started again so far."""
+        algorithm: Any = self
+        return int(algorithm.env_runner_group.num_remote_worker_restarts())
+
+
+class SwitchDQN(_OffPolicy, DQN):
+    """Double DQN."""
+
+
+class SwitchSAC(_OffPolicy, SAC):
+    """Discrete SAC."""
 
 
 def build(
-    key: str, make_env: Callable[[], SwitchingVectorEnv], settings: Switch, budgeted: bool, seed: int
-) -> SwitchDQN:
-    """A :class:`SwitchDQN` that samples, learns and acts in this process.
+    name: str, make_env: MakeEnv, settings: Switch, terms: SwitchConfig, seed: int, first_episode: int
+) -> SwitchDQN | SwitchSAC:
+    """An algorithm that learns in this process, and samples here or in ``settings.env_runners`` others.
 
     Args:
-        key: name of the environment in this process.
-        make_env: makes it.
+        name: of the environment, not used by another in this Ray session.
+        make_env: makes it; has to be picklable for environment runners.
         settings: the hyper-parameters.
-        budgeted: whether the Q network masks calls when the budget is spent.
-        seed: seed of the first episode, and of weights, exploration and replay.
+        terms: what is learned.
+        seed: of weights, exploration and replay.
+        first_episode: seed of the first episode.
     """
     quiet()
-    _environments[key] = make_env
-    register_env(NAME, _environment)
+    _environments[name] = make_env
+    register_env(name, _RunnersEnvironment(make_env) if settings.env_runners else _own_environment)
+    sac = settings.algorithm == "sac"
+    rate = [[0, settings.learning_rate], [settings.steps, settings.learning_rate / 10]]
+    config: Any = SACConfig(algo_class=SwitchSAC) if sac else DQNConfig(algo_class=SwitchDQN)
+    context = {
+        "name": name,
+        "first_episode": first_episode,
+        "width": terms.features + EXTRA,
+        "budget": terms.budget,
+        "updates_per_step": settings.updates_per_step,
+        "keep_replay": settings.keep_replay,
+    }
     config = (
-        DQNConfig(algo_class=SwitchDQN)
-        .environment(NAME, env_config={"key": key, "updates_per_step": settings.updates_per_step})
+        config.environment(name, env_config=context)
         .env_runners(
-            num_env_runners=0,
+            env_runner_cls=SwitchRunner,
+            num_env_runners=settings.env_runners,
             gym_env_vectorize_mode="vector_entry_point",
             num_envs_per_env_runner=settings.num_envs,
             rollout_fragment_length=4,
         )
-        .learners(num_learners=0)
+        .learners(num_learners=0, learner_class=SwitchSACLearner if sac else SwitchDQNLearner)
+        .fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=1.0)
         .training(
-            lr=settings.learning_rate,
             gamma=settings.gamma,
             train_batch_size=settings.batch_size,
             num_steps_sampled_before_learning_starts=min(500, settings.steps // 10),
-            target_network_update_freq=0,
+            target_network_update_freq=_NEVER,  # the learner moves them after every update
             tau=TARGET_TAU,
             grad_clip=10.0,
             replay_buffer_config={"type": "EpisodeReplayBuffer", "no_local_replay_buffer": True},
         )
         .rl_module(
             rl_module_spec=RLModuleSpec(
-                module_class=SwitchModule,
+                module_class=SACModule if sac else DQNModule,
                 model_config={
                     "hidden": HIDDEN,
-                    "budgeted": budgeted,
-                    "epsilon": [[0, 1.0], [settings.steps // 2, 0.3]],
+                    "budget": terms.budget,
+                    "epsilon": [[0, 1.0], [settings.steps // 2, 0.5]],
                 },
             )
         )
-        .reporting(min_sample_timesteps_per_iteration=0, min_train_timesteps_per_iteration=0)
+        .reporting(min_time_s_per_iteration=0, min_sample_timesteps_per_iteration=0)
         .debugging(seed=seed, log_level="ERROR")
     )
+    if sac:
+        # "auto" is -1 for Discrete actions, which no policy reaches
+        config = config.training(
+            actor_lr=rate, critic_lr=rate, alpha_lr=rate, initial_alpha=0.05, target_entropy=0.02 * math.log(2)
+        )
+    else:
+        config = config.training(lr=rate)
     return config.build_algo()
+
+
+def charges(settings: Switch, price: float) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """``[models]``: what a step of each costs at a price a call."""
+    return np.array(settings.weights, np.float32) * np.float32(price)
 
 
 def quiet() -> None:

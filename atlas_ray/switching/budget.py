@@ -37,7 +37,7 @@ class Budget:
         self.left[row], self.made[row], self.overrides[row] = self.calls, 0, 0
 
     def grant(self, row: int, wanted: int) -> int:
-        """The guard: the model that may act where ``wanted`` is asked for; a call that is granted is paid for at once."""
+        """The guard: the model that may act where ``wanted`` is asked for; a granted call is paid for at once."""
         left = self.left[row]
         if not wanted or left is None:
             return wanted

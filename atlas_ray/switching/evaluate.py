@@ -2,59 +2,44 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
-from ..agents import Agent
-from ..rollout import EnvSpec, decision_seed
+from ..rollout import EnvSpec
 from .budget import Budget
-from .policy import Situation
+from .encoders import make_encoder
+from .players import SwitchPlayer
+from .policy import Situation, SwitchPolicy
 from .text import Episode, TextGame
+
+encoder_of = lru_cache(maxsize=1)(make_encoder)
+"""The encoder of a recipe, loaded once a process."""
 
 
 class Policy(Protocol):
     """Decides for a batch of situations: the number of the model that acts, 0 for QUICK."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it wants to be told besides: ``encoded``, ``margin``, ``agrees``."""
+        ...
 
     def decide(self, situations: Sequence[Situation]) -> list[int]:
         """One decision for each situation."""
         ...
 
 
-@dataclass(frozen=True)
-class Always:
-    """One model everywhere, by its number: 0 is QUICK."""
-
-    action: int
-
-    def decide(self, situations: Sequence[Situation]) -> list[int]:
-        """The same for all."""
-        return [self.action] * len(situations)
-
-
-@dataclass(frozen=True)
-class Random:
-    """A call of model ``action`` with probability ``rate``; the draw depends on episode and step alone."""
-
-    rate: float
-    seed: int = 0
-    action: int = 1
-
-    def decide(self, situations: Sequence[Situation]) -> list[int]:
-        """A draw for each."""
-        draws = (random.Random(decision_seed(f"switch{self.seed}/{s.episode}", s.step)).random() for s in situations)
-        return [self.action * (draw < self.rate) for draw in draws]
-
-
 def play_switching(
     policy: Policy,
-    agents: Sequence[Agent],
+    agents: Sequence[SwitchPlayer],
     specs: Sequence[EnvSpec],
     seeds: Sequence[int],
     budget: int | None = None,
     cost: float = 0.0,
     record: bool = False,
+    weights: Sequence[float] | None = (),
+    **game_options: Any,
 ) -> list[dict[str, Any]]:
     """Play the episodes of ``seeds``, as many side by side as the engines have slots.
 
@@ -66,73 +51,122 @@ def play_switching(
         budget: calls an episode may make; the guard turns down what is over it.
         cost: c, for ``objective`` only.
         record: also keep the steps.
+        weights: what a step of each model costs in c; by default 0 for the first and 1 for the others. None: what the
+            step really took.
+        **game_options: of :class:`TextGame`.
 
     Returns:
         A row an episode, in the order of ``seeds``: ``level``, ``seed``, ``success``, ``return`` (of the environment),
-        ``objective`` (return less c a call), ``calls``, ``steps``, ``overrides``, ``violations`` (calls over the
-        budget: 0, or the guard is broken), ``tokens`` (fed to each model), ``flops`` (2 x weights x tokens, of
-        all models), and with ``record`` the ``episode``
-        itself: ``env``, ``instruction`` and the ``steps`` with the ``actor`` of each.
+        ``objective`` (return less c times the weights or what was used), ``calls`` (steps of any model but the first),
+        ``calls_by_model`` (steps of each), ``called_at`` (which steps were calls), ``steps``, ``overrides``,
+        ``violations`` (calls over the budget: 0, or the guard is broken), ``tokens`` (fed to each model), ``flops``,
+        ``seconds`` and ``money`` (of all models), with a policy that needs them the ``margins`` of all steps, and with
+        ``record`` the ``episode`` itself: ``env``, ``instruction`` and the ``steps`` with the ``actor`` of each.
     """
     rows = min(*(agent.engine.slots for agent in agents), len(seeds))
-    game = TextGame(specs, agents, rows)
+    game = _game(policy, agents, specs, rows, game_options)
     guard = Budget(budget, rows)
+    charges = [0.0] + [1.0] * (len(agents) - 1) if weights == () else weights
     waiting = list(seeds)[::-1]
     results: dict[int, dict[str, Any]] = {}
     playing: list[int] = []
-    for row in range(rows):
+    charged = [0.0] * rows
+    margins: list[list[float]] = [[] for _ in range(rows)]
+
+    def begin(row: int) -> None:
         game.begin(row, waiting.pop())
         guard.start(row)
+        charged[row], margins[row] = 0.0, []
+
+    for row in range(rows):
+        begin(row)
         playing.append(row)
     while playing:
-        wanted = policy.decide([_situation(game, guard, row) for row in playing])
-        choices = {row: guard.grant(row, g) for row, g in zip(playing, wanted, strict=True)}
+        situations = _situations(policy, game, guard, playing)
+        for row, situation in zip(playing, situations, strict=True):
+            if situation.margin is not None:
+                margins[row].append(situation.margin)
+        choices = {row: guard.grant(row, g) for row, g in zip(playing, policy.decide(situations), strict=True)}
         for row, choice in choices.items():
             if choice:
                 guard.record(row)
         for row, outcome in game.advance(choices).items():
+            charged[row] += outcome.used if charges is None else charges[choices[row]]
             if not outcome.over:
                 continue
             episode = game.episodes[row]
-            results[episode.seed] = _result(game, guard, row, cost) | ({"episode": _replay(episode)} if record else {})
+            results[episode.seed] = {
+                **_result(game, guard, row, cost * charged[row]),
+                **({"margins": margins[row]} if margins[row] else {}),
+                **({"episode": _replay(episode, game.models)} if record else {}),
+            }
             if waiting:
-                game.begin(row, waiting.pop())
-                guard.start(row)
+                begin(row)
             else:
                 playing.remove(row)
     return [results[s] for s in seeds]
 
 
-def _situation(game: TextGame, guard: Budget, row: int) -> Situation:
-    episode = game.episodes[row]
-    return Situation(episode.text, guard.left[row], game.step_share(row), episode.id, len(episode.steps))
+def _game(
+    policy: Policy, agents: Sequence[SwitchPlayer], specs: Sequence[EnvSpec], rows: int, options: dict[str, Any]
+) -> TextGame:
+    if isinstance(policy, SwitchPolicy):
+        c = policy.config
+        encoder = "hidden" if c.encoder == "hidden" else encoder_of(c.encoder, c.features - len(c.signals))
+        options = {**options, "encoder": encoder, "signals": c.signals}
+    return TextGame(specs, agents, rows, **options)
 
 
-def _result(game: TextGame, guard: Budget, row: int, cost: float) -> dict[str, Any]:
-    episode, tokens = game.episodes[row], game.tokens(row)
-    reward, calls = sum(s.reward for s in episode.steps), sum(map(bool, episode.acted))
-    weights = [agent.engine.parameters for agent in game.agents]
+def _situations(policy: Policy, game: TextGame, guard: Budget, rows: list[int]) -> list[Situation]:
+    """What the policy asks for, and nothing else: all of it takes QUICK's time."""
+    encoded = list(game.observe(rows)) if "encoded" in policy.needs else [None] * len(rows)
+    margins = [c.margin for c in game.confidence(rows)] if "margin" in policy.needs else [None] * len(rows)
+    agrees = game.agrees(rows) if "agrees" in policy.needs else [None] * len(rows)
+    return [
+        Situation(e.text, guard.left[row], game.step_share(row), e.id, len(e.steps), *told)
+        for row, e, told in zip(
+            rows,
+            (game.episodes[row] for row in rows),
+            zip(encoded, margins, agrees, strict=True),
+            strict=True,
+        )
+    ]
+
+
+def _result(game: TextGame, guard: Budget, row: int, charge: float) -> dict[str, Any]:
+    episode, usage = game.episodes[row], game.usage(row)
+    reward = sum(s.reward for s in episode.steps)
+    called_at = [step for step, number in enumerate(episode.acted) if number]
     return {
         "level": episode.spec.name,
         "seed": episode.seed,
         "success": episode.success,
         "return": reward,
-        "objective": reward - cost * calls,
-        "calls": calls,
+        "objective": reward - charge,
+        "calls": len(called_at),
+        "calls_by_model": [episode.acted.count(number) for number in range(game.models)],
+        "called_at": called_at,
         "steps": len(episode.steps),
         "overrides": guard.overrides[row],
-        "violations": 0 if guard.calls is None else max(0, calls - guard.calls),
-        "tokens": list(tokens),
-        "flops": sum(2 * w * t for w, t in zip(weights, tokens, strict=True)),
+        "violations": 0 if guard.calls is None else max(0, len(called_at) - guard.calls),
+        "tokens": [u.tokens for u in usage],
+        "flops": sum(u.flops for u in usage),
+        "seconds": sum(u.seconds for u in usage),
+        "money": sum(u.money for u in usage),
     }
 
 
-def _replay(episode: Episode) -> dict[str, Any]:
+def actor(number: int, models: int) -> str:
+    """``quick``, ``deepthink``, or for one between them its number."""
+    return "quick" if not number else "deepthink" if number == models - 1 else f"model {number}"
+
+
+def _replay(episode: Episode, models: int) -> dict[str, Any]:
     return {
         "env": episode.spec.id,
         "instruction": episode.goal,
         "steps": [
-            {**step.model_dump(), "actor": "deepthink" if number else "quick"}
+            {**step.model_dump(), "actor": actor(number, models)}
             for step, number in zip(episode.steps, episode.acted, strict=True)
         ],
     }

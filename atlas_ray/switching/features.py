@@ -26,12 +26,13 @@ from numpy.typing import NDArray
 LONGEST = 3
 BUDGET_ENTRY, STEP_ENTRY = -2, -1
 EXTRA = 2
+FACT_ENDS = re.compile(r"[,.;\n]")
 
 Vector = NDArray[np.float32]
 
 
 def _facts(text: str) -> list[list[str]]:
-    return [re.findall(r"\w+", fact) for fact in re.split(r"[,.;\n]", text.lower())]
+    return [re.findall(r"\w+", fact) for fact in FACT_ENDS.split(text.lower())]
 
 
 def _ngrams(words: Sequence[str], longest: int) -> Iterable[str]:

@@ -1,4 +1,4 @@
-"""A learned switch as a directory: ``model.safetensors`` and ``config.json``. Needs neither Ray, nor torch, nor models."""
+"""A learned switch as a directory, ``model.safetensors`` and ``config.json``. It needs neither Ray nor torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,8 @@ class SwitchPolicy:
     Raises:
         ValueError: the tensors are not those of such a network.
     """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"encoded"})
 
     def __init__(self, config: SwitchConfig, tensors: dict[str, NDArray[np.float32]]) -> None:
         self.config, self.tensors = config, tensors

@@ -3,74 +3,33 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from .. import files
-from ..agents import Agent
-from ..engines import TransformersEngine
+from ..errors import InputError
 from ..progress import duration, track
 from ..recipe import Recipe, Switch
-from ..results import interval
-from ..rollout import SWITCH_SELECT, SWITCH_TEST, SWITCH_TRAIN, EnvSpec, env_spec, seed_block
-from ..workers import ActorPool, chunks
-from .encoders import make_encoder
-from .environment import SwitchingVectorEnv
-from .evaluate import Always, Policy, Random, play_switching
-from .policy import SwitchPolicy
-from .text import TextGame
-from .train import train_switch
-
-UNIT = "FLOPs/episode"
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """A policy of the comparison: a learned switch (``directory``), always one ``action``, or a random ``rate``."""
-
-    name: str
-    directory: str | None = None
-    action: int | None = None
-    rate: float | None = None
-    budget: int | None = None
-    cost: float | None = None
-
-    def policy(self, seed: int) -> Policy:
-        """The policy itself."""
-        if self.directory is not None:
-            return SwitchPolicy.load(self.directory)
-        return Random(self.rate, seed) if self.rate is not None else Always(self.action or 0)
-
-
-@dataclass(frozen=True)
-class TrainTask:
-    """One switch to train."""
-
-    recipe: Recipe
-    run_dir: str
-    contestant: Contestant
-
-
-@dataclass(frozen=True)
-class PlayTask:
-    """A chunk of test episodes of one policy."""
-
-    recipe: Recipe
-    contestant: Contestant
-    seeds: tuple[int, ...]
-    record: bool = False
+from ..rollout import SWITCH_SELECT, SWITCH_TEST, seed_block
+from ..schema_switch import MEASURED
+from ..workers import ActorPool, chunks, worker_pool
+from .compare import Contestant, Row, baselines, budget_of, learned_switches, summary, unlearned
+from .work import PlayTask, Tally, TrainTask, play_chunk, seats, train
 
 
 def switch_stage(recipe: Recipe, run_dir: str | Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Train, compare, aggregate; everything that is done already is skipped.
 
-    Writes ``checkpoints/switch-cost0.05/`` and the like, ``switch/episodes.jsonl`` (a row an episode),
-    ``switch/policies.json`` (the rows returned) and ``switch/replay.json`` (one episode of the last budget's switch, or
-    of the last switch, step by step).
+    Writes ``checkpoints/switch-cost0.05-seed0/`` and the like; ``switch/selection.jsonl``, episodes played before the
+    test (what a call takes, what a percentage is of, QUICK's margins), and ``switch/usage.json``, what came of them;
+    ``switch/episodes.jsonl``, a row a test episode; ``switch/policies.json``, the rows returned; and
+    ``switch/replay.json``, one episode of the last budget's switch, or of the last switch, step by step.
 
     Args:
         recipe: one with a ``[switch]`` table.
@@ -79,42 +38,168 @@ def switch_stage(recipe: Recipe, run_dir: str | Path, say: Callable[[str], None]
 
     Returns:
         A row a policy, as in ``results.json``.
+
+    Raises:
+        InputError: the cost is measured in something that no call takes any of.
     """
-    settings, run_dir = _settings(recipe), Path(run_dir)
-    log = files.RunLog(run_dir)
-    learned = learned_switches(settings, run_dir)
+    stage = _Stage(recipe, Path(run_dir), say)
+    settings, folder = stage.settings, stage.run_dir / "switch"
+    runners = settings.env_runners * max(1, recipe.workers)
+    with worker_pool(recipe, stage.retried, len(settings.local), runners) as pool, seats(recipe) as seated:
+        stage.pool, stage.seats = pool, seated
+        selection = _Episodes(stage, folder / "selection.jsonl", "dev", SWITCH_SELECT, settings.evaluate_episodes)
+        stage.measure(selection)
+        stage.train(learned_switches(settings, stage.run_dir))
+        learned = learned_switches(settings, stage.run_dir, stage.resolve(selection))
+        stage.train(learned)
 
-    def retried(task: Any, attempt: int, reason: str) -> None:
-        log.event("switch", "worker lost", policy=task.contestant.name, attempt=attempt, reason=reason)
-        say(f"  {task.contestant.name}: a worker died, trying again ({attempt})")
+        test = _Episodes(stage, folder / "episodes.jsonl", "test", SWITCH_TEST, settings.test_episodes)
+        plain = unlearned(settings)
+        rows = test.play([*plain, *learned])
+        rules = baselines(settings, learned, rows, stage.margins(selection))
+        rows += test.play(rules)
+        if not (folder / "replay.json").is_file():
+            stage.replay(learned, rows)
 
-    with ActorPool[Any, Any](recipe.workers, on_retry=retried) as pool:
-        todo = [c for c in learned if not (Path(c.directory or "") / "config.json").is_file()]
-        if todo:
-            say(f"  training {len(todo)} switches of {settings.steps} steps, {recipe.workers or 1} at a time")
-        with _following(run_dir / "metrics.jsonl", say):
-            for _ in pool.stream(_train, [TrainTask(recipe, str(run_dir), c) for c in todo]):
-                pass
-
-        path = run_dir / "switch" / "episodes.jsonl"
-        rows = files.recover_jsonl(path)
-        plain = [Contestant("always-quick", action=0), Contestant("always-deepthink", action=1)]
-        rows += _play(pool, recipe, [*plain, *learned], rows, path)
-        matched = [_matched(c, rows) for c in learned]
-        rows += _play(pool, recipe, matched, rows, path)
-
-        replay = run_dir / "switch" / "replay.json"
-        if not replay.is_file():
-            shown = learned[-1]
-            seed = _worth_showing(rows, shown.name)
-            _, played = next(iter(pool.stream(_play_chunk, [PlayTask(recipe, shown, (seed,), record=True)])))
-            about = {"policy": shown.name, "budget": shown.budget, "seed": seed, "success": played[0]["success"]}
-            files.write_json(replay, {**about, **played[0]["episode"]})
-
-    order = dict.fromkeys([*plain, *learned, *matched])
-    policies = [summary(c, [r for r in rows if r["policy"] == c.name]) for c in order]
-    files.write_json(run_dir / "switch" / "policies.json", policies)
+    if stage.usage:
+        files.write_json(folder / "usage.json", {"unit": settings.unit, **stage.usage})
+    policies = [
+        summary(c, [r for r in rows if r["policy"] == c.name], settings.unit, len(settings.models))
+        for c in [*plain, *learned, *rules]
+    ]
+    files.write_json(folder / "policies.json", policies)
+    stage.close()
     return policies
+
+
+class _Stage:
+    """What is shared by the parts of one run of the stage."""
+
+    def __init__(self, recipe: Recipe, run_dir: Path, say: Callable[[str], None]) -> None:
+        if recipe.switch is None:
+            raise ValueError("the recipe has no [switch] table")
+        self.recipe, self.run_dir, self.say = recipe, run_dir, say
+        self.settings: Switch = recipe.switch
+        self.log = files.RunLog(run_dir)
+        self.pool: ActorPool[Any, Any]
+        self.seats: Any = None
+        self.tally: Tally = Counter()
+        self.usage: dict[str, Any] = {}
+        self.mean_call: float | None = None
+
+    def retried(self, task: TrainTask | PlayTask, attempt: int, reason: str) -> None:
+        """A worker was lost."""
+        self.tally["workers"] += 1
+        self.log.event("switch", "worker lost", policy=task.who, attempt=attempt, reason=reason)
+        self.say(f"  {task.who}: a worker died, trying again ({attempt})")
+
+    def measure(self, selection: _Episodes) -> None:
+        """What a mean call of DEEPTHINK takes, where the cost is measured."""
+        if MEASURED not in self.settings.costs:
+            return
+        rows = selection.play([unlearned(self.settings)[-1]])
+        self.mean_call = sum(r[self.settings.unit] for r in rows) / sum(r["calls"] for r in rows)
+        if not self.mean_call:
+            hint = ": give the models a price" if self.settings.unit == "money" else ""
+            raise InputError(f"a call of the last model takes none of it{hint}", field="switch.unit")
+        self.usage["mean_call"] = self.mean_call
+
+    def resolve(self, selection: _Episodes) -> dict[str, int]:
+        """The budgets that percentages stand for: of the calls of the first cost's switches, all of them trained."""
+        given = [n for n in self.settings.budgets if isinstance(n, str)]
+        if not given:
+            return {}
+        rows = selection.play(learned_switches(self.settings, self.run_dir)[:1])
+        calls = fmean(r["calls"] for r in rows)
+        budgets = {n: budget_of(n, calls) for n in given}
+        self.usage |= {"calls": calls, "budgets": budgets}
+        self.say(f"  {', '.join(f'{n} is {b}' for n, b in budgets.items())} of {calls:.2f} calls an episode")
+        return budgets
+
+    def margins(self, selection: _Episodes) -> list[float]:
+        """QUICK's margins in episodes that it played alone, where a threshold wants them."""
+        if "threshold" not in self.settings.baselines:
+            return []
+        # below no threshold, so QUICK acts alone, and is asked for its margin
+        watched = Contestant("quick, watched", "threshold", tau=-math.inf)
+        return [m for row in selection.play([watched]) for m in row["margins"]]
+
+    def train(self, contestants: Sequence[Contestant]) -> None:
+        """Train those that are not there."""
+        tasks = [
+            TrainTask(self.recipe, str(self.run_dir), c, training, self.mean_call, self.seats)
+            for c in contestants
+            for training in c.seeds
+            if not (c.directory(training) / "config.json").is_file()
+        ]
+        if not tasks:
+            return
+        self.say(
+            f"  training {len(tasks)} switches of {self.settings.steps} steps, {self.recipe.workers or 1} at a time"
+        )
+        # a training says nothing to its pool until its end
+        self.pool.silence, silence = math.inf, self.pool.silence
+        with _following(self.run_dir / "metrics.jsonl", self.say):
+            for _, tally in self.pool.stream(train, tasks):
+                self.tally += tally
+        self.pool.silence = silence
+
+    def replay(self, learned: Sequence[Contestant], rows: Sequence[Row]) -> None:
+        """Play one episode of a switch again, and keep its steps."""
+        shown = next((c for c in reversed(learned) if c.budget is not None), learned[-1])
+        training = shown.seeds[0]
+        own = [r for r in rows if r["policy"] == shown.name and r["training"] == training]
+        # a success with calls in it, the one with most QUICK steps; else any episode
+        best = max(own, key=lambda r: (r["success"] and r["calls"] > 0, r["calls"] > 0, r["steps"] - r["calls"]))
+        task = PlayTask(self.recipe, shown, training, (best["seed"],), "test", self.mean_call, self.seats, record=True)
+        _, (played, tally) = next(iter(self.pool.stream(play_chunk, [task])))
+        self.tally += tally
+        about = {"policy": shown.name, "budget": shown.budget, "seed": best["seed"], "success": played[0]["success"]}
+        files.write_json(self.run_dir / "switch" / "replay.json", {**about, **played[0]["episode"]})
+
+    def close(self) -> None:
+        """Say how often the answers that were kept spared a model, and what was lost on the way."""
+        asked, kept = self.tally["asked"], self.tally["answered from the cache"]
+        if asked:
+            self.log.metric("switch", asked=asked, answered_from_cache=kept, cache_share=kept / asked)
+            self.say(f"  {kept / asked:.0%} of {asked:,} answers came from the cache")
+        if again := self.tally["engine answers"]:
+            self.log.event("switch", "engine answers asked again", answers=again)
+        faults = [f"{what} {n:,}" for what in ("workers", "env-runners", "engine answers") if (n := self.tally[what])]
+        if faults:
+            self.say(f"  lost on the way and made up for: {', '.join(faults)}")
+
+
+class _Episodes:
+    """Episodes of policies in a file: what is there is not played again."""
+
+    def __init__(self, stage: _Stage, path: Path, split: str, use: int, count: int) -> None:
+        self.stage, self.path, self.split = stage, path, split
+        first = seed_block(stage.recipe.seed, use)
+        self.seeds = range(first, first + count)
+        self.rows: list[Row] = files.recover_jsonl(path)
+
+    def play(self, contestants: Sequence[Contestant]) -> list[Row]:
+        """All rows of these policies, every training seed of each on the same episodes."""
+        stage = self.stage
+        known = {(r["policy"], r["training"], r["seed"]) for r in self.rows}
+        tasks = []
+        for c in contestants:
+            for training in c.members:
+                missing = [s for s in self.seeds if (c.name, training, s) not in known]
+                for part in chunks(missing, 4 * stage.settings.num_envs):
+                    about = (stage.recipe, c, training, tuple(part), self.split, stage.mean_call, stage.seats)
+                    tasks.append(PlayTask(*about))
+        label = "test episodes" if self.split == "test" else "episodes before the test"
+        with track(label, sum(len(t.seeds) for t in tasks)) as progress:
+            for task, (played, tally) in stage.pool.stream(play_chunk, tasks):
+                rows = [{"policy": task.contestant.name, "training": task.training, **row} for row in played]
+                files.append_jsonl(self.path, rows)
+                self.rows += rows
+                stage.tally += tally
+                progress.advance(len(rows), task.who)
+        names = {c.name for c in contestants}
+        return [r for r in self.rows if r["policy"] in names]
 
 
 @contextmanager
@@ -136,7 +221,7 @@ def _following(path: Path, say: Callable[[str], None]) -> Iterator[None]:
             complete = text[: text.rfind(b"\n") + 1]
             position += len(complete)
             for row in map(json.loads, complete.splitlines()):
-                if row["stage"] == "switch":
+                if row["stage"] == "switch" and "policy" in row:
                     say(
                         f"  {row['policy']}: step {row['step']}, objective {row['objective']:.3f}, "
                         f"best {row['best']:.3f}, about {duration(row['eta_seconds'])} left"
@@ -149,137 +234,3 @@ def _following(path: Path, say: Callable[[str], None]) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-
-
-def learned_switches(settings: Switch, run_dir: Path) -> list[Contestant]:
-    """The switches to train, in the order of the recipe: costs, then budgets."""
-    where = run_dir / "checkpoints"
-    costs = [Contestant(f"londi(c={c:g})", str(where / f"switch-cost{c:g}"), cost=c) for c in settings.costs]
-    budgets = [Contestant(f"londi-b(n={n})", str(where / f"switch-budget{n}"), budget=n) for n in settings.budgets]
-    return [*costs, *budgets]
-
-
-def summary(contestant: Contestant, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """One policy's row: ``success`` with a 95 % Wilson interval, and means over its episodes."""
-    episodes = len(rows)
-    success, *ci95 = interval([[r["success"] for r in rows]])
-    calls, steps = sum(r["calls"] for r in rows), sum(r["steps"] for r in rows)
-    terms = {"budget": contestant.budget, "cost": contestant.cost}
-    return {
-        "name": contestant.name,
-        **{k: v for k, v in terms.items() if v is not None},
-        "success": success,
-        "return": sum(r["return"] for r in rows) / episodes,
-        "ci95": ci95,
-        "deepthink_share": calls / steps,
-        "deepthink_calls_per_episode": calls / episodes,
-        "compute": sum(r["flops"] for r in rows) / episodes,
-        "compute_unit": UNIT,
-        "budget_violations": sum(r["violations"] > 0 for r in rows),
-        "episodes": episodes,
-    }
-
-
-def _settings(recipe: Recipe) -> Switch:
-    if recipe.switch is None:
-        raise ValueError("the recipe has no [switch] table")
-    return recipe.switch
-
-
-def _matched(contestant: Contestant, rows: list[dict[str, Any]]) -> Contestant:
-    """Random calls at the share of a learned switch, to two digits, under the same budget."""
-    own = [r for r in rows if r["policy"] == contestant.name]
-    rate = round(sum(r["calls"] for r in own) / sum(r["steps"] for r in own), 2)
-    limit = "" if contestant.budget is None else f", n={contestant.budget}"
-    return Contestant(f"random(p={rate:.2f}{limit})", rate=rate, budget=contestant.budget)
-
-
-def _worth_showing(rows: list[dict[str, Any]], name: str) -> int:
-    """Seed of a success with calls in it, the one with most QUICK steps; else of any episode."""
-    own = [r for r in rows if r["policy"] == name]
-    best = max(own, key=lambda r: (r["success"] and r["calls"] > 0, r["calls"] > 0, r["steps"] - r["calls"]))
-    return int(best["seed"])
-
-
-def _play(
-    pool: ActorPool[Any, Any],
-    recipe: Recipe,
-    contestants: Iterable[Contestant],
-    done: list[dict[str, Any]],
-    path: Path,
-) -> list[dict[str, Any]]:
-    """Play the test episodes that are not in ``done`` and append them to ``path``."""
-    first = seed_block(recipe.seed, SWITCH_TEST)
-    seeds = range(first, first + _settings(recipe).test_episodes)
-    known = {(r["policy"], r["seed"]) for r in done}
-    tasks = []
-    for contestant in dict.fromkeys(contestants):
-        missing = [s for s in seeds if (contestant.name, s) not in known]
-        tasks += [PlayTask(recipe, contestant, tuple(c)) for c in chunks(missing, 4 * _settings(recipe).num_envs)]
-    new: list[dict[str, Any]] = []
-    with track("test episodes", sum(len(t.seeds) for t in tasks)) as progress:
-        for task, played in pool.stream(_play_chunk, tasks):
-            rows = [{"policy": task.contestant.name, **row} for row in played]
-            files.append_jsonl(path, rows)
-            new += rows
-            progress.advance(len(rows), task.contestant.name)
-    return new
-
-
-def _specs(recipe: Recipe, split: str) -> list[EnvSpec]:
-    settings = _settings(recipe)
-    return [env_spec(recipe, level, settings.max_steps, split) for level in settings.levels]
-
-
-def _agents(recipe: Recipe, kept: dict[str, Any]) -> tuple[Agent, ...]:
-    settings = _settings(recipe)
-    key = f"switch {settings.models} {settings.num_envs} {recipe.style} {recipe.prompt}"
-    if key not in kept:
-        engines = (TransformersEngine(m.model, settings.num_envs) for m in settings.models)
-        kept[key] = tuple(Agent(engine, recipe.style, prompt=recipe.prompt) for engine in engines)
-    found: tuple[Agent, ...] = kept[key]
-    return found
-
-
-def _play_chunk(task: PlayTask, kept: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
-    yield play_switching(
-        task.contestant.policy(task.recipe.seed),
-        _agents(task.recipe, kept),
-        _specs(task.recipe, "test"),
-        task.seeds,
-        task.contestant.budget,
-        task.contestant.cost or 0.0,
-        task.record,
-    )
-
-
-def _train(task: TrainTask, kept: dict[str, Any]) -> Iterator[bool]:
-    recipe, contestant = task.recipe, task.contestant
-    settings = _settings(recipe)
-    agents = _agents(recipe, kept)
-    budget, cost = contestant.budget, contestant.cost or 0.0
-    log = files.RunLog(task.run_dir)
-
-    def make_env(first_seed: int) -> SwitchingVectorEnv:
-        game = TextGame(_specs(recipe, "train"), agents, settings.num_envs, make_encoder("hashing", settings.features))
-        return SwitchingVectorEnv(game, first_seed, budget, cost)
-
-    def evaluate(policy: SwitchPolicy) -> dict[str, float]:
-        first = seed_block(recipe.seed, SWITCH_SELECT)
-        seeds = range(first, first + settings.evaluate_episodes)
-        rows = play_switching(policy, agents, _specs(recipe, "dev"), seeds, budget, cost)
-        names = ("objective", "return", "success", "calls")
-        return {name: sum(r[name] for r in rows) / len(rows) for name in names}
-
-    train_switch(
-        contestant.directory or "",
-        settings,
-        make_env,
-        evaluate,
-        seed_block(recipe.seed, SWITCH_TRAIN),
-        settings.features,
-        budget,
-        cost,
-        lambda row: log.metric("switch", policy=contestant.name, **row),
-    )
-    yield True

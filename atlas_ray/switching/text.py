@@ -1,23 +1,41 @@
-"""Text episodes in which one of several agents acts at every step."""
+"""Text episodes in which one of several models acts at every step."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 import envs
 
-from ..agents import Agent, Decision
+from ..agents import NO_ANSWER, Agent, Decision
+from ..errors import InputError
 from ..rollout import EnvSpec, decision_seed, fresh
 from ..trajectory import Step
-from .encoders import Encoder
+from .answers import Answer, Answers
+from .encoders import Encoder, unit
 from .environment import Outcome
 from .features import Vector
+from .players import ExpertPlayer, SwitchPlayer
+from .usage import Ledger, Unit, Usage, check_unit, units
 
+HIDDEN = "hidden"
 _MOST_DEATHS = 3
+T = TypeVar("T")
+
+
+class Confidence(NamedTuple):
+    """Of QUICK's answer: normalised entropy of its choice and margin of the likeliest action, 0..1 each."""
+
+    entropy: float
+    margin: float
+
+
+OVER = Confidence(0.0, 1.0)
+"""Of an episode that is over, where nothing is asked any more."""
 
 
 @dataclass
@@ -30,11 +48,14 @@ class Episode:
     env: envs.TextEnv
     goal: str
     observation: str
-    fed_before: tuple[int, ...]
     steps: list[Step] = field(default_factory=list)
     acted: list[int] = field(default_factory=list)
     success: bool = False
+    over: bool = False
     deaths: int = 0
+    expert: envs.Expert | None = None
+    charged: float = 0.0
+    """Units of :class:`Usage` that outcomes have told of."""
 
     @property
     def id(self) -> str:
@@ -47,34 +68,83 @@ class Episode:
         return f"{self.goal}\n{self.observation}"
 
 
-class TextGame:
-    """Implements :class:`atlas_ray.switching.environment.Game` for text environments and two agents or more.
+@dataclass
+class _Known:
+    """What was found out about a state."""
 
-    All agents hold the true history, whoever acted; the key-value cache of one that was not asked for some steps
-    catches up at its next call, so an episode costs each model the tokens it really had to read. Every vector step asks
-    each agent once, for all of its rows.
+    decisions: dict[int, Decision] = field(default_factory=dict)
+    hidden: Vector | None = None
+    advice: str | None = None
+
+
+class TextGame:
+    """Implements :class:`atlas_ray.switching.environment.Game` for text environments and two models or more.
+
+    All models hold the true history, whoever acted; one that was not asked for some steps catches up at its next call,
+    so an episode costs each model the tokens it had to read. In a vector step each model is asked once, for all of
+    its rows. Several games may share players: each has the episodes of its own.
 
     Args:
         specs: drawn in turn: seed s plays ``specs[s % len(specs)]``.
         agents: from QUICK to DEEPTHINK, with at least ``rows`` slots.
         rows: episodes side by side.
-        encoder: what a switch reads them with.
+        encoder: what a switch reads them with, ``"hidden"`` for QUICK's hidden state.
+        signals: what it sees besides.
+        answers: what the models answered already; None asks every time.
+        unit: what ``mean_call`` is in.
+        mean_call: what a mean call of DEEPTHINK takes; None leaves ``Outcome.used`` at 0.
+
+    Raises:
+        InputError: a signal, the encoder or the unit cannot be had of these models.
+
+    Attributes:
+        speechless: how often an expert that gave up had to act; the environment was told "(no answer)".
     """
 
     def __init__(
-        self, specs: Sequence[EnvSpec], agents: Sequence[Agent], rows: int, encoder: Encoder | None = None
+        self,
+        specs: Sequence[EnvSpec],
+        agents: Sequence[SwitchPlayer],
+        rows: int,
+        encoder: Encoder | str | None = None,
+        signals: Sequence[str] = (),
+        answers: Answers | None = None,
+        unit: Unit = "flops",
+        mean_call: float | None = None,
     ) -> None:
         if min(agent.engine.slots for agent in agents) < rows:
             raise ValueError(f"{rows} episodes side by side need as many slots in all engines")
         self.specs = list(specs)
-        self.agents = tuple(agents)
+        self.agents: tuple[SwitchPlayer, ...] = tuple(agent.fork() for agent in agents)
         self.rows, self.models = rows, len(self.agents)
-        self.encoder = encoder
-        self.width = encoder.width if encoder else 0
+        self.encoder, self.signals, self.answers = encoder, tuple(signals), answers
+        self.unit, self.mean_call = unit, mean_call
+        if mean_call is not None:
+            check_unit(self.agents, unit)
+        for agent in self.agents:
+            if isinstance(agent, ExpertPlayer):
+                agent.ask = self._expert_decision
+        if isinstance(encoder, str):
+            if encoder != HIDDEN:
+                raise ValueError(f"an encoder, or {HIDDEN!r} (got {encoder!r})")
+            width = self._reader.engine.capabilities.hidden
+        else:
+            width = encoder.width if encoder else 0
+        self.width = width + len(self.signals)
         self.episodes: dict[int, Episode] = {}
+        self.speechless = 0
+        self._ledger = Ledger(self.agents, rows)
+        self._known = [_Known() for _ in range(rows)]
+
+    @property
+    def _reader(self) -> Agent:
+        quick = self.agents[0]
+        if not isinstance(quick, Agent):
+            raise InputError("the first model must be one whose hidden states can be read", field="switch.encoder")
+        return quick
 
     def begin(self, row: int, seed: int) -> None:
-        """Start the episode of ``seed``, with both agents."""
+        """Start the episode of ``seed``, with all models."""
         if row in self.episodes:
             envs.release(self.episodes[row].env)
         spec = self.specs[seed % len(self.specs)]
@@ -82,71 +152,224 @@ class TextGame:
         own = seed if spec.endless else seed // len(self.specs)
         start = fresh(spec, own, f"{spec.id}/{seed}")
         for agent in self.agents:
-            # or an episode's compute would depend on what was played in this row before
-            agent.engine.forget(row)
+            if isinstance(agent, Agent):
+                agent.engine.forget(row)
             agent.start(row, start.instruction, [], start.observation)
-        self.episodes[row] = Episode(spec, seed, own, start.env, start.instruction, start.observation, self._fed(row))
+        self._ledger.start(row)
+        self._known[row] = _Known()
+        episode = Episode(spec, seed, own, start.env, start.instruction, start.observation)
+        if any(isinstance(agent, ExpertPlayer) for agent in self.agents):
+            episode.expert = _expert(episode)
+        self.episodes[row] = episode
 
     def observe(self, rows: Sequence[int]) -> Vector:
-        """Goal and observation as ``[len(rows), width]``."""
-        texts = [self.episodes[row].text for row in rows]
-        return self.encoder(texts) if self.encoder else np.zeros((len(rows), 0), np.float32)
+        """What the encoder makes of goal and observation, then the signals in their order: ``[len(rows), width]``."""
+        if isinstance(self.encoder, str):
+            parts = [self._hidden(rows)]
+        else:
+            texts = [self.episodes[row].text for row in rows]
+            parts = [self.encoder(texts)] if self.encoder else [np.zeros((len(rows), 0), np.float32)]
+        sure = self.confidence(rows) if {"entropy", "margin"} & set(self.signals) else []
+        for signal in self.signals:
+            if signal == "catch-up":
+                values = [self._ledger.unread(row, self.models - 1) for row in rows]
+            else:
+                values = [getattr(c, signal) for c in sure]
+            parts.append(np.array(values, np.float32)[:, None])
+        return np.concatenate(parts, axis=1)
+
+    def confidence(self, rows: Sequence[int]) -> list[Confidence]:
+        """Of QUICK's answers in the present states. QUICK is asked once a state; if it then acts, this was its answer.
+
+        Raises:
+            InputError: QUICK does not score the actions.
+        """
+        live = [row for row in rows if not self.episodes[row].over]
+        self._ask(0, live)
+        found = []
+        for row in rows:
+            if self.episodes[row].over:
+                found.append(OVER)
+                continue
+            decision = self._known[row].decisions[0]
+            if decision.entropy is None or decision.margin is None:
+                raise InputError("the first model must score the actions to be sure of them", field="agent.decide")
+            found.append(Confidence(decision.entropy, decision.margin))
+        return found
+
+    def agrees(self, rows: Sequence[int]) -> list[bool]:
+        """Whether QUICK's action in the present state is what the environment's expert would do, who may not know.
+
+        Raises:
+            InputError: the environment has no expert.
+        """
+        self._ask(0, [row for row in rows if not self.episodes[row].over])
+        return [self.episodes[row].over or self._known[row].decisions[0].action == self._advice(row) for row in rows]
 
     def step_share(self, row: int) -> float:
         """Steps taken over the step limit."""
         episode = self.episodes[row]
         return len(episode.steps) / episode.env.limit
 
-    def advance(self, choices: Mapping[int, int]) -> dict[int, Outcome]:
-        """One step of every row in ``choices``; one batch for each agent."""
-        outcomes = {}
-        for row, decision in self._decide(choices).items():
-            episode = self.episodes[row]
-            following, reward, terminated, truncated, info = self._step(episode, decision.action)
-            step = Step(
-                observation=episode.observation, thought=decision.thought, action=decision.action, reward=reward
-            )
-            episode.steps.append(step)
-            episode.acted.append(choices[row])
-            episode.observation, episode.success = following, info["success"]
-            for agent in self.agents:
-                agent.advance(row, step, following)
-            full = not all(agent.fits(row) for agent in self.agents)
-            outcomes[row] = Outcome(reward, terminated, truncated, full, info["success"])
-        return outcomes
+    def usage(self, row: int) -> list[Usage]:
+        """What each model has used in this episode."""
+        return self._ledger.usage(row)
 
-    def _step(self, episode: Episode, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Step the episode; one whose environment dies is replayed to the same state, or the models' answers are lost.
+    def advance(self, choices: Mapping[int, int]) -> dict[int, Outcome]:
+        """One step of every row in ``choices``; one batch for each model."""
+        for number in range(self.models):
+            self._ask(number, sorted(r for r, choice in choices.items() if choice == number))
+        return {row: self._move(row, choices[row]) for row in sorted(choices)}
+
+    def _move(self, row: int, number: int) -> Outcome:
+        episode, decision = self.episodes[row], self._known[row].decisions[number]
+        following, reward, terminated, truncated, info = self._surviving(episode, lambda: _step(episode, decision))
+        step = Step(observation=episode.observation, thought=decision.thought, action=decision.action, reward=reward)
+        episode.steps.append(step)
+        episode.acted.append(number)
+        episode.observation, episode.success = following, info["success"]
+        for agent in self.agents:
+            agent.advance(row, step, following)
+        self._known[row] = _Known()
+        full = not all(agent.fits(row) for agent in self.agents)
+        used = 0.0
+        if self.mean_call is not None:
+            total = units(self.usage(row), self.unit)
+            used, episode.charged = (total - episode.charged) / self.mean_call, total
+        outcome = Outcome(reward, terminated, truncated, full, info["success"], used)
+        episode.over = outcome.over
+        return outcome
+
+    def _ask(self, number: int, rows: Sequence[int]) -> None:
+        """Let a model answer where it has not yet; what is known of it is not asked, but costs the same."""
+        agent, missing, offers, keys = self.agents[number], [], [], []
+        for row in rows:
+            if number in self._known[row].decisions:
+                continue
+            offered = self._offered(row, agent)
+            key = None if self.answers is None else agent.key(row, offered)
+            answer = None if self.answers is None or key is None else self.answers.get(key)
+            if answer is None:
+                missing.append(row)
+                offers.append(offered)
+                keys.append(key)
+                continue
+            agent.recall(row, answer.decision)
+            self._ledger.charge(row, number, answer.decision.spent, answer.seconds)
+            self._known[row].decisions[number] = answer.decision
+        if not missing:
+            return
+        seeds = [decision_seed(self.episodes[r].id, len(self.episodes[r].steps)) for r in missing]
+        begun = time.perf_counter()
+        decisions = agent.act(missing, offers, seeds)
+        seconds = time.perf_counter() - begun
+        tokens = [self._ledger.tokens(r, number, d.spent) for r, d in zip(missing, decisions, strict=True)]
+        for row, decision, key, share in zip(missing, decisions, keys, _shares(tokens), strict=True):
+            self._ledger.charge(row, number, decision.spent, seconds * share)
+            self._known[row].decisions[number] = decision
+            if self.answers is not None and key is not None:
+                self.answers.put(key, Answer(decision, seconds * share))
+
+    def _hidden(self, rows: Sequence[int]) -> Vector:
+        """QUICK's hidden states ``[len(rows), H]``, 0 where the episode is over."""
+        asked = [r for r in rows if not self.episodes[r].over and self._known[r].hidden is None]
+        if asked:
+            begun = time.perf_counter()
+            states = unit(self._reader.hidden(asked).numpy())
+            seconds = time.perf_counter() - begun
+            shares = _shares([self._ledger.tokens(row, 0, None) for row in asked])
+            for row, state, share in zip(asked, states, shares, strict=True):
+                self._known[row].hidden = state
+                self._ledger.charge(row, 0, None, seconds * share)
+        nothing = np.zeros(self._reader.engine.capabilities.hidden, np.float32)
+        return np.stack([nothing if (h := self._known[row].hidden) is None else h for row in rows])
+
+    def _offered(self, row: int, agent: SwitchPlayer) -> list[str]:
+        episode = self.episodes[row]
+        if agent.needs_list or episode.env.cheap_list:
+            return self._surviving(episode, lambda: episode.env.admissible())
+        return []
+
+    def _advice(self, row: int) -> str | None:
+        """What the expert would do now, None where it gives up."""
+        episode, known = self.episodes[row], self._known[row]
+        if episode.expert is None and not episode.steps:
+            episode.expert = _expert(episode)
+        elif episode.expert is None and not _replay(episode, guided=True):
+            raise envs.EnvironmentDiedError(f"{episode.id}: its replay for the expert went another way")
+        if known.advice is None:
+            try:
+                known.advice = self._surviving(episode, lambda: _advised(episode))
+            except envs.ExpertGaveUpError:
+                known.advice = ""
+        return known.advice or None
+
+    def _expert_decision(self, row: int) -> Decision:
+        advice = self._advice(row)
+        self.speechless += advice is None
+        return Decision(None, advice or NO_ANSWER)
+
+    def _surviving(self, episode: Episode, do: Callable[[], T]) -> T:
+        """Do something with the episode's environment; if that dies, the episode is replayed to the same state.
+
+        The models' answers would be lost otherwise.
 
         Raises:
             envs.EnvironmentDiedError: it died ``_MOST_DEATHS`` times, or its replay went another way.
         """
         while True:
             try:
-                return episode.env.step(action)
+                return do()
             except envs.EnvironmentDiedError:
                 episode.deaths += 1
-                if episode.deaths >= _MOST_DEATHS:
-                    raise
-                episode.env = fresh(episode.spec, episode.own_seed).env
-                observation = episode.observation
-                for step in episode.steps:
-                    observation = episode.env.step(step.action)[0]
-                if observation != episode.observation:
+                if episode.deaths >= _MOST_DEATHS or not _replay(episode, episode.expert is not None):
                     raise
 
-    def _decide(self, choices: Mapping[int, int]) -> dict[int, Decision]:
-        decisions: dict[int, Decision] = {}
-        for number, agent in enumerate(self.agents):
-            rows = sorted(r for r, choice in choices.items() if choice == number)
-            offered = [self.episodes[r].env.admissible() for r in rows]
-            seeds = [decision_seed(self.episodes[r].id, len(self.episodes[r].steps)) for r in rows]
-            decisions |= dict(zip(rows, agent.act(rows, offered, seeds), strict=True))
-        return decisions
 
-    def tokens(self, row: int) -> tuple[int, ...]:
-        """Fed to each model in this episode."""
-        return tuple(n - b for n, b in zip(self._fed(row), self.episodes[row].fed_before, strict=True))
+def _shares(tokens: Sequence[int]) -> list[float]:
+    """Of the time of a batch."""
+    total = sum(tokens)
+    return [n / total if total else 1 / len(tokens) for n in tokens]
 
-    def _fed(self, row: int) -> tuple[int, ...]:
-        return tuple(agent.engine.tokens_fed[row] for agent in self.agents)
+
+class _NoExpert:
+    """Of an episode for which the environment's expert has no plan."""
+
+    def act(self) -> envs.ExpertStep:
+        raise envs.ExpertGaveUpError("this episode has no expert")
+
+    def follow(self, action: str) -> None:
+        pass
+
+
+def _expert(episode: Episode) -> envs.Expert:
+    if type(episode.env).expert is envs.TextEnv.expert:
+        raise InputError(f"{episode.spec.id} has no expert", field="switch.levels")
+    try:
+        return episode.env.expert()
+    except envs.ExpertGaveUpError:
+        return _NoExpert()
+
+
+def _advised(episode: Episode) -> str:
+    assert episode.expert is not None
+    return episode.expert.act().action
+
+
+def _step(episode: Episode, decision: Decision) -> tuple[str, float, bool, bool, dict[str, Any]]:
+    if episode.expert is not None:
+        episode.expert.follow(decision.action)
+    return episode.env.step(decision.action)
+
+
+def _replay(episode: Episode, guided: bool) -> bool:
+    """Bring a new environment to the state of the episode, ``guided`` with its expert; whether it came there."""
+    envs.release(episode.env)
+    episode.env, episode.expert = fresh(episode.spec, episode.own_seed).env, None
+    episode.expert = _expert(episode) if guided else None
+    observation = episode.observation
+    for step in episode.steps:
+        if episode.expert is not None:
+            episode.expert.follow(step.action)
+        observation = episode.env.step(step.action)[0]
+    return observation == episode.observation

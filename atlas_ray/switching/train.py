@@ -6,45 +6,55 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import files
 from ..recipe import Switch
 from ..workers import ensure_ray
-from .environment import SwitchingVectorEnv
 from .policy import CONFIG, SwitchConfig, SwitchPolicy
 
-STATE, HISTORY, BEST = "state", "history.json", "best"
+if TYPE_CHECKING:
+    from .algorithm import MakeEnv
+
+STATE, HISTORY, BEST, LAST = "state", "history.json", "best", "last"
+DUAL_RATE = 0.5
+"""Step of the Lagrangian's price, as a share of itself (at least of ``DUAL_LEAST``), for twice the calls asked for."""
+DUAL_LEAST = 0.02
 
 
 def train_switch(
     directory: str | Path,
     settings: Switch,
-    make_env: Callable[[int], SwitchingVectorEnv],
+    terms: SwitchConfig,
+    make_env: MakeEnv,
     evaluate: Callable[[SwitchPolicy], dict[str, float]],
-    first_seed: int,
-    features: int,
-    budget: int | None = None,
-    cost: float = 0.0,
+    first_episode: int,
+    seed: int = 0,
     on_evaluation: Callable[[dict[str, Any]], None] = lambda row: None,
+    on_fault: Callable[[int], None] = lambda lost: None,
 ) -> SwitchPolicy:
-    """Train a switch with RLlib's DQN inside this process.
+    """Train a switch with RLlib's DQN or SAC inside this process.
 
-    DQN's policy gets better and worse again, so it is evaluated greedily every ``settings.evaluate_every`` environment
-    steps and the best one by ``objective`` is what ends up in ``directory``. After every evaluation the state of the
-    training is in ``DIRECTORY.train`` beside it, from where a later call goes on; that is removed at the end.
+    Off-policy learning gets better and worse again, so the policy is evaluated greedily every
+    ``settings.evaluate_every`` environment steps, and the best one by ``objective`` is what ends up in ``directory``,
+    with the last one in ``directory/last``. After every evaluation the state of the training is in ``DIRECTORY.train``
+    beside it, from where a later call goes on; that is removed at the end.
+
+    With ``terms.average`` (Lagrangian) the price of a call is a dual variable: after each evaluation it rises where the
+    greedy policy calls more often than that, and falls where it calls less. A policy that keeps to the average is
+    better than one that does not, and then the one with the higher objective.
 
     Args:
         directory: where the policy goes.
         settings: hyper-parameters.
-        make_env: the environment whose first episode has the seed given.
-        evaluate: scores a policy, always on the same episodes; the score is ``objective``.
-        first_seed: seed of the first training episode, and of everything that is drawn.
-        features: width of the encoded state.
-        budget: LONDI-B's budget, None for none.
-        cost: LONDI's cost of a call.
+        terms: shape of the switch, its cost, budget or average.
+        make_env: the environment whose first episode has the seed given; the reward holds the cost, unless it is dual.
+        evaluate: scores a policy, always on the same episodes, as ``objective``, and for an average ``calls``.
+        first_episode: seed of the first training episode.
+        seed: of weights, exploration and replay.
         on_evaluation: told a row of numbers after each evaluation: ``step``, ``objective``, ``best``, what ``evaluate``
-            returned, ``seconds`` so far and ``eta_seconds``.
+            returned, ``price`` for an average, ``seconds`` so far and ``eta_seconds``.
+        on_fault: told of environment runners that were lost and started again.
 
     Returns:
         The best policy.
@@ -56,45 +66,70 @@ def train_switch(
         return SwitchPolicy.load(directory)
     saved = work / STATE
     history: list[dict[str, Any]] = files.read_json(saved / HISTORY) if saved.is_dir() else []
-    start: dict[str, Any] = history[-1] if history else {"step": 0, "seconds": 0.0, "next_seed": first_seed}
+    start: dict[str, Any] = {"step": 0, "seconds": 0.0, "next_seed": first_episode}
+    start |= history[-1] if history else {}
 
-    ensure_ray(1)
-    from .algorithm import HIDDEN, build
+    ensure_ray(1 + settings.env_runners)
+    from .algorithm import build, charges
 
-    env = make_env(start["next_seed"])
-    algorithm = build(str(work), lambda: env, settings, budget is not None, start["next_seed"])
-    config = SwitchConfig(features, HIDDEN, budget=budget, cost=cost)
+    name = f"atlas-ray-switch/{directory.resolve()}"
+    algorithm = build(name, make_env, settings, terms, seed + start["step"], start["next_seed"])
+    price = start.get("price", 0.0)
+    lost = 0
     try:
         if history:
             algorithm.restore_from_path(str(saved.resolve()))
         clock = time.monotonic()
         while algorithm.steps < settings.steps:
+            if terms.average is not None:
+                algorithm.buffer.charge = charges(settings, price)
             target = min(settings.steps, algorithm.steps + settings.evaluate_every)
             while algorithm.steps < target:
                 algorithm.train()
-            policy = SwitchPolicy(config, {k: v.numpy() for k, v in algorithm.get_module().net.state_dict().items()})
-            scores = evaluate(policy)
-            best = max([scores["objective"], *(row["objective"] for row in history)])
+            if algorithm.lost_runners() > lost:
+                on_fault(algorithm.lost_runners() - lost)
+                lost = algorithm.lost_runners()
+            policy = SwitchPolicy(terms, {k: v.numpy() for k, v in algorithm.get_module().net.state_dict().items()})
+            row: dict[str, Any] = {"step": algorithm.steps, **evaluate(policy)}
+            if terms.average is not None:
+                row["price"] = price = _dual_step(price, row["calls"], terms.average)
+            is_best = all(_merit(row, terms) >= _merit(other, terms) for other in history)
             passed = time.monotonic() - clock
             pace = passed / (algorithm.steps - start["step"])
+            # rows of an environment that begin no new episode until the next step are counted too
+            begun = algorithm.buffer.ended + settings.num_envs * max(1, settings.env_runners)
             history.append(
                 {
-                    "step": algorithm.steps,
-                    **scores,
-                    "best": best,
+                    **row,
+                    "best": row["objective"] if is_best else history[-1]["best"],
                     "seconds": round(start["seconds"] + passed, 1),
                     "eta_seconds": round(max(0, settings.steps - algorithm.steps) * pace, 1),
-                    "next_seed": env.next_seed,
+                    "next_seed": first_episode + begun,
                 }
             )
-            if scores["objective"] == best:
+            if is_best:
                 policy.save(work / BEST)
+            policy.save(work / LAST)
             with files.atomic_directory(saved) as temporary:
                 algorithm.save_to_path(str(temporary.resolve()))
                 files.write_json(temporary / HISTORY, history)
             on_evaluation(history[-1])
     finally:
         algorithm.stop()
-    SwitchPolicy.load(work / BEST).save(directory)
+    SwitchPolicy.load(work / LAST).save(work / BEST / LAST)
+    (work / BEST).rename(directory)
     shutil.rmtree(work)
     return SwitchPolicy.load(directory)
+
+
+def _dual_step(price: float, calls: float, average: float) -> float:
+    """The price of a call after a greedy evaluation with so many calls an episode [ours]."""
+    excess = max(-1.0, min(1.0, (calls - average) / average))
+    return max(0.0, price + DUAL_RATE * max(price, DUAL_LEAST) * excess)
+
+
+def _merit(row: dict[str, Any], terms: SwitchConfig) -> tuple[float, float]:
+    """What makes one evaluation better than another."""
+    if terms.average is None:
+        return 0.0, row["objective"]
+    return -max(0.0, row["calls"] - terms.average), row["objective"]

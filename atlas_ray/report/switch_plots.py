@@ -1,0 +1,201 @@
+"""The pictures of the switches: success against calls and against compute, and where in an episode they call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.transforms import Bbox
+
+from ..results import DECILES, Policy
+from .page import LIGHT, short
+from .plots import SETTINGS, blank, plain
+from .switch_reading import MATCHED, ORACLE, ends, family
+
+Against = Literal["calls", "compute"]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How a kind of policy is drawn."""
+
+    label: str
+    marker: str
+    colour: str
+    size: float = 6.5
+
+
+_KINDS = {
+    "end": _Kind("one model throughout", "D", "ink", 6.0),
+    "londi": _Kind("LONDI, at a cost", "o", "orange", 7.0),
+    "londi-measured": _Kind("LONDI, at the measured cost", "P", "orange", 8.0),
+    "londi-b": _Kind("LONDI-B, under a budget", "s", "orange", 6.5),
+    "londi-l": _Kind("Lagrangian, on average", "^", "orange", 7.5),
+    "random": _Kind("random", "X", "blue", 6.5),
+    "every": _Kind("every k-th step", "d", "blue", 6.5),
+    "threshold": _Kind("threshold on QUICK's margin", "v", "blue", 6.5),
+    ORACLE: _Kind("oracle", "*", "blue", 10.0),
+    "other": _Kind("other", "h", "blue", 7.0),
+}
+# where a label may stand, in points from its marker
+_OFFSETS = [(side * 9, up) for up in (0, 11, -11, 23, -23, 35, -35) for side in (1, -1)]
+
+
+def _kind(policy: Policy, policies: Sequence[Policy]) -> str:
+    if policy in (ends(policies) or ()):
+        return "end"
+    if policy.cost == "measured":
+        return "londi-measured"
+    name = family(policy)
+    return name if name in _KINDS else "other"
+
+
+def _x(policy: Policy, against: Against) -> float:
+    return policy.compute if against == "compute" else policy.deepthink_calls_per_episode
+
+
+def _limit(policy: Policy) -> float:
+    """By which switches of one kind are put in order."""
+    cost = policy.cost if isinstance(policy.cost, float) else None
+    return next((float(v) for v in (cost, policy.budget, policy.average) if v is not None), 0.0)
+
+
+def londi_figure(policies: Sequence[Policy], against: Against = "calls") -> Figure:
+    """Success against DEEPTHINK calls or compute an episode, with the random-mixing line.
+
+    Every kind of policy has a marker, hollow for a baseline under a budget; learned switches of a kind are connected,
+    and they and the two ends have their names beside them.
+    """
+    with matplotlib.rc_context(SETTINGS):
+        figure = blank(5.0)
+        axes = plain(figure.add_subplot())
+        if (pair := ends(policies)) is not None:
+            line = [(_x(p, against), p.success) for p in pair]
+            dashes = {"linewidth": 1.2, "linestyle": (0, (4, 3)), "zorder": 1}
+            axes.plot(*zip(*line, strict=True), color=LIGHT["muted"], label="random mixing", **dashes)
+        for name, kind in _KINDS.items():
+            own = [p for p in policies if _kind(p, policies) == name]
+            if own:
+                _draw(axes, own, kind, against)
+        _frame(axes, policies, against)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, labelcolor=LIGHT["ink"], fontsize=9)
+        _label(figure, axes, policies, against)
+    return figure
+
+
+def _draw(axes: Any, own: Sequence[Policy], kind: _Kind, against: Against) -> None:
+    colour = LIGHT[kind.colour]
+    for p in own:
+        axes.plot(
+            [_x(p, against)] * 2, p.ci95, color=colour, linewidth=1.3, alpha=0.45, solid_capstyle="butt", zorder=2
+        )
+    if kind.colour == "orange":
+        path = [(_x(p, against), p.success) for p in sorted(own, key=_limit)]
+        axes.plot(*zip(*path, strict=True), color=colour, linewidth=1.0, zorder=2.5)
+    look = {"linestyle": "none", "marker": kind.marker, "color": colour, "markersize": kind.size, "zorder": 3}
+    hollow = [p for p in own if p.budget is not None and not p.learned]
+    filled = [p for p in own if p not in hollow]
+    for points, fill in ((filled, {}), (hollow, {"markerfacecolor": LIGHT["paper"]})):
+        axes.plot([_x(p, against) for p in points], [p.success for p in points], **look, **fill)
+    axes.plot([], [], label=kind.label, **look)
+
+
+def _frame(axes: Any, policies: Sequence[Policy], against: Against) -> None:
+    values = [_x(p, against) for p in policies]
+    most = max(values) or 1.0
+    least = 0.0 if against == "calls" else min(values)
+    axes.set_xlim(least - 0.1 * (most - least or most), most + 0.12 * (most - least or most))
+    low, high = min(p.ci95[0] for p in policies), max(p.ci95[1] for p in policies)
+    axes.set_ylim(max(-0.02, low - 0.08), min(1.02, high + 0.08))
+    axes.grid(axis="y", color=LIGHT["rule"], linewidth=0.7)
+    name = "DEEPTHINK calls an episode" if against == "calls" else f"compute ({policies[0].compute_unit})"
+    if against == "compute" and most >= 1e4:
+        axes.xaxis.set_major_formatter(EngFormatter())
+    axes.set_xlabel(name, color=LIGHT["muted"], parse_math=False)
+    axes.set_ylabel("success, with 95 % interval", color=LIGHT["muted"])
+
+
+def _label(figure: Figure, axes: Any, policies: Sequence[Policy], against: Against) -> None:
+    """Write the names of learned switches and of the two ends where they cover least of the others."""
+    figure.draw_without_rendering()
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    frame = axes.get_window_extent(renderer)
+    taken = []
+    for p in policies:
+        x = _x(p, against)
+        (left, y), (_, low), (_, high) = axes.transData.transform([(x, p.success), (x, p.ci95[0]), (x, p.ci95[1])])
+        taken += [Bbox.from_extents(left - 6, y - 6, left + 6, y + 6), Bbox.from_extents(left - 1, low, left + 1, high)]
+    named = [p for p in policies if p.learned or p in (ends(policies) or ())]
+    for p in sorted(named, key=lambda p: (_x(p, against), p.success)):
+        note = axes.annotate(
+            short(p.name, 40),
+            (_x(p, against), p.success),
+            xytext=(0, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=LIGHT["ink"],
+            parse_math=False,
+            arrowprops={"arrowstyle": "-", "color": LIGHT["muted"], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 5},
+        )
+        best = min(_OFFSETS, key=lambda o: _cost(_move(note, o, renderer), o, frame, taken))
+        taken.append(_move(note, best, renderer))
+        note.arrow_patch.set_visible(best[1] != 0)
+
+
+def _move(note: Any, offset: tuple[int, int], renderer: Any) -> Bbox:
+    note.set_position(offset)
+    note.set_ha("left" if offset[0] > 0 else "right")
+    note.update_positions(renderer)
+    box: Bbox = Text.get_window_extent(note, renderer)  # the label alone, without its line
+    return box
+
+
+def _cost(box: Bbox, offset: tuple[int, int], frame: Bbox, taken: Sequence[Bbox]) -> float:
+    """Area hidden or cut off, and a little for the distance."""
+    covered = sum(_overlap(box, other) for other in taken)
+    return 4 * (box.width * box.height - _overlap(box, frame)) + covered + 0.1 * abs(offset[1])
+
+
+def _overlap(a: Bbox, b: Bbox) -> float:
+    shared = Bbox.intersection(a, b)
+    return float(shared.width * shared.height) if shared else 0.0
+
+
+def called_figure(policies: Sequence[Policy]) -> Figure | None:
+    """Share of the calls in each tenth of the episode: learned switches, one random policy and the oracle.
+
+    None where no learned switch says.
+    """
+    shown = [p for p in policies if p.learned and p.called_at]
+    if not shown:
+        return None
+    for name in (MATCHED[0], ORACLE):
+        shown += [p for p in policies if family(p) == name and p.called_at][:1]
+    columns = min(4, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    with matplotlib.rc_context(SETTINGS):
+        figure = blank(0.7 + 1.45 * rows)
+        panels = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
+        most = max(share for p in shown for share in p.called_at or ())
+        for axes, p in zip(panels, shown, strict=False):
+            plain(axes)
+            middles = [(i + 0.5) / DECILES for i in range(DECILES)]
+            axes.bar(middles, p.called_at, width=0.85 / DECILES, color=LIGHT["orange" if p.learned else "blue"])
+            axes.axhline(1 / DECILES, color=LIGHT["muted"], linewidth=0.9)
+            axes.set_title(short(p.name, 24), fontsize=9, color=LIGHT["ink"], parse_math=False)
+            axes.set_xlim(0, 1)
+            axes.set_ylim(0, 1.05 * max(most, 1 / DECILES))
+            axes.set_xticks([0.12, 0.9], ["start", "end"])
+            axes.tick_params(labelsize=8)
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        for axes in panels[len(shown) :]:
+            axes.set_visible(False)
+        figure.supylabel("share of its calls", fontsize=9, color=LIGHT["muted"])
+    return figure

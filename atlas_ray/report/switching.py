@@ -1,0 +1,106 @@
+"""The report's part on the switches: table, pictures, and what stands beneath them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..results import Policy
+from .page import NOTHING, Html, el, table
+from .plots import svg
+from .reading import signed, span
+from .switch_plots import called_figure, londi_figure
+from .switch_reading import above_line, ends, read_londi
+from .tables import rate
+
+
+def reading_part(policies: Sequence[Policy]) -> list[Html]:
+    """A list of sentences on all policies, then one for every learned switch."""
+    told = read_londi(policies)
+    parts = [el("h3", "The switch")] if told else []
+    for name, sentences in told.items():
+        if name != next(iter(told)):
+            parts.append(el("h4", name))
+        parts.append(el("ul", [el("li", s) for s in sentences], cls="reading"))
+    return parts
+
+
+def londi_part(policies: Sequence[Policy]) -> list[Html]:
+    """Table and pictures of the policies."""
+    parts = [
+        policies_table(policies),
+        el("p", _note(policies), cls="note"),
+        _picture(
+            svg(londi_figure(policies), "londi", "Success against DEEPTHINK calls"),
+            "Success against DEEPTHINK calls an episode, with 95 % intervals: learned switches in orange, each kind "
+            "connected in the order of its limits; baselines in blue, hollow where they are under a budget. Dashed: "
+            "random mixing, which draws one of the two models for each whole episode. A switch that learned something "
+            "lies above it.",
+        ),
+        _picture(
+            svg(londi_figure(policies, "compute"), "londi-compute", "Success against compute"),
+            f"The same against compute ({policies[0].compute_unit}): of all models, with what a model must read of "
+            "the steps that it did not take.",
+        ),
+    ]
+    called = called_figure(policies)
+    if called is not None:
+        parts.append(
+            _picture(
+                svg(called, "londi-called", "Where in an episode DEEPTHINK is called"),
+                "Where in an episode DEEPTHINK is called: share of the calls in each tenth of the episode. The line is "
+                "what calls spread evenly would give.",
+            )
+        )
+    return parts
+
+
+def _picture(image: Html, caption: str) -> Html:
+    return el("figure", image, el("figcaption", caption))
+
+
+def _note(policies: Sequence[Policy]) -> str:
+    note = (
+        "c: the cost of a DEEPTHINK call in training; n: a budget of calls an episode; calls: what training kept to on "
+        "average; p: the rate of calls that a rule was set to. All policies play the same episodes. Return is without "
+        "the costs of calls. Seconds are those that the models took. Seeds: how often a switch was trained."
+    )
+    if any(p.of_use is not None for p in policies):
+        note += " Of use: the budget is this share of the calls that the first cost's switch makes."
+    if any(p.calls_by_model for p in policies):
+        note += " Calls and shares are of all models but QUICK; calls of each model go from QUICK to DEEPTHINK."
+    if any(p.learned and len(p.seeds) < 2 for p in policies):
+        note += " Switches that were trained once have intervals that know nothing of the spread between trainings."
+    return note
+
+
+def policies_table(policies: Sequence[Policy]) -> Html:
+    """The policies with their success against random mixing, and what they took."""
+    pair = ends(policies)
+    several = any(p.calls_by_model for p in policies)
+    heads = ["policy", "success", "above random mixing", "return", "calls an episode"]
+    heads += [*(["calls of each model"] if several else []), "share of steps", f"compute ({policies[0].compute_unit})"]
+    heads += ["seconds an episode", "budget exceeded", "seeds", "episodes"]
+    rows: list[list[str | Html]] = []
+    for policy in policies:
+        line: str | Html = NOTHING
+        if pair is not None and policy not in pair:
+            mean, low, high = above_line(policy, *pair)
+            line = Html(f"{signed(mean)} " + el("span", span(low, high), cls="ci"))
+        each = " / ".join(f"{n:.2f}" for n in policy.calls_by_model or ()) or NOTHING
+        rows.append(
+            [
+                policy.name if policy.of_use is None else f"{policy.name}, {policy.of_use:.0%} of use",
+                rate(policy),
+                line,
+                f"{policy.mean_return:.3f}",
+                f"{policy.deepthink_calls_per_episode:.2f}",
+                *([each] if several else []),
+                f"{policy.deepthink_share:.1%}",
+                f"{policy.compute:.2e}" if policy.compute >= 1e4 else f"{policy.compute:.3g}",
+                NOTHING if policy.seconds_per_episode is None else f"{policy.seconds_per_episode:.3g}",
+                NOTHING if policy.budget is None else f"{policy.budget_violations:,}",
+                f"{len(policy.seeds)}" if policy.seeds else NOTHING,
+                f"{policy.episodes:,}",
+            ]
+        )
+    return table(heads, rows)

@@ -1,0 +1,121 @@
+"""What a learned switch has to beat: fixed rules that decide which model acts (ours; LONDI's own are not known).
+
+A policy says in ``needs`` what it wants to be told of a situation: ``encoded``, ``margin`` or ``agrees``. Every rule
+calls model ``action``, usually the last one, and can be put under a budget, which the guard keeps for it.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar, TypeVar
+
+from ..rollout import decision_seed
+from .policy import Situation
+
+Told = TypeVar("Told")
+
+
+@dataclass(frozen=True)
+class Always:
+    """One model everywhere, by its number: 0 is QUICK."""
+
+    action: int
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def decide(self, situations: Sequence[Situation]) -> list[int]:
+        """The same for all."""
+        return [self.action] * len(situations)
+
+
+@dataclass(frozen=True)
+class Random:
+    """A call of model ``action`` with probability ``rate``; the draw depends on episode and step alone."""
+
+    rate: float
+    seed: int = 0
+    action: int = 1
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def decide(self, situations: Sequence[Situation]) -> list[int]:
+        """A draw for each."""
+        draws = (random.Random(decision_seed(f"switch{self.seed}/{s.episode}", s.step)).random() for s in situations)
+        return [self.action * (draw < self.rate) for draw in draws]
+
+
+@dataclass(frozen=True)
+class EveryKth:
+    """A call at every step t where ``floor(rate (t + 1)) > floor(rate t)``: the first T steps hold floor(rate T) calls.
+
+    With a rate of 1/k these are steps k - 1, 2k - 1 and so on, counted from 0.
+    """
+
+    rate: float
+    action: int = 1
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def decide(self, situations: Sequence[Situation]) -> list[int]:
+        """By the number of the step alone."""
+        # as it is written: 0.29 x 100 is 28.999... in floats
+        rate = Fraction(str(self.rate))
+        return [self.action * (math.floor(rate * (s.step + 1)) > math.floor(rate * s.step)) for s in situations]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A call where QUICK's margin, the lead of its likeliest action, is below ``tau``; see :func:`calibrate`."""
+
+    tau: float
+    action: int = 1
+    needs: ClassVar[frozenset[str]] = frozenset({"margin"})
+
+    def decide(self, situations: Sequence[Situation]) -> list[int]:
+        """By the margins, which must be there."""
+        return [self.action * (_told(s.margin, "margin") < self.tau) for s in situations]
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """A call wherever QUICK's action is not what the environment's expert would do. It is told; nobody else can know.
+
+    No bound on what a switch can reach: the expert's action need not be the only good one, and DEEPTHINK may be wrong.
+    """
+
+    action: int = 1
+    needs: ClassVar[frozenset[str]] = frozenset({"agrees"})
+
+    def decide(self, situations: Sequence[Situation]) -> list[int]:
+        """By what the expert would do, which must be there."""
+        return [self.action * (not _told(s.agrees, "agrees")) for s in situations]
+
+
+def calibrate(margins: Sequence[float], rate: float) -> float:
+    """The ``tau`` below which a share ``rate`` of ``margins`` lies, as nearly as ties allow.
+
+    Take the margins from episodes that QUICK played alone, other ones than those of the test. With calls in between,
+    episodes visit other states, so the rate that such a threshold has in play can differ from ``rate``.
+
+    Raises:
+        ValueError: there are no margins.
+    """
+    if not margins:
+        raise ValueError("margins: none to calibrate with")
+    ordered = sorted(margins)
+    wanted = min(round(rate * len(ordered)), len(ordered))
+    above = math.nextafter(ordered[-1], math.inf)
+    if wanted == len(ordered):
+        return above
+    below, through = bisect_left(ordered, ordered[wanted]), bisect_right(ordered, ordered[wanted])
+    if wanted - below <= through - wanted:
+        return ordered[wanted]
+    return ordered[through] if through < len(ordered) else above
+
+
+def _told(value: Told | None, name: str) -> Told:
+    if value is None:
+        raise ValueError(f"this policy needs {name!r} of every situation")
+    return value

@@ -1,0 +1,242 @@
+"""The models of a recipe's `[switch]` table, ready to play: local ones, chat endpoints, the environments' experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
+
+import envs
+
+from ..agent_spec import agent_spec
+from ..agents import Decision, Player
+from ..chat import ChatAgent
+from ..engines import Engine, EnginePool, RemoteEngine, Seat
+from ..engines.openai import ChatEndpoint
+from ..errors import InputError
+from ..recipe import Recipe
+from ..schema_switch import EXPERT, SwitchModel
+from ..trajectory import Step
+
+
+class SwitchPlayer(Player, Protocol):
+    """A player among several: what it reads can be counted, and what it answered be kept."""
+
+    @property
+    def parameters(self) -> int | None:
+        """Weights of its model; None where nobody tells."""
+        ...
+
+    @property
+    def price(self) -> tuple[float, float]:
+        """Money for a million tokens read, and for a million written."""
+        ...
+
+    def fork(self) -> Self:
+        """The same model with episodes of its own, for another game."""
+        ...
+
+    def prompt(self, slot: int) -> Sequence[Any]:
+        """What it would read now, token by token or character by character."""
+        ...
+
+    def key(self, slot: int, offered: Sequence[str]) -> bytes | None:
+        """What its decision in ``slot`` depends on; None where answers are not to be kept."""
+        ...
+
+    def recall(self, slot: int, decision: Decision) -> None:
+        """Told of a decision that is known, so that it is not asked for."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Seats:
+    slots: int
+
+
+class ExpertPlayer:
+    """The environment's own expert as a model. It reads nothing and uses nothing but time.
+
+    An expert is bound to its episode's environment, so the game tells it whom to ask.
+
+    Args:
+        slots: episodes at a time.
+    """
+
+    needs_list = False
+    parameters = 0
+    price = (0.0, 0.0)
+
+    def __init__(self, slots: int) -> None:
+        self.engine = _Seats(slots)
+        self.ask: Callable[[int], Decision] | None = None
+
+    def fork(self) -> ExpertPlayer:
+        """One for another game."""
+        return ExpertPlayer(self.engine.slots)
+
+    def start(self, slot: int, instruction: str, steps: Sequence[Step], observation: str) -> None:
+        """Nothing to note: the environment knows."""
+
+    def advance(self, slot: int, step: Step, observation: str) -> None:
+        """Nothing to note: the environment knows."""
+
+    def fits(self, slot: int) -> bool:
+        """Always."""
+        return True
+
+    def act(self, slots: Sequence[int], actions: Sequence[Sequence[str]], seeds: Sequence[int]) -> list[Decision]:
+        """What the experts of these episodes would do."""
+        if self.ask is None:
+            raise ValueError("an expert plays in a TextGame only")
+        return [self.ask(slot) for slot in slots]
+
+    def prompt(self, slot: int) -> Sequence[Any]:
+        """It reads nothing."""
+        return ()
+
+    def key(self, slot: int, offered: Sequence[str]) -> None:
+        """It has to see every state itself."""
+        return None
+
+    def recall(self, slot: int, decision: Decision) -> None:
+        """Never told."""
+
+
+def check_players(recipe: Recipe) -> None:
+    """Refuse models that cannot play as the recipe wants, before anything is started. Opens nothing.
+
+    Raises:
+        InputError: an endpoint's field, a unit that is not known of a model, an environment without an expert, or
+            `agent.decide` where probabilities are to be read. Names the field.
+    """
+    settings = recipe.switch
+    if settings is None:
+        return
+    for number, model in enumerate(settings.models):
+        where = f"switch.models.{number}"
+        if model.model == EXPERT:
+            if model.base_url:
+                raise InputError("the environment's expert is behind no server", field=f"{where}.base_url")
+            for level in settings.levels:
+                if envs.environment_class(level).expert is envs.TextEnv.expert:
+                    raise InputError(f"{envs.full_id(level)} has no expert", field=f"{where}.model")
+        elif model.base_url:
+            _endpoint(model, 1, where).close()
+            if settings.unit == "flops":
+                raise InputError(
+                    f"nobody tells the FLOPs of {model.model}, which is behind an endpoint: take seconds or money",
+                    field="switch.unit",
+                )
+        elif of_servers := model.model_fields_set & {"key_variable", "max_tokens", "context"}:
+            raise InputError("is a server's, and base_url is missing", field=f"{where}.{min(of_servers)}")
+    last = settings.models[-1]
+    if settings.unit == "money" and not last.price_prompt and not last.price_completion:
+        raise InputError(
+            "the unit is money, and the last model has no price: give price_prompt and price_completion",
+            field=f"switch.models.{len(settings.models) - 1}",
+        )
+    reads = [s for s in settings.signals if s != "catch-up"] + ["threshold"] * ("threshold" in settings.baselines)
+    if reads and recipe.agent.decide != "score":
+        raise InputError(f"{reads[0]} needs a first model that scores the actions (score)", field="agent.decide")
+
+
+def open_players(
+    recipe: Recipe, kept: dict[str, Any], seats: Sequence[tuple[Seat, ...]] = ()
+) -> tuple[SwitchPlayer, ...]:
+    """The models of a recipe, from QUICK to DEEPTHINK, each with ``switch.num_envs`` slots.
+
+    There is one engine for each local model, however often it stands in the table. They stay in ``kept`` until a
+    recipe with other models asks.
+
+    Args:
+        recipe: one with a ``[switch]`` table.
+        kept: of the worker; with ``seats``, ``kept["index"]`` is its number.
+        seats: of :func:`engine_actors`; without them this process holds the models.
+
+    Raises:
+        InputError: see :func:`check_players`; or a model cannot be had.
+    """
+    settings = recipe.switch
+    if settings is None:
+        raise ValueError("the recipe has no [switch] table")
+    asked = (settings.models, settings.num_envs, recipe.engine, recipe.agent, recipe.style, recipe.prompt, tuple(seats))
+    if kept.get("players of") == asked:
+        found: tuple[SwitchPlayer, ...] = kept["players"]
+        return found
+    check_players(recipe)
+    close_players(kept)
+    with ExitStack() as opened:
+        engines: dict[str, Engine] = {}
+        for number, name in enumerate(settings.local):
+            spec = replace(agent_spec(recipe, name), slots=settings.num_envs)
+            engine = (spec.seated(seats[number]) if seats else spec).new_engine(kept.get("index", 0))
+            opened.callback(engine.close)
+            engines[name] = engine
+        players: list[SwitchPlayer] = []
+        for number, model in enumerate(settings.models):
+            price = (model.price_prompt, model.price_completion)
+            if model.model == EXPERT:
+                players.append(ExpertPlayer(settings.num_envs))
+            elif model.base_url:
+                endpoint = _endpoint(model, settings.num_envs, f"switch.models.{number}")
+                opened.callback(endpoint.close)
+                players.append(
+                    ChatAgent(
+                        endpoint,
+                        recipe.style,
+                        max_tokens=model.max_tokens,
+                        window=recipe.agent.window,
+                        context=model.context,
+                        price=price,
+                    )
+                )
+            else:
+                players.append(agent_spec(recipe, model.model).new_agent(engines[model.model], price))
+        kept |= {"players of": asked, "players": tuple(players), "close players": opened.pop_all().close}
+        return kept["players"]
+
+
+def close_players(kept: dict[str, Any]) -> None:
+    """Free what :func:`open_players` has opened for this worker, if anything."""
+    if "close players" in kept:
+        kept.pop("close players")()
+        del kept["players"], kept["players of"]
+
+
+def lost(players: Sequence[Player]) -> int:
+    """Answers that were lost with their engine actor, and asked for again."""
+    engines = {id(p.engine): p.engine for p in players}
+    return sum(engine.lost for engine in engines.values() if isinstance(engine, RemoteEngine))
+
+
+@contextmanager
+def engine_actors(recipe: Recipe, seated: int | None = None) -> Iterator[tuple[tuple[Seat, ...], ...]]:
+    """The engine actors of a recipe for as long as the block lasts: ``engine.actors`` for each local model.
+
+    Args:
+        recipe: one with a ``[switch]`` table.
+        seated: how many processes play; by default the recipe's workers.
+
+    Yields:
+        For each local model the seats of all who play; nothing where the recipe wants no actors.
+    """
+    settings = recipe.switch
+    if settings is None or not recipe.engine.actors:
+        yield ()
+        return
+    seated = recipe.workers if seated is None else seated
+    with ExitStack() as pools:
+        yield tuple(
+            pools.enter_context(EnginePool(recipe.engine, name, seated, settings.num_envs)).seats
+            for name in settings.local
+        )
+
+
+def _endpoint(model: SwitchModel, slots: int, where: str) -> ChatEndpoint:
+    assert model.base_url is not None
+    try:
+        return ChatEndpoint(model.base_url, model.model, key_variable=model.key_variable, concurrency=slots)
+    except InputError as error:
+        raise InputError(error.message, field=f"{where}.{error.field}" if error.field else where) from None

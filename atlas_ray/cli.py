@@ -219,7 +219,7 @@ def _stages(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
     run_dir = arguments.out or Path("runs") / recipe.name
     if arguments.command == "demo":
-        say(f"the demo takes about 12 minutes on two cores and writes {run_dir}; stop it at any time, it will go on")
+        say(f"the demo takes about 10 minutes on two cores and writes {run_dir}; stop it at any time, it will go on")
     stages = STAGES if arguments.command in ("demo", "run") else (arguments.command,)
     if not set(stages) & set(done_stages(recipe, run_dir)):
         raise InputError(f"the recipe has no [{arguments.command}] table", name)

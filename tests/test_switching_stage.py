@@ -4,12 +4,11 @@ import json
 from collections import Counter
 
 import pytest
+from switch_models import LEVELS, SHAPES, agents, model, specs
 
-from atlas_ray.agents import Agent
-from atlas_ray.engines import TransformersEngine
 from atlas_ray.recipe import Recipe
 from atlas_ray.results import Londi, interval
-from atlas_ray.rollout import SWITCH_TEST, EnvSpec, seed_block
+from atlas_ray.rollout import SWITCH_TEST, seed_block
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.baselines import Always, EveryKth, Oracle, Random, Threshold
 from atlas_ray.switching.compare import learned_switches
@@ -18,23 +17,7 @@ from atlas_ray.switching.players import ExpertPlayer
 from atlas_ray.switching.stage import _Stage, switch_stage
 from atlas_ray.switching.text import TextGame
 from atlas_ray.switching.work import PlayTask
-from atlas_ray.tiny import build_model, build_tokenizer
-
-LEVELS = ["GoToLocalS5N2", "GoToLocalS6N3"]
-SHAPES = {"quick": (16, 1), "deepthink": (32, 2)}
-
-
-def model(name):
-    hidden, layers = SHAPES[name]
-    return build_model(hidden=hidden, layers=layers, heads=2, intermediate=32, seed=len(name))
-
-
-def agents(slots=4):
-    return [Agent(TransformersEngine(model(n), slots, build_tokenizer()), "action") for n in SHAPES]
-
-
-def specs(max_steps):
-    return [EnvSpec(level, {"max_steps": max_steps}) for level in LEVELS]
+from atlas_ray.tiny import build_tokenizer
 
 
 def test_the_oracle_with_the_expert_as_the_large_model_never_fails():

@@ -6,6 +6,7 @@ import dying_env
 import numpy as np
 import pytest
 import torch
+from switch_models import LEVELS, SHAPES, agents, model, specs
 
 from atlas_ray.agents import Agent, confidence
 from atlas_ray.engines import TransformersEngine
@@ -18,22 +19,6 @@ from atlas_ray.switching.evaluate import play_switching
 from atlas_ray.switching.players import ExpertPlayer
 from atlas_ray.switching.text import OVER, TextGame
 from atlas_ray.tiny import build_model, build_tokenizer
-
-LEVELS = ["GoToLocalS5N2", "GoToLocalS6N3"]
-SHAPES = {"quick": (16, 1), "deepthink": (32, 2)}
-
-
-def model(name):
-    hidden, layers = SHAPES[name]
-    return build_model(hidden=hidden, layers=layers, heads=2, intermediate=32, seed=len(name))
-
-
-def agents(slots=4):
-    return [Agent(TransformersEngine(model(n), slots, build_tokenizer()), "action") for n in SHAPES]
-
-
-def specs(max_steps):
-    return [EnvSpec(level, {"max_steps": max_steps}) for level in LEVELS]
 
 
 def game(rows=4, max_steps=6):

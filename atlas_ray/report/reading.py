@@ -20,9 +20,9 @@ def span(low: float, high: float) -> str:
     return f"[{signed(low)}, {signed(high)}]"
 
 
-def judge(low: float, high: float, better: str = "better", worse: str = "worse") -> str:
+def judge(low: float, high: float, better: str = "better", worse: str = "worse", unclear: str = UNCLEAR) -> str:
     """What the interval of a difference says of the first of the two."""
-    return better if low > 0 else worse if high < 0 else UNCLEAR
+    return better if low > 0 else worse if high < 0 else unclear
 
 
 def arm_labels(arms: Sequence[Arm]) -> list[str]:

@@ -65,12 +65,12 @@ def _all(policies: Sequence[Policy], pair: tuple[Policy, Policy] | None) -> list
     if pair is not None:
         quick, deepthink = pair
         mean, low, high = combine([(1, deepthink), (-1, quick)])
-        verdict = (
-            "the large model is better, so calling it can pay"
-            if low > 0
-            else "the small model is better, so calling the large one cannot pay"
-            if high < 0
-            else f"{UNCLEAR}, so there is little that a switch could gain"
+        verdict = judge(
+            low,
+            high,
+            "the large model is better, so calling it can pay",
+            "the small model is better, so calling the large one cannot pay",
+            f"{UNCLEAR}, so there is little that a switch could gain",
         )
         sentences.append(f"{deepthink.name} minus {quick.name}: {signed(mean)} {span(low, high)}, {verdict}.")
     for policy in policies:
@@ -104,13 +104,8 @@ def _versus(policy: Policy, others: Sequence[Policy]) -> list[str]:
 
 def _saving(policy: Policy, deepthink: Policy) -> str:
     mean, low, high = combine([(1, policy), (-1, deepthink)])
-    outcome = (
-        "at a higher success"
-        if low > 0
-        else "at a lower success"
-        if high < 0
-        else "at a success that cannot be told apart at this scale"
-    )
+    unclear = "at a success that cannot be told apart at this scale"
+    outcome = judge(low, high, "at a higher success", "at a lower success", unclear)
     saved = [_less(policy.deepthink_calls_per_episode, deepthink.deepthink_calls_per_episode, "fewer", "calls")]
     if deepthink.compute > 0:
         saved.append(_less(policy.compute, deepthink.compute, "less", "compute"))

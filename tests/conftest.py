@@ -7,6 +7,11 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# how fast or how often data can be drawn is no property of what is tested, and differs on a busy machine
+settings.register_profile("atlas", suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+settings.load_profile("atlas")
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,9 @@ class Scratch(Section):
     """Attention heads."""
     intermediate: Positive
     """Width of the MLP."""
+    words: int = Field(default=0, ge=0)
+    """Most words of the trajectories that become tokens, the frequent ones first; without any the model knows BabyAI's
+    words alone."""
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:

@@ -1,12 +1,15 @@
 """The tiny base models: a tokenizer of phrases for BabyAI-Text and Llama-shaped networks (ours).
 
 A phrase such as ``and 2 steps forward`` or ``You see a`` is one token, which makes an episode a third as long as
-words would. Words outside the vocabulary become ``[UNK]``: these models are for BabyAI-Text and for tests.
+words would. Words outside the vocabulary become ``[UNK]``: the shipped models are for BabyAI-Text and for tests; a new
+model for another environment is given that environment's words.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 END = "<|end|>"
@@ -59,31 +62,52 @@ _PHRASES = [
 _WORDS = ["drop", "toggle", "put", "the", "a", "and", "then", "open", "closed", "locked", "explore", "done", ","]
 
 
-def vocabulary() -> list[str]:
-    """All tokens, in the order of their ids."""
-    return [UNKNOWN, PAD, END, *_PHRASES, *_STEPS, *_COLORS, *_KINDS, *_WORDS, *[str(d) for d in range(10)]]
+_WORD = r"\w+|[^\w\s]"
 
 
-def build_tokenizer() -> Any:
+def vocabulary(words: Sequence[str] = ()) -> list[str]:
+    """All tokens, in the order of their ids: BabyAI's, then ``words``."""
+    known = [UNKNOWN, PAD, END, *_PHRASES, *_STEPS, *_COLORS, *_KINDS, *_WORDS, *[str(d) for d in range(10)]]
+    return known + [word for word in words if word not in known]
+
+
+def frequent_words(texts: Iterable[str], most: int) -> list[str]:
+    """The ``most`` frequent words of the texts that are no tokens yet, the more frequent first."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(re.findall(_WORD, text))
+    known = set(vocabulary())
+    return sorted(counts.keys() - known, key=lambda word: (-counts[word], word))[:most]
+
+
+def build_tokenizer(words: Sequence[str] = ()) -> Any:
     """A fast tokenizer over :func:`vocabulary`; runs anywhere, needs no download."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     phrases = sorted([*_PHRASES, *_STEPS], key=len, reverse=True)
     # a phrase must end where a word ends, or "pick up a" would eat the start of "pick up apples"
-    pattern = "|".join(re.escape(p) + (r"\b" if p[-1].isalnum() else "") for p in phrases) + r"|\w+|[^\w\s]"
-    core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary())}, unk_token=UNKNOWN))
+    pattern = "|".join(re.escape(p) + (r"\b" if p[-1].isalnum() else "") for p in phrases) + f"|{_WORD}"
+    core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary(words))}, unk_token=UNKNOWN))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True)
     core.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     return PreTrainedTokenizerFast(tokenizer_object=core, unk_token=UNKNOWN, pad_token=PAD, eos_token=END)
 
 
-def build_model(hidden: int, layers: int, heads: int, intermediate: int, seed: int, context: int = 2048) -> Any:
+def build_model(
+    hidden: int,
+    layers: int,
+    heads: int,
+    intermediate: int,
+    seed: int,
+    context: int = 2048,
+    words: Sequence[str] = (),
+) -> Any:
     """A freshly initialised Llama-shaped causal LM over :func:`vocabulary`, float32, embeddings tied."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    size = len(vocabulary())
+    size = len(vocabulary(words))
     config = LlamaConfig(
         vocab_size=size,
         hidden_size=hidden,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from .state import clear_errors
 from .team import Team, half
 
 
-def make_model(recipe: Recipe, device: torch.device) -> tuple[Any, Any]:
+def make_model(recipe: Recipe, device: torch.device, words: Sequence[str] = ()) -> tuple[Any, Any]:
     """Model and tokenizer to begin with, on ``device``: a peft model where adapters are trained.
 
-    Weights are float32; those of a base that stays as it is may be bfloat16.
+    Weights are float32; those of a base that stays as it is may be bfloat16. ``words`` are tokens of a new model.
 
     Raises:
         AtlasError: an adapter's target is no part of the model.
@@ -32,7 +32,7 @@ def make_model(recipe: Recipe, device: torch.device) -> tuple[Any, Any]:
     config = recipe.finetune
     assert config is not None
     if config.scratch:
-        return build_model(**config.scratch.model_dump(), seed=recipe.seed).to(device), build_tokenizer()
+        return _new_model(recipe, words).to(device), build_tokenizer(words)
     frozen = torch.bfloat16 if config.lora and config.strategy == "ddp" and half(config.precision, device) else None
     tokenizer, model = load_tokenizer(config.base), load_model(config.base, frozen or torch.float32)
     if config.lora:
@@ -58,13 +58,18 @@ def make_model(recipe: Recipe, device: torch.device) -> tuple[Any, Any]:
     return model.to(device), tokenizer
 
 
-def outline(recipe: Recipe) -> tuple[Any, Any]:
+def _new_model(recipe: Recipe, words: Sequence[str]) -> Any:
+    assert recipe.finetune is not None and recipe.finetune.scratch is not None
+    return build_model(**recipe.finetune.scratch.model_dump(exclude={"words"}), seed=recipe.seed, words=words)
+
+
+def outline(recipe: Recipe, words: Sequence[str] = ()) -> tuple[Any, Any]:
     """:func:`make_model` without weights, for a machine that need not have room for them."""
     config = recipe.finetune
     assert config is not None
     with torch.device("meta"):
         if config.scratch:
-            return build_model(**config.scratch.model_dump(), seed=recipe.seed), build_tokenizer()
+            return _new_model(recipe, words), build_tokenizer(words)
         shape = AutoConfig.from_pretrained(resolve(adapted(config.base) or config.base))
         return AutoModelForCausalLM.from_config(shape), load_tokenizer(config.base)
 

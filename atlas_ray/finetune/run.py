@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from ..files import append_jsonl, atomic_directory, write_json
 from ..recipe import Arm, Recipe
 from ..rendering_chat import make_renderer
+from ..tiny import frequent_words
 from ..trajectory import iter_trajectories, read_annotations
 from . import output
 from .base_logps import base_logps, worth_keeping
@@ -49,6 +51,16 @@ def data_digest(run_dir: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def new_words(recipe: Recipe, run_dir: Path) -> list[str]:
+    """What a new model's tokenizer learns from the trajectories."""
+    config = recipe.finetune
+    if config is None or config.scratch is None or not config.scratch.words:
+        return []
+    read = iter_trajectories(expert_file(run_dir))
+    texts = (text for t in read for text in (t.instruction, *(f"{s.observation} {s.action}" for s in t.steps)))
+    return frequent_words(texts, config.scratch.words)
+
+
 def prepare(recipe: Recipe, run_dir: Path, device: torch.device) -> None:
     """Render all trajectories, and keep what the base says of them if an arm is anchored and it is little enough.
 
@@ -60,7 +72,8 @@ def prepare(recipe: Recipe, run_dir: Path, device: torch.device) -> None:
     """
     config = recipe.finetune
     assert config is not None
-    outline, tokenizer = output.outline(recipe)
+    words = new_words(recipe, run_dir)
+    outline, tokenizer = output.outline(recipe, words)
     key = store_key(
         data=data_digest(run_dir),
         tokenizer=_tokenizer_digest(tokenizer),
@@ -80,7 +93,7 @@ def prepare(recipe: Recipe, run_dir: Path, device: torch.device) -> None:
             key,
         )
         if any(arm.anchor for arm in config.arms) and not config.lora and worth_keeping(outline, store):
-            model, _ = output.make_model(recipe, device)
+            model, _ = output.make_model(recipe, device, words)
             base_logps(_kept(recipe, run_dir, key), model, store, config.micro_tokens)
 
 
@@ -109,7 +122,8 @@ def train_arm(recipe: Recipe, run_dir: Path, arm: Arm, seed: int, team: Team, nu
     target = checkpoint_dir(run_dir, arm, seed)
     store = TokenStore(scratch_dir(run_dir) / "tokens")
     annotations = read_annotations(run_dir / "annotations" / f"{arm.selector}.jsonl")
-    model, tokenizer = output.make_model(recipe, team.device)
+    words = new_words(recipe, run_dir)
+    model, tokenizer = output.make_model(recipe, team.device, words)
     kept = _kept(recipe, run_dir, store.key)
     base = np.load(kept, mmap_mode="r") if arm.anchor and kept.exists() else None
     examples = Examples(store, annotations, arm.anchor > 0, base, config.emptied)
@@ -129,7 +143,7 @@ def train_arm(recipe: Recipe, run_dir: Path, arm: Arm, seed: int, team: Team, nu
             write_json(scratch_dir(run_dir) / f"progress-{number}.json", {"step": progress.step})
 
     def validate(trained: Any) -> float:
-        score = _score(recipe, trained, tokenizer, team)
+        score = _score(recipe, trained, tokenizer, team, words)
         row = {"stage": "finetune", "arm": arm.name, "seed": seed, "step": step_now, "held_in_success": score}
 
         def note() -> None:
@@ -166,7 +180,7 @@ def train_arm(recipe: Recipe, run_dir: Path, arm: Arm, seed: int, team: Team, nu
     def write() -> None:
         whole = model
         if last is not None:
-            whole = output.make_model(recipe, torch.device("cpu"))[0]
+            whole = output.make_model(recipe, torch.device("cpu"), words)[0]
             output.put(causal_lm(whole), last)
         if counts.best is not None and counts.best != counts.steps:
             output.put(causal_lm(whole), load_file(best / "weights.safetensors"))
@@ -180,7 +194,7 @@ def train_arm(recipe: Recipe, run_dir: Path, arm: Arm, seed: int, team: Team, nu
     team.together(write, leader=True)
 
 
-def _score(recipe: Recipe, trained: Any, tokenizer: Any, team: Team) -> float:
+def _score(recipe: Recipe, trained: Any, tokenizer: Any, team: Team, words: Sequence[str]) -> float:
     """Held-in success; a model that is shared out is put together on the first worker, which plays alone."""
     config = recipe.finetune
     assert config is not None
@@ -189,7 +203,7 @@ def _score(recipe: Recipe, trained: Any, tokenizer: Any, team: Team) -> float:
     values = output.weights(trained, team)
 
     def play() -> float:
-        whole = causal_lm(output.make_model(recipe, team.device)[0])
+        whole = causal_lm(output.make_model(recipe, team.device, words)[0])
         output.put(whole, values)
         return success(recipe, whole, tokenizer, Team(device=team.device))
 

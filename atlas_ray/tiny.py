@@ -62,7 +62,11 @@ _PHRASES = [
 _WORDS = ["drop", "toggle", "put", "the", "a", "and", "then", "open", "closed", "locked", "explore", "done", ","]
 
 
-_WORD = r"\w+|[^\w\s]"
+def _pattern() -> str:
+    """What a token is made of: a phrase, a word or a sign."""
+    phrases = sorted([*_PHRASES, *_STEPS], key=len, reverse=True)
+    # a phrase must end where a word ends, or "pick up a" would eat the start of "pick up apples"
+    return "|".join(re.escape(p) + (r"\b" if p[-1].isalnum() else "") for p in phrases) + r"|\w+|[^\w\s]"
 
 
 def vocabulary(words: Sequence[str] = ()) -> list[str]:
@@ -73,9 +77,9 @@ def vocabulary(words: Sequence[str] = ()) -> list[str]:
 
 def frequent_words(texts: Iterable[str], most: int) -> list[str]:
     """The ``most`` frequent words of the texts that are no tokens yet, the more frequent first."""
-    counts: Counter[str] = Counter()
+    counts, pattern = Counter[str](), re.compile(_pattern())
     for text in texts:
-        counts.update(re.findall(_WORD, text))
+        counts.update(pattern.findall(text))
     known = set(vocabulary())
     return sorted(counts.keys() - known, key=lambda word: (-counts[word], word))[:most]
 
@@ -85,11 +89,8 @@ def build_tokenizer(words: Sequence[str] = ()) -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    phrases = sorted([*_PHRASES, *_STEPS], key=len, reverse=True)
-    # a phrase must end where a word ends, or "pick up a" would eat the start of "pick up apples"
-    pattern = "|".join(re.escape(p) + (r"\b" if p[-1].isalnum() else "") for p in phrases) + f"|{_WORD}"
     core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary(words))}, unk_token=UNKNOWN))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True)
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(_pattern()), behavior="removed", invert=True)
     core.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     return PreTrainedTokenizerFast(tokenizer_object=core, unk_token=UNKNOWN, pad_token=PAD, eos_token=END)
 

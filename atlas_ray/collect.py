@@ -119,7 +119,9 @@ def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
     retried = lambda task, n, why: log.event("collect", "retried", task=task[0], attempt=n, why=why)  # noqa: E731
     with (
         track("expert episodes", total, have) as progress,
-        ActorPool[Any, Any](recipe.workers, on_retry=retried, silence=recipe.patience) as pool,
+        ActorPool[Any, Any](
+            recipe.workers, on_retry=retried, silence=recipe.patience, resources=recipe.placement.asks("workers")
+        ) as pool,
     ):
         while True:
             tasks = []

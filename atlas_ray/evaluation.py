@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -103,21 +104,21 @@ def _models(recipe: Recipe, run_dir: Path) -> dict[str, str]:
     models = {} if config.scratch else {"none": config.base}
     for arm in config.arms:
         for seed in config.seeds:
-            models[f"{arm.name}/{seed}"] = str(checkpoint_dir(run_dir, arm, seed))
+            models[f"{arm.name}/{seed}"] = str(checkpoint_dir(run_dir, arm, seed).resolve())
     return models
 
 
-def _play_all(recipe: Recipe, run_dir: Path, config: Evaluate) -> list[Row]:
+def _play_all(recipe: Recipe, run_dir: Path, config: Evaluate, models: dict[str, str]) -> list[Row]:
     log, path = RunLog(run_dir), run_dir / "evaluation" / "episodes.jsonl"
     mend_jsonl(path)
-    rows = [_without_trajectory(row) for row in jsonl_rows(path)]
+    rows = [_outcome(row) for row in jsonl_rows(path)]
     if rows:
         log.event("evaluate", "resumed", found=len(rows))
     done = {(r["model"], r["level"], r["seed"]) for r in rows}
     first = seed_block(recipe.seed, EVALUATE)
     levels = _levels(recipe)
     plan: dict[str, tuple[AgentSpec, list[Episode]]] = {}
-    for key, model in _models(recipe, run_dir).items():
+    for key, model in models.items():
         episodes = [
             (level, spec, seed)
             for level, (spec, count) in levels.items()
@@ -130,7 +131,7 @@ def _play_all(recipe: Recipe, run_dir: Path, config: Evaluate) -> list[Row]:
         if count < config.episodes:
             log.event("evaluate", "fewer episodes", level=level, asked=config.episodes, there=count)
             say(f"  {level} has {count} test episodes, {config.episodes} are asked for: it is scored on those")
-    total = len(_models(recipe, run_dir)) * sum(count for _, count in levels.values())
+    total = len(models) * sum(count for _, count in levels.values())
     retried = lambda task, n, why: log.event("evaluate", "retried", model=task.key, attempt=n, why=why)  # noqa: E731
     with track("evaluation episodes", total, len(rows)) as progress:
         flow = Flow("evaluate", log, progress, recipe.engine.actors or max(1, recipe.workers))
@@ -139,7 +140,7 @@ def _play_all(recipe: Recipe, run_dir: Path, config: Evaluate) -> list[Row]:
                 with engines:
                     for _, (row, seen) in pool.stream(_job, tasks(engines.seats), _rest):
                         append_jsonl(path, [row])
-                        rows.append(_without_trajectory(row))
+                        rows.append(_outcome(row))
                         about = {"model": row["model"], "level": row["level"], "seed": row["seed"]}
                         if row["attempts"] > 1:
                             log.event(
@@ -158,9 +159,10 @@ def _play_all(recipe: Recipe, run_dir: Path, config: Evaluate) -> list[Row]:
     return rows
 
 
-def _without_trajectory(row: Row) -> Row:
-    """What the scores need; the steps stay in the file."""
-    return {k: v for k, v in row.items() if k != "trajectory"}
+def _outcome(row: Row) -> Row:
+    """What the scores need; the rest stays in the file. Of equal names one copy is kept: there may be many rows."""
+    about = {"model": sys.intern(row["model"]), "level": sys.intern(row["level"])}
+    return about | {name: row[name] for name in ("seed", "success", "lost")}
 
 
 def _phases(
@@ -182,8 +184,9 @@ def _phases(
         parts = 1 if len(plan) >= 4 * workers else workers
         yield partial(tasks, list(plan), parts), EnginePool(recipe.engine, "", workers, recipe.num_envs)
         return
+    where = recipe.placement.asks("engines")
     for key, (spec, _) in plan.items():
-        yield partial(tasks, [key], workers), EnginePool(recipe.engine, spec.model, workers, recipe.num_envs)
+        yield partial(tasks, [key], workers), EnginePool(recipe.engine, spec.model, workers, recipe.num_envs, where)
 
 
 def _levels(recipe: Recipe) -> dict[str, tuple[EnvSpec, int]]:
@@ -242,7 +245,7 @@ def evaluate(recipe: Recipe, run_dir: Path) -> Atlas:
     """Play every model of the recipe and sum up; finished episodes in ``evaluation/episodes.jsonl`` are kept."""
     config, tuning = recipe.evaluate, recipe.finetune
     assert config is not None and isinstance(tuning, Finetune) and recipe.select is not None
-    rows = _play_all(recipe, run_dir, config)
+    rows = _play_all(recipe, run_dir, config, _models(recipe, run_dir))
     arms = []
     if not tuning.scratch:
         arms.append(_arm(rows, recipe, ["none"], [], selector="none", fraction=0.0, seeds=()))
@@ -256,6 +259,14 @@ def evaluate(recipe: Recipe, run_dir: Path) -> Atlas:
             scores = {"held-in success": _words(alone.held_in), "held-out success": _words(alone.held_out)}
             write_text(checkpoint_dir(run_dir, arm, seed) / "README.md", card(recipe, run, scores))
     return Atlas(arms=tuple(arms))
+
+
+def play_untuned(recipe: Recipe, run_dir: Path) -> Path:
+    """Play the untuned model alone; returns the file of its episodes, which any run that it is the base of can take."""
+    config, tuning = recipe.evaluate, recipe.finetune
+    assert config is not None and tuning is not None and not tuning.scratch
+    _play_all(recipe, run_dir, config, {"none": tuning.base})
+    return run_dir / "evaluation" / "episodes.jsonl"
 
 
 def _words(score: Score | None) -> str:

@@ -15,6 +15,7 @@ import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from . import logs
 from .errors import AtlasError, InputError
 from .files import atomic_directory, read_json, write_json
 
@@ -149,9 +150,8 @@ def _convert(gguf: Path, directory: Path) -> None:
     """Write a GGUF file as float32 safetensors with tokenizer and chat template."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logs.adopt_transformers()
     place: dict[str, str] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     # without dequantize save_pretrained refuses
     model = AutoModelForCausalLM.from_pretrained(

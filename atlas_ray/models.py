@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from . import logs
 from .errors import InputError
 from .fetch import fetched, known
 from .files import read_json
@@ -59,9 +60,8 @@ def load_model(name: str, dtype: Any = None) -> Any:
     """
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logs.adopt_transformers()
     dtype = dtype or ("auto" if torch.cuda.is_available() else torch.float32)
     base = adapted(name)
     model = AutoModelForCausalLM.from_pretrained(resolve(base or name), dtype=dtype, use_safetensors=True)
@@ -76,6 +76,7 @@ def load_tokenizer(name: str) -> Any:
     """The tokenizer of a model."""
     from transformers import AutoTokenizer
 
+    logs.adopt_transformers()
     return AutoTokenizer.from_pretrained(resolve(name))
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .errors import InputError
 from .files import RunLog, mend_jsonl, read_json, write_json
+from .home import at_home
+from .keeping import Keeper, stored
+from .logs import kept
 from .progress import duration, say
 from .recipe import Recipe
 from .tracking import follow
@@ -27,18 +31,25 @@ def open_run(recipe: Recipe, run_dir: Path) -> None:
     if path.exists():
         for log in ("metrics.jsonl", "events.jsonl"):
             mend_jsonl(run_dir / log)
-        field, old, new = _difference(read_json(path), wanted) or ("", None, None)
-        if field:
-            raise InputError(
-                f"this run was made with {old!r}, the recipe now says {new!r}: name another --out or delete the run",
-                run_dir,
-                None,
-                field,
-            )
+        _refuse_other(recipe, read_json(path), run_dir)
         return
     if run_dir.is_dir() and any(run_dir.iterdir()):
         raise InputError("is not empty and not a run of ours: name another --out", run_dir)
     write_json(path, wanted)
+
+
+def _refuse_other(recipe: Recipe, found: dict[str, Any], where: str | Path) -> None:
+    """A run goes on with its own recipe only; where it runs and where it is kept may change."""
+    elsewhere = dict.fromkeys(("placement", "storage"))
+    old, new = {**found, **elsewhere}, {**recipe.model_dump(mode="json"), **elsewhere}
+    if difference := _difference(old, new):
+        field, was, now = difference
+        raise InputError(
+            f"this run was made with {was!r}, the recipe now says {now!r}: name another --out or delete the run",
+            where,
+            None,
+            field,
+        )
 
 
 def _difference(old: Any, new: Any, where: str = "") -> tuple[str, Any, Any] | None:
@@ -118,7 +129,7 @@ def write_report(run_dir: Path) -> Path:
         parts["londi"] = {"policies": read_json(run_dir / "switch" / "policies.json")}
     if parts:
         write_results(run_dir / "results.json", Results.model_validate(parts))
-    elif not list((run_dir / "annotations").glob("*.jsonl")):
+    elif not list((run_dir / "annotations").glob("*.jsonl")) and not (run_dir / "sweep.json").exists():
         raise InputError(
             "holds neither scores nor annotations: run its select, evaluate or switch stage first", run_dir
         )
@@ -143,8 +154,10 @@ _WHAT = {
 }
 
 
-def run(recipe: Recipe, run_dir: Path, stages: tuple[str, ...] = STAGES) -> dict[str, float]:
+def run(recipe: Recipe, run_dir: Path, stages: tuple[str, ...] = STAGES, verbose: bool = False) -> dict[str, float]:
     """Run the stages that are asked for and not done yet, in order.
+
+    ``verbose``: what goes to the logs goes to stderr too.
 
     Returns:
         Wall seconds of each stage that ran.
@@ -152,30 +165,49 @@ def run(recipe: Recipe, run_dir: Path, stages: tuple[str, ...] = STAGES) -> dict
     Raises:
         InputError: a stage needs an earlier one that was not run, or what the recipe names cannot be had here.
     """
-    if not all(ready for stage, ready in done_stages(recipe, run_dir).items() if stage in stages):
-        from .preflight import check
+    if recipe.storage is None and "working_dir_files" in run_dir.resolve().parts:
+        raise InputError(
+            "lies in this job's copy of the working directory, which Ray removes at its end: "
+            "give --out a directory that stays, or --storage",
+            run_dir,
+        )
+    with stored(recipe, run_dir, partial(_refuse_other, recipe)) as keeper:
+        if not all(ready for stage, ready in done_stages(recipe, run_dir).items() if stage in stages):
+            from .preflight import check
 
-        check(recipe)
-    open_run(recipe, run_dir)
-    expect(recipe)
+            check(recipe)
+        open_run(recipe, run_dir)
+        expect(recipe)
+        if keeper:
+            keeper.begin()
+        with (
+            at_home(run_dir),
+            kept(run_dir, verbose),
+            follow(run_dir, recipe.trackers, recipe.name, recipe.model_dump(mode="json")),
+        ):
+            return _in_order(recipe, run_dir, stages, keeper)
+
+
+def _in_order(recipe: Recipe, run_dir: Path, stages: tuple[str, ...], keeper: Keeper | None) -> dict[str, float]:
     seconds: dict[str, float] = {}
     wanted = [s for s in done_stages(recipe, run_dir) if s in stages]
-    with follow(run_dir, recipe.trackers, recipe.name, recipe.model_dump(mode="json")):
-        for number, stage in enumerate(wanted, start=1):
-            title = f"[{number}/{len(wanted)}] {stage}: {_WHAT[stage]}"
-            done = done_stages(recipe, run_dir)
-            if done[stage] and (stage != "report" or not seconds):
-                say(f"{title} · already done")
-                continue
-            unmet = [s for s, ready in done.items() if not ready and _needs(stage, s)]
-            if unmet:
-                raise InputError(f"needs the stage {unmet[0]}, which has not been run", run_dir, None, stage)
-            say(title)
-            start = time.monotonic()
-            _RUN[stage](recipe, run_dir)
-            seconds[stage] = time.monotonic() - start
-            RunLog(run_dir).metric("pipeline", name=stage, seconds=round(seconds[stage], 2))
-            say(f"  {stage} took {duration(seconds[stage])}")
+    for number, stage in enumerate(wanted, start=1):
+        title = f"[{number}/{len(wanted)}] {stage}: {_WHAT[stage]}"
+        done = done_stages(recipe, run_dir)
+        if done[stage] and (stage != "report" or not seconds):
+            say(f"{title} · already done")
+            continue
+        unmet = [s for s, ready in done.items() if not ready and _needs(stage, s)]
+        if unmet:
+            raise InputError(f"needs the stage {unmet[0]}, which has not been run", run_dir, None, stage)
+        say(title)
+        start = time.monotonic()
+        _RUN[stage](recipe, run_dir)
+        seconds[stage] = time.monotonic() - start
+        RunLog(run_dir).metric("pipeline", name=stage, seconds=round(seconds[stage], 2))
+        say(f"  {stage} took {duration(seconds[stage])}")
+        if keeper:
+            keeper.attempt()
     return seconds
 
 

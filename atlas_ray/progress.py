@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from . import logs
+
 console = Console(stderr=False, highlight=False, soft_wrap=True)
 _EVERY = 10.0
 
 
 def say(message: str) -> None:
     """A line for the user, taken literally (no markup)."""
+    logs.said(message)
     console.print(message, markup=False)
 
 

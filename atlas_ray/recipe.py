@@ -10,7 +10,7 @@ import re
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -19,6 +19,7 @@ from .schema import Act, Collect, Engine, Evaluate, Recipe
 from .schema_base import Section
 from .schema_finetune import Arm, Finetune, Scratch
 from .schema_select import Oracle, Select, Selector
+from .schema_sweep import Draw, Sweep
 from .schema_switch import Switch, SwitchModel
 from .toml_text import line_of, put, value_of
 
@@ -26,6 +27,7 @@ __all__ = [
     "Act",
     "Arm",
     "Collect",
+    "Draw",
     "Engine",
     "Evaluate",
     "Finetune",
@@ -35,6 +37,7 @@ __all__ = [
     "Section",
     "Select",
     "Selector",
+    "Sweep",
     "Switch",
     "SwitchModel",
     "load",
@@ -109,11 +112,14 @@ def load(name: str | Path, overrides: dict[str, str] | None = None) -> Recipe:
 
 def _unknown(loc: list[str]) -> str:
     section: Any = Recipe
+    keyed = False  # a mapping's own key comes next
     for part in loc[:-1]:
-        if part.isdigit():
+        if part.isdigit() or keyed:
+            keyed = False
             continue
         fields = getattr(section, "model_fields", {})
-        section = _section_of(fields[part].annotation) if part in fields else None
+        annotation = fields[part].annotation if part in fields else None
+        section, keyed = _section_of(annotation), get_origin(annotation) is dict
     names = list(getattr(section, "model_fields", {}))
     near = difflib.get_close_matches(loc[-1], names, n=1, cutoff=0.3)
     return "unknown key" + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(names)}")

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 import envs
 
 from .schema_base import Environment, Positive, Section, distinct
 from .schema_finetune import Finetune
 from .schema_select import Select
+from .schema_sweep import Sweep, check_sweep
 from .schema_switch import Switch
+
+ResourceName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.-]*$")]
+"""Of a custom resource of Ray."""
 
 
 class Engine(Section):
@@ -101,6 +106,22 @@ class Evaluate(Section):
         return self
 
 
+class Placement(Section):
+    """Groups of nodes, each by a custom Ray resource that its nodes have; without a name any node will do."""
+
+    workers: ResourceName | None = None
+    """Where the actors that play go, and the environment runners of the switch."""
+    engines: ResourceName | None = None
+    """Where engine actors go."""
+    trainers: ResourceName | None = None
+    """Where trainings go: of the models and of the switches."""
+
+    def asks(self, who: Literal["workers", "engines", "trainers"]) -> dict[str, float]:
+        """What one of them asks of custom resources. It is a place, not an amount, so it is as good as nothing."""
+        group: str | None = getattr(self, who)
+        return {group: 0.001} if group else {}
+
+
 class Recipe(Section):
     """A whole run. Stages whose table is missing are left out."""
 
@@ -122,6 +143,10 @@ class Recipe(Section):
     """CPUs of an actor that plays; less than 1 suits workers that wait for engine actors or slow environments."""
     engine: Engine = Engine()
     """What runs the models that play."""
+    placement: Placement = Placement()
+    """Groups of nodes of a cluster."""
+    storage: str | None = Field(default=None, min_length=1)
+    """Where the run is kept for other machines: a directory that they share, s3://BUCKET/PATH or gs://BUCKET/PATH."""
     agent: Act = Act()
     """How a model acts."""
     trackers: list[Literal["tensorboard", "wandb"]] = []
@@ -138,6 +163,15 @@ class Recipe(Section):
     """Scores."""
     switch: Switch | None = None
     """LONDI."""
+    sweep: Sweep | None = None
+    """Trials with other values, by Ray Tune."""
+
+    @field_validator("storage")
+    @classmethod
+    def _no_secret(cls, place: str | None) -> str | None:
+        if place and urlsplit(place).password is not None:
+            raise ValueError("holds a key, and a recipe is written out: give keys in the environment")
+        return place
 
     @model_validator(mode="after")
     def _settings_exist(self) -> Self:
@@ -178,4 +212,10 @@ class Recipe(Section):
             for level in self.evaluate.held_out:
                 if envs.full_id(level) in trained:
                     raise ValueError(f"evaluate.held_out: {level!r} is among collect.levels")
+        return self
+
+    @model_validator(mode="after")
+    def _trials_fit(self) -> Self:
+        if self.sweep:
+            check_sweep(self)
         return self

@@ -12,7 +12,7 @@ from .errors import InputError
 def line_of(text: str, loc: list[str]) -> int | None:
     """1-based line where the key at ``loc`` is set, or the table it belongs to, as near as the text tells."""
     table: list[str] = []
-    best, depth = None, 0
+    best, depth, wanted = None, 0, ".".join(loc) + "."
     counts: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if header := re.match(r"\s*(\[\[?)([^\[\]]+)\]", line):
@@ -25,8 +25,9 @@ def line_of(text: str, loc: list[str]) -> int | None:
             here = [*table, *_parts(key[1])]
         else:
             continue
-        if len(here) > depth and loc[: len(here)] == here:
-            best, depth = number, len(here)
+        # a dotted key is the same key with quotes around it, which is how a field of a sweep may be written
+        if len(dotted := ".".join(here) + ".") > depth and wanted.startswith(dotted):
+            best, depth = number, len(dotted)
     return best
 
 

@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import envs
 
+from . import home, logs
 from .errors import InputError, WorkerFailedError
 from .progress import say
 from .recipe import Recipe
+from .resources import demands, most, playing, together, worker
+from .scheduling import outside
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Job = Callable[[Any, dict[str, Any]], Iterable[Result]]
 _expected = 0
+_groups: dict[str, float] = {}
+_KEPT = 64
+"""Results of a task that are kept until the next time that what is left of it is worked out."""
 
 
 def expect(recipe: Recipe) -> None:
-    """A Ray that is started on this machine from now on has the CPUs that all stages of the recipe ask for."""
-    global _expected
-    models, runners = (1, 0) if recipe.switch is None else (len(recipe.switch.local), recipe.switch.env_runners)
-    held = recipe.engine.cpus * recipe.engine.actors * max(1, models)
-    _expected = math.ceil(recipe.workers * _worker_cpus(recipe) + held + runners * max(1, recipe.workers))
+    """A Ray that is started on this machine from now on has the CPUs and the groups that the recipe asks for."""
+    global _expected, _groups
+    _groups = {name: 1_000.0 for name in recipe.placement.model_dump().values() if name}
+    _expected = math.ceil(most(demands(recipe)).cpus)
 
 
 def ensure_ray(cpus: int) -> None:
@@ -42,21 +50,53 @@ def ensure_ray(cpus: int) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
+    logs.adopt("ray")
     if ray.is_initialized():
         return
-    # one thread a process: two processes with two threads each starve each other on two cores
-    environment = {"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}}
     options: dict[str, Any] = {
-        "logging_level": logging.ERROR,
-        "log_to_driver": False,
-        "runtime_env": environment,
+        "logging_level": logging.getLogger("ray").level,
+        "log_to_driver": True,
+        "runtime_env": {"env_vars": _environment()},
     }
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**options)
     else:
-        ray.init(
-            address="local", num_cpus=max(cpus, _expected, os.cpu_count() or 1), include_dashboard=False, **options
-        )
+        cpus = max(cpus, _expected, os.cpu_count() or 1)
+        ray.init(address="local", num_cpus=cpus, resources=_groups, include_dashboard=False, **options)
+    _take_output()
+    if threading.current_thread() is threading.main_thread():
+        # Ray's native code has taken the signal, prints a stack and ends the process where it stands
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+
+def _environment() -> dict[str, str]:
+    """What every process finds in its environment. What a job names itself is left out: Ray takes no name twice."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    said = (job.get("runtime_env") or {}).get("env_vars") or {}
+    # one thread a process: two processes with two threads each starve each other on two cores
+    ours = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {name: value for name, value in ours.items() if name not in said}
+
+
+def _take_output() -> None:
+    """What processes of this job write goes to the run's logs; Ray would print it."""
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher as brought
+
+    for name in ("ray_print_logs", "atlas-ray"):
+        brought.remove_handler(name)
+    brought.add_handler("atlas-ray", logs.foreign)
+
+
+def resources_of(group: str | None) -> dict[str, float]:
+    """What the nodes of a group have together; of all nodes without one."""
+    import ray
+
+    total: dict[str, float] = {}
+    for node in ray.nodes():
+        if node["Alive"] and (not group or group in node["Resources"]):
+            for name, amount in node["Resources"].items():
+                total[name] = total.get(name, 0.0) + amount
+    return total
 
 
 class _Worker:
@@ -66,7 +106,11 @@ class _Worker:
     worker's number in its pool, which one that takes its place has too.
     """
 
-    def __init__(self, path: list[str], index: int, threads: int) -> None:
+    def __init__(
+        self, path: list[str], index: int, threads: int, log: tuple[str | None, str], at_home: home.Home | None
+    ) -> None:
+        logs.join(*log)
+        home.tell(at_home)
         self.kept: dict[str, Any] = {"index": index}
         if threads > 1:
             import torch
@@ -75,7 +119,8 @@ class _Worker:
         sys.path += [entry for entry in path if entry not in sys.path]
 
     def run(self, job: Job[Any], task: Any) -> Iterator[Any]:
-        yield from job(task, self.kept)
+        with logs.reported("a task failed"):
+            yield from job(task, self.kept)
 
     def pid(self) -> int:
         return os.getpid()
@@ -83,14 +128,33 @@ class _Worker:
 
 @dataclass
 class _Flight:
-    """A task on its way: who works on it, how often it was begun, what came of it so far and when."""
+    """A task on its way: who works on it, how often it was begun, and when something last came of it.
+
+    ``left`` is what was left of it when ``received`` was last empty, so that not all of its results are kept.
+    """
 
     actor: Any
     index: int
     task: Any
     attempt: int
+    left: Any
     received: list[Any] = field(default_factory=list)
+    begun: bool = False
     heard: float = field(default_factory=time.monotonic)
+
+    def take(self, result: Any, rest: Callable[[Any, list[Any]], Any]) -> None:
+        """Note a result."""
+        self.received.append(result)
+        self.begun, self.heard = True, time.monotonic()
+        if len(self.received) == _KEPT:
+            self.settle(rest)
+
+    def settle(self, rest: Callable[[Any, list[Any]], Any]) -> Any:
+        """Forget the results that were kept; what is left of the task."""
+        if self.left is not None and self.received:
+            self.left = rest(self.left, self.received)
+        self.received = []
+        return self.left
 
 
 class ActorPool(Generic[Task, Result]):
@@ -105,6 +169,8 @@ class ActorPool(Generic[Task, Result]):
         on_retry: told (task, attempt, reason) of each lost actor.
         silence: seconds without a result after which an actor is taken for hung.
         cpus, gpus: of an actor. Whole CPUs are also the threads of its torch.
+        resources: custom ones that each actor asks for besides.
+        name: of the actors' logs, before their number.
     """
 
     def __init__(
@@ -115,19 +181,27 @@ class ActorPool(Generic[Task, Result]):
         silence: float = math.inf,
         cpus: float = 1.0,
         gpus: float = 0.0,
+        resources: dict[str, float] | None = None,
+        name: str = "worker",
     ) -> None:
+        self.name = name
         self.workers, self.retries, self.on_retry, self.silence = workers, retries, on_retry, silence
-        self._cpus, self._gpus = cpus, gpus
+        self._cpus, self._gpus, self._resources = cpus, gpus, resources or {}
         self._kept: dict[str, Any] = {"index": 0}
         self._actors: dict[int, Any] = {}
         if workers:
             ensure_ray(math.ceil(workers * cpus))
+            check_groups(self._resources)
 
     def _spawn(self, index: int) -> tuple[int, Any]:
         import ray
 
-        options = {"num_cpus": self._cpus, "num_gpus": self._gpus, "max_restarts": 0}
-        self._actors[index] = ray.remote(_Worker).options(**options).remote(sys.path, index, int(self._cpus))
+        options = {"num_cpus": self._cpus, "num_gpus": self._gpus, "resources": self._resources, "max_restarts": 0}
+        options |= outside()
+        log = (logs.folder(), f"{self.name}-{index}")
+        self._actors[index] = (
+            ray.remote(_Worker).options(**options).remote(sys.path, index, int(self._cpus), log, home.home())
+        )
         return index, self._actors[index]
 
     def stream(
@@ -141,8 +215,8 @@ class ActorPool(Generic[Task, Result]):
         Args:
             job: yields results.
             tasks: what to do.
-            rest: what is left of a task whose actor was lost after these results; None when nothing is. By default a
-                task has one result.
+            rest: what is left of a task after these results, for one whose actor is lost; None when nothing is. Of a
+                long task it is asked now and then, for what is left of what was left. By default a task has one result.
 
         Raises:
             WorkerFailedError: a task lost its actor more than ``retries`` times.
@@ -165,7 +239,7 @@ class ActorPool(Generic[Task, Result]):
                 task, attempt = queue.pop()
                 # at most 16 results wait in the object store before the actor waits for us
                 options = {"num_returns": "streaming", "_generator_backpressure_num_objects": 16}
-                flying[actor.run.options(**options).remote(job, task)] = _Flight(actor, index, task, attempt)
+                flying[actor.run.options(**options).remote(job, task)] = _Flight(actor, index, task, attempt, task)
             done, _ = ray.wait(list(flying), num_returns=1, timeout=min(self.silence, 5.0), fetch_local=False)
             for stream in done:
                 flight = flying[stream]
@@ -180,8 +254,7 @@ class ActorPool(Generic[Task, Result]):
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause from error
                 else:
-                    flight.received.append(result)
-                    flight.heard = time.monotonic()
+                    flight.take(result, rest)
                     yield flight.task, result
             for stream, flight in list(flying.items()):
                 if time.monotonic() - flight.heard > self.silence:
@@ -197,10 +270,10 @@ class ActorPool(Generic[Task, Result]):
         why: str,
     ) -> list[tuple[int, Any]]:
         """Put back what is left of the task; the actor that takes the place of the lost one."""
-        left = rest(flight.task, flight.received)
+        left = flight.settle(rest)
         if left is not None:
             # a task that got on is not one that kills its actors
-            attempt = 1 if flight.received else flight.attempt + 1
+            attempt = 1 if flight.begun else flight.attempt + 1
             if attempt > self.retries:
                 raise WorkerFailedError(f"a worker died {attempt} times on the same task {flight.task!r}: {why}")
             self.on_retry(flight.task, attempt, why)
@@ -237,7 +310,11 @@ def chunks(items: Sequence[Task], size: int) -> list[list[Task]]:
 
 
 def worker_pool(
-    recipe: Recipe, on_retry: Callable[[Any, int, str], None], models: int = 1, beside: int = 0
+    recipe: Recipe,
+    on_retry: Callable[[Any, int, str], None],
+    models: int = 1,
+    beside: int = 0,
+    place: Literal["workers", "trainers"] = "workers",
 ) -> ActorPool[Any, Any]:
     """The workers of a recipe that play with a model: with engine actors they need none of its CPUs and GPUs.
 
@@ -245,27 +322,29 @@ def worker_pool(
         recipe: the recipe.
         on_retry: see :class:`ActorPool`.
         models: how many there are engine actors for at a time.
-        beside: CPUs of actors that the workers start themselves.
+        beside: environment runners that the workers start themselves.
+        place: whose group of nodes they are put on.
 
     Raises:
-        InputError: Ray on this machine has not the CPUs or GPUs that workers and engine actors ask for.
+        InputError: Ray on this machine has not the CPUs, GPUs or groups that workers and engine actors ask for.
     """
-    cpus, gpus = _worker_cpus(recipe), 0.0 if recipe.engine.actors else recipe.engine.gpus
     if recipe.workers:
         expect(recipe)
         ensure_ray(0)
-        holders = recipe.engine.actors * models or recipe.workers
-        check_room(
-            recipe.workers * cpus + recipe.engine.actors * models * recipe.engine.cpus + beside,
-            holders * recipe.engine.gpus,
-            "workers and engines ask for",
-            ("engine.cpus", "engine.gpus"),
-        )
-    return ActorPool(recipe.workers, on_retry=on_retry, silence=recipe.patience, cpus=cpus, gpus=gpus)
-
-
-def _worker_cpus(recipe: Recipe) -> float:
-    return recipe.worker_cpus if recipe.engine.actors else max(recipe.worker_cpus, recipe.engine.cpus)
+        room = together(playing(recipe, models=models, runners=beside))
+        check_room(room.cpus, room.gpus, "workers and engines ask for", ("engine.cpus", "engine.gpus"))
+        if recipe.engine.actors:
+            check_groups(recipe.placement.asks("engines"))
+    one, asked = worker(recipe), recipe.placement.asks(place)
+    return ActorPool(
+        recipe.workers,
+        on_retry=on_retry,
+        silence=recipe.patience,
+        cpus=one.cpus,
+        gpus=one.gpus,
+        resources=asked,
+        name=place.removesuffix("s"),
+    )
 
 
 def check_room(cpus: float, gpus: float, who: str, fields: tuple[str, str]) -> None:
@@ -279,7 +358,21 @@ def check_room(cpus: float, gpus: float, who: str, fields: tuple[str, str]) -> N
     there = ray.cluster_resources()
     for name, asked, where in (("CPU", cpus, fields[0]), ("GPU", gpus, fields[1])):
         if asked > there.get(name, 0):
-            lack = f"{who} {asked:g} {name}s, Ray has {there.get(name, 0):g}"
-            if not os.environ.get("RAY_ADDRESS"):
-                raise InputError(lack, None, None, where)
-            say(f"  {lack}: waiting for the cluster to grow")
+            _lacks(f"{who} {asked:g} {name}s, Ray has {there.get(name, 0):g}", where)
+
+
+def check_groups(resources: dict[str, float]) -> None:
+    """A group without a node would be waited for without end; a cluster may grow one.
+
+    Raises:
+        InputError: names the resource that no node has.
+    """
+    for group in resources:
+        if not resources_of(group):
+            _lacks(f"no node has the resource {group!r}", "placement")
+
+
+def _lacks(what: str, where: str) -> None:
+    if not os.environ.get("RAY_ADDRESS"):
+        raise InputError(what, None, None, where)
+    say(f"  {what}: waiting for the cluster to grow")

@@ -155,7 +155,7 @@ def test_a_model_that_cannot_be_loaded_is_an_input_error(ray_session, tmp_path):
 
 
 def test_workers_are_seated_evenly_and_no_slot_twice(monkeypatch):
-    monkeypatch.setattr("atlas_ray.engines.pool.spawn", lambda settings, model, slots: (object(), slots))
+    monkeypatch.setattr("atlas_ray.engines.pool.spawn", lambda settings, model, slots, *_: (object(), slots))
     pool = EnginePool(Engine(actors=3), "tiny-quick", 7, 4)
     assert [slots for _, slots in pool.servers] == [12, 8, 8]
     taken = [(id(s.server), slot) for s in pool.seats for slot in range(s.first, s.first + s.slots)]

@@ -1,5 +1,6 @@
 """Where text comes from: a causal language model behind one small protocol."""
 
+from ..home import local
 from ..models import adapted
 from ..schema import Engine as Settings
 from .base import Capabilities, Engine, LocalEngine
@@ -32,6 +33,7 @@ def make_engine(settings: Settings, model: str, slots: int) -> LocalEngine:
     Raises:
         InputError: vLLM is missing, or the engine cannot run this model.
     """
+    model = local(model)
     if settings.kind == "vllm":
         base = adapted(model)
         return VllmEngine(

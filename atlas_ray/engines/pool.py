@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ..schema import Engine as Settings
@@ -17,12 +18,18 @@ class EnginePool:
         model: shipped name, directory or Hugging Face id.
         workers: who is to be seated, evenly.
         slots: episodes side by side of each worker.
+        resources: custom ones that each asks for besides.
     """
 
-    def __init__(self, settings: Settings, model: str, workers: int, slots: int) -> None:
+    def __init__(
+        self, settings: Settings, model: str, workers: int, slots: int, resources: dict[str, float] | None = None
+    ) -> None:
         servers = min(settings.actors, workers)
         shares = [len(range(s, workers, servers)) for s in range(servers)]
-        self.servers: list[Any] = [spawn(settings, model, share * slots) for share in shares]
+        self.servers: list[Any] = [
+            spawn(settings, model, share * slots, resources or {}, f"engine-{Path(model).name}-{index}")
+            for index, share in enumerate(shares)
+        ]
         self.seats = tuple(
             Seat(self.servers[w % servers], model, w // servers * slots, slots, settings.timeout)
             for w in range(workers if servers else 0)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import WorkerFailedError
+from ..home import local
 from ..models import load_tokenizer
 from .base import Batches, Meter, Request, check
 from .server import About
@@ -49,7 +50,7 @@ class RemoteEngine(Batches):
 
     def __init__(self, seat: Seat) -> None:
         self.seat, self.slots, self.lost = seat, seat.slots, 0
-        self.tokenizer = load_tokenizer(seat.model)
+        self.tokenizer = load_tokenizer(local(seat.model))
         self.tokens_fed = [0] * seat.slots
         self.meter = Meter()
         self._forgotten: set[int] = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import queue
 import threading
@@ -11,8 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .. import home, logs
+from ..scheduling import outside
 from ..schema import Engine as Settings
 from .base import Capabilities, LocalEngine, Meter, Request, advance
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,21 @@ class EngineServer:
         settings: of the recipe.
         model: shipped name, directory or Hugging Face id.
         slots: of the engine, over all its workers.
+        log_folder, name: where and as whom its process logs.
+        at_home: where the run's directory is, which the model may lie in.
     """
 
-    def __init__(self, settings: Settings, model: str, slots: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        model: str,
+        slots: int,
+        log_folder: str | None = None,
+        name: str = "engine",
+        at_home: home.Home | None = None,
+    ) -> None:
+        logs.join(log_folder, name)
+        home.tell(at_home)
         self._inbox: queue.SimpleQueue[tuple[Request, asyncio.Future[Request]]] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._engine: LocalEngine | None = None
@@ -61,7 +78,9 @@ class EngineServer:
         try:
             torch.set_num_threads(max(1, int(settings.cpus)))
             self._engine = make_engine(settings, model, slots)
+            _log.info("%s is loaded, for %d slots", model, slots)
         except BaseException as error:
+            _log.exception("%s cannot be loaded", model)
             self._failed = error
         self._loaded.set()
         if self._engine is not None:
@@ -83,6 +102,7 @@ class EngineServer:
                 for request in advance(engine):
                     self._tell(waiting.pop(id(request))[1], request)
             except Exception as error:  # the engine has dropped them all
+                _log.exception("a pass failed")
                 for _, future in waiting.values():
                     self._tell(future, error)
                 waiting.clear()
@@ -141,12 +161,14 @@ class EngineServer:
         return os.getpid()
 
 
-def spawn(settings: Settings, model: str, slots: int) -> Any:
-    """A server as a Ray actor, restarted when it dies, on a node with the CPUs and GPUs that the recipe names."""
+def spawn(settings: Settings, model: str, slots: int, resources: dict[str, float], name: str = "engine") -> Any:
+    """A server as a Ray actor, restarted when it dies, on a node with the CPUs and GPUs that the recipe names.
+
+    ``resources``: custom ones that it asks for besides. ``name``: of its log.
+    """
     import ray
 
-    return (
-        ray.remote(EngineServer)
-        .options(num_cpus=settings.cpus, num_gpus=settings.gpus, max_restarts=-1, max_concurrency=1000)
-        .remote(settings, model, slots)
-    )
+    options = {"num_cpus": settings.cpus, "num_gpus": settings.gpus, "resources": resources}
+    options |= outside()
+    server = ray.remote(EngineServer).options(**options, max_restarts=-1, max_concurrency=1000)
+    return server.remote(settings, model, slots, logs.folder(), name, home.home())

@@ -83,6 +83,7 @@ def train_run(
     on_step: Callable[[Progress], None] = lambda progress: None,
     validate: Callable[[Any], float] | None = None,
     keep: Callable[[Any], None] = lambda model: None,
+    on_save: Callable[[], None] = lambda: None,
 ) -> Counts:
     """Train ``model`` in place; call it on every worker of the team with the same arguments.
 
@@ -102,6 +103,7 @@ def train_run(
         on_step: told of every optimiser step, on the first worker.
         validate: gives the score of the model; called on every worker, every ``config.validation.every`` steps.
         keep: called on every worker with the model whenever it has the best score so far.
+        on_save: told of every state that was saved, on the first worker.
 
     Raises:
         EmptySelectionError: an optimiser step has no token to train.
@@ -180,6 +182,7 @@ def train_run(
             break
         if (step + 1) % config.save_every == 0 and step + 1 < steps:
             save_state(state_dir, inner, optimizer, team, shared_out, {"step": step + 1, "counts": asdict(counts)})
+            team.together(on_save, leader=True)
     inner.eval()
     return counts
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from ..files import append_jsonl, atomic_directory, write_json
+from ..files import atomic_directory
+from ..home import place
 from ..recipe import Arm, Recipe
 from ..rendering_chat import make_renderer
 from ..tiny import frequent_words
@@ -29,6 +29,8 @@ from .store import TokenStore, build_store, store_key
 from .team import Team, half
 from .validation import success
 
+SCRATCH = "checkpoints/.training"
+
 
 def checkpoint_dir(run_dir: Path, arm: Arm, seed: int) -> Path:
     """Where the model of an arm and seed lies: safetensors, tokenizer, ``run.json`` and a model card."""
@@ -42,7 +44,7 @@ def expert_file(run_dir: Path) -> Path:
 
 def scratch_dir(run_dir: Path) -> Path:
     """What training needs on disk until all models are there."""
-    return run_dir / "checkpoints" / ".training"
+    return run_dir / SCRATCH
 
 
 def data_digest(run_dir: Path) -> str:
@@ -119,7 +121,12 @@ def train_arm(recipe: Recipe, run_dir: Path, arm: Arm, seed: int, team: Team, nu
     """
     config = recipe.finetune
     assert config is not None
+    at = place(run_dir)
+    run_dir, name = at.root, checkpoint_dir(Path(), arm, seed).name
     target = checkpoint_dir(run_dir, arm, seed)
+    states, kept_best = f"checkpoints/.{name}.state", f"checkpoints/.{name}.best"
+    for each in (states, kept_best):
+        at.fetch(each)
     store = TokenStore(scratch_dir(run_dir) / "tokens")
     annotations = read_annotations(run_dir / "annotations" / f"{arm.selector}.jsonl")
     words = new_words(recipe, run_dir)
@@ -128,8 +135,7 @@ def train_arm(recipe: Recipe, run_dir: Path, arm: Arm, seed: int, team: Team, nu
     base = np.load(kept, mmap_mode="r") if arm.anchor and kept.exists() else None
     examples = Examples(store, annotations, arm.anchor > 0, base, config.emptied)
     steps = steps_of(len(store), config.batch_size, config.epochs)
-    state, best = run_dir / "checkpoints" / f".{target.name}.state", run_dir / "checkpoints" / f".{target.name}.best"
-
+    best = run_dir / kept_best
     step_now = 0
 
     def on_step(progress: Progress) -> None:
@@ -139,8 +145,8 @@ def train_arm(recipe: Recipe, run_dir: Path, arm: Arm, seed: int, team: Team, nu
         row |= {"trained_tokens": progress.trained_tokens, "learning_rate": progress.learning_rate}
         row |= {"grad_norm": progress.grad_norm, "seconds": progress.seconds}
         with clear_errors(run_dir):
-            append_jsonl(run_dir / "metrics.jsonl", [row])
-            write_json(scratch_dir(run_dir) / f"progress-{number}.json", {"step": progress.step})
+            at.append("metrics.jsonl", [row])
+            at.write_json(f"{SCRATCH}/progress-{number}.json", {"step": progress.step})
 
     def validate(trained: Any) -> float:
         score = _score(recipe, trained, tokenizer, team, words)
@@ -148,7 +154,7 @@ def train_arm(recipe: Recipe, run_dir: Path, arm: Arm, seed: int, team: Team, nu
 
         def note() -> None:
             with clear_errors(run_dir):
-                append_jsonl(run_dir / "metrics.jsonl", [row])
+                at.append("metrics.jsonl", [row])
 
         team.together(note, leader=True)
         return score
@@ -159,6 +165,7 @@ def train_arm(recipe: Recipe, run_dir: Path, arm: Arm, seed: int, team: Team, nu
         def write() -> None:
             with clear_errors(best), atomic_directory(best) as directory:
                 save_file(values, directory / "weights.safetensors")
+            at.send(kept_best)
 
         team.together(write, leader=True)
 
@@ -168,12 +175,13 @@ def train_arm(recipe: Recipe, run_dir: Path, arm: Arm, seed: int, team: Team, nu
         config,
         steps,
         seed,
-        state,
+        run_dir / states,
         anchor=arm.anchor,
         team=team,
         on_step=on_step,
         validate=validate if config.validation else None,
         keep=keep,
+        on_save=lambda: at.send(states),
     )
     last = output.weights(causal_lm(model), team) if config.strategy == "fsdp" else None
 
@@ -188,8 +196,9 @@ def train_arm(recipe: Recipe, run_dir: Path, arm: Arm, seed: int, team: Team, nu
         selected = sum(len(a.critical) for a in annotations)
         about["steps_share"] = selected / sum(entry.steps for entry in store.entries)
         output.write_model(target, whole, tokenizer, recipe, about)
-        shutil.rmtree(state, ignore_errors=True)
-        shutil.rmtree(best, ignore_errors=True)
+        at.send(f"checkpoints/{name}")
+        at.drop(states)
+        at.drop(kept_best)
 
     team.together(write, leader=True)
 

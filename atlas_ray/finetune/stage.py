@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import threading
 import time
@@ -13,13 +12,15 @@ from typing import Any
 
 import torch
 
-from ..errors import AtlasError
-from ..files import RunLog, read_json, write_json
+from .. import home, logs
+from ..errors import AtlasError, InputError
+from ..files import RunLog, read_json
+from ..home import Place, place
 from ..models import load_tokenizer
 from ..progress import duration, say, track
 from ..recipe import Arm, Finetune, Recipe
 from ..trajectory import iter_trajectories, read_annotations
-from ..workers import check_room, ensure_ray
+from ..workers import check_groups, check_room, ensure_ray, resources_of
 from .data import steps_of
 from .run import checkpoint_dir, expert_file, prepare, scratch_dir, train_arm
 from .team import Team, make_team, threads
@@ -42,10 +43,7 @@ def _failure(run_dir: Path, number: int) -> Path:
 
 
 def _quiet() -> None:
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    logs.adopt_transformers()
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
@@ -54,23 +52,55 @@ def _worker(config: dict[str, Any]) -> None:
     import ray.train
     import torch.distributed as dist
 
+    logs.join(config["logs"], f"trainer-{ray.train.get_context().get_world_rank()}")
     _quiet()
     recipe, run_dir = Recipe.model_validate(config["recipe"]), Path(config["run_dir"])
     assert recipe.finetune is not None
     torch.set_num_threads(config["threads"])
     team = make_team(recipe.finetune.workers)
+    home.tell(config["home"])
+    at = place(run_dir)
+    _check_disk(recipe, at, team)
+    if at.away:
+        with at.alone():
+            at.fetch("trajectories")
+            at.fetch("annotations")
+            prepare(recipe, at.root, team.device)
     for number, arm, seed in config["runs"][team.number :: config["teams"]]:
-        if (checkpoint_dir(run_dir, Arm(**arm), seed) / "run.json").exists():
+        if at.exists(str(checkpoint_dir(Path(), Arm(**arm), seed) / "run.json")):
             continue
         try:
-            train_arm(recipe, run_dir, Arm(**arm), seed, team, number)
+            with logs.reported(f"{Arm(**arm).name}, seed {seed}"):
+                train_arm(recipe, run_dir, Arm(**arm), seed, team, number)
         except AtlasError as error:
             # not a fault that trying again would mend; the other models go on
             if team.rank == 0:
-                write_json(_failure(run_dir, number), {"kind": type(error).__name__, "why": str(error)})
+                at.write_json(str(_failure(Path(), number)), {"kind": type(error).__name__, "why": str(error)})
     if dist.is_initialized():
         dist.barrier()
     ray.train.report({"teams": config["teams"]})
+
+
+def _check_disk(recipe: Recipe, at: Place, team: Team) -> None:
+    """FSDP2 workers write a share of the state each, and only one of them can bring it home.
+
+    Raises:
+        InputError: they have no disk in common.
+    """
+    import ray
+    import torch.distributed as dist
+
+    if recipe.finetune is None or recipe.finetune.strategy == "ddp" or team.size == 1:
+        return
+    disks: list[str] = [""] * team.size
+    mine = ray.get_runtime_context().get_node_id() if at.away else ""
+    dist.all_gather_object(disks, mine, group=team.mesh.get_group())
+    if len(set(disks)) > 1:
+        raise InputError(
+            "a model whose state is shared out over several nodes needs a run directory that they share: "
+            "give --out a directory of all nodes, or take fewer finetune.workers",
+            field="finetune.strategy",
+        )
 
 
 def _follow(run_dir: Path, runs: list[tuple[int, Arm, int]], total: int, per_run: int, stop: threading.Event) -> None:
@@ -162,13 +192,15 @@ def _teams(config: Finetune, runs: int, resources: dict[str, float]) -> int:
 
 def _fit(recipe: Recipe, run_dir: Path, config: Finetune, missing: list[tuple[int, Arm, int]]) -> None:
     ensure_ray(config.workers * (1 if config.parallel == "auto" else config.parallel))
-    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-    gpu = ray.cluster_resources().get("GPU", 0) > 0
-    teams = _teams(config, len(missing), ray.cluster_resources())
+    logs.adopt("ray.train")
+    asked = recipe.placement.asks("trainers")
+    check_groups(asked)
+    there = resources_of(recipe.placement.trainers)
+    gpu = there.get("GPU", 0) > 0
+    teams = _teams(config, len(missing), there)
     workers = teams * config.workers
     check_room(workers, workers if gpu else 0, "the models that are trained ask for", ("finetune.workers",) * 2)
     prepare(recipe, run_dir, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -180,8 +212,10 @@ def _fit(recipe: Recipe, run_dir: Path, config: Finetune, missing: list[tuple[in
             "runs": [(number, arm.model_dump(), seed) for number, arm, seed in missing],
             "teams": teams,
             "threads": threads(workers),
+            "logs": logs.folder(),
+            "home": home.home(),
         },
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": 1}),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": 1, **asked}),
         run_config=RunConfig(
             name="finetune",
             storage_path=str((run_dir / ".ray").resolve()),

@@ -21,6 +21,8 @@ from .reading import read_atlas
 from .replay import SwitchReplay, SwitchStep, londi_replay
 from .selection import agreement_part, annotated, read_marks, review_part
 from .starts import read_starts, starts_part
+from .sweep import JSON as SWEEP
+from .sweep import sweep_part
 from .switch_plots import londi_figure
 from .switching import londi_part, reading_part
 from .tables import arms_table, levels_table
@@ -32,8 +34,8 @@ __all__ = ["SwitchReplay", "SwitchStep", "build_report", "write_plots"]
 def build_report(run_dir: str | Path) -> Path:
     """Write ``report.html`` into a run directory and return its path.
 
-    Needs ``results.json`` or annotations; any other input that is missing leaves its part out, with a line that says
-    so.
+    Needs ``results.json``, annotations or a sweep; any other input that is missing leaves its part out, with a line
+    that says so.
 
     Raises:
         InputError: an input is missing that is needed, or is not what it should be.
@@ -42,14 +44,11 @@ def build_report(run_dir: str | Path) -> Path:
     results = _results(run_dir)
     recipe = _recipe(run_dir / "recipe.resolved.json")
     title = f"atlas-ray: {recipe.name if recipe else run_dir.resolve().name}"
+    swept = sweep_part(run_dir)
     parts = [
         el("header", el("h1", title), el("p", _summary(recipe, results), cls="lead")),
-        *_reading(results),
-        *_atlas(results),
-        *_londi(results),
-        *_selection(run_dir, recipe),
-        el("h2", "An episode under the switch"),
-        *(londi_replay(run_dir) if results and results.londi else [missing("this run trained no switch")]),
+        *swept,
+        *(_scores(run_dir, recipe, results) if results or not swept else []),
         el("h2", "What was dropped and retried"),
         events(run_dir),
         *training_part(run_dir),
@@ -63,6 +62,18 @@ def build_report(run_dir: str | Path) -> Path:
     path = run_dir / "report.html"
     write_text(path, page(title, parts))
     return path
+
+
+def _scores(run_dir: Path, recipe: Recipe | None, results: Results | None) -> list[Html]:
+    """What the stages found."""
+    return [
+        *_reading(results),
+        *_atlas(results),
+        *_londi(results),
+        *_selection(run_dir, recipe),
+        el("h2", "An episode under the switch"),
+        *(londi_replay(run_dir) if results and results.londi else [missing("this run trained no switch")]),
+    ]
 
 
 def write_plots(run_dir: str | Path) -> list[Path]:
@@ -102,7 +113,7 @@ def _results(run_dir: Path) -> Results | None:
         empty = True
     except ValueError:
         empty = False  # and not JSON, as the reader says better
-    return None if empty and annotated(run_dir) else load_results(path)
+    return None if empty and (annotated(run_dir) or (run_dir / SWEEP).is_file()) else load_results(path)
 
 
 def _summary(recipe: Recipe | None, results: Results | None) -> str:
@@ -132,6 +143,8 @@ def _summary(recipe: Recipe | None, results: Results | None) -> str:
         count = (len(s.costs) + len(s.budgets) + len(s.averages)) * len(s.seeds)
         models = " and ".join(m.model for m in s.models)
         parts.append(f"{count} switches learned between {models} on {', '.join(s.levels)}")
+    if recipe.sweep:
+        parts.append(f"swept over {', '.join(recipe.sweep.space)}")
     return "; ".join(parts) + "."
 
 

@@ -93,7 +93,7 @@ def _from_actors(recipe: Recipe, run_dir: Path, todo: list[Trajectory]) -> Itera
     spec = replace(agent_spec(recipe, model), slots=config.batch)
     with (
         worker_pool(recipe, log_retries(log)) as pool,
-        EnginePool(recipe.engine, model, recipe.workers, config.batch) as engines,
+        EnginePool(recipe.engine, model, recipe.workers, config.batch, recipe.placement.asks("engines")) as engines,
     ):
         tasks = [(part, spec.seated(engines.seats), config) for part in chunks(todo, 2 * config.batch)]
         usages: dict[int, OracleUsage] = {}

@@ -14,6 +14,7 @@ from ..progress import say, track
 from ..recipe import Recipe
 from ..rendering import Prompt, Style
 from ..rendering_chat import make_renderer
+from ..resources import scoring
 from ..rollout import train_specs
 from ..trajectory import Annotation, Trajectory
 from ..workers import ActorPool, chunks, worker_pool
@@ -62,7 +63,9 @@ def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> l
     with (
         track("values by roll-out", len(trajectories), len(values)) as progress,
         worker_pool(recipe, log_retries(log)) as pool,
-        EnginePool(recipe.engine, config.model, recipe.workers, recipe.num_envs) as engines,
+        EnginePool(
+            recipe.engine, config.model, recipe.workers, recipe.num_envs, recipe.placement.asks("engines")
+        ) as engines,
     ):
         tasks = [(chunk, settings, spec.seated(engines.seats)) for chunk in chunks(todo, _CHUNK)]
         for task, (found, problems, steps) in pool.stream(_value_job, tasks):
@@ -114,10 +117,13 @@ def by_perplexity(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory])
     path, found = scores_path(run_dir, "perplexity"), kept_scores(run_dir, "perplexity")
     # chunks are the same in a run that goes on, because padding shows in the last digits
     parts = [part for part in chunks(trajectories, 4 * _CHUNK) if any(t.id not in found for t in part)]
-    engine = recipe.engine
+    one = scoring(recipe)
+    asked = recipe.placement.asks("engines" if one.who == "engines" else "workers")
     with (
         track("perplexities", len(trajectories), len(found)) as progress,
-        ActorPool[Any, Any](recipe.workers, on_retry=log_retries(log), cpus=engine.cpus, gpus=engine.gpus) as pool,
+        ActorPool[Any, Any](
+            one.count, on_retry=log_retries(log), cpus=one.cpus, gpus=one.gpus, resources=asked
+        ) as pool,
     ):
         tasks = [(part, model, recipe.style, recipe.prompt) for part in parts]
         for task, (measured, problems) in pool.stream(_perplexity_job, tasks):

@@ -128,7 +128,9 @@ def start_after(
     with (
         track("starts after marked steps", total) as progress,
         worker_pool(recipe, log_retries(log)) as pool,
-        EnginePool(recipe.engine, spec.model, recipe.workers, recipe.num_envs) as engines,
+        EnginePool(
+            recipe.engine, spec.model, recipe.workers, recipe.num_envs, recipe.placement.asks("engines")
+        ) as engines,
     ):
         flow = Flow("select", log, progress, recipe.engine.actors or max(1, recipe.workers))
         seated = spec.seated(engines.seats)

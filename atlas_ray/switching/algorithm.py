@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.tune.registry import register_env
 
+from .. import logs
 from ..recipe import Switch
 from .environment import SwitchingVectorEnv
 from .features import EXTRA
@@ -71,6 +72,9 @@ class SwitchRunner(SingleAgentEnvRunner):
     def make_env(self) -> None:
         """Make the environment with episodes of its own."""
         context = dict(self.config.env_config)
+        if self.worker_index:
+            logs.join(context["logs"], f"{context['log_name']}-{self.worker_index}")
+            quiet()
         first = context["first_episode"] + max(0, (self.worker_index or 0) - 1)
         stride = max(1, self.config.num_env_runners)
         if self.worker_index and ray.get_runtime_context().was_current_actor_reconstructed:
@@ -146,9 +150,28 @@ class SwitchSAC(_OffPolicy, SAC):
 
 
 def build(
-    name: str, make_env: MakeEnv, settings: Switch, terms: SwitchConfig, seed: int, first_episode: int
+    name: str,
+    make_env: MakeEnv,
+    settings: Switch,
+    terms: SwitchConfig,
+    seed: int,
+    first_episode: int,
+    resources: dict[str, float] | None = None,
 ) -> SwitchDQN | SwitchSAC:
-    """An algorithm that learns in this process, and samples here or in ``settings.env_runners`` others.
+    """An algorithm by :func:`configuration`."""
+    return configuration(name, make_env, settings, terms, seed, first_episode, resources).build_algo()
+
+
+def configuration(
+    name: str,
+    make_env: MakeEnv,
+    settings: Switch,
+    terms: SwitchConfig,
+    seed: int,
+    first_episode: int,
+    resources: dict[str, float] | None = None,
+) -> Any:
+    """How an algorithm learns in this process, and samples here or in ``settings.env_runners`` others.
 
     Args:
         name: of the environment, not used by another in this Ray session.
@@ -157,6 +180,7 @@ def build(
         terms: what is learned.
         seed: of weights, exploration and replay.
         first_episode: seed of the first episode.
+        resources: custom ones that each environment runner asks for.
     """
     quiet()
     _environments[name] = make_env
@@ -171,6 +195,8 @@ def build(
         "budget": terms.budget,
         "updates_per_step": settings.updates_per_step,
         "keep_replay": settings.keep_replay,
+        "logs": logs.folder(),
+        "log_name": f"runner-{Path(name).name}",
     }
     config = (
         config.environment(name, env_config=context)
@@ -179,6 +205,7 @@ def build(
             num_env_runners=settings.env_runners,
             gym_env_vectorize_mode="vector_entry_point",
             num_envs_per_env_runner=settings.num_envs,
+            custom_resources_per_env_runner=resources or {},
             rollout_fragment_length=4,
         )
         .learners(num_learners=0, learner_class=SwitchSACLearner if sac else SwitchDQNLearner)
@@ -212,7 +239,7 @@ def build(
         )
     else:
         config = config.training(lr=rate)
-    return config.build_algo()
+    return config
 
 
 def charges(settings: Switch, price: float) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -222,8 +249,7 @@ def charges(settings: Switch, price: float) -> np.ndarray[Any, np.dtype[np.float
 
 def quiet() -> None:
     """Keep back what RLlib says that is of no use to a user: deprecations of its own, its metrics and its start."""
-    for name in ("ray.rllib", "ray.tune", "ray._common.deprecation"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logs.adopt("ray.rllib", "ray.tune", "ray._common.deprecation")
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\..*")
     # every algorithm registers its environments under the same name, which gymnasium remarks on
     warnings.filterwarnings("ignore", message=".*Overriding environment rllib-single-agent-env-v0.*")

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ..home import local
 from ..recipe import Switch
 from ..results import ALWAYS_DEEPTHINK, ALWAYS_QUICK, DECILES, interval
 from ..schema_switch import MEASURED
@@ -53,7 +54,7 @@ class Contestant:
     def policy(self, seed: int, training: int | None = None) -> Policy:
         """The policy itself; ``seed`` is of what it draws."""
         if self.seeds:
-            return SwitchPolicy.load(self.directory(training))
+            return SwitchPolicy.load(local(str(self.directory(training))))
         rules: dict[str, Policy] = {
             "always": Always(self.action),
             "random": Random(self.rate, seed, self.action),

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .. import logs
 from ..errors import InputError
 from ..files import read_json
 from .features import FACT_ENDS, Vector, encode
@@ -130,9 +131,8 @@ class SentenceEncoder:
         """Tokenizer, model and most tokens of a fact."""
         import torch
         from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging
 
-        logging.disable_progress_bar()
+        logs.adopt_transformers()
         place = {"subfolder": self._folder, "trust_remote_code": False}
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.name, **place)

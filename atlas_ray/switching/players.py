@@ -229,7 +229,9 @@ def engine_actors(recipe: Recipe, seated: int | None = None) -> Iterator[tuple[t
     seated = recipe.workers if seated is None else seated
     with ExitStack() as pools:
         yield tuple(
-            pools.enter_context(EnginePool(recipe.engine, name, seated, settings.num_envs)).seats
+            pools.enter_context(
+                EnginePool(recipe.engine, name, seated, settings.num_envs, recipe.placement.asks("engines"))
+            ).seats
             for name in settings.local
         )
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from .. import files
 from ..errors import InputError
-from ..progress import duration, track
+from ..progress import duration, say, track
 from ..recipe import Recipe, Switch
 from ..rollout import SWITCH_SELECT, SWITCH_TEST, seed_block
 from ..schema_switch import MEASURED
@@ -45,8 +45,13 @@ def switch_stage(recipe: Recipe, run_dir: str | Path, say: Callable[[str], None]
     stage = _Stage(recipe, Path(run_dir), say)
     settings, folder = stage.settings, stage.run_dir / "switch"
     runners = settings.env_runners * max(1, recipe.workers)
-    with worker_pool(recipe, stage.retried, len(settings.local), runners) as pool, seats(recipe) as seated:
-        stage.pool, stage.seats = pool, seated
+    apart = recipe.placement.trainers != recipe.placement.workers
+    with (
+        worker_pool(recipe, stage.retried, len(settings.local), runners) as pool,
+        worker_pool(recipe, stage.retried, len(settings.local), runners, "trainers") if apart else pool as trainers,
+        seats(recipe) as seated,
+    ):
+        stage.pool, stage.trainers, stage.seats = pool, trainers, seated
         selection = _Episodes(stage, folder / "selection.jsonl", "dev", SWITCH_SELECT, settings.evaluate_episodes)
         stage.measure(selection)
         stage.train(learned_switches(settings, stage.run_dir))
@@ -72,16 +77,35 @@ def switch_stage(recipe: Recipe, run_dir: str | Path, say: Callable[[str], None]
     return policies
 
 
+def score(
+    recipe: Recipe, run_dir: Path, contestants: Sequence[Contestant], pool: ActorPool[Any, Any], seated: Any
+) -> list[tuple[dict[str, Any], list[Row]]]:
+    """Play policies that are there already on the test episodes of a recipe, those that are missing in
+    ``switch/episodes.jsonl``.
+
+    Returns:
+        For each policy its row as in ``results.json``, and its episodes.
+    """
+    stage = _Stage(recipe, run_dir, say)
+    stage.pool, stage.seats = pool, seated
+    settings = stage.settings
+    path = run_dir / "switch" / "episodes.jsonl"
+    rows = _Episodes(stage, path, "test", SWITCH_TEST, settings.test_episodes).play(contestants)
+    own = {c.name: [r for r in rows if r["policy"] == c.name] for c in contestants}
+    return [(summary(c, own[c.name], settings.unit, len(settings.models)), own[c.name]) for c in contestants]
+
+
 class _Stage:
     """What is shared by the parts of one run of the stage."""
 
     def __init__(self, recipe: Recipe, run_dir: Path, say: Callable[[str], None]) -> None:
         if recipe.switch is None:
             raise ValueError("the recipe has no [switch] table")
-        self.recipe, self.run_dir, self.say = recipe, run_dir, say
+        self.recipe, self.run_dir, self.say = recipe, run_dir.resolve(), say
         self.settings: Switch = recipe.switch
         self.log = files.RunLog(run_dir)
         self.pool: ActorPool[Any, Any]
+        self.trainers: ActorPool[Any, Any]
         self.seats: Any = None
         self.tally: Tally = Counter()
         self.usage: dict[str, Any] = {}
@@ -137,12 +161,16 @@ class _Stage:
         self.say(
             f"  training {len(tasks)} switches of {self.settings.steps} steps, {self.recipe.workers or 1} at a time"
         )
+        if self.trainers is not self.pool:
+            self.pool.close()  # its CPUs are free for the trainings, or for their environment runners
         # a training says nothing to its pool until its end
-        self.pool.silence, silence = math.inf, self.pool.silence
+        self.trainers.silence, silence = math.inf, self.trainers.silence
         with _following(self.run_dir / "metrics.jsonl", self.say):
-            for _, tally in self.pool.stream(train, tasks):
+            for _, tally in self.trainers.stream(train, tasks):
                 self.tally += tally
-        self.pool.silence = silence
+        self.trainers.silence = silence
+        if self.trainers is not self.pool:
+            self.trainers.close()
 
     def replay(self, learned: Sequence[Contestant], rows: Sequence[Row]) -> None:
         """Play one episode of a switch again, and keep its steps."""

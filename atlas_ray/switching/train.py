@@ -32,6 +32,7 @@ def train_switch(
     seed: int = 0,
     on_evaluation: Callable[[dict[str, Any]], None] = lambda row: None,
     on_fault: Callable[[int], None] = lambda lost: None,
+    resources: dict[str, float] | None = None,
 ) -> SwitchPolicy:
     """Train a switch with RLlib's DQN or SAC inside this process.
 
@@ -55,6 +56,7 @@ def train_switch(
         on_evaluation: told a row of numbers after each evaluation: ``step``, ``objective``, ``best``, what ``evaluate``
             returned, ``price`` for an average, ``seconds`` so far and ``eta_seconds``.
         on_fault: told of environment runners that were lost and started again.
+        resources: custom ones of Ray that each environment runner asks for.
 
     Returns:
         The best policy.
@@ -70,43 +72,20 @@ def train_switch(
     start |= history[-1] if history else {}
 
     ensure_ray(1 + settings.env_runners)
-    from .algorithm import build, charges
+    from .algorithm import build
 
     name = f"atlas-ray-switch/{directory.resolve()}"
-    algorithm = build(name, make_env, settings, terms, seed + start["step"], start["next_seed"])
-    price = start.get("price", 0.0)
+    algorithm = build(name, make_env, settings, terms, seed + start["step"], start["next_seed"], resources)
     lost = 0
     try:
         if history:
             algorithm.restore_from_path(str(saved.resolve()))
-        clock = time.monotonic()
-        while algorithm.steps < settings.steps:
-            if terms.average is not None:
-                algorithm.buffer.charge = charges(settings, price)
-            target = min(settings.steps, algorithm.steps + settings.evaluate_every)
-            while algorithm.steps < target:
-                algorithm.train()
+        training = Training(algorithm, settings, terms, evaluate, first_episode, history)
+        while not training.over:
+            policy, is_best = training.stretch(algorithm.train)
             if algorithm.lost_runners() > lost:
                 on_fault(algorithm.lost_runners() - lost)
                 lost = algorithm.lost_runners()
-            policy = SwitchPolicy(terms, {k: v.numpy() for k, v in algorithm.get_module().net.state_dict().items()})
-            row: dict[str, Any] = {"step": algorithm.steps, **evaluate(policy)}
-            if terms.average is not None:
-                row["price"] = price = _dual_step(price, row["calls"], terms.average)
-            is_best = all(_merit(row, terms) >= _merit(other, terms) for other in history)
-            passed = time.monotonic() - clock
-            pace = passed / (algorithm.steps - start["step"])
-            # rows of an environment that begin no new episode until the next step are counted too
-            begun = algorithm.buffer.ended + settings.num_envs * max(1, settings.env_runners)
-            history.append(
-                {
-                    **row,
-                    "best": row["objective"] if is_best else history[-1]["best"],
-                    "seconds": round(start["seconds"] + passed, 1),
-                    "eta_seconds": round(max(0, settings.steps - algorithm.steps) * pace, 1),
-                    "next_seed": first_episode + begun,
-                }
-            )
             if is_best:
                 policy.save(work / BEST)
             policy.save(work / LAST)
@@ -120,6 +99,68 @@ def train_switch(
     (work / BEST).rename(directory)
     shutil.rmtree(work)
     return SwitchPolicy.load(directory)
+
+
+class Training:
+    """An algorithm on its way: stretches of training, with a greedy evaluation after each.
+
+    Args:
+        algorithm: of :func:`atlas_ray.switching.algorithm.configuration`.
+        settings: hyper-parameters.
+        terms: what is learned.
+        evaluate: see :func:`train_switch`.
+        first_episode: seed of the first training episode.
+        history: rows of the evaluations so far, which grow.
+    """
+
+    def __init__(
+        self,
+        algorithm: Any,
+        settings: Switch,
+        terms: SwitchConfig,
+        evaluate: Callable[[SwitchPolicy], dict[str, float]],
+        first_episode: int,
+        history: list[dict[str, Any]],
+    ) -> None:
+        self.algorithm, self.settings, self.terms, self.evaluate = algorithm, settings, terms, evaluate
+        self.first_episode, self.history = first_episode, history
+        self._begun, self._clock = (history[-1] if history else {"step": 0, "seconds": 0.0}), time.monotonic()
+
+    @property
+    def over(self) -> bool:
+        """Whether all steps are done."""
+        return bool(self.algorithm.steps >= self.settings.steps)
+
+    def stretch(self, train: Callable[[], object]) -> tuple[SwitchPolicy, bool]:
+        """Go on to the next evaluation by calling ``train``: the greedy policy, and whether it is the best so far."""
+        from .algorithm import charges
+
+        algorithm, settings, terms, history = self.algorithm, self.settings, self.terms, self.history
+        price = history[-1].get("price", 0.0) if history else 0.0
+        if terms.average is not None:
+            algorithm.buffer.charge = charges(settings, price)
+        target = min(settings.steps, algorithm.steps + settings.evaluate_every)
+        while algorithm.steps < target:
+            train()
+        policy = SwitchPolicy(terms, {k: v.numpy() for k, v in algorithm.get_module().net.state_dict().items()})
+        row: dict[str, Any] = {"step": algorithm.steps, **self.evaluate(policy)}
+        if terms.average is not None:
+            row["price"] = _dual_step(price, row["calls"], terms.average)
+        is_best = all(_merit(row, terms) >= _merit(other, terms) for other in history)
+        passed = time.monotonic() - self._clock
+        pace = passed / (algorithm.steps - self._begun["step"])
+        # rows of an environment that begin no new episode until the next step are counted too
+        begun = algorithm.buffer.ended + settings.num_envs * max(1, settings.env_runners)
+        history.append(
+            {
+                **row,
+                "best": row["objective"] if is_best else history[-1]["best"],
+                "seconds": round(self._begun["seconds"] + passed, 1),
+                "eta_seconds": round(max(0, settings.steps - algorithm.steps) * pace, 1),
+                "next_seed": self.first_episode + begun,
+            }
+        )
+        return policy, is_best
 
 
 def _dual_step(price: float, calls: float, average: float) -> float:

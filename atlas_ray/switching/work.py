@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from .. import files
 from ..engines import Seat
+from ..home import place
 from ..recipe import Recipe, Switch
 from ..rollout import SWITCH_SELECT, SWITCH_TRAIN, EnvSpec, env_spec, seed_block
 from .answers import Answers
@@ -157,20 +157,26 @@ def play_chunk(task: PlayTask, kept: dict[str, Any]) -> Iterator[tuple[list[Row]
     yield rows, _counts(players) - before
 
 
-def train(task: TrainTask, kept: dict[str, Any]) -> Iterator[Tally]:
-    """Train the switch of a task; what it measures goes to the run's metrics.
+@dataclass(frozen=True)
+class Lesson:
+    """What a training of a switch is made of, see :func:`atlas_ray.switching.train.train_switch`."""
 
-    Yields:
-        What was counted on the way.
-    """
-    _process["index"] = kept["index"]
+    settings: Switch
+    terms: SwitchConfig
+    make_env: Callable[[int, int], SwitchingVectorEnv]
+    evaluate: Callable[[SwitchPolicy], dict[str, float]]
+    first_episode: int
+    seed: int
+
+
+def lesson(task: TrainTask, index: int) -> Lesson:
+    """The training of a task, in the process of the worker of this number, which opens the players."""
+    _process["index"] = index
     from .algorithm import HIDDEN
 
     recipe, contestant = task.recipe, task.contestant
     settings = switch_of(recipe)
     players = open_players(recipe, _process, task.seats)
-    before, faults = _counts(players), Counter[str]()
-    log = files.RunLog(task.run_dir)
     cost, weights = contestant.charges(settings)
 
     def evaluate(policy: SwitchPolicy) -> dict[str, float]:
@@ -187,10 +193,6 @@ def train(task: TrainTask, kept: dict[str, Any]) -> Iterator[Tally]:
         )
         return {name: fmean(r[name] for r in rows) for name in ("objective", "return", "success", "calls")}
 
-    def on_fault(runners: int) -> None:
-        faults["env-runners"] += runners
-        log.event("switch", "env-runners lost", policy=task.who, runners=runners)
-
     encoded = encoder_width(settings.encoder, settings.features, settings.models[0].model)
     terms = SwitchConfig(
         encoded + len(settings.signals),
@@ -202,17 +204,46 @@ def train(task: TrainTask, kept: dict[str, Any]) -> Iterator[Tally]:
         encoder=settings.encoder,
         signals=tuple(settings.signals),
     )
+    first_episode = seed_block(recipe.seed, SWITCH_TRAIN) + task.training * BETWEEN_SEEDS
+    seed = recipe.seed * 100 + task.training
+    return Lesson(settings, terms, MakeEnv(task, index), evaluate, first_episode, seed)
+
+
+def train(task: TrainTask, kept: dict[str, Any]) -> Iterator[Tally]:
+    """Train the switch of a task; what it measures goes to the run's metrics.
+
+    Yields:
+        What was counted on the way.
+    """
+    _process["index"] = kept["index"]
+    players = open_players(task.recipe, _process, task.seats)
+    before, faults = _counts(players), Counter[str]()
+    own, at = lesson(task, kept["index"]), place(task.run_dir)
+    name = str(task.contestant.directory(task.training).relative_to(task.run_dir))
+    at.fetch(f"{name}.train")
+
+    def on_fault(runners: int) -> None:
+        faults["env-runners"] += runners
+        at.log.event("switch", "env-runners lost", policy=task.who, runners=runners)
+
+    def on_evaluation(row: dict[str, Any]) -> None:
+        at.send(f"{name}.train")
+        at.log.metric("switch", policy=task.who, **row)
+
     train_switch(
-        contestant.directory(task.training),
-        settings,
-        terms,
-        MakeEnv(task, kept["index"]),
-        evaluate,
-        seed_block(recipe.seed, SWITCH_TRAIN) + task.training * BETWEEN_SEEDS,
-        recipe.seed * 100 + task.training,
-        on_evaluation=lambda row: log.metric("switch", policy=task.who, **row),
+        at.root / name,
+        own.settings,
+        own.terms,
+        own.make_env,
+        own.evaluate,
+        own.first_episode,
+        own.seed,
+        on_evaluation=on_evaluation,
         on_fault=on_fault,
+        resources=task.recipe.placement.asks("workers"),
     )
+    at.send(name)
+    at.drop(f"{name}.train")
     yield _counts(players) - before + faults
 
 

@@ -1,0 +1,65 @@
+"""The stages of ATLaS as a trainable of Ray Tune: one iteration runs all that a trial has not done yet."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+from ray.tune import PlacementGroupFactory
+
+from .. import logs, pipeline
+from ..errors import AtlasError
+from ..files import RunLog, jsonl_rows
+from ..recipe import Recipe
+from .trials import ATLAS, Trial, trial_of
+
+
+class AtlasTrial(tune.Trainable):
+    """A trial in a process that it may share with trials before it."""
+
+    def __init__(self, config: dict[str, Any], **more: Any) -> None:
+        os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # or relative paths of the recipe would lead nowhere
+        super().__init__(config, **more)
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
+        """What a trial asks for."""
+        return PlacementGroupFactory(config["point"]["bundles"])
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Take on a trial."""
+        sys.path += [entry for entry in config["path"] if entry not in sys.path]
+        point, recipe = config["point"], Recipe.model_validate(config["recipe"])
+        torch.set_num_threads(max(1, int(point["bundles"][0]["CPU"])))
+        self.trial: Trial = trial_of(recipe, Path(config["run_dir"]), point["number"], point["values"])
+        logs.join(config["logs"], f"trial-{self.trial.name}")
+        logging.getLogger(__name__).info("%s", self.trial.about)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take on another trial: imports and Ray's start of a process take longer than small trials."""
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Run the stages. What goes wrong in them goes wrong again, so it is noted, not raised."""
+        start = time.monotonic()
+        try:
+            pipeline.run(self.trial.recipe, self.trial.directory, ATLAS)
+        except Exception as error:
+            why = str(error) if isinstance(error, AtlasError) else f"{type(error).__name__}: {error}"
+            self.trial.end("failed", time.monotonic() - start, why=" ".join(why.split()))
+        else:
+            self.trial.end("done", spent(self.trial.directory))
+        return {"done": True}
+
+
+def spent(run_dir: Path) -> float:
+    """Seconds of a run's stages, over all its starts."""
+    rows = jsonl_rows(RunLog(run_dir).run_dir / "metrics.jsonl")
+    return float(sum(row["seconds"] for row in rows if row["stage"] == "pipeline"))

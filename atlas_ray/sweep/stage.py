@@ -1,0 +1,159 @@
+"""A whole sweep: what trials share, the trials, their scores and the table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from .. import files, pipeline
+from ..errors import AtlasError
+from ..logs import kept
+from ..progress import duration, say
+from ..recipe import Recipe
+from ..schema_sweep import shown
+from ..workers import expect, worker_pool
+from . import table
+from .shared import share
+from .trials import Trial, trials_of
+
+# of these a policy that is not trained knows nothing
+_TRAINING = (
+    "algorithm",
+    "averages",
+    "batch_size",
+    "budgets",
+    "costs",
+    "encoder",
+    "evaluate_episodes",
+    "evaluate_every",
+    "features",
+    "gamma",
+    "keep_replay",
+    "learning_rate",
+    "seeds",
+    "signals",
+    "steps",
+    "updates_per_step",
+)
+
+
+def sweep(recipe: Recipe, run_dir: Path, verbose: bool = False) -> dict[str, Any]:
+    """Run the trials of a recipe with a ``[sweep]`` table; those that are done are not run again.
+
+    Writes ``trials/NNNN/``, a run directory each, ``sweep.csv``, ``sweep.json`` and ``report.html``.
+
+    Returns:
+        What is in ``sweep.json``.
+
+    Raises:
+        InputError: something that a trial names cannot be had here.
+        AtlasError: all trials failed.
+    """
+    config = recipe.sweep
+    assert config is not None
+    trials = trials_of(recipe, run_dir)
+    unfinished = [t for t in trials if t.outcome().get("status") not in ("done", "stopped")]
+    _check(unfinished)
+    pipeline.open_run(recipe, run_dir)
+    expect(recipe)
+    start = time.monotonic()
+    done = f", {len(trials) - len(unfinished)} of them already done" if len(unfinished) < len(trials) else ""
+    say(f"sweep over {', '.join(config.space)}: {len(trials)} trials{done}")
+    if config.kind == "atlas":
+        share(recipe, run_dir, trials, unfinished)
+    with kept(run_dir, verbose):
+        rows, ends = (_switch if config.kind == "switch" else _atlas)(recipe, run_dir, trials, unfinished)
+        made = table.write(run_dir, recipe.name, config, rows, ends)
+        _sum_up(made, trials, time.monotonic() - start)
+        if all("metric" not in row for row in rows):
+            why = rows[0].get("why", "it gave no reason")
+            raise AtlasError(f"all {len(rows)} trials failed; {trials[0].about}: {why}")
+        pipeline.write_report(run_dir)
+    return made
+
+
+def _check(trials: Sequence[Trial]) -> None:
+    """Refuse what cannot be had, once for every set of values that are not mere numbers."""
+    from ..preflight import check
+
+    seen = set()
+    for trial in trials:
+        words = str({k: v for k, v in trial.values.items() if isinstance(v, bool) or not isinstance(v, int | float)})
+        if words not in seen:
+            seen.add(words)
+            check(trial.recipe)
+
+
+def _atlas(
+    recipe: Recipe, run_dir: Path, trials: Sequence[Trial], unfinished: Sequence[Trial]
+) -> tuple[list[table.Row], list[table.Row]]:
+    assert recipe.sweep is not None
+    if unfinished:
+        from .atlas import AtlasTrial
+        from .tuning import tune
+
+        tune(recipe, run_dir, unfinished, AtlasTrial, "atlas")
+    return [table.atlas_row(trial, recipe.sweep.judged_by) for trial in trials], []
+
+
+def train_switches(
+    recipe: Recipe, run_dir: Path, trials: Sequence[Trial], teach: Callable[[Trial], Any] | None = None
+) -> None:
+    """Train the switches of these trials, the learners one after the other.
+
+    ``teach`` makes of a trial what its process trains, by default on the recipe's own levels.
+    """
+    from . import switch
+    from .tuning import tune
+
+    for trial in trials:
+        pipeline.open_run(trial.recipe, trial.directory)
+    for algorithm, trainable in (("dqn", switch.TrialDQN), ("sac", switch.TrialSAC)):
+        own = [t for t in trials if t.recipe.switch and t.recipe.switch.algorithm == algorithm]
+        if own:
+            tune(recipe, run_dir, own, trainable, algorithm, teach=teach or switch.teach)
+
+
+def _switch(
+    recipe: Recipe, run_dir: Path, trials: Sequence[Trial], unfinished: Sequence[Trial]
+) -> tuple[list[table.Row], list[table.Row]]:
+    from ..switching.compare import unlearned
+    from ..switching.stage import score
+    from ..switching.train import HISTORY
+    from ..switching.work import seats, switch_of
+    from .switch import contestant_of
+
+    assert recipe.sweep is not None
+    if unfinished:
+        train_switches(recipe, run_dir, unfinished)
+    lost = lambda task, attempt, why: say(f"  {task.who}: a worker died ({attempt})")  # noqa: E731
+    rows, ends = [], []
+    with worker_pool(recipe, lost, len(switch_of(recipe).local)) as pool, seats(recipe) as seated:
+        for trial in trials:
+            if trial.outcome()["status"] == "failed":
+                rows.append(table.begun(trial))
+                continue
+            ((scored, episodes),) = score(trial.recipe, trial.directory, [contestant_of(trial)], pool, seated)
+            files.write_json(trial.directory / "switch" / "policies.json", [scored])
+            objective = fmean(row["objective"] for row in episodes)
+            steps = files.read_json(trial.directory / HISTORY)[-1]["step"]
+            rows.append(table.switch_row(trial, recipe.sweep.judged_by, scored, objective, steps))
+        if all(f.removeprefix("switch.") in _TRAINING for t in trials for f in t.values):
+            ends = [row for row, _ in score(trials[0].recipe, run_dir, unlearned(switch_of(recipe)), pool, seated)]
+    return rows, ends
+
+
+def _sum_up(made: table.Row, trials: Sequence[Trial], seconds: float) -> None:
+    by_status = [r["status"] for r in made["trials"]]
+    counts = ", ".join(f"{by_status.count(s)} {s}" for s in ("done", "stopped", "failed") if s in by_status)
+    say(f"  {len(trials)} trials in {duration(seconds)}: {counts}")
+    for row in made["trials"]:
+        if "why" in row:
+            say(f"  {trials[row['trial']].about} failed: {row['why']}")
+    if made["best"] is not None:
+        best = made["trials"][made["best"]]
+        values = ", ".join(f"{field} = {shown(value)}" for field, value in best["values"].items())
+        say(f"  best by {made['metric']}: trial {best['trial']} ({values}) with {best['metric']:.3f}")

@@ -1,0 +1,127 @@
+"""The switch's algorithms as trainables of Ray Tune: RLlib's classes, with a greedy evaluation an iteration."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray.tune import PlacementGroupFactory
+from ray.tune.result import TRIAL_INFO
+
+from .. import files, logs
+from ..recipe import Recipe
+from ..switching.algorithm import SwitchDQN, SwitchSAC, configuration
+from ..switching.compare import Contestant, learned_switches
+from ..switching.train import HISTORY, Training
+from ..switching.work import Lesson, TrainTask, lesson, switch_of
+from .trials import STATE, VALUES, Trial, trial_of
+
+BEST = "best"
+Teach = Callable[[Trial], Lesson]
+
+
+def contestant_of(trial: Trial) -> Contestant:
+    """The one switch that a trial trains."""
+    (contestant,) = learned_switches(switch_of(trial.recipe), trial.directory)
+    return contestant
+
+
+def teach(trial: Trial) -> Lesson:
+    """The training of a trial, whose models this process opens."""
+    contestant = contestant_of(trial)
+    task = TrainTask(trial.recipe, str(trial.directory), contestant, contestant.seeds[0], None, ())
+    return lesson(task, trial.number)
+
+
+class _SwitchTrial:
+    """An iteration is a stretch of training and the greedy evaluation behind it, by which the best policy is kept.
+
+    The trial's number is its name in Tune, for population based training copies configurations between trials. Of
+    :func:`atlas_ray.sweep.tuning.tune`'s configuration it also takes ``teach``, which makes a lesson of a trial.
+    """
+
+    def __init__(self, config: dict[str, Any], **more: Any) -> None:
+        os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # or relative paths of the recipe would lead nowhere
+        sys.path += [entry for entry in config["path"] if entry not in sys.path]
+        point, number = config["point"], int(config[TRIAL_INFO].trial_name)
+        trial = trial_of(Recipe.model_validate(config["recipe"]), Path(config["run_dir"]), number, point["values"])
+        logs.join(config["logs"], f"trial-{trial.name}")
+        logging.getLogger(__name__).info("%s", trial.about)
+        torch.set_num_threads(max(1, int(point["bundles"][0]["CPU"])))
+        self.trial, self.metric = trial, config["metric"]
+        own = self.lesson = config["teach"](trial)
+        self.place = contestant_of(trial).directory(switch_of(trial.recipe).seeds[0])
+        state = trial.directory / STATE
+        # what goes on after a kill plays no training episode twice
+        done = files.read_json(state / HISTORY)[-1] if state.is_dir() else {}
+        first, seed = done.get("next_seed", own.first_episode), own.seed + done.get("step", 0)
+        asked = trial.recipe.placement.asks("workers")
+        name = f"atlas-ray-sweep/{trial.directory}"
+        made = configuration(name, own.make_env, own.settings, own.terms, seed, first, asked)
+        super().__init__(made, **more)  # type: ignore[call-arg]
+        self.training = Training(self, own.settings, own.terms, own.evaluate, own.first_episode, [])
+        if done:
+            self._go_on(state)
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
+        """What a trial asks for."""
+        return PlacementGroupFactory(config["point"]["bundles"])
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take on another trial: imports and models take longer than small trainings."""
+        self.cleanup()  # type: ignore[attr-defined]
+        algorithm: Any = self
+        type(self).__init__(self, {**new_config, TRIAL_INFO: algorithm._trial_info}, storage=algorithm._storage)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Train, evaluate, keep the best, and all that is needed to go on."""
+        training, trial = self.training, self.trial
+        if not training.over:
+            policy, is_best = training.stretch(super().step)  # type: ignore[misc]
+            if is_best:
+                policy.save(self.place)
+            with files.atomic_directory(trial.directory / STATE) as temporary:
+                self._keep(temporary)
+            files.write_json(trial.directory / HISTORY, training.history)
+        history = training.history
+        best = next(row for row in reversed(history) if row["objective"] == history[-1]["best"])
+        if training.over:
+            trial.end("done", history[-1]["seconds"])
+        return {"score": best[self.metric], "evaluation": len(history), "done": training.over}
+
+    def _keep(self, directory: Path) -> None:
+        super().save_checkpoint(str(directory))  # type: ignore[misc]
+        files.write_json(directory / HISTORY, self.training.history)
+        files.write_json(directory / VALUES, self.trial.values)
+
+    def _go_on(self, directory: Path) -> None:
+        super().load_checkpoint(str(directory))  # type: ignore[misc]
+        history, own = files.read_json(directory / HISTORY), self.lesson
+        self.training = Training(self, own.settings, own.terms, own.evaluate, own.first_episode, history)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """For another trial: the state and the best policy."""
+        self._keep(Path(checkpoint_dir))
+        shutil.copytree(self.place, Path(checkpoint_dir) / BEST)
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        """Go on from a state, which may be another trial's."""
+        self._go_on(Path(checkpoint_dir))
+        with files.atomic_directory(self.place) as temporary:
+            shutil.copytree(Path(checkpoint_dir) / BEST, temporary, dirs_exist_ok=True)
+
+
+class TrialDQN(_SwitchTrial, SwitchDQN):
+    """Double DQN."""
+
+
+class TrialSAC(_SwitchTrial, SwitchSAC):
+    """Discrete SAC."""

@@ -1,0 +1,76 @@
+"""The trials of a sweep: where each lies, what it runs, and what became of it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..recipe import Recipe
+from ..schema_sweep import Values, plan, shown, with_values
+
+OUTCOME, STATE, VALUES = "trial.json", "state", "values.json"
+FOLDER = "trials"
+ATLAS = ("collect", "select", "finetune", "evaluate")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One set of values. Its directory is an ordinary run directory."""
+
+    number: int
+    values: Values
+    recipe: Recipe
+    directory: Path
+
+    @property
+    def name(self) -> str:
+        """Of its directory, and in Tune."""
+        return self.directory.name
+
+    @property
+    def about(self) -> str:
+        """``trial 3 (switch.costs = 0.02)``, for messages."""
+        return f"trial {self.number} ({', '.join(f'{k} = {shown(v)}' for k, v in self.values.items())})"
+
+    def outcome(self) -> dict[str, Any]:
+        """What became of it: ``status`` (``done``, ``stopped`` early or ``failed``), ``why`` it failed, ``seconds`` and
+        its ``values``, which a scheduler may have changed. Nothing while it is unfinished."""
+        path = self.directory / OUTCOME
+        return files.read_json(path) if path.is_file() else {}
+
+    def reached(self) -> Values:
+        """Its values when it was killed, which population based training may have changed; else those of the plan."""
+        path = self.directory / STATE / VALUES
+        return files.read_json(path) if path.is_file() else self.values
+
+    def end(self, status: str, seconds: float, **more: Any) -> None:
+        """Note what became of it. What it could have gone on from is of no more use."""
+        if status != "failed":
+            shutil.rmtree(self.directory / STATE, ignore_errors=True)
+        row = {"status": status, "seconds": round(seconds, 2), "values": self.values, **more}
+        files.write_json(self.directory / OUTCOME, row)
+
+
+def trials_of(recipe: Recipe, run_dir: Path) -> list[Trial]:
+    """The trials of a recipe with a ``[sweep]`` table, in their order."""
+    assert recipe.sweep is not None
+    return [trial_of(recipe, run_dir, number, values) for number, values in enumerate(plan(recipe.sweep, recipe.seed))]
+
+
+def trial_of(recipe: Recipe, run_dir: Path, number: int, values: Values) -> Trial:
+    """The trial of this number with these values.
+
+    Trials run side by side, so a trial plays in its own process and trains its models one after the other, where the
+    recipe leaves that open.
+    """
+    own = with_values(recipe, values).model_copy(update={"storage": None, "trackers": []})
+    assert recipe.sweep is not None
+    if recipe.sweep.kind == "atlas" and "workers" not in values:
+        workers = recipe.workers if recipe.engine.actors else 0
+        own = own.model_copy(update={"workers": workers if recipe.sweep.workers is None else recipe.sweep.workers})
+    if own.finetune and own.finetune.parallel == "auto":
+        own = own.model_copy(update={"finetune": own.finetune.model_copy(update={"parallel": 1})})
+    return Trial(number, values, own, run_dir / FOLDER / f"{number:04d}")

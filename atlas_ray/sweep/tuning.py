@@ -1,0 +1,250 @@
+"""Running trials on Ray Tune: what each asks for, how many at a time, who is stopped, and going on after a kill."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ray import tune as ray_tune
+from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner, grid_search
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining
+
+from .. import files, logs
+from ..progress import duration, say, track
+from ..recipe import Draw, Recipe, Sweep
+from ..resources import Total, demands, most, worker
+from ..switching.train import HISTORY
+from ..workers import check_room, ensure_ray, resources_of
+from .trials import OUTCOME, Trial
+
+FOLDER = ".ray"
+_FAILURES = 2
+"""How often a trial may lose its process; a node that is taken away is no reason to give it up."""
+_SILENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints even when it is told not to
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupt ends the sweep, which goes on when it is started again
+}
+
+
+def asks(trial: Trial, kind: str, gpus: bool) -> tuple[list[dict[str, float]], Total]:
+    """What a trial's own process and its environment runners ask of Tune, and all that it asks of the cluster.
+
+    The actors of a trial of ATLaS come and go with its stages. They are put wherever there is room, and the number of
+    trials at a time leaves room for them.
+    """
+    recipe, one = trial.recipe, worker(trial.recipe)
+    place = recipe.placement.asks("trainers")
+    if kind == "switch":
+        assert recipe.switch is not None
+        runner = {"CPU": 1.0, **recipe.placement.asks("workers")}
+        bundles = [{"CPU": one.cpus, "GPU": one.gpus, **place}, *[runner] * recipe.switch.env_runners]
+        return bundles, Total(sum(b["CPU"] for b in bundles), one.gpus)
+    trains = recipe.finetune is not None and not recipe.finetune.workers
+    plays = not recipe.workers
+    own = Total(one.cpus if plays else float(trains), max(one.gpus if plays else 0.0, float(trains and gpus)))
+    others = most(d for d in demands(recipe, gpus) if d.count)
+    # a bundle must not be empty; this resource is where the driver is
+    bundle = {"CPU": own.cpus, "GPU": own.gpus, **(place if own.cpus else {"node:__internal_head__": 0.001})}
+    return [bundle], Total(own.cpus + others.cpus, own.gpus + others.gpus)
+
+
+def tune(recipe: Recipe, run_dir: Path, trials: Sequence[Trial], trainable: type, name: str, **more: Any) -> None:
+    """Run trials that are not done yet. What a trial had done before a kill it finds in its own directory.
+
+    Tune gives the ``trainable`` a configuration of ``point`` (the trial's ``number``, ``values`` and ``bundles``, which
+    are what it asks for), ``recipe``, ``run_dir`` and ``logs`` of the sweep, ``metric``, the driver's ``path`` of
+    modules and what ``more`` holds.
+
+    Args:
+        recipe: with a ``[sweep]`` table.
+        run_dir: of the sweep.
+        trials: to run.
+        trainable: the class.
+        name: of Tune's own directory.
+        **more: see above.
+
+    Raises:
+        InputError: a trial asks for more than this machine has.
+    """
+    assert recipe.sweep is not None
+    sweep = recipe.sweep
+    ensure_ray(math.ceil(max(asks(t, sweep.kind, False)[1].cpus for t in trials)))
+    logs.adopt("ray.tune", "ray.train")
+    os.environ |= _SILENT
+    there = resources_of(None)
+    wanted = {t.number: asks(t, sweep.kind, there.get("GPU", 0) > 0) for t in trials}
+    limit = at_a_time(sweep, [total for _, total in wanted.values()], there)
+    points = [{"number": t.number, "values": t.reached(), "bundles": wanted[t.number][0]} for t in trials]
+    given = recipe.model_dump(mode="json", exclude_unset=True)
+    same: dict[str, Any] = {"recipe": given, "run_dir": str(run_dir.resolve()), "logs": logs.folder()}
+    same |= {"path": sys.path, "metric": sweep.judged_by, **more}
+    storage = (run_dir / FOLDER).resolve()
+    shutil.rmtree(storage / name, ignore_errors=True)
+    for trial in trials:
+        (trial.directory / OUTCOME).unlink(missing_ok=True)  # it failed, and is tried again
+    tuner = _tuner(sweep, storage, name, trainable, points, same, limit, trials)
+    say(f"  {len(trials)} trials to run, {min(limit, len(trials))} at a time")
+    with _followed(trials):
+        results = tuner.fit()
+    _take_failures(trials, results)
+    shutil.rmtree(storage / name, ignore_errors=True)
+
+
+def at_a_time(sweep: Sweep, totals: Sequence[Total], there: Mapping[str, float]) -> int:
+    """How many trials run side by side.
+
+    Raises:
+        InputError: there is not room for a single one.
+    """
+    cpus, gpus = max(t.cpus for t in totals), max(t.gpus for t in totals)
+    check_room(cpus, gpus, "a trial asks for", ("engine.cpus", "engine.gpus"))
+    room = [int(there.get(name, 0) / asked) for name, asked in (("CPU", cpus), ("GPU", gpus)) if asked]
+    return max(1, min([*room, *([sweep.concurrent] if sweep.concurrent else [])]))
+
+
+def evaluations(trial: Trial) -> int:
+    """How often a trial reports."""
+    switch = trial.recipe.switch
+    return math.ceil(switch.steps / switch.evaluate_every) if switch and _of_switch(trial) else 1
+
+
+def _of_switch(trial: Trial) -> bool:
+    return any(field.startswith("switch.") for field in trial.values)
+
+
+def _tuner(
+    sweep: Sweep,
+    storage: Path,
+    name: str,
+    trainable: type,
+    points: list[dict[str, Any]],
+    same: dict[str, Any],
+    limit: int,
+    trials: Sequence[Trial],
+) -> Tuner:
+    switch, swap = sweep.kind == "switch", sweep.scheduler == "pbt"
+    # trials keep their own states; only population based training takes some to other trials, later than they were made
+    keep = {"num_to_keep": 4, "checkpoint_frequency": 1} if swap else {}
+    return Tuner(
+        trainable,
+        param_space={"point": grid_search(points), **same},
+        tune_config=TuneConfig(
+            metric="score" if switch else None,
+            mode=sweep.mode if switch else None,
+            scheduler=scheduler(sweep, max(evaluations(t) for t in trials)),
+            max_concurrent_trials=limit,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+            reuse_actors=not swap,
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(storage),
+            verbose=0,
+            failure_config=FailureConfig(max_failures=_FAILURES),
+            checkpoint_config=CheckpointConfig(checkpoint_at_end=False, **keep),
+            callbacks=[_Stops({trial.name: trial for trial in trials})],
+        ),
+    )
+
+
+def _name(trial: Any) -> str:
+    return f"{trial.config['point']['number']:04d}"
+
+
+def scheduler(sweep: Sweep, rounds: int) -> Any:
+    """Tune's scheduler; ``rounds`` is how often a trial reports at most."""
+    if sweep.scheduler == "none":
+        return FIFOScheduler()
+    if sweep.scheduler == "asha":
+        return AsyncHyperBandScheduler(time_attr="evaluation", max_t=rounds, grace_period=1, reduction_factor=2)
+
+    def domain(draw: Draw) -> Any:
+        if draw.randint:
+            return ray_tune.randint(draw.randint[0], draw.randint[1] + 1)
+        return draw.listed or (ray_tune.uniform if draw.uniform else ray_tune.loguniform)(*draw.ends)
+
+    space = {field: domain(draw) for field, draw in sweep.space.items()}
+    ends = {field: draw.ends for field, draw in sweep.space.items() if draw.ends}
+    return PopulationBasedTraining(
+        time_attr="evaluation",
+        perturbation_interval=1,
+        hyperparam_mutations={"point": {"values": space}},
+        custom_explore_fn=partial(_within, ends),
+    )
+
+
+def _within(ends: dict[str, list[float]], config: dict[str, Any]) -> dict[str, Any]:
+    """Tune steps out of a range when it multiplies."""
+    values = config["point"]["values"]
+    values |= {field: min(max(values[field], low), high) for field, (low, high) in ends.items()}
+    return config
+
+
+@contextmanager
+def _followed(trials: Sequence[Trial]) -> Iterator[None]:
+    """Say what becomes of the trials, which run in other processes."""
+    over = threading.Event()
+
+    def done(trial: Trial) -> int:
+        path = trial.directory / HISTORY
+        seen = len(files.read_json(path)) if _of_switch(trial) and path.is_file() else 0
+        return evaluations(trial) if trial.outcome() else min(seen, evaluations(trial))
+
+    def follow() -> None:
+        waiting, before = list(trials), sum(done(t) for t in trials)
+        with track("evaluations" if _of_switch(trials[0]) else "trials", sum(map(evaluations, trials)), before) as bar:
+            last = False
+            while not last:
+                last = over.wait(1.0)
+                for trial in [t for t in waiting if t.outcome()]:
+                    waiting.remove(trial)
+                    outcome = trial.outcome()
+                    say(f"  {trial.about}: {outcome['status']} after {duration(outcome['seconds'])}")
+                if (seen := sum(done(t) for t in trials)) > before:
+                    bar.advance(seen - bar.done)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+class _Stops(Callback):
+    """Notes at once that a scheduler stopped a trial, or one that was killed would go on with it."""
+
+    def __init__(self, trials: dict[str, Trial]) -> None:
+        self.trials = trials
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Also called when a trial ends by itself, which it has noted then."""
+        own = self.trials[str(trial)]
+        if not own.outcome():
+            own.end("stopped", _seconds(own))
+
+
+def _seconds(trial: Trial) -> float:
+    path = trial.directory / HISTORY
+    return float(files.read_json(path)[-1]["seconds"]) if path.is_file() else 0.0
+
+
+def _take_failures(trials: Sequence[Trial], results: Any) -> None:
+    """Note of trials that died what they could not note themselves."""
+    errors = {Path(result.path).name: str(result.error) for result in results if result.error is not None}
+    for trial in trials:
+        if not trial.outcome():
+            lines = errors.get(trial.name, "").strip().splitlines() or ["its process ended without a word"]
+            trial.end("failed", _seconds(trial), why=lines[-1])

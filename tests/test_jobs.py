@@ -1,0 +1,209 @@
+"""Runs under `ray job submit`, on a head of our own with token authentication: what a user of a cluster does."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from atlas_ray.files import jsonl_rows, read_json
+from atlas_ray.keeping import LEASE
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[1]
+RAY = str(Path(sys.executable).with_name("ray"))
+STOPPING = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}  # seconds between SIGTERM and SIGKILL
+SMALL = {
+    "workers": "1",
+    "collect.levels": "{ GoToLocalS5N2 = 6, PickupDist = 6 }",
+    "select.selectors": '["all", "value"]',
+    "select.rollouts": "1",
+    "finetune.arms": '[{ selector = "all" }, { selector = "value" }]',
+    "finetune.seeds": "[0]",
+    "finetune.epochs": "1",
+    "finetune.batch_size": "4",
+    "finetune.parallel": "1",
+    "evaluate.held_in": '["PickupDist"]',
+    "evaluate.held_out": "[]",
+    "evaluate.episodes": "10",
+    "switch.levels": '["PickupDist"]',
+    "switch.costs": "[]",
+    "switch.steps": "600",
+    "switch.evaluate_every": "300",
+    "switch.evaluate_episodes": "8",
+    "switch.test_episodes": "8",
+    "switch.baselines": '["random"]',
+}
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    found = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return found
+
+
+class Head:
+    """A Ray head with ports, a temporary directory and a token of its own."""
+
+    def __init__(self):
+        self.folder = Path(tempfile.mkdtemp(prefix="aj"))
+        (self.folder / "token").write_text(uuid.uuid4().hex + uuid.uuid4().hex)
+        gcs, dashboard, agent = free_ports(3)
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        self.stranger = {**clean, "RAY_AUTH_MODE": "token", "HOME": str(self.folder), "RAY_USAGE_STATS_ENABLED": "0"}
+        self.environment = {**self.stranger, "RAY_AUTH_TOKEN_PATH": str(self.folder / "token")}
+        self.address = f"http://127.0.0.1:{dashboard}"
+        self.process = subprocess.Popen(
+            [
+                *(RAY, "start", "--head", "--block", "--num-cpus=4", "--node-ip-address=127.0.0.1", f"--port={gcs}"),
+                *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={self.folder / 'r'}"),
+                f"--dashboard-agent-listen-port={agent}",
+            ],
+            env=self.environment,
+            stdout=(self.folder / "head.log").open("w"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def wait(self):
+        deadline = time.monotonic() + 120
+        while (answer := self.job("list")).returncode:
+            log = (self.folder / "head.log").read_text()
+            assert self.process.poll() is None and time.monotonic() < deadline, log + answer.stderr
+            time.sleep(1)
+
+    def job(self, *arguments, environment=None, timeout=400):
+        return subprocess.run(
+            [RAY, "job", arguments[0], "--address", self.address, *arguments[1:]],
+            env=environment or self.environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    def submit(self, *arguments, wait=True, name=None, **options):
+        """`ray job submit --working-dir . -- python -m atlas_ray ARGUMENTS`."""
+        more = ([] if wait else ["--no-wait"]) + (["--submission-id", name] if name else [])
+        more += ["--runtime-env-json", json.dumps({"env_vars": {"OMP_NUM_THREADS": "1", **STOPPING}})]
+        command = [sys.executable, "-m", "atlas_ray", *map(str, arguments)]
+        return self.job("submit", "--working-dir", ".", *more, "--", *command, **options)
+
+    def close(self):
+        os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def head():
+    pytest.importorskip("aiohttp_cors", reason="jobs need ray[default]")
+    made = Head()
+    try:
+        made.wait()
+        yield made
+    finally:
+        made.close()
+
+
+def small(**more):
+    return [part for key, value in {**SMALL, **more}.items() for part in (f"--{key}", value)]
+
+
+def plain(output):
+    return re.sub(r"\x1b\[[0-9;]*m", "", output)
+
+
+def test_a_small_demo_runs_as_a_job_whose_logs_stream_and_whose_exit_code_is_the_pipelines(head, tmp_path):
+    done = head.submit("run", "demo", "--storage", tmp_path, *small())
+    output = plain(done.stdout)
+    assert done.returncode == 0, output + done.stderr
+    for number, stage in enumerate(("collect", "select", "finetune", "evaluate", "switch", "report"), start=1):
+        assert f"[{number}/6] {stage}" in output
+    assert "succeeded" in output
+    run = tmp_path / "demo"
+    assert (run / "report.html").exists() and read_json(run / LEASE)["ended"]
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"all-s0", "value-s0", "switch-budget2-seed0"}
+
+    again = head.submit("run", "demo", "--storage", tmp_path, *small())
+    assert again.returncode == 0
+    assert plain(again.stdout).count("already done") == 6, "the results are found on the storage"
+
+
+def test_bad_input_and_a_run_directory_that_would_be_thrown_away_end_the_job_with_2(head, tmp_path):
+    bad = head.submit("run", "demo", "--select.fractoin", "0.2")
+    assert bad.returncode == 1, "ray says 1 for any job that fails"
+    assert "entrypoint command failed with exit code 2" in plain(bad.stdout), bad.stdout
+    assert "--select.fractoin: unknown key; did you mean 'fraction'?" in plain(bad.stdout)
+    lost = head.submit("run", "demo", *small())
+    assert "entrypoint command failed with exit code 2" in plain(lost.stdout), lost.stdout
+    assert "give --out a directory that stays, or --storage" in plain(lost.stdout)
+
+
+def test_without_the_token_nothing_can_be_submitted(head):
+    for wrong in (None, "0" * 64):
+        environment = dict(head.stranger)
+        if wrong:
+            environment["RAY_AUTH_TOKEN"] = wrong
+        refused = head.submit("run", "demo", environment=environment, name=f"stranger{wrong}")
+        assert refused.returncode
+        assert "stranger" not in head.job("list").stdout
+
+
+def test_stop_ends_a_job_cleanly_and_a_resubmit_goes_on_from_the_storage(head, tmp_path):
+    more = small(**{"evaluate.episodes": "400", "evaluate.held_out": '["GoToLocalS6N4"]'})
+    head.submit("run", "demo", "--storage", tmp_path, *more, wait=False, name="first")
+    run = tmp_path / "demo"
+    deadline = time.monotonic() + 200
+    while "[4/6] evaluate" not in head.job("logs", "first").stdout:
+        assert time.monotonic() < deadline, head.job("logs", "first").stdout
+        time.sleep(1)
+    time.sleep(8)
+    asked = time.monotonic()
+    assert head.job("stop", "first").returncode == 0
+    seconds = time.monotonic() - asked
+    said = plain(head.job("logs", "first").stdout)
+    assert "atlas-ray: terminated; the same command goes on from here" in said, said
+    assert "STOPPED" in head.job("status", "first").stdout + head.job("status", "first").stderr
+    assert not actors(head), "they ended with it"
+    assert read_json(run / LEASE)["ended"], "the last push was in time"
+    before = list(jsonl_rows(run / "evaluation" / "episodes.jsonl"))
+    assert (run / "evaluation" / "episodes.jsonl").read_bytes().endswith(b"\n")
+    assert not list(run.rglob("*.tmp"))
+    print(f"stopped in {seconds:.1f} s with {len(before)} episodes")
+
+    done = head.submit("run", "demo", "--storage", tmp_path, *more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = list(jsonl_rows(run / "evaluation" / "episodes.jsonl"))
+    assert rows[: len(before)] == before
+    keys = [(r["model"], r["level"], r["seed"]) for r in rows]
+    assert len(set(keys)) == len(keys) == 3 * 2 * 400
+    assert "finetune: masked fine-tuning · already done" in plain(done.stdout)
+
+
+def actors(head):
+    """Names of the classes of the actors that live."""
+    found = subprocess.run(
+        [RAY, "list", "actors", "--address", head.address, "--filter", "state=ALIVE", "--format", "json"],
+        env=head.environment,
+        capture_output=True,
+        text=True,
+    )
+    names = [row["class_name"] for row in json.loads(found.stdout or "[]")]
+    return [name for name in names if name != "JobSupervisor"]

@@ -279,8 +279,12 @@ def _look(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> None:
         )
 
 
-def _terminated(number: int, frame: object) -> None:
-    """SIGTERM ends the block in hand, like an interrupt. (Ray does just this, and takes the signal when it starts.)"""
+_terminated = threading.Event()
+
+
+def _terminate(number: int, frame: object) -> None:
+    """SIGTERM ends the block in hand, like an interrupt."""
+    _terminated.set()
     sys.exit(number)
 
 
@@ -288,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Returns 0 done, 1 failed, 2 bad input, 143 ended by SIGTERM."""
     arguments, rest = _parser().parse_known_args(argv)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminated)
+        signal.signal(signal.SIGTERM, _terminate)
     # environments of one's own lie where the command is run; `python -m` looks there by itself
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -303,14 +307,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
-        print("atlas-ray: interrupted; the same command goes on from here", file=sys.stderr)
-        return 1
-    except SystemExit as ended:
-        if ended.code != signal.SIGTERM:
-            raise
-        print("atlas-ray: terminated; the same command goes on from here", file=sys.stderr)
-        return 128 + signal.SIGTERM
+    except (KeyboardInterrupt, SystemExit):
+        # (a SystemExit's code says nothing: Ray makes one of its own of it, and Ray Train makes one of an interrupt)
+        what = "terminated" if _terminated.is_set() else "interrupted"
+        print(f"atlas-ray: {what}; the same command goes on from here", file=sys.stderr)
+        return 128 + signal.SIGTERM if _terminated.is_set() else 1
     except Exception as error:
         said = " ".join(redact(str(error)).split())
         print(f"atlas-ray: {type(error).__name__}: {said}{where(error)}", file=sys.stderr)

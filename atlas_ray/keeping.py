@@ -322,7 +322,7 @@ def stored(recipe: Recipe, run_dir: Path, check: Callable[[dict[str, Any], str],
         except BaseException as error:
             if keeper.begun:
                 keeper.give_up()
-            if isinstance(error, KeyboardInterrupt) and (taken := keeper.taken()):
+            if isinstance(error, KeyboardInterrupt | SystemExit) and (taken := keeper.taken()):
                 raise taken from None
             raise
         if keeper.begun:

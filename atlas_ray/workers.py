@@ -58,15 +58,16 @@ def ensure_ray(cpus: int) -> None:
         "log_to_driver": True,
         "runtime_env": {"env_vars": _environment()},
     }
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**options)
     else:
         cpus = max(cpus, _expected, os.cpu_count() or 1)
         ray.init(address="local", num_cpus=cpus, resources=_groups, include_dashboard=False, **options)
     _take_output()
-    if threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread() and callable(on_sigterm):
         # Ray's native code has taken the signal, prints a stack and ends the process where it stands
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def _environment() -> dict[str, str]:

@@ -103,11 +103,8 @@ class Head:
         return self.job("submit", "--working-dir", ".", *more, "--", *command, **options)
 
     def close(self):
-        os.killpg(self.process.pid, signal.SIGTERM)
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
+        os.killpg(self.process.pid, signal.SIGKILL)  # (asked to end, `ray start --block` takes half a minute)
+        self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -180,7 +177,7 @@ def test_stop_ends_a_job_cleanly_and_a_resubmit_goes_on_from_the_storage(head, t
     seconds = time.monotonic() - asked
     said = plain(head.job("logs", "first").stdout)
     assert "atlas-ray: terminated; the same command goes on from here" in said, said
-    assert "STOPPED" in head.job("status", "first").stdout + head.job("status", "first").stderr
+    assert "was stopped" in head.job("status", "first").stdout
     assert not actors(head), "they ended with it"
     assert read_json(run / LEASE)["ended"], "the last push was in time"
     before = list(jsonl_rows(run / "evaluation" / "episodes.jsonl"))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import threading
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -223,7 +226,8 @@ def _fit(recipe: Recipe, run_dir: Path, config: Finetune, missing: list[tuple[in
         ),
     )
     try:
-        trainer.fit()
+        with _own_interrupt():
+            trainer.fit()
     except Exception as error:
         cause = _root(error)
         if isinstance(cause, AtlasError):
@@ -242,6 +246,17 @@ def _fit(recipe: Recipe, run_dir: Path, config: Finetune, missing: list[tuple[in
             f"{', '.join(left)}: trained, but there is no checkpoint in {run_dir / 'checkpoints'}. Is the run "
             "directory on storage that all nodes share?"
         )
+
+
+@contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Ray Train takes the interrupt for itself and keeps it: after a training it would end the process with 0."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _root(error: BaseException) -> BaseException:

@@ -74,8 +74,12 @@ def rows(run):
 
 
 def wait_for(count, run, driver):
+    wait_until(lambda: len(rows(run)) >= count, driver)
+
+
+def wait_until(there, driver):
     deadline = time.monotonic() + 120
-    while len(rows(run)) < count:
+    while not there():
         assert driver.poll() is None, driver.stdout.read()
         assert time.monotonic() < deadline, "nothing comes"
         time.sleep(0.02)
@@ -115,6 +119,8 @@ def test_kills_of_a_worker_an_engine_and_the_driver_lose_nothing_and_repeat_noth
     wait_for(50, run, driver)
     os.kill(actors(driver, "EngineServer")[0], signal.SIGKILL)
     wait_for(90, run, driver)
+    # the driver must have heard of the engine before it dies, which on a busy machine it has not when 90 rows are there
+    wait_until(lambda: b'"engine lost"' in (run / "events.jsonl").read_bytes(), driver)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     with (run / "evaluation" / "episodes.jsonl").open("a") as file:

@@ -203,4 +203,4 @@ def actors(head):
         text=True,
     )
     names = [row["class_name"] for row in json.loads(found.stdout or "[]")]
-    return [name for name in names if name != "JobSupervisor"]
+    return [name for name in names if name not in ("JobSupervisor", "_AutoscalingCoordinatorActor")]  # Ray's own

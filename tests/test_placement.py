@@ -85,7 +85,7 @@ def watch():
         seen.update((a["ActorClassName"], names.get(a["Address"]["NodeID"], "head")) for a in alive)
         if lose and not lost and (run / file).exists() and (run / file).read_bytes().count(b"\\n") >= int(lines):
             busy = {names.get(a["Address"]["NodeID"], "head") for a in alive}
-            lost += sorted(name for name in busy if name.startswith(lose))[:1]
+            lost.extend(sorted(name for name in busy if name.startswith(lose))[:1])
             if lost:
                 cluster.remove_node(nodes[lost[0]], allow_graceful=False)
 
@@ -206,13 +206,17 @@ def far(name):
     port.close()
     start = f"ray start --address={cluster.address} --block --num-cpus=4 --num-gpus=0 --node-name={name}"
     start += f" --resources='{groups}' --dashboard-agent-listen-port={agent} > {run.parent}/{name}.log 2>&1"
-    return subprocess.Popen([*sys.argv[4:], f"mount -t tmpfs none {run}; exec {start}"])
+    (run.parent / name).mkdir()
+    hidden = f"mount -t tmpfs none {run}; TMPDIR={run.parent}/{name} exec {start}"
+    process, before = subprocess.Popen([*sys.argv[4:], hidden]), len(ray.nodes())
+    while len(ray.nodes()) == before:  # two that begin together take the same sockets
+        assert process.poll() is None, (run.parent / f"{name}.log").read_text()
+        time.sleep(0.2)
+    return process
 
 run.mkdir(parents=True)
-far_nodes = {name: far(name) for name in ("one", "two")}
 ray.init(address=cluster.address, log_to_driver=False)
-while len([n for n in ray.nodes() if n["Alive"]]) < 3:
-    time.sleep(0.2)
+far_nodes = {name: far(name) for name in ("one", "two")}
 names = {n["NodeID"]: n["NodeName"] for n in ray.nodes()}
 seen, lost = set(), []
 

@@ -32,6 +32,7 @@ EVERY, BEAT = 30.0, 10.0
 _WATCH = 2.5  # beats without which a driver is taken for dead
 _LONG_AGO = 600.0  # seconds; clocks of two machines do not differ by more
 _WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before another try
+_INTERRUPT = signal.SIGUSR2  # not SIGINT: a shell lets what it starts in the background ignore that one
 _LARGE = 8 << 20  # bytes; a file that grows is pushed again when it is an eighth larger
 
 
@@ -49,6 +50,7 @@ class Keeper:
         self._writer: str | None = None  # who pushed last
         self._taken: str | None = None
         self._in_main = threading.current_thread() is threading.main_thread()
+        self._before: Any = signal.SIG_DFL
         self._enough, self._ended = threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._pusher = threading.Thread(target=self._push_on, daemon=True)
@@ -77,6 +79,8 @@ class Keeper:
             self._announce()
         except StorageError as error:
             raise InputError(str(error), None, None, "storage") from None
+        if self._in_main:
+            self._before = signal.signal(_INTERRUPT, signal.default_int_handler)
         self._beater.start()
 
     def _lease(self) -> dict[str, Any] | None:
@@ -114,7 +118,7 @@ class Keeper:
                     self._taken = f"process {lease['pid']} on {lease['host']}"
                     self._enough.set()
                     if self._in_main:  # (a real signal: what the main thread waits for is to end too)
-                        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                        signal.pthread_kill(threading.main_thread().ident or 0, _INTERRUPT)
                     return
                 else:
                     self._announce()
@@ -290,6 +294,8 @@ class Keeper:
         """Say that this driver has ended."""
         self._ended.set()
         self._beater.join()
+        if self._in_main:
+            signal.signal(_INTERRUPT, self._before)
         if not self._taken:
             with suppress(StorageError):
                 self._announce(ended=True)

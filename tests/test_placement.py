@@ -204,7 +204,7 @@ def far(name):
     port.bind(("127.0.0.1", 0))
     agent = port.getsockname()[1]
     port.close()
-    start = f"ray start --address={cluster.address} --block --num-cpus=4 --num-gpus=0 --node-name={name}"
+    start = f"ray start --address={cluster.address} --block --num-cpus=6 --num-gpus=0 --node-name={name}"
     start += f" --resources='{groups}' --dashboard-agent-listen-port={agent} > {run.parent}/{name}.log 2>&1"
     (run.parent / name).mkdir()
     hidden = f"mount -t tmpfs none {run}; TMPDIR={run.parent}/{name} exec {start}"

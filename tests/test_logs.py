@@ -282,7 +282,7 @@ def test_training_on_ray_says_nothing_that_is_not_ours(tmp_path):
             "evaluate_every = 100\nevaluate_episodes = 4\ntest_episodes = 4\nenv_runners = 1\n[select]",
         )
         .replace("workers = 0", "workers = 2")
-        .replace("workers = 1\n", "workers = 1\nengine = { actors = 1 }\n", 1)
+        .replace("workers = 1\n", "workers = 1\nengine = {{ actors = 1 }}\n", 1)
         .format(env="Noisy")
     )
     (tmp_path / "noisy_env.py").write_text(NOISY)

@@ -221,7 +221,9 @@ def memory(facts: Facts) -> Line:
     limit = f" of the container's {_size(facts.memory_limit)}" if facts.memory_limit else ""
     found = f"{_size(facts.memory)}{limit} free"
     if facts.memory < 2 * _GIB:
-        return Line("memory", "error", found, "the demo takes 4 GiB: close something, or give the container more")
+        return Line(
+            "memory", "error", found, "a small run takes 3 to 4 GiB: close something, or give the container more"
+        )
     if facts.memory < 5 * _GIB:
         return Line("memory", "warning", found, "enough for the demo and little else; workers = 1 takes less")
     return Line("memory", "ok", found)

@@ -192,19 +192,21 @@ class Keeper:
             raise StorageError(f"{self.storage.where}: {self._taken} has taken the run over")
         with self._lock, ExitStack() as opened:
             before, deciding = dict(self._sent), []
+            # removed there is only what was gone before this looked for what took its place
+            there = {piece.name for piece in pieces(self.run_dir)}
             for piece in self._changed():
                 if piece.decides:
                     with suppress(FileNotFoundError):
                         deciding.append((piece, opened.enter_context(piece.path.open("rb"))))
+            complete = True
             # in the order of writing, and nothing that decides before what was there when it was found
             for piece in sorted(self._changed(), key=lambda p: p.sign[1]):
                 if not piece.decides and (all_of_it or self._grew(piece)):
-                    self._send(piece)
+                    complete = self._send(piece) and complete
             for piece, file in sorted(deciding, key=lambda each: (each[0].name != RECIPE, each[0].sign[1])):
                 self.storage.put(piece.name, file, os.fstat(file.fileno()).st_size)
                 self._sent[piece.name] = piece.sign
-            there = {piece.name for piece in pieces(self.run_dir)}
-            for name in [name for name in self._sent if name not in there]:
+            for name in [name for name in before if name not in there] if complete else ():
                 self.storage.delete(name)
                 del self._sent[name]
             if self._sent != before:
@@ -216,12 +218,14 @@ class Keeper:
             return True
         return piece.sign[2] < _LARGE or piece.sign[2] > before[2] * 9 // 8
 
-    def _send(self, piece: Piece) -> None:
+    def _send(self, piece: Piece) -> bool:
+        """Push it; False where it is gone, or not whole."""
         if piece.directory:
             unfinished = piece.path.parent.name.endswith(".state") and not (piece.path / "state.json").exists()
-            if not unfinished and self.storage.put_directory(piece.name, piece.path):
-                self._sent[piece.name] = piece.sign
-            return
+            if unfinished or not self.storage.put_directory(piece.name, piece.path):
+                return False
+            self._sent[piece.name] = piece.sign
+            return True
         with suppress(FileNotFoundError), piece.path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if piece.name.endswith(".jsonl"):
@@ -229,6 +233,8 @@ class Keeper:
                 file.seek(0)
             self.storage.put(piece.name, file, size)
             self._sent[piece.name] = piece.sign
+            return True
+        return False
 
     def _remember(self) -> None:
         write_json(self.run_dir / MEMORY, {"holders": self._holders, "halfway": self._halfway, "sent": self._sent})

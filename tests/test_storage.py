@@ -238,6 +238,36 @@ def test_a_state_that_is_replaced_while_it_is_read_is_not_pushed(tmp_path, monke
     assert {p.name: p.read_text() for p in (tmp_path / "back").iterdir()} == {"history.json": "new", "weights": "new"}
 
 
+@pytest.mark.parametrize("moment", ["metrics.jsonl", "checkpoints/.a.state/00000008.tar"])
+def test_there_is_a_state_on_the_storage_whenever_there_was_one_here(tmp_path, monkeypatch, moment):
+    run, real = tmp_path / "run", Storage._put
+    states = run / "checkpoints" / ".a.state"
+    one = Keeper(str(tmp_path / "shared"), run)
+
+    def save(step, before):
+        write(states, f"{step}/state.json", "{}")
+        if before:
+            shutil.rmtree(states / before)
+
+    def meanwhile(self, name, fill):
+        if name == moment:
+            save("00000012", "00000008" if (states / "00000008").exists() else "00000004")
+        real(self, name, fill)
+
+    save("00000004", None)
+    write(run, "metrics.jsonl", "1\n")
+    one.push()
+    write(run, "metrics.jsonl", "1\n2\n")
+    if moment != "metrics.jsonl":
+        save("00000008", "00000004")
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "_put", meanwhile)
+        one.push()
+    assert [name for name in one.storage.listing() if ".state/" in name], "the training begins anew without one"
+    one.push()
+    assert [name for name in one.storage.listing() if ".state/" in name] == ["checkpoints/.a.state/00000012.tar"]
+
+
 def test_half_an_archive_is_not_taken_for_a_state(tmp_path):
     write(tmp_path, "state/weights", "w" * 50_000)
     write(tmp_path, "state/state.json", "{}")

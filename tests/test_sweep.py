@@ -294,7 +294,9 @@ def killed_and_run_again(recipe, tmp_path, mark):
     driver = command(path, out)
     deadline = time.monotonic() + 300
     while not list(out.glob("trials/*/trial.json")):
-        assert driver.poll() is None and time.monotonic() < deadline, driver.stdout.read()
+        if driver.poll() is not None or time.monotonic() > deadline:
+            driver.kill()
+            pytest.fail(driver.communicate()[0])
         time.sleep(0.1)
     os.kill(driver.pid, signal.SIGKILL)
     driver.communicate()

@@ -145,7 +145,7 @@ def _tuner(
             max_concurrent_trials=limit,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
-            reuse_actors=not swap,
+            reuse_actors=True,
         ),
         run_config=RunConfig(
             name=name,

@@ -48,7 +48,11 @@ def _differs(text: str, facts: Facts) -> str | None:
 
 
 def _absent(text: str, facts: Facts) -> bool:
-    return canonicalize_name(Requirement(text).name) not in facts.versions
+    """Whether it is not installed, or not with all that its own extras bring."""
+    wanted = Requirement(text)
+    name = canonicalize_name(wanted.name)
+    brought = map(Requirement, facts.needs.get(name, []) if wanted.extras else [])
+    return not {name, *(canonicalize_name(r.name) for r in brought)} <= facts.versions.keys()
 
 
 def _core(facts: Facts) -> list[str]:

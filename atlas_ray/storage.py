@@ -5,7 +5,7 @@ from __future__ import annotations
 import tarfile
 import uuid
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import parse_qs, urlsplit
@@ -139,10 +139,14 @@ class Storage:
         return True
 
     def delete(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, if it is there, and the directories that are empty without it."""
         with _named(self.where):
             if self._fs.get_file_info(name).is_file:
                 self._fs.delete_file(name)
+        if self.local:
+            with suppress(OSError):
+                for parent in PurePosixPath(name).parents[:-1]:
+                    (self.local / parent).rmdir()
 
 
 def _uri(place: str) -> str:

@@ -373,6 +373,21 @@ def check_groups(resources: dict[str, float]) -> None:
             _lacks(f"no node has the resource {group!r}", "placement")
 
 
+def wait_for_groups(resources: dict[str, float]) -> None:
+    """Until each group has a node: a cluster that was scaled to none starts one for whoever asks.
+
+    Raises:
+        InputError: names the resource that no node of this machine's own Ray has.
+    """
+    import ray
+
+    check_groups(resources)
+    for group, amount in resources.items():
+        if not resources_of(group):
+            asking = ray.remote(resources_of).options(num_cpus=0, resources={group: amount}, **outside())
+            ray.get(asking.remote(group))
+
+
 def _lacks(what: str, where: str) -> None:
     if not os.environ.get("RAY_ADDRESS"):
         raise InputError(what, None, None, where)

@@ -235,6 +235,11 @@ def test_an_extra_that_is_not_there_is_nothing_to_worry_about():
     assert (line.state, line.found) == ("warning", "scienceworld 1.2.0, wanted ==1.2.3")
     (line,) = extras(have(scienceworld="1.2.3", py4j="0.10.9.9"))
     assert str(line) == "ok       extra science: scienceworld 1.2.3, py4j 0.10.9.9"
+    jobs = replace(FINE, extras={"jobs": ["ray[default]==2.60.0"]}, needs={**FINE.needs, "ray": ["aiohttp-cors"]})
+    (line,) = extras(jobs)
+    assert "not installed" in line.found, "ray is there, but not what its extra brings"
+    (line,) = extras(replace(jobs, versions={**FINE.versions, "aiohttp-cors": "0.8.1"}))
+    assert line.found == "ray 2.60.0"
 
 
 def test_families_that_cannot_run_say_why():

@@ -110,7 +110,7 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head():
-    pytest.importorskip("aiohttp_cors", reason="jobs need ray[default]")
+    pytest.importorskip("aiohttp_cors", reason="needs the extra 'jobs'")
     made = Head()
     try:
         made.wait()

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -278,6 +280,70 @@ def test_nodes_without_the_run_directory_do_the_same_work(recipe, whole, tmp_pat
     assert_same(tmp_path / "run", whole)
     steps = [row["step"] for row in jsonl_rows(tmp_path / "run" / "metrics.jsonl") if row.get("grad_norm")]
     assert 48 <= len(steps) <= 48 + 5 * (lose == "lose"), "each step once, but for those since the last state"
+
+
+# A head alone, whose autoscaler may start one node of each group: Ray's own, which pretends to be a provider.
+_GROWING = """
+import json, os, socket, subprocess, sys
+from pathlib import Path
+
+import ray
+
+from atlas_ray.workers import resources_of, wait_for_groups
+
+place, probe = Path(sys.argv[1]), socket.socket()
+probe.bind(("127.0.0.1", 0))
+port = probe.getsockname()[1]
+probe.close()
+address = f"{ray.util.get_node_ip_address()}:{port}"
+kinds = {
+    "ray.head.default": {"resources": {"CPU": 0}, "max_workers": 0},
+    "playing": {"resources": {"CPU": 3, "playing": 1}},
+    "learning": {"resources": {"CPU": 3, "GPU": 2, "learning": 1}},
+}
+config = {
+    "cluster_name": "growing",
+    "max_workers": 2,
+    "idle_timeout_minutes": 1,
+    "upscaling_speed": 1.0,
+    "provider": {"type": "fake_multinode", "gcs_address": address},
+    "auth": {"ssh_user": "nobody"},
+    "head_node_type": "ray.head.default",
+    "available_node_types": {
+        name: {"node_config": {}, "min_workers": 0, "max_workers": 1, **kind} for name, kind in kinds.items()
+    },
+}
+lists = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+config |= {f"{name}_commands": [] for name in lists}
+config |= {"docker": {}, "file_mounts": {}, "cluster_synced_files": [], "file_mounts_sync_continuously": False}
+config |= {"rsync_exclude": [], "rsync_filter": []}
+(place / "cluster.json").write_text(json.dumps(config))
+start = ["ray", "start", "--head", "--num-cpus=0", f"--port={port}", "--include-dashboard=false"]
+start += [f"--autoscaling-config={place}/cluster.json", f"--temp-dir={place}/ray"]
+subprocess.run(start, env={**os.environ, "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}, check=True)
+os.environ["RAY_ADDRESS"] = address
+ray.init(log_to_driver=False)
+before = resources_of("learning")
+wait_for_groups({"learning": 0.001})
+print(json.dumps([before, resources_of("learning"), resources_of("playing")]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hides(), reason="needs processes of its own")
+def test_a_group_that_was_scaled_to_none_is_brought_back_before_its_gpus_are_counted():
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:  # sockets have short names
+        done = subprocess.run(
+            [*APART[:-2], sys.executable, "-c", _GROWING, place],
+            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    before, after, others = json.loads(done.stdout.strip().splitlines()[-1])
+    assert (before, others) == ({}, {}), "no other group is started for it"
+    assert (after["CPU"], after["GPU"]) == (3, 2)
 
 
 def test_a_group_that_no_node_has_is_refused_on_a_ray_of_this_machine(ray_session, monkeypatch):

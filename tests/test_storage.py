@@ -63,9 +63,11 @@ def whole(tmp_path_factory):
 @pytest.fixture(scope="module")
 def s3():
     """An S3 server on loopback with the bucket ``there``: a function from a path in it to a URI."""
-    pytest.importorskip("flask_cors", reason="moto's server is a development extra")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     import logging
+
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     secrets = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
@@ -578,3 +580,16 @@ def test_a_push_beside_a_writer_only_ever_shows_whole_lines(tmp_path):
     write_json(run / "evaluation" / "atlas.json", {})
     one.push()
     assert size > 0
+
+
+def test_of_what_is_deleted_no_empty_directories_are_left(tmp_path):
+    storage = Storage(str(tmp_path), "run")
+    for name in ("a/b/one", "a/b/two", "a/three", "four"):
+        storage.write(name, b"x")
+    storage.delete("a/b/one")
+    assert (tmp_path / "run" / "a" / "b").is_dir()
+    storage.delete("a/b/two")
+    assert sorted(p.name for p in (tmp_path / "run").rglob("*")) == ["a", "four", "three"]
+    storage.delete("four")
+    storage.delete("a/three")
+    assert (tmp_path / "run").is_dir() and not list((tmp_path / "run").iterdir())

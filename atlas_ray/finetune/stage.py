@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import threading
@@ -23,7 +24,7 @@ from ..models import load_tokenizer
 from ..progress import duration, say, track
 from ..recipe import Arm, Finetune, Recipe
 from ..trajectory import iter_trajectories, read_annotations
-from ..workers import check_groups, check_room, ensure_ray, resources_of
+from ..workers import check_room, ensure_ray, resources_of, wait_for_groups
 from .data import steps_of
 from .run import checkpoint_dir, expert_file, prepare, scratch_dir, train_arm
 from .team import Team, make_team, threads
@@ -200,9 +201,11 @@ def _fit(recipe: Recipe, run_dir: Path, config: Finetune, missing: list[tuple[in
 
     logs.adopt("ray.train")
     asked = recipe.placement.asks("trainers")
-    check_groups(asked)
+    wait_for_groups(asked)  # what they are given depends on what there is
     there = resources_of(recipe.placement.trainers)
     gpu = there.get("GPU", 0) > 0
+    if os.environ.get("RAY_ADDRESS") and not gpu:
+        say("  no node of this cluster that may train has a GPU: models are trained on CPUs")
     teams = _teams(config, len(missing), there)
     workers = teams * config.workers
     check_room(workers, workers if gpu else 0, "the models that are trained ask for", ("finetune.workers",) * 2)

@@ -18,6 +18,7 @@ import envs
 from . import __version__
 from .errors import AtlasError, InputError
 from .exchange import FORMATS
+from .limits import cores, quota
 from .logs import redact, where
 from .pipeline import STAGES, done_stages
 from .recipe import Recipe, Section, load, shipped
@@ -296,6 +297,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # environments of one's own lie where the command is run; `python -m` looks there by itself
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    if quota():  # torch would take a thread for every CPU that it sees
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     try:
         return {"report": _report, "export": _export, "models": _models, "doctor": _doctor}.get(
             arguments.command, _stages

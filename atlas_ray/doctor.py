@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 from collections import Counter
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from envs import conformance
 
 from .doctor_checks import examine
 from .doctor_facts import gather, java_version
+from .limits import cores
 
 _PACKAGES = ("torch", "ray", "transformers", "peft", "gymnasium", "minigrid", "scienceworld", "textworld-express")
 
@@ -35,7 +35,7 @@ def machine() -> dict[str, Any]:
         families[family] = families.get(family, 0) + 1
     return {
         "python": platform.python_version(),
-        "cpus": os.cpu_count(),
+        "cpus": cores(),
         "java": java_version() or "not found",
         "packages": {package: _version(package) for package in _PACKAGES},
         "environments": families,

@@ -210,12 +210,11 @@ def gpu(facts: Facts) -> Line:
 
 def cpus(facts: Facts) -> Line:
     """CPUs that may be used, which may be fewer than are seen."""
-    if facts.quota is not None and facts.quota < facts.cpus:
-        remedy = "set workers and finetune.parallel in the recipe to what may be used"
-        return Line("cpus", "warning", f"{facts.cpus} are seen, {facts.quota:g} may be used", remedy)
-    if facts.cpus < 2:
-        return Line("cpus", "warning", "1", "the demo takes twice as long as on 2")
-    return Line("cpus", "ok", str(facts.cpus))
+    few = facts.quota is not None and facts.quota < facts.cpus
+    found = f"{facts.quota:g} of the {facts.cpus} that are seen" if few else str(facts.cpus)
+    if min(facts.cpus, facts.quota or facts.cpus) < 2:
+        return Line("cpus", "warning", found, "the demo takes twice as long as on 2")
+    return Line("cpus", "ok", found)
 
 
 def memory(facts: Facts) -> Line:

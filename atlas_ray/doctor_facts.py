@@ -21,7 +21,9 @@ from packaging.utils import canonicalize_name
 
 import envs
 
+from . import limits
 from .errors import AtlasError
+from .limits import memory_limit, number, quota, seen
 
 PACKAGE = "atlas-ray"
 RAY_PORTS = {6379: "GCS", 8265: "dashboard", 10001: "Ray client"}
@@ -29,7 +31,6 @@ COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 """Packages that are compiled against one build of torch, and that others import when they are there."""
 
 _ANSWER = 20.0  # seconds
-_GROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,10 @@ def gather() -> Facts:
         java=java_version(),
         gpus=gpus,
         gpu_trouble=trouble,
-        cpus=os.cpu_count() or 1,
-        quota=_quota(),
+        cpus=seen(),
+        quota=quota(),
         memory=_memory(),
-        memory_limit=_memory_limit(),
+        memory_limit=memory_limit(),
         shm=shutil.disk_usage("/dev/shm").free if os.access("/dev/shm", os.W_OK) else None,  # noqa: S108
         disks={str(place): _disk(place) for place in dict.fromkeys((Path.cwd(), Path(tempfile.gettempdir())))},
         files=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
@@ -219,30 +220,6 @@ def _gpus() -> tuple[list[str], str]:
     return [line.strip() for line in said.splitlines()], ""
 
 
-def _number(*names: str) -> int | None:
-    """The number in the first of these files of the control group that is there; None also for 'max'."""
-    for path in (_GROUPS / name for name in names):
-        if path.is_file():
-            text = path.read_text(encoding="ascii").split()[0]
-            return int(text) if text.lstrip("-").isdigit() else None
-    return None
-
-
-def _quota() -> float | None:
-    """CPUs that a control group allows (version 2, then 1)."""
-    both = _GROUPS / "cpu.max"
-    if both.is_file():
-        share, period = both.read_text(encoding="ascii").split()
-        return None if share == "max" else int(share) / int(period)
-    share_1, period_1 = _number("cpu/cpu.cfs_quota_us"), _number("cpu/cpu.cfs_period_us")
-    return share_1 / period_1 if share_1 and period_1 and share_1 > 0 else None
-
-
-def _memory_limit() -> int | None:
-    limit = _number("memory.max", "memory/memory.limit_in_bytes")
-    return limit if limit and limit < 1 << 60 else None  # version 1 says "none" by a huge number
-
-
 def _memory() -> int | None:
     """Free, within the limit of a container too; what the kernel only caches counts as free."""
     try:
@@ -250,11 +227,12 @@ def _memory() -> int | None:
     except OSError:
         return None
     free = int(re.findall(r"MemAvailable:\s+(\d+)", text)[0]) * 1024
-    limit = _memory_limit()
-    used = _number("memory.current", "memory/memory.usage_in_bytes")
+    limit = memory_limit()
+    used = number("memory.current", "memory/memory.usage_in_bytes")
     if limit is None or used is None:
         return free
-    stat = next((p for p in (_GROUPS / "memory.stat", _GROUPS / "memory" / "memory.stat") if p.is_file()), None)
+    stats = (limits.GROUPS / name for name in ("memory.stat", "memory/memory.stat"))
+    stat = next((path for path in stats if path.is_file()), None)
     text = stat.read_text(encoding="ascii") if stat else ""
     cached = re.findall(r"^(?:total_)?inactive_file (\d+)", text, re.MULTILINE) or ["0"]
     return max(0, min(free, limit - used + int(cached[-1])))

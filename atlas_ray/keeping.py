@@ -199,8 +199,8 @@ class Keeper:
                     with suppress(FileNotFoundError):
                         deciding.append((piece, opened.enter_context(piece.path.open("rb"))))
             complete = True
-            # in the order of writing, but a state after the rows of its steps, which would be missing if this ends between
-            # them, and nothing that decides before what was there when it was found
+            # in the order of writing, but a state after the rows of its steps (or they are missing if this ends between
+            # them), and nothing that decides before what was there when it was found
             for piece in sorted(self._changed(), key=lambda p: (p.directory, p.sign[1])):
                 if not piece.decides and (all_of_it or self._grew(piece)):
                     complete = self._send(piece) and complete

@@ -19,6 +19,7 @@ import envs
 
 from . import home, logs
 from .errors import InputError, WorkerFailedError
+from .limits import cores
 from .progress import say
 from .recipe import Recipe
 from .resources import demands, most, playing, together, worker
@@ -62,7 +63,7 @@ def ensure_ray(cpus: int) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**options)
     else:
-        cpus = max(cpus, _expected, os.cpu_count() or 1)
+        cpus = max(cpus, _expected, cores())
         ray.init(address="local", num_cpus=cpus, resources=_groups, include_dashboard=False, **options)
     _take_output()
     if threading.current_thread() is threading.main_thread() and callable(on_sigterm):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from atlas_ray import doctor_checks as checks
-from atlas_ray import doctor_facts
+from atlas_ray import doctor_facts, limits
 from atlas_ray.cli import main
 from atlas_ray.doctor_checks import CHECKS, Line, environments, examine, extras
 from atlas_ray.doctor_facts import Facts, gather, host_of, is_loopback
@@ -134,7 +134,8 @@ SAID = [
     (checks.gpu, replace(ON_GPU, torch_cuda=None), "warning", "torch is a build for the CPU", "CUDA build"),
     (checks.gpu, replace(ON_GPU, gpu_trouble="driver too old"), "error", "cannot use it: driver too old", "CUDA 13.0"),
     (checks.gpu, replace(FINE, gpu_trouble="nvidia-smi: no devices"), "warning", "no devices", "mend the driver"),
-    (checks.cpus, replace(FINE, cpus=64, quota=2.0), "warning", "64 are seen, 2 may be used", "finetune.parallel"),
+    (checks.cpus, replace(FINE, cpus=64, quota=2.0), "ok", "2 of the 64 that are seen", ""),
+    (checks.cpus, replace(FINE, cpus=64, quota=0.5), "warning", "0.5 of the 64", "twice as long"),
     (checks.cpus, replace(FINE, cpus=1), "warning", "1", "twice as long"),
     (checks.memory, replace(FINE, memory=3 * GIB), "warning", "3.0 GiB free", "workers = 1"),
     (
@@ -313,24 +314,30 @@ def test_ports_and_who_reaches_them(monkeypatch):
 
 
 def test_limits_of_containers(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor_facts, "_GROUPS", tmp_path)
-    assert doctor_facts._quota() is None
+    monkeypatch.setattr(limits, "GROUPS", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    assert limits.quota() is None
+    assert limits.cores() == 64
     free = doctor_facts._memory()
     (tmp_path / "memory").mkdir()
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("150000\n")
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
     (tmp_path / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
-    assert doctor_facts._quota() == 1.5
-    assert doctor_facts._memory_limit() is None
+    assert limits.quota() == 1.5
+    assert limits.cores() == 1
+    assert limits.memory_limit() is None
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert doctor_facts._quota() is None
+    assert limits.quota() is None
     (tmp_path / "cpu.max").write_text("50000 100000\n")
-    assert doctor_facts._quota() == 0.5
+    assert limits.quota() == 0.5
+    assert limits.cores() == 1
+    (tmp_path / "cpu.max").write_text("400000 100000\n")
+    assert limits.cores() == 4
     (tmp_path / "memory.max").write_text("200000000\n")
     (tmp_path / "memory.current").write_text("150000000\n")
     (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 30000000\n")
-    assert doctor_facts._memory_limit() == 200000000
+    assert limits.memory_limit() == 200000000
     assert doctor_facts._memory() == 80000000 < free
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import finetune_team
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from atlas_ray.finetune.team import Team
@@ -77,7 +76,8 @@ def test_four_workers_train_what_one_process_does(teams, tmp_path):
 def test_teams_side_by_side_train_each_its_own(teams):
     one = load_file(teams / "one-0.safetensors")
     for number in (0, 1):
-        assert torch.equal(load_file(teams / f"apart-{number}.safetensors")["losses"], one["losses"])
+        alone = load_file(teams / f"apart-{number}.safetensors")
+        assert alone["losses"] == pytest.approx(one["losses"], rel=1e-6)
 
 
 def test_a_run_of_two_sharing_workers_goes_on_with_another_number_of_them(teams):

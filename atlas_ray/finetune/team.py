@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ..errors import AtlasError
+from ..limits import cores
 
 Value = TypeVar("Value")
 
@@ -127,4 +127,4 @@ def sync(module: Any, last: bool) -> AbstractContextManager[Any]:
 
 def threads(workers: int) -> int:
     """Threads of one of ``workers`` processes on this machine."""
-    return max(1, (os.cpu_count() or 1) // workers)
+    return max(1, cores() // workers)

@@ -13,7 +13,7 @@ setup: .venv/.ready
 	@echo "installing into .venv (about 2 GB; one to four minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) torch==2.13.0
-	@$(PIP) -e ".[dev,science]"
+	@$(PIP) -e ".[dev,science,serve]"
 	@touch $@
 
 demo: setup
@@ -24,7 +24,7 @@ test: setup
 
 # also what needs the extras that compile: TextWorld (GPLv2 parts) and ALFWorld's planner (GPLv3)
 test-all: setup
-	@$(PIP) -e ".[dev,jobs,science,textworld,alfworld]"
+	@$(PIP) -e ".[dev,jobs,science,serve,textworld,alfworld]"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ""
 
 check: setup
@@ -36,7 +36,7 @@ format: setup
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-LOCKED := dev jobs science textworld alfworld gguf minilm track
+LOCKED := dev jobs serve science textworld alfworld gguf minilm track
 
 # the newest versions that pyproject.toml allows, for Python 3.11 and 3.12 at once; vLLM and its CPU build replace each other,
 # and want an older setuptools and numpy than all others, so they stay out

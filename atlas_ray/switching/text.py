@@ -215,10 +215,15 @@ class TextGame:
         """What each model has used in this episode."""
         return self._ledger.usage(row)
 
-    def advance(self, choices: Mapping[int, int]) -> dict[int, Outcome]:
-        """One step of every row in ``choices``; one batch for each model."""
+    def decisions(self, choices: Mapping[int, int]) -> dict[int, Decision]:
+        """What the chosen model of every row would do now; one batch for each model."""
         for number in range(self.models):
             self._ask(number, sorted(r for r, choice in choices.items() if choice == number))
+        return {row: self._known[row].decisions[number] for row, number in choices.items()}
+
+    def advance(self, choices: Mapping[int, int]) -> dict[int, Outcome]:
+        """One step of every row in ``choices``; one batch for each model."""
+        self.decisions(choices)
         return {row: self._move(row, choices[row]) for row in sorted(choices)}
 
     def _move(self, row: int, number: int) -> Outcome:

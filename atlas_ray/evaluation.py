@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,6 +30,50 @@ _MOST_ATTEMPTS = 3
 
 Episode = tuple[str, EnvSpec, int]
 """Level, environment and seed."""
+
+_LOST, _FAILED, _SUCCEEDED = 1, 2, 3
+
+
+class Outcomes:
+    """How episodes ended, a byte each: there may be very many, and the rest of them stays in the file.
+
+    Args:
+        first: the smallest seed.
+        count: how many seeds a level has at most; rows of others are not noted.
+    """
+
+    def __init__(self, first: int, count: int) -> None:
+        self._first, self._count = first, count
+        self._ends: dict[tuple[str, str], bytearray] = {}
+
+    def note(self, row: Row) -> None:
+        """An episode has ended, or was lost to its environment."""
+        at = row["seed"] - self._first
+        if 0 <= at < self._count:
+            ends = self._ends.setdefault((row["model"], row["level"]), bytearray())
+            ends.extend(bytes(max(0, at + 1 - len(ends))))
+            ends[at] = _LOST if row["lost"] else _SUCCEEDED if row["success"] else _FAILED
+
+    def _end(self, model: str, level: str, seed: int) -> int:
+        ends, at = self._ends.get((model, level), b""), seed - self._first
+        return ends[at] if 0 <= at < len(ends) else 0
+
+    def ended(self, model: str, level: str, seed: int) -> bool:
+        """Whether it was noted."""
+        return self._end(model, level, seed) > 0
+
+    def success(self, model: str, level: str, seed: int) -> bool | None:
+        """None of one that was lost or never played."""
+        end = self._end(model, level, seed)
+        return None if end in (0, _LOST) else end == _SUCCEEDED
+
+    @property
+    def lost(self) -> int:
+        """Episodes that say nothing of their model."""
+        return sum(ends.count(_LOST) for ends in self._ends.values())
+
+    def __len__(self) -> int:
+        return sum(len(ends) - ends.count(0) for ends in self._ends.values())
 
 
 @dataclass(frozen=True)
@@ -108,22 +151,22 @@ def _models(recipe: Recipe, run_dir: Path) -> dict[str, str]:
     return models
 
 
-def _play_all(recipe: Recipe, run_dir: Path, config: Evaluate, models: dict[str, str]) -> list[Row]:
+def _play_all(recipe: Recipe, run_dir: Path, config: Evaluate, models: dict[str, str]) -> Outcomes:
     log, path = RunLog(run_dir), run_dir / "evaluation" / "episodes.jsonl"
     mend_jsonl(path)
-    rows = [_outcome(row) for row in jsonl_rows(path)]
-    if rows:
-        log.event("evaluate", "resumed", found=len(rows))
-    done = {(r["model"], r["level"], r["seed"]) for r in rows}
-    first = seed_block(recipe.seed, EVALUATE)
-    levels = _levels(recipe)
+    first, levels = seed_block(recipe.seed, EVALUATE), _levels(recipe)
+    ends = Outcomes(first, max(count for _, count in levels.values()))
+    for row in jsonl_rows(path):
+        ends.note(row)
+    if ends:
+        log.event("evaluate", "resumed", found=len(ends))
     plan: dict[str, tuple[AgentSpec, list[Episode]]] = {}
     for key, model in models.items():
         episodes = [
             (level, spec, seed)
             for level, (spec, count) in levels.items()
             for seed in range(first, first + count)
-            if (key, level, seed) not in done
+            if not ends.ended(key, level, seed)
         ]
         if episodes:
             plan[key] = (agent_spec(recipe, model), episodes)
@@ -133,14 +176,14 @@ def _play_all(recipe: Recipe, run_dir: Path, config: Evaluate, models: dict[str,
             say(f"  {level} has {count} test episodes, {config.episodes} are asked for: it is scored on those")
     total = len(models) * sum(count for _, count in levels.values())
     retried = lambda task, n, why: log.event("evaluate", "retried", model=task.key, attempt=n, why=why)  # noqa: E731
-    with track("evaluation episodes", total, len(rows)) as progress:
+    with track("evaluation episodes", total, len(ends)) as progress:
         flow = Flow("evaluate", log, progress, recipe.engine.actors or max(1, recipe.workers))
         with worker_pool(recipe, retried) as pool:
             for tasks, engines in _phases(recipe, plan):
                 with engines:
                     for _, (row, seen) in pool.stream(_job, tasks(engines.seats), _rest):
                         append_jsonl(path, [row])
-                        rows.append(_outcome(row))
+                        ends.note(row)
                         about = {"model": row["model"], "level": row["level"], "seed": row["seed"]}
                         if row["attempts"] > 1:
                             log.event(
@@ -149,20 +192,14 @@ def _play_all(recipe: Recipe, run_dir: Path, config: Evaluate, models: dict[str,
                         if row["error"]:
                             log.event("evaluate", "failed episode", **about, why=row["error"])
                         flow.add(seen, row["steps"], f"{row['model']} on {row['level']}")
-    if dropped := sum(row["lost"] for row in rows):
+    if dropped := ends.lost:
         say(
             f"  {dropped} episodes were lost to their environment {_MOST_ATTEMPTS} times and are left out of the scores"
         )
     if flow.episodes:
         log.metric("evaluate", **flow.totals())
         say(f"  {summary(flow.totals(), run_dir, 'evaluate')}")
-    return rows
-
-
-def _outcome(row: Row) -> Row:
-    """What the scores need; the rest stays in the file. Of equal names one copy is kept: there may be many rows."""
-    about = {"model": sys.intern(row["model"]), "level": sys.intern(row["level"])}
-    return about | {name: row[name] for name in ("seed", "success", "lost")}
+    return ends
 
 
 def _phases(
@@ -200,31 +237,30 @@ def _levels(recipe: Recipe) -> dict[str, tuple[EnvSpec, int]]:
     return found
 
 
-def _score(rows: list[Row], keys: list[str], levels: dict[str, list[int]]) -> Score | None:
+def _score(ends: Outcomes, keys: list[str], levels: dict[str, list[int]]) -> Score | None:
     """Success of the models ``keys`` (training seeds of one arm) over the episodes of ``levels``.
 
     An episode that one of them lost to its environment is left out for all of them.
     """
     if not levels:
         return None
-    wins = {(r["model"], r["level"], r["seed"]): bool(r["success"]) for r in rows if not r["lost"]}
 
     def cell(chosen: list[str]) -> dict[str, Any]:
-        played = [(c, s) for c in chosen for s in levels[c] if all((key, c, s) in wins for key in keys)]
+        played = [(c, s) for c in chosen for s in levels[c] if None not in [ends.success(key, c, s) for key in keys]]
         if not played:
             raise AtlasError(f"no episode of {', '.join(chosen)} could be played: every one was lost")
-        mean, low, high = interval([[wins[key, level, seed] for level, seed in played] for key in keys])
+        mean, low, high = interval([[bool(ends.success(key, *episode)) for episode in played] for key in keys])
         return {"success": mean, "ci95": (low, high), "episodes": len(keys) * len(played)}
 
     return Score(**cell(list(levels)), levels={level: Cell(**cell([level])) for level in levels})
 
 
-def _arm(rows: list[Row], recipe: Recipe, keys: list[str], about: list[Row], **fields: Any) -> Arm:
+def _arm(ends: Outcomes, recipe: Recipe, keys: list[str], about: list[Row], **fields: Any) -> Arm:
     config = recipe.evaluate
     assert config is not None
     first = seed_block(recipe.seed, EVALUATE)
     seeds = {level: list(range(first, first + episodes)) for level, (_, episodes) in _levels(recipe).items()}
-    held_in = _score(rows, keys, {level: seeds[level] for level in config.held_in})
+    held_in = _score(ends, keys, {level: seeds[level] for level in config.held_in})
     assert held_in is not None
 
     def mean(name: str) -> float:
@@ -236,7 +272,7 @@ def _arm(rows: list[Row], recipe: Recipe, keys: list[str], about: list[Row], **f
         context_tokens=round(mean("context_tokens") + mean("anchored_tokens")),
         train_seconds=mean("seconds"),
         held_in=held_in,
-        held_out=_score(rows, keys, {level: seeds[level] for level in config.held_out}),
+        held_out=_score(ends, keys, {level: seeds[level] for level in config.held_out}),
         **fields,
     )
 
@@ -245,17 +281,17 @@ def evaluate(recipe: Recipe, run_dir: Path) -> Atlas:
     """Play every model of the recipe and sum up; finished episodes in ``evaluation/episodes.jsonl`` are kept."""
     config, tuning = recipe.evaluate, recipe.finetune
     assert config is not None and isinstance(tuning, Finetune) and recipe.select is not None
-    rows = _play_all(recipe, run_dir, config, _models(recipe, run_dir))
+    ends = _play_all(recipe, run_dir, config, _models(recipe, run_dir))
     arms = []
     if not tuning.scratch:
-        arms.append(_arm(rows, recipe, ["none"], [], selector="none", fraction=0.0, seeds=()))
+        arms.append(_arm(ends, recipe, ["none"], [], selector="none", fraction=0.0, seeds=()))
     for arm in tuning.arms:
         about = [read_json(checkpoint_dir(run_dir, arm, seed) / "run.json") for seed in tuning.seeds]
         kind = {"selector": arm.selector, "fraction": fraction_of(recipe, run_dir, arm.selector), "anchor": arm.anchor}
         keys = [f"{arm.name}/{seed}" for seed in tuning.seeds]
-        arms.append(_arm(rows, recipe, keys, about, seeds=tuple(tuning.seeds), **kind))
+        arms.append(_arm(ends, recipe, keys, about, seeds=tuple(tuning.seeds), **kind))
         for key, seed, run in zip(keys, tuning.seeds, about, strict=True):
-            alone = _arm(rows, recipe, [key], [run], seeds=(seed,), **kind)
+            alone = _arm(ends, recipe, [key], [run], seeds=(seed,), **kind)
             scores = {"held-in success": _words(alone.held_in), "held-out success": _words(alone.held_out)}
             write_text(checkpoint_dir(run_dir, arm, seed) / "README.md", card(recipe, run, scores))
     return Atlas(arms=tuple(arms))

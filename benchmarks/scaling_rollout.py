@@ -98,12 +98,12 @@ class Receiver:
     """Does with every result what the evaluation does, in a run directory of its own."""
 
     def __init__(self, folder, engines):
-        self.path, self.rows = Path(folder) / "episodes.jsonl", []
+        self.path, self.ends = Path(folder) / "episodes.jsonl", evaluation.Outcomes(0, 10_000_000)
         self.flow = Flow("evaluate", RunLog(folder), Quiet(), engines)
 
     def __call__(self, row, seen):
         append_jsonl(self.path, [row])
-        self.rows.append(evaluation._outcome(row))
+        self.ends.note(row)
         self.flow.add(seen, row["steps"], f"{row['model']} on {row['level']}")
 
 

@@ -323,6 +323,9 @@ def test_which_policy_has_to_be_said_where_there_are_several(run, tmp_path):
     with pytest.raises(InputError, match="is not a run directory"), open_desk(tmp_path):
         pass
     recipe = read_json(run / "recipe.resolved.json")
+    write_json(run / "recipe.resolved.json", {**recipe, "novelty": 1})
+    with pytest.raises(InputError, match="recipe.resolved.json: novelty: .* other fields"), open_desk(run, "all-s0"):
+        pass
     recipe["switch"]["models"][1] = {"model": "expert"}
     write_json(run / "recipe.resolved.json", recipe)
     with pytest.raises(InputError, match="the environment's expert"), open_desk(run, "switch-budget1-seed0"):

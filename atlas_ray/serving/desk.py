@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
 import envs
 
 from ..agent_spec import agent_spec
@@ -292,11 +294,9 @@ class Desk:
 
 def policies(recipe: Recipe, run_dir: Path) -> dict[str, Path | int]:
     """What of a run can be served: directories of switches and of tuned models, numbers of the switch's own models."""
-    found: dict[str, Path | int] = {}
-    for config in sorted((run_dir / "checkpoints").glob(f"*/{CONFIG}")):
-        switch = config.parent.name.startswith("switch-")
-        if not config.parent.name.startswith(".") and (switch or (config.parent / "run.json").is_file()):
-            found[config.parent.name] = config.parent
+    made = run_dir / "checkpoints"
+    marks = [*sorted(made.glob("*/run.json")), *sorted(made.glob(f"switch-*/{CONFIG}"))]
+    found: dict[str, Path | int] = {p.parent.name: p.parent for p in marks if not p.parent.name.startswith(".")}
     if recipe.switch:
         models = recipe.switch.models
         found |= {c.name: c.action for c in unlearned(recipe.switch) if models[c.action].model != EXPERT}
@@ -313,12 +313,17 @@ def open_desk(run_dir: Path, name: str | None = None, places: int | None = None)
         places: episodes at a time; by default what the recipe has.
 
     Raises:
-        InputError: it is no run directory, has no such policy, or a model that plays in environments of ours only.
+        InputError: it is no run directory of this version, has no such policy, or one of its models plays in
+            environments of ours only.
     """
     resolved = run_dir / "recipe.resolved.json"
     if not resolved.is_file():
         raise InputError("is not a run directory: it has no recipe.resolved.json", run_dir)
-    recipe = Recipe.model_validate(read_json(resolved))
+    try:
+        recipe = Recipe.model_validate(read_json(resolved))
+    except ValidationError as error:
+        field = ".".join(map(str, error.errors()[0]["loc"]))
+        raise InputError("the run was made by a version with other fields", resolved, None, field) from None
     known = policies(recipe, run_dir)
     name = name or _only(run_dir, known)
     if name not in known:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 RECIPE, MEMORY = "recipe.resolved.json", ".storage.json"
+_DECIDING = (
+    *(RECIPE, "run.json", "config.json", "atlas.json", "policies.json"),
+    *("trial.json", "report.html", ".tracked.json"),
+)
 Sign = list[int]
 
 
@@ -29,23 +34,30 @@ class Piece(NamedTuple):
         """Whether it says that something else is there."""
         file, parent = self.path.name, self.path.parent.name
         return not self.directory and (
-            file in (RECIPE, "run.json", "config.json", "atlas.json", "policies.json", "report.html", ".tracked.json")
+            file
+            in (
+                RECIPE,
+                "run.json",
+                "config.json",
+                "atlas.json",
+                "policies.json",
+                "report.html",
+                "trial.json",
+                ".tracked.json",
+            )
             or (parent == "trajectories" and file == "expert.jsonl")
             or parent == "annotations"
             or (parent == "scores" and file.endswith(".json"))
         )
 
 
+# directories that are replaced as a whole, again and again: of a run, of one within a sweep, of a trial of the switch
+_STATES = re.compile(r"((trials|shared)/[^/]+/)?checkpoints/[^/]+\.(state|train)/[^/]+|trials/[^/]+/state")
+
+
 def is_archive(name: str) -> bool:
     """Whether what is on the storage is a directory here."""
-    folder = name.rpartition("/")[0]
-    return name.endswith(".tar") and _holds_states(folder)
-
-
-def _holds_states(folder: str) -> bool:
-    """Whether the directories in this one are replaced as a whole, again and again."""
-    first, _, rest = folder.partition("/")
-    return first == "checkpoints" and "/" not in rest and rest.endswith((".state", ".train"))
+    return name.endswith(".tar") and bool(_STATES.fullmatch(name.removesuffix(".tar")))
 
 
 def _passing(name: str) -> bool:
@@ -66,7 +78,7 @@ def pieces(run_dir: Path) -> Iterator[Piece]:
                     with suppress(FileNotFoundError):
                         about = path.stat()
                         yield Piece(below, path, [about.st_ino, about.st_mtime_ns, about.st_size])
-                elif _holds_states(name.rstrip("/")):
+                elif _STATES.fullmatch(below):
                     with suppress(FileNotFoundError):
                         about = path.stat()
                         yield Piece(f"{below}.tar", path, [about.st_ino, about.st_mtime_ns])

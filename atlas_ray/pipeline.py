@@ -31,14 +31,14 @@ def open_run(recipe: Recipe, run_dir: Path) -> None:
     if path.exists():
         for log in ("metrics.jsonl", "events.jsonl"):
             mend_jsonl(run_dir / log)
-        _refuse_other(recipe, read_json(path), run_dir)
+        refuse_other(recipe, read_json(path), run_dir)
         return
     if run_dir.is_dir() and any(run_dir.iterdir()):
         raise InputError("is not empty and not a run of ours: name another --out", run_dir)
     write_json(path, wanted)
 
 
-def _refuse_other(recipe: Recipe, found: dict[str, Any], where: str | Path) -> None:
+def refuse_other(recipe: Recipe, found: dict[str, Any], where: str | Path) -> None:
     """A run goes on with its own recipe only; where it runs and where it is kept may change."""
     elsewhere = dict.fromkeys(("placement", "storage"))
     old, new = {**found, **elsewhere}, {**recipe.model_dump(mode="json"), **elsewhere}
@@ -49,6 +49,20 @@ def _refuse_other(recipe: Recipe, found: dict[str, Any], where: str | Path) -> N
             where,
             None,
             field,
+        )
+
+
+def refuse_job_copy(recipe: Recipe, run_dir: Path) -> None:
+    """What a job writes beside its code is lost.
+
+    Raises:
+        InputError: the run directory would be, and nothing of it is kept elsewhere.
+    """
+    if recipe.storage is None and "working_dir_files" in run_dir.resolve().parts:
+        raise InputError(
+            "lies in this job's copy of the working directory, which Ray removes at its end: "
+            "give --out a directory that stays, or --storage",
+            run_dir,
         )
 
 
@@ -165,13 +179,8 @@ def run(recipe: Recipe, run_dir: Path, stages: tuple[str, ...] = STAGES, verbose
     Raises:
         InputError: a stage needs an earlier one that was not run, or what the recipe names cannot be had here.
     """
-    if recipe.storage is None and "working_dir_files" in run_dir.resolve().parts:
-        raise InputError(
-            "lies in this job's copy of the working directory, which Ray removes at its end: "
-            "give --out a directory that stays, or --storage",
-            run_dir,
-        )
-    with stored(recipe, run_dir, partial(_refuse_other, recipe)) as keeper:
+    refuse_job_copy(recipe, run_dir)
+    with stored(recipe, run_dir, partial(refuse_other, recipe)) as keeper:
         if not all(ready for stage, ready in done_stages(recipe, run_dir).items() if stage in stages):
             from .preflight import check
 

@@ -18,7 +18,7 @@ from atlas_ray.cli import main
 from atlas_ray.errors import AtlasError, InputError, StorageError
 from atlas_ray.files import jsonl_rows, read_json, recover_jsonl, write_json
 from atlas_ray.keeping import LEASE, Keeper
-from atlas_ray.pieces import pieces
+from atlas_ray.pieces import is_archive, pieces
 from atlas_ray.recipe import load
 from atlas_ray.storage import Storage
 
@@ -268,6 +268,29 @@ def test_there_is_a_state_on_the_storage_whenever_there_was_one_here(tmp_path, m
     assert [name for name in one.storage.listing() if ".state/" in name], "the training begins anew without one"
     one.push()
     assert [name for name in one.storage.listing() if ".state/" in name] == ["checkpoints/.a.state/00000012.tar"]
+
+
+def test_the_states_of_a_sweep_travel_whole_too(tmp_path):
+    run = tmp_path / "run"
+    names = (
+        "trials/0003/state/weights",
+        "trials/0003/checkpoints/.all-s0.state/00000004/state.json",
+        "trials/0003/checkpoints/all-s0/state/model.safetensors",
+        "shared/finetune-1/checkpoints/.all-s0.state/00000004/state.json",
+        "trials/0003/trial.json",
+    )
+    for name in names:
+        write(run, name, "x")
+    found = {piece.name: piece for piece in pieces(run)}
+    assert found.keys() == {
+        "trials/0003/state.tar",
+        "trials/0003/checkpoints/.all-s0.state/00000004.tar",
+        "trials/0003/checkpoints/all-s0/state/model.safetensors",
+        "shared/finetune-1/checkpoints/.all-s0.state/00000004.tar",
+        "trials/0003/trial.json",
+    }
+    assert all(is_archive(name) == piece.directory for name, piece in found.items())
+    assert [name for name, piece in found.items() if piece.decides] == ["trials/0003/trial.json"]
 
 
 def test_half_an_archive_is_not_taken_for_a_state(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import switch_mdps
 from switch_models import LEVELS, SHAPES, model
 from test_sweep_shared import recipe_of
 
-from atlas_ray import pipeline
+from atlas_ray import keeping, pipeline
 from atlas_ray.errors import AtlasError, InputError
 from atlas_ray.files import read_json
 from atlas_ray.recipe import Recipe, Sweep
@@ -311,6 +312,63 @@ def killed_and_run_again(recipe, tmp_path, mark):
     assert {p: p.stat().st_mtime_ns for d in done for p in d.rglob(mark)} == before, "what was done is not done again"
     assert f"{len(done)} of them already done" in said
     return out
+
+
+def test_a_sweep_whose_machine_is_lost_is_fetched_from_its_storage(ray_session, models, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(keeping, "BEAT", 0.4)
+    recipe = recipe_of(str(models / "quick"), {"finetune.learning_rate": {"grid": [1e-3, 1e-2]}})
+    recipe = recipe.model_copy(update={"storage": str(tmp_path / "shared")})
+    (tmp_path / "shared").mkdir()
+    made = sweep(recipe, tmp_path / "one" / "run")
+    shutil.rmtree(tmp_path / "one")
+    capsys.readouterr()
+    assert sweep(recipe, tmp_path / "two" / "run") == made
+    assert "2 of them already done" in capsys.readouterr().out
+    assert [p.name for p in (tmp_path / "shared").iterdir()] == ["run"], "what trials share is no run of its own"
+
+
+def test_a_sweep_in_a_jobs_copy_of_the_code_is_refused(models, tmp_path):
+    recipe = recipe_of(str(models / "quick"), {"seed": {"grid": [1, 2]}})
+    with pytest.raises(InputError, match="or --storage"):
+        sweep(recipe, tmp_path / "working_dir_files" / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["atlas", "switch"])
+def test_a_sweep_that_is_ended_and_whose_machine_is_lost_goes_on_from_its_storage(models, tmp_path, kind):
+    if kind == "atlas":
+        recipe = recipe_of(str(models / "quick"), {"finetune.learning_rate": {"grid": [1e-3, 3e-3, 1e-2, 3e-2]}})
+    else:
+        space = {"switch.costs": {"grid": [0.01, 0.02, 0.03, 0.04]}}
+        recipe = switch_recipe(models, space, {"concurrent": 1}, steps=400)
+    path, one, two = tmp_path / "r.toml", tmp_path / "one" / "run", tmp_path / "two" / "run"
+    (tmp_path / "shared").mkdir()
+    path.write_text(as_toml(recipe.model_copy(update={"storage": str(tmp_path / "shared")})))
+    driver = command(path, one)
+    deadline = time.monotonic() + 300
+    while not list(one.glob("trials/*/trial.json")):
+        if driver.poll() is not None or time.monotonic() > deadline:
+            driver.kill()
+            pytest.fail(driver.communicate()[0])
+        time.sleep(0.1)
+    driver.terminate()
+    said, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 143, said
+    done = len(list(one.glob("trials/*/trial.json")))
+    shutil.rmtree(one)
+    again = command(path, two)
+    said, _ = again.communicate(timeout=500)
+    assert again.returncode == 0, said
+    assert f"{done} of them already done" in said
+    assert [row["status"] for row in timeless(two)] == ["done"] * 4
+    if kind == "atlas":
+        whole = command(path, tmp_path / "whole")
+        said, _ = whole.communicate(timeout=500)
+        assert whole.returncode == 0, said
+        assert timeless(two) == timeless(tmp_path / "whole")
+    for t in trials_of(recipe, two):
+        steps = [row["step"] for row in read_json(t.directory / "history.json")] if kind == "switch" else []
+        assert steps == sorted(set(steps))
 
 
 def as_toml(recipe):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from .. import files, pipeline
 from ..errors import AtlasError
+from ..keeping import stored
 from ..logs import kept
 from ..progress import duration, say
 from ..recipe import Recipe
@@ -52,12 +54,23 @@ def sweep(recipe: Recipe, run_dir: Path, verbose: bool = False) -> dict[str, Any
         InputError: something that a trial names cannot be had here.
         AtlasError: all trials failed.
     """
+    pipeline.refuse_job_copy(recipe, run_dir)
+    with stored(recipe, run_dir, partial(pipeline.refuse_other, recipe)) as keeper:
+        trials = trials_of(recipe, run_dir)
+        unfinished = [t for t in trials if t.outcome().get("status") not in ("done", "stopped")]
+        _check(unfinished)
+        pipeline.open_run(recipe, run_dir)
+        if keeper:
+            keeper.begin()
+        # the whole sweep is kept, so none of its runs is by itself
+        return _run(recipe.model_copy(update={"storage": None}), run_dir, trials, unfinished, verbose)
+
+
+def _run(
+    recipe: Recipe, run_dir: Path, trials: Sequence[Trial], unfinished: Sequence[Trial], verbose: bool
+) -> dict[str, Any]:
     config = recipe.sweep
     assert config is not None
-    trials = trials_of(recipe, run_dir)
-    unfinished = [t for t in trials if t.outcome().get("status") not in ("done", "stopped")]
-    _check(unfinished)
-    pipeline.open_run(recipe, run_dir)
     expect(recipe)
     start = time.monotonic()
     done = f", {len(trials) - len(unfinished)} of them already done" if len(unfinished) < len(trials) else ""

@@ -19,6 +19,7 @@ from test_sweep_shared import recipe_of
 from atlas_ray import keeping, pipeline
 from atlas_ray.errors import AtlasError, InputError
 from atlas_ray.files import read_json
+from atlas_ray.pipeline import write_report
 from atlas_ray.recipe import Recipe, Sweep
 from atlas_ray.resources import Total
 from atlas_ray.sweep import sweep, tuning
@@ -72,7 +73,9 @@ def test_a_grid_of_switches_from_training_to_report(ray_session, models, tmp_pat
     assert SwitchPolicy.load(tmp_path / "run/trials/0001/checkpoints/switch-budget1-seed0").config.budget == 1
     history = read_json(tmp_path / "run/trials/0001/history.json")
     assert [row["step"] >= wanted for row, wanted in zip(history, (40, 80), strict=True)] == [True, True]
-    assert "The sweep" in (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "The sweep" in page and "1 switch learned in each trial" in page
+    assert "1 switch learned between" in write_report(tmp_path / "run/trials/0000").read_text(), "an ordinary run"
     assert not list((tmp_path / "run" / ".ray").iterdir()), "Tune's own state is gone"
 
     # the test episodes are scored as the switch stage scores them, by the policy that was kept

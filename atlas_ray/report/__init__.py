@@ -46,7 +46,7 @@ def build_report(run_dir: str | Path) -> Path:
     title = f"atlas-ray: {recipe.name if recipe else run_dir.resolve().name}"
     swept = sweep_part(run_dir)
     parts = [
-        el("header", el("h1", title), el("p", _summary(recipe, results), cls="lead")),
+        el("header", el("h1", title), el("p", _summary(recipe, results, bool(swept)), cls="lead")),
         *swept,
         *(_scores(run_dir, recipe, results) if results or not swept else []),
         el("h2", "What was dropped and retried"),
@@ -116,8 +116,8 @@ def _results(run_dir: Path) -> Results | None:
     return None if empty and (annotated(run_dir) or (run_dir / SWEEP).is_file()) else load_results(path)
 
 
-def _summary(recipe: Recipe | None, results: Results | None) -> str:
-    """One sentence on what was run."""
+def _summary(recipe: Recipe | None, results: Results | None, swept: bool) -> str:
+    """One sentence on what was run; of a sweep each trial is one arm, or one switch."""
     if recipe is None:
         counts = [f"{len(results.atlas.arms)} arms"] if results and results.atlas else []
         counts += [f"{len(results.londi.policies)} switch policies"] if results and results.londi else []
@@ -132,7 +132,8 @@ def _summary(recipe: Recipe | None, results: Results | None) -> str:
     if recipe.finetune:
         f = recipe.finetune
         base = "a new model" if f.scratch else f.base
-        parts.append(f"{base} tuned in {len(f.arms)} arms and {len(f.seeds)} seeds each")
+        each = "in each trial" if swept else f"in {len(f.arms)} arms and {len(f.seeds)} seeds each"
+        parts.append(f"{base} tuned {each}")
     if recipe.evaluate:
         e = recipe.evaluate
         parts.append(
@@ -142,8 +143,9 @@ def _summary(recipe: Recipe | None, results: Results | None) -> str:
         s = recipe.switch
         count = (len(s.costs) + len(s.budgets) + len(s.averages)) * len(s.seeds)
         models = " and ".join(m.model for m in s.models)
-        parts.append(f"{count} switches learned between {models} on {', '.join(s.levels)}")
-    if recipe.sweep:
+        learned = "1 switch learned in each trial" if swept else f"{count} switch{'es' * (count != 1)} learned"
+        parts.append(f"{learned} between {models} on {', '.join(s.levels)}")
+    if recipe.sweep and swept:
         parts.append(f"swept over {', '.join(recipe.sweep.space)}")
     return "; ".join(parts) + "."
 

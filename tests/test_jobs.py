@@ -164,9 +164,10 @@ def test_without_the_token_nothing_can_be_submitted(head):
 
 
 def test_stop_ends_a_job_cleanly_and_a_resubmit_goes_on_from_the_storage(head, tmp_path):
-    more = small(**{"evaluate.episodes": "400", "evaluate.held_out": '["GoToLocalS6N4"]'})
+    # a name of its own: jobs of the same code may share their copy of it
+    more = ["--out", "runs/ended", *small(**{"evaluate.episodes": "400", "evaluate.held_out": '["GoToLocalS6N4"]'})]
     head.submit("run", "demo", "--storage", tmp_path, *more, wait=False, name="first")
-    run = tmp_path / "demo"
+    run = tmp_path / "ended"
     deadline = time.monotonic() + 200
     while "[4/6] evaluate" not in head.job("logs", "first").stdout:
         assert time.monotonic() < deadline, head.job("logs", "first").stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 import uuid
 from collections.abc import Callable
@@ -132,7 +133,7 @@ class Storage:
             try:
                 with atomic_directory(path) as directory:
                     with tarfile.open(fileobj=file, mode="r|") as archive:
-                        archive.extractall(directory, filter="data")
+                        _unpack(archive, directory)
                     (directory / _WHOLE).unlink()
             except (tarfile.TarError, FileNotFoundError):
                 return False
@@ -147,6 +148,21 @@ class Storage:
             with suppress(OSError):
                 for parent in PurePosixPath(name).parents[:-1]:
                     (self.local / parent).rmdir()
+
+
+def _unpack(archive: tarfile.TarFile, directory: Path) -> None:
+    """The files of an archive, and nothing else (``extractall`` knows no filter before Python 3.11.4).
+
+    Raises:
+        tarfile.TarError: it is cut, or holds what we never put into one.
+    """
+    for member in archive:
+        source, target = archive.extractfile(member), directory / member.name
+        if not member.isfile() or source is None or not target.resolve().is_relative_to(directory.resolve()):
+            raise tarfile.TarError(f"{member.name}: no file of ours")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as out:
+            shutil.copyfileobj(source, out, _BLOCK)
 
 
 def _uri(place: str) -> str:

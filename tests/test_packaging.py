@@ -46,7 +46,7 @@ def built(tmp_path_factory):
     (folder / "source" / "atlas_ray" / "__pycache__" / "cli.cpython-311.pyc").touch()
     sdist = build("sdist", folder / "source", folder / "sdist")
     with tarfile.open(sdist) as archive:
-        archive.extractall(folder / "unpacked", filter="data")
+        archive.extractall(folder / "unpacked")
     return sdist, build("wheel", next((folder / "unpacked").iterdir()), folder / "wheel")
 
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from pathlib import Path
@@ -603,6 +604,21 @@ def test_a_push_beside_a_writer_only_ever_shows_whole_lines(tmp_path):
     write_json(run / "evaluation" / "atlas.json", {})
     one.push()
     assert size > 0
+
+
+@pytest.mark.parametrize("name", ["../escaped", "link", "/tmp/escaped"])
+def test_an_archive_that_leads_elsewhere_is_no_state(tmp_path, name):
+    storage = Storage(str(tmp_path), "run")
+    storage.write("x", b"")
+    entry = tarfile.TarInfo(name)
+    if name == "link":
+        entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    with tarfile.open(tmp_path / "run" / "state.tar", "w") as archive:
+        archive.addfile(entry)
+        archive.addfile(tarfile.TarInfo(".whole"))
+    assert not storage.get_directory("state.tar", tmp_path / "back" / "state")
+    assert not list((tmp_path / "back").glob("*"))
+    assert not (tmp_path / "back" / "escaped").exists() and not os.path.exists("/tmp/escaped")
 
 
 def test_of_what_is_deleted_no_empty_directories_are_left(tmp_path):

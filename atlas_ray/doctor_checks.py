@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from .doctor_facts import COMPANIONS, PACKAGE, RAY_PORTS, Facts, host_of, is_loopback
+from .doctor_facts import COMPANIONS, PACKAGE, RAY_PORTS, Facts, host_of, is_loopback, wants
 
 State = Literal["ok", "warning", "error"]
 _GIB = 1 << 30
@@ -51,8 +51,14 @@ def _absent(text: str, facts: Facts) -> bool:
     """Whether it is not installed, or not with all that its own extras bring."""
     wanted = Requirement(text)
     name = canonicalize_name(wanted.name)
-    brought = map(Requirement, facts.needs.get(name, []) if wanted.extras else [])
-    return not {name, *(canonicalize_name(r.name) for r in brought)} <= facts.versions.keys()
+    return name not in facts.versions or bool(_lacks(wanted, facts))
+
+
+def _lacks(wanted: Requirement, facts: Facts) -> list[str]:
+    """What is not there of all that the extras of a requirement bring."""
+    needs = facts.needs.get(canonicalize_name(wanted.name), []) if wanted.extras else []
+    brought = [Requirement(text).name for text in needs if wants(text, wanted.extras)]
+    return [name for name in brought if canonicalize_name(name) not in facts.versions]
 
 
 def _core(facts: Facts) -> list[str]:
@@ -98,7 +104,7 @@ def ray(facts: Facts) -> Line:
     there = facts.versions.get("ray")
     if there is None or (differs := _differs(text, facts)):
         return Line("ray", "error", "not installed" if there is None else differs or "", _install([text]))
-    if lacks := [Requirement(t).name for t in facts.needs["ray"] if _absent(t, facts)]:
+    if lacks := _lacks(Requirement(text), facts):
         return Line("ray", "error", f"{there} without {', '.join(lacks)}", _install([text]))
     return Line("ray", "ok", f"{there} with {', '.join(sorted(Requirement(text).extras))}")
 

@@ -147,7 +147,7 @@ def _packages() -> tuple[dict[str, str], dict[str, list[str]], dict[str, list[st
     needs: dict[str, list[str]] = {}
     own = importlib.metadata.requires(PACKAGE) or []
     names = importlib.metadata.metadata(PACKAGE).get_all("Provides-Extra") or []
-    extras = {name: [r for r in own if _wants(r, {name}) and not _wants(r, set())] for name in names if name != "dev"}
+    extras = {name: [r for r in own if wants(r, {name}) and not wants(r, set())] for name in names if name != "dev"}
     todo = [(PACKAGE, set(extras)), *((name, set[str]()) for name in COMPANIONS)]
     seen: set[tuple[str, frozenset[str]]] = set()
     while todo:
@@ -160,13 +160,14 @@ def _packages() -> tuple[dict[str, str], dict[str, list[str]], dict[str, list[st
         except importlib.metadata.PackageNotFoundError:
             continue
         versions[name] = found.version
-        mine = [r for r in found.requires or [] if _wants(r, wanted)]
+        mine = [r for r in found.requires or [] if wants(r, wanted)]
         needs[name] = list(dict.fromkeys([*needs.get(name, []), *mine]))
         todo += [(canonicalize_name(r.name), set(r.extras)) for r in map(Requirement, mine)]
     return versions, needs, extras
 
 
-def _wants(text: str, extras: set[str]) -> bool:
+def wants(text: str, extras: set[str]) -> bool:
+    """Whether a package asks for this requirement, by itself or for one of these extras."""
     try:
         marker = Requirement(text).marker
     except InvalidRequirement:  # of an old package, which pip let through

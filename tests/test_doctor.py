@@ -241,6 +241,10 @@ def test_an_extra_that_is_not_there_is_nothing_to_worry_about():
     assert "not installed" in line.found, "ray is there, but not what its extra brings"
     (line,) = extras(replace(jobs, versions={**FINE.versions, "aiohttp-cors": "0.8.1"}))
     assert line.found == "ray 2.60.0"
+    of_extra = replace(jobs, needs={**FINE.needs, "ray": ["pyarrow>=9", 'aiohttp-cors; extra == "default"']})
+    (line,) = extras(of_extra)
+    assert "not installed" in line.found
+    assert checks.ray(of_extra).state == "ok", "what only another extra of ours asks for is not missing"
 
 
 def test_families_that_cannot_run_say_why():

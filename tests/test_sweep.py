@@ -292,10 +292,8 @@ def command(path, out):
     )
 
 
-def killed_and_run_again(recipe, tmp_path, mark):
-    """Kill the driver once a trial is done, then run the same command; what was done, and what it says."""
-    path, out = tmp_path / "r.json.toml", tmp_path / "run"
-    path.write_text(as_toml(recipe))
+def begun(path, out):
+    """A sweep of which a trial is done."""
     driver = command(path, out)
     deadline = time.monotonic() + 300
     while not list(out.glob("trials/*/trial.json")):
@@ -303,6 +301,14 @@ def killed_and_run_again(recipe, tmp_path, mark):
             driver.kill()
             pytest.fail(driver.communicate()[0])
         time.sleep(0.1)
+    return driver
+
+
+def killed_and_run_again(recipe, tmp_path, mark):
+    """Kill the driver once a trial is done, then run the same command; what was done, and what it says."""
+    path, out = tmp_path / "r.json.toml", tmp_path / "run"
+    path.write_text(as_toml(recipe))
+    driver = begun(path, out)
     os.kill(driver.pid, signal.SIGKILL)
     driver.communicate()
     time.sleep(3)  # what the driver started ends with it
@@ -347,13 +353,7 @@ def test_a_sweep_that_is_ended_and_whose_machine_is_lost_goes_on_from_its_storag
     path, one, two = tmp_path / "r.toml", tmp_path / "one" / "run", tmp_path / "two" / "run"
     (tmp_path / "shared").mkdir()
     path.write_text(as_toml(recipe.model_copy(update={"storage": str(tmp_path / "shared")})))
-    driver = command(path, one)
-    deadline = time.monotonic() + 300
-    while not list(one.glob("trials/*/trial.json")):
-        if driver.poll() is not None or time.monotonic() > deadline:
-            driver.kill()
-            pytest.fail(driver.communicate()[0])
-        time.sleep(0.1)
+    driver = begun(path, one)
     driver.terminate()
     said, _ = driver.communicate(timeout=120)
     assert driver.returncode == 143, said

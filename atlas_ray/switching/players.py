@@ -193,6 +193,7 @@ def open_players(
                         recipe.style,
                         max_tokens=model.max_tokens,
                         window=recipe.agent.window,
+                        thinking=recipe.agent.thinking,
                         context=model.context,
                         price=price,
                     )

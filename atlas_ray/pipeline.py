@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -41,7 +42,7 @@ def open_run(recipe: Recipe, run_dir: Path) -> None:
 def refuse_other(recipe: Recipe, found: dict[str, Any], where: str | Path) -> None:
     """A run goes on with its own recipe only; where it runs and where it is kept may change."""
     elsewhere = dict.fromkeys(("placement", "storage"))
-    old, new = {**found, **elsewhere}, {**recipe.model_dump(mode="json"), **elsewhere}
+    old, new = {**_today(found), **elsewhere}, {**recipe.model_dump(mode="json"), **elsewhere}
     if difference := _difference(old, new):
         field, was, now = difference
         raise InputError(
@@ -50,6 +51,14 @@ def refuse_other(recipe: Recipe, found: dict[str, Any], where: str | Path) -> No
             None,
             field,
         )
+
+
+def _today(found: dict[str, Any]) -> dict[str, Any]:
+    """A resolved recipe as it would be written now: what a version before knew no field for has its default."""
+    try:
+        return Recipe.model_validate_json(json.dumps(found)).model_dump(mode="json")
+    except ValueError:  # by a version with other rules: compared as it stands
+        return found
 
 
 def refuse_job_copy(recipe: Recipe, run_dir: Path) -> None:

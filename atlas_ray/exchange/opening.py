@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO, cast
 
 from ..errors import InputError
 
@@ -102,13 +102,13 @@ def whole_text(path: Path) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _opened(path: Path) -> Iterator[BinaryIO]:
     with _reading(path), path.open("rb") as plain:
         packed = plain.read(2) == b"\x1f\x8b"
         plain.seek(0)
         if packed:
             with gzip.open(plain) as file:
-                yield file
+                yield cast(BinaryIO, file)
         else:
             yield plain
 

@@ -30,10 +30,11 @@ _INSIDE = ("metadata", "meta", "info", "extra_info")
 _YES = ("true", "yes", "success", "succeeded", "successful", "won", "win", "pass", "passed", "solved", "resolved", "1")
 _NO = ("false", "no", "failure", "fail", "failed", "unsuccessful", "lost", "loss", "unsolved", "unresolved", "0")
 _MARKS = r"[\"'*`_\s]*"
-_NUMBER = r"(?P<{0}>[-\u2212]?(?:\d+(?:\.\d+)?|\.\d+))(?![\w,]|\.\d)"
+_NUMBER = r"(?P<{0}>[-\u2212]?(?:\d+(?:\.\d+)?|\.\d+))(?!\w|[.,]\d)"
 _SCORE = re.compile(
-    r"\b(?:reward|score|return)s?\b(?:\s*\((?:min|max|range)?[^()\n]{0,30}\))?"
-    rf"{_MARKS}(?:=|:|\uff1a|\[SEP\]|\b(?:is|was|of|equals)\b){_MARKS}(?:only\s+|just\s+)?{_NUMBER.format('value')}"
+    r"(?:\b(?:reward|score|return)s?\b(?:\s*\((?:min|max|range)?[^()\n]{0,30}\))?"
+    rf"(?:{_MARKS}(?:=|:|\uff1a|\[SEP\]|\b(?:is|was|of|equals)\b){_MARKS}(?:only\s+|just\s+)?|\s+(?=[-\d.]+\W*\Z))"
+    rf"|\bscored\s+(?:only\s+)?){_NUMBER.format('value')}"
     rf"\s*(?:(?P<percent>%)|(?:/|out of|of)\s*{_NUMBER.format('most')})?",
     re.IGNORECASE,
 )

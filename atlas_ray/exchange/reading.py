@@ -148,17 +148,18 @@ def _text(path: Path, peek: bool) -> Iterator[_Row]:
 
 def _array(text: str, path: Path, peek: bool) -> Iterator[_Row]:
     """The values of a file's only array; the array itself where it holds turns. A broken one gives none."""
+    reader = _Reader()
     try:
         starts = list(islice(_starts(text), 1 if peek else None))
+        first = reader.decode(text, starts[0])[0]
+        turns = reader.decode(text, _after_gap(text, 0))[:2] if is_turn(first) else None
     except (ValueError, RecursionError):
         _not_json(text, path)
-    reader = _Reader()
+    if turns:
+        yield _Row(value=turns[0], flaw=turns[1])
+        return
     for number, start in enumerate(starts):
         value, flaw, _ = reader.decode(text, start)
-        if not number and is_turn(value):
-            value, flaw, _ = reader.decode(text, _GAP.match(text).end())  # type: ignore[union-attr]
-            yield _Row(value=value, flaw=flaw)
-            return
         yield _Row(place=f"[{number}]", value=value, flaw=flaw)
 
 

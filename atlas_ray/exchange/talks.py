@@ -21,8 +21,9 @@ Reasoning = Literal["drop", "thought"]
 Examples = Literal["refuse", "drop", "steps"]
 _ACKNOWLEDGED = re.compile(
     r"\W*(?:ok(?:ay)?|sure|yes|yep|understood|got it|fine|alright|all right|certainly|of course|absolutely|great|noted"
-    r"|no problem|acknowledged|ready|thanks?(?: you)?|i(?:'m| am) ready|i (?:have )?(?:understand|understood|see|get it)"
-    r"|i(?:'ll| will) (?:follow|try|do my best|help|comply|keep|be)|let'?s (?:begin|start)|\u597d\u7684|\u660e\u767d)\b",
+    r"|no problem|acknowledged|ready|thanks?(?: you)?|i(?:'m| am) ready|i (?:have )?(?:understand|understood|see)"
+    r"|i(?:'ll| will) (?:follow|try|do my best|help|comply|keep|be)|let'?s (?:begin|start))\b"
+    r"|\W*(?:\u597d\u7684|\u660e\u767d)",
     re.IGNORECASE,
 )
 _HEADED = re.compile(r"^[\W_]*(?:\d+[.)]\s*)?act(?:ion)?\b", re.IGNORECASE | re.MULTILINE)
@@ -33,8 +34,9 @@ _EXAMPLE = re.compile(
     re.IGNORECASE,
 )
 _ANOTHER = re.compile(
-    r"\b(?:new|next|real|actual|another|different|your|own)\s+(?:problem|task|one|game|episode|question|turn|instance)\b"
-    r"|\bnow\b[^.\n]{0,20}\byour turn\b|\bend of (?:the )?(?:example|demonstration)\b|\binstruction\s*:|\[SEP\] Instruction",
+    r"\b(?:new|next|real|actual|another|different|your|own)\s+"
+    r"(?:problem|task|one|game|episode|question|turn|instance)\b"
+    r"|\bnow\b[^.\n]{0,20}\byour turn\b|\bend of (?:the )?(?:example|demonstration)\b|\binstruction\s*:",
     re.IGNORECASE,
 )
 
@@ -100,7 +102,9 @@ class Talk:
         return f"{self.key}[{number}].{key or self.turns[number].text_key}"
 
 
-def read_talk(record: Record, options: Options, masked: Callable[[], bool], placed: tuple[int | None, int] | None) -> Talk:
+def read_talk(
+    record: Record, options: Options, masked: Callable[[], bool], placed: tuple[int | None, int] | None
+) -> Talk:
     """The turns of a record, checked.
 
     Args:
@@ -234,7 +238,9 @@ def _example_rounds(talk: Talk, options: Options, masked: Callable[[], bool]) ->
         f"its first {count} of {len(flags)} steps are flagged false and all others true: are they an example, or steps "
         'that are not critical? collect.examples = "drop" leaves such turns out, "steps" keeps them'
     )
-    raise talk.record.error(message, talk.where(talk.acts[0], "loss" if "loss" in talk.turns[talk.acts[0]].raw else None))
+    raise talk.record.error(
+        message, talk.where(talk.acts[0], "loss" if "loss" in talk.turns[talk.acts[0]].raw else None)
+    )
 
 
 def _seen(talk: Talk, step: int) -> str:

@@ -50,8 +50,7 @@ class Turn:
     @property
     def flag(self) -> bool | None:
         """Whether its flag is true; None where it has none, or one that is neither true nor false."""
-        value = next((self.raw[f] for f in FLAGS if self.raw.get(f) is not None), None)
-        return bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
+        return flag_of(self.raw)
 
     @property
     def text_key(self) -> str:
@@ -73,6 +72,17 @@ class Said:
     reasoning: bool = False
     invented: bool = False
     behind: bool = False
+
+
+def flag_of(raw: dict[str, Any]) -> bool | None:
+    """Whether a turn's flag is true; None where it has none, or one that is neither true nor false."""
+    value = next((raw[f] for f in FLAGS if raw.get(f) is not None), None)
+    return bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
+
+
+def is_answer(raw: dict[str, Any]) -> bool:
+    """Whether a turn, as it stands in a file, is the agent's."""
+    return _ROLES.get(str(raw.get(_keys(raw)[0])).strip().casefold()) == "gpt"
 
 
 def compose(thought: str | None, action: str) -> str:
@@ -145,7 +155,7 @@ def read_turn(record: Record, raw: object, where: str) -> Turn:
 
 def _keys(raw: dict[str, Any]) -> tuple[str, str]:
     role_key = "from" if raw.get("from") is not None else "role"
-    return role_key, "value" if raw.get("value") is not None or "content" not in raw and "value" in raw else "content"
+    return role_key, "value" if raw.get("value") is not None or ("content" not in raw and "value" in raw) else "content"
 
 
 def _at(where: str, raw: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,13 +106,24 @@ def export_agenttraj(
         InputError: see ``unmarked``; an annotation that fits no trajectory; an id twice; nothing to write.
         EmptySelectionError: everything would be left out.
     """
+    return write_agenttraj(path, items, annotations, unmarked, lambda item: item)
+
+
+def write_agenttraj(
+    path: str | Path,
+    items: Iterable[Trajectory],
+    annotations: Iterable[Annotation] | None,
+    unmarked: Unmarked,
+    told: Callable[[Trajectory], Trajectory],
+) -> int:
+    """:func:`export_agenttraj` of what ``told`` makes of a trajectory when its turn to be written comes."""
     chosen = marked(items, annotations, unmarked)
     first, between, last = ("", "\n", "\n") if Path(path).suffix == ".jsonl" else ("[\n", ",\n", "\n]\n")
 
     def parts() -> Iterator[str]:
-        for number, one in enumerate(chosen):
+        for number, (item, note, critical) in enumerate(chosen):
             yield between if number else first
-            yield json.dumps(_record(*one), ensure_ascii=False, allow_nan=False)
+            yield json.dumps(_record(told(item), note, critical), ensure_ascii=False, allow_nan=False)
         yield last
 
     write_parts(path, parts())

@@ -18,7 +18,7 @@ from .outcomes import Outcome, of_fields, of_texts
 from .reading import Record, read_records, refuse
 from .survey import META, Survey
 from .talks import Options, Talk, read_talk
-from .turns import Said, compose, read_said, read_seen
+from .turns import compose, read_said, read_seen
 
 _ITEM = re.compile(r"(.+)_([0-9]{1,18})")
 
@@ -116,20 +116,26 @@ def _text(turn: dict[str, Any]) -> str:
 def _exact(index: int, step: Step, seen: str, text: str) -> dict[str, Any] | None:
     found: dict[str, Any] = {"index": index, "thought": step.thought, "action": step.action}
     other = read_seen(seen) != step.observation
-    if other or _read(text, read_said(text)) != (step.thought, step.action):
+    if other or (_ours(text) or _said(text)) != (step.thought, step.action):
         found |= {"observation": step.observation} if other else {}
         return found if compose(step.thought, step.action) == text else found | {"turn": _digest(text)}
     return None
 
 
-def _read(text: str, said: Said) -> tuple[str | None, str | None]:
-    """Thought and action of a turn in a record that we wrote: in our own form every line behind the heading counts."""
+def _ours(text: str) -> tuple[str | None, str] | None:
+    """Thought and action of a turn in our own form, where every line behind the heading counts; None in another."""
     before, heading, action = text.rpartition("Action:\n")
-    if heading and action.strip():
-        if not before:
-            return None, action
-        if before.startswith("Thought:\n") and before.endswith("\n\n") and len(before) > 10:
-            return before[9:-2], action
+    if not heading or not action.strip():
+        return None
+    if not before:
+        return None, action
+    return (
+        (before[9:-2], action) if before.startswith("Thought:\n") and before.endswith("\n\n") and before[11:] else None
+    )
+
+
+def _said(text: str) -> tuple[str | None, str | None]:
+    said = read_said(text)
     return said.thought, said.action
 
 
@@ -147,7 +153,7 @@ def _steps(talk: Talk, meta: Meta | None, last_reward: float) -> tuple[Step, ...
     steps = []
     for number, turn in enumerate(talk.acts):
         text, seen, said = talk.turns[turn].text, talk.turns[turn - 1].text, talk.said[turn]
-        thought, action = _read(text, said) if meta else (said.thought, said.action)
+        thought, action = (meta and _ours(text)) or (said.thought, said.action)
         told = exact.get(number)
         if told and told.holds(text):
             thought, action = told.thought, told.action

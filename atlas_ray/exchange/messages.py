@@ -8,7 +8,7 @@ docs/formats.md lists them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -107,8 +107,21 @@ def export_messages(
             that is none of the four.
         EmptySelectionError: everything would be left out.
     """
+    return write_messages(path, items, annotations, flag, unmarked, lambda item: item)
+
+
+def write_messages(
+    path: str | Path,
+    items: Iterable[Trajectory],
+    annotations: Iterable[Annotation] | None,
+    flag: Flag,
+    unmarked: Unmarked,
+    told: Callable[[Trajectory], Trajectory],
+) -> int:
+    """:func:`export_messages` of what ``told`` makes of a trajectory when its turn to be written comes."""
     if flag not in get_args(Flag):
         raise InputError(f"must be one of {', '.join(get_args(Flag))}, is {flag!r}", None, None, "flag")
     chosen = marked(items, annotations, unmarked)
-    write_parts(path, (json.dumps(_line(*m, flag), ensure_ascii=False, allow_nan=False) + "\n" for m in chosen))
+    lines = (_line(told(item), note, critical, flag) for item, note, critical in chosen)
+    write_parts(path, (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines))
     return len(chosen)

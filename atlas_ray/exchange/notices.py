@@ -43,20 +43,13 @@ class Notices:
 
     def add(self, talk: Talk | None, item: Trajectory, options: Options) -> None:
         """Count a trajectory, and the record it was read from."""
-        self._count(talk, item, options, 1)
-
-    def remove(self, talk: Talk | None, item: Trajectory, options: Options) -> None:
-        """Count it no more, for its record is a bad one after all."""
-        self._count(talk, item, options, -1)
-
-    def _count(self, talk: Talk | None, item: Trajectory, options: Options, by: int) -> None:
-        self.records += by
-        self.unknown += by * (item.success is None)
+        self.records += 1
+        self.unknown += item.success is None
         if talk is None:
             return
-        self.talks += by
+        self.talks += 1
         if options.success_field is not None:
-            self.without_field += by * (at_field(talk.record.value, options.success_field) is None)
+            self.without_field += at_field(talk.record.value, options.success_field) is None
         said = [talk.said[n] for n in talk.acts]
         found = {
             "invented": sum(s.invented for s in said),
@@ -66,8 +59,8 @@ class Notices:
             "closing": sum(t.role == "gpt" for t in talk.turns[talk.tail :]),
         }
         for kind, turns in found.items():
-            self.counts[kind] += by * turns
-            self.of[kind] += by * bool(turns)
+            self.counts[kind] += turns
+            self.of[kind] += bool(turns)
 
     def lines(self) -> Iterator[str]:
         """A sentence for everything that is worth one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,7 +58,7 @@ def is_parquet(path: Path) -> bool:
 
 
 def parquet_rows(path: Path) -> Iterator[Any]:
-    """Every row of a parquet file as a dict, some rows in memory at a time.
+    """Every row of a parquet file as the dict that JSON would give, some rows in memory at a time.
 
     Raises:
         InputError: it is broken, or pyarrow is not installed.
@@ -70,9 +71,14 @@ def parquet_rows(path: Path) -> Iterator[Any]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(_ROWS):
-                yield from batch.to_pylist()
+                yield from map(as_json, batch.to_pylist())
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"is a parquet file that cannot be read: {str(error).splitlines()[0]}", path) from None
+
+
+def as_json(value: Any) -> Any:
+    """A value with what JSON does not know made into it: dates and bytes are texts, NaN and infinity are null."""
+    return json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -18,6 +18,7 @@ from pydantic import Field
 from ..errors import InputError
 from ..files import jsonl_rows, write_parts
 from ..records import Trajectory
+from .opening import as_json
 from .reading import Record
 from .talks import Options, Talk, read_talk
 from .turns import FLAGS, compose, read_seen, read_turn
@@ -111,8 +112,11 @@ def _turn(key: str, role: str, text: str) -> Raw:
 def _spelled(raw: Raw, key: str) -> Raw:
     """A turn in the format of ``key`` without its flags; what else it holds is kept."""
     more = {k: v for k, v in raw.items() if k not in ("from", "value", "role", "content", *FLAGS)}
+    more = as_json(more) if more else more
     if key == "messages" and raw.get("role") is not None and raw.get("value") is None:
         return {"role": raw["role"], "content": raw.get("content"), **more}
+    if key != "messages" and raw.get("from") in _NAMES and isinstance(raw.get("value"), str):
+        return {"from": raw["from"], "value": raw["value"], **more}
     turn = read_turn(Record({}, Path(), 0, None), raw, key)
     return _turn(key, turn.role, turn.text) | more
 

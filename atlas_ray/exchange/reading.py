@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ..errors import InputError
 from ..records import OnError
@@ -126,24 +126,29 @@ def _parquet(path: Path) -> Iterator[_Row]:
 
 def _text(path: Path, peek: bool) -> Iterator[_Row]:
     """The rows of a text; unless ``peek``, one that is not UTF-8 somewhere gives none."""
+    start, first, alone = _glance(path, peek)
+    value = _loaded(first)
+    if start == "[" and (alone or value is None):
+        yield from _array(whole_text(path), path, peek)
+        return
+    if start == "{" and value is None and _goes_on(first):
+        text = whole_text(path)
+        if starts := _stream(text, peek):
+            yield from _objects(text, starts, path)
+            return
+    if alone and isinstance(value, dict) and not turns_key(value):
+        yield from _unwrapped(value, path, _Row(line=1, text=first))
+        return
+    yield from (_Row(line=number, text=line) for number, line in text_lines(path))
+
+
+def _glance(path: Path, peek: bool) -> tuple[str, str, bool]:
+    """(first character, first line, whether it is the only one) of a text; the line of an array alone is left out."""
     first, lines = "", 0
     for _, line in islice(text_lines(path), 2 if peek else None):
         first, lines = first or line, lines + 1
     start = first.lstrip()[:1]
-    value = None if start == "[" and lines == 1 else _loaded(first)
-    if (start == "[" and (value is None or lines == 1)) or (start == "{" and value is None and _goes_on(first)):
-        text = whole_text(path)
-        if start == "[":
-            yield from _array(text, path, peek)
-            return
-        starts = _stream(text, peek)
-        if starts:
-            yield from _objects(text, starts, path)
-            return
-    elif lines == 1 and isinstance(value, dict) and not turns_key(value):
-        yield from _unwrapped(value, path, _Row(line=1, text=first))
-        return
-    yield from (_Row(line=number, text=line) for number, line in text_lines(path))
+    return start, "" if start == "[" and lines == 1 else first, lines == 1
 
 
 def _array(text: str, path: Path, peek: bool) -> Iterator[_Row]:
@@ -154,7 +159,8 @@ def _array(text: str, path: Path, peek: bool) -> Iterator[_Row]:
         first = reader.decode(text, starts[0])[0]
         turns = reader.decode(text, _after_gap(text, 0))[:2] if is_turn(first) else None
     except (ValueError, RecursionError):
-        _not_json(text, path)
+        _check_json(text, path)  # which an empty one passes
+        return
     if turns:
         yield _Row(value=turns[0], flaw=turns[1])
         return
@@ -230,11 +236,11 @@ def _holds_turns(value: object) -> bool:
 
 
 class _Reader:
-    """A decoder that notes what Python's own lets pass: a key twice in an object, NaN and Infinity."""
+    """A decoder that notes what Python's own lets pass: a key twice in an object."""
 
     def __init__(self) -> None:
         self._flaw = ""
-        self._decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_constant=self._constant)
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
@@ -243,9 +249,6 @@ class _Reader:
             twice = next(name for name in names if names.count(name) > 1)
             self._flaw = self._flaw or f"has the key {twice!r} twice in one object: which one counts?"
         return made
-
-    def _constant(self, name: str) -> None:
-        self._flaw = self._flaw or f"holds {name}, which JSON does not know: write null where there is no number"
 
     def decode(self, text: str, start: int) -> tuple[Any, str, int]:
         """(value, what is wrong with it or nothing, where it ends) of the value at ``start``."""
@@ -298,11 +301,11 @@ def _values(text: str, path: Path, line: int) -> list[_Row]:
     return rows
 
 
-def _not_json(text: str, path: Path) -> NoReturn:
-    """Say what is wrong with an array; nothing is where it is empty.
+def _check_json(text: str, path: Path) -> None:
+    """Say what is wrong with a file's only value.
 
     Raises:
-        InputError: always, but for an empty array.
+        InputError: something is; names the line and the column.
     """
     try:
         json.loads(text)
@@ -310,4 +313,3 @@ def _not_json(text: str, path: Path) -> NoReturn:
         raise InputError(f"not JSON at column {error.colno}: {error.msg}", path, error.lineno) from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"not JSON that can be read: {error}", path) from None
-    raise InputError("holds no record", path)

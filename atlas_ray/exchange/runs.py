@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
 from ..errors import InputError
-from ..files import RunLog
+from ..files import RunLog, replacing
 from ..records import (
+    Annotation,
     OnError,
     Trajectory,
     read_annotations,
     read_trajectories,
     write_annotations,
-    write_trajectories,
 )
-from .agenttraj import export_agenttraj
+from .agenttraj import write_agenttraj
 from .items import own_trajectories, own_trajectory, placed_by, read_items, unique
 from .marks import Marks, Unmarked, key_of
-from .messages import Flag, export_messages
+from .messages import Flag, write_messages
 from .notices import Notices
 from .opening import files_of
-from .origins import read_words, with_words, words_of, write_words
+from .origins import Words, read_words, with_words, words_of, write_words
 from .outcomes import of_fields
 from .reading import read_records, refuse, turns_key
 from .survey import Survey
@@ -73,11 +75,14 @@ def export_run(
             raise InputError(f"has no annotations by {selector!r}, only by: {', '.join(there) or 'none'}", run_dir)
         annotations = read_annotations(marks, items)
     words = read_words(run_dir)
-    told = [with_words(t, words.get(t.id, {})) for t in items]
+
+    def told(item: Trajectory) -> Trajectory:
+        return with_words(item, words.get(item.id, {}))
+
     if fmt == "messages":
-        export_messages(out, told, annotations, cast(Flag, flag or "trainable"), unmarked)
+        write_messages(out, items, annotations, cast(Flag, flag or "trainable"), unmarked, told)
     else:
-        export_agenttraj(out, told, annotations, unmarked)
+        write_agenttraj(out, items, annotations, unmarked, told)
     return out
 
 
@@ -98,7 +103,7 @@ def import_file(
     Writes ``trajectories/expert.jsonl``; where the flags mark some steps and not others, also
     ``annotations/SELECTOR.jsonl`` (``imported`` when the file does not name the selector); keeps what
     :func:`export_run` needs to write the turns word by word; and logs in ``events.jsonl`` what was left out or is
-    unknown. Everything is read twice, so that records need not be held: nothing is written when one of them is wrong.
+    unknown. One record at a time is held, and nothing is left when one of them is wrong.
 
     Args:
         path: the file or folder.
@@ -119,41 +124,59 @@ def import_file(
     if target.exists():
         raise InputError("is there already and is not overwritten: choose another run directory", target)
     notices, options = notices or Notices(), options or Options()
-    reading = _Reading(path, options, on_bad)
-    marks, words, refused = Marks(), {}, set[str]()
+    made = [p for p in (run_dir, target.parent) if not p.exists()]
+    try:
+        with replacing(target) as part:  # in its place last: a run that has it counts as collected
+            marks, words = Marks(), dict[str, Words]()
+            with part.open("w", encoding="utf-8") as file:
+                for item in _usable(_Reading(path, options, on_bad), marks, notices):
+                    if kept := words_of(item):
+                        words[item.id] = kept
+                    file.write(json.dumps(item.row(), ensure_ascii=False) + "\n")
+            _check(path, options, notices)
+            notes = _one_selector(path, marks.annotations())
+            if notes:
+                write_annotations(run_dir / "annotations" / f"{notes[0].selector}.jsonl", notes)
+            if words:
+                write_words(run_dir, words)
+            for kind, values in notices.events():
+                RunLog(run_dir).event("collect", kind, **values)
+    except BaseException:
+        for folder in reversed(made):
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+    return notices.records
+
+
+def _usable(reading: _Reading, marks: Marks, notices: Notices) -> Iterator[Trajectory]:
     for file, talk, item in reading.items(notices.bad):
-        notices.add(talk, item, options)
         try:
             if talk:
                 marks.add(talk, item)
             else:
                 marks.bare(InputError("has no flags, but other files of the folder mark some steps", file))
         except InputError as error:
-            refuse(error, on_bad, notices.bad)
-            notices.remove(talk, item, options)
-            refused.add(item.id)
+            refuse(error, reading.on_bad, notices.bad)
             continue
-        if kept := words_of(item):
-            words[item.id] = kept
+        notices.add(talk, item, reading.options)
+        yield item
+
+
+def _check(path: Path, options: Options, notices: Notices) -> None:
     if not notices.records:
         raise InputError(f"holds no record that can be read; the first of {len(notices.bad)}: {notices.bad[0]}", path)
     if options.success_field is not None and notices.without_field == notices.talks:
         message = f"no record of {path} has the field {options.success_field!r}"
         raise InputError(message, None, None, "collect.success_field")
-    notes = marks.annotations()
+
+
+def _one_selector(path: Path, notes: list[Annotation]) -> list[Annotation]:
     if len({n.selector for n in notes}) > 1:
         raise InputError("its marks come from several selectors: import one selector's export at a time", path)
     if notes and not re.fullmatch(r"[\w-]+", notes[0].selector):
         raise InputError(f"names the selector {notes[0].selector!r}, which cannot be the name of a file", path)
-    if notes:
-        write_annotations(run_dir / "annotations" / f"{notes[0].selector}.jsonl", notes)
-    if words:
-        write_words(run_dir, words)
-    for kind, values in notices.events():
-        RunLog(run_dir).event("collect", kind, **values)
-    usable = (item for _, _, item in reading.items([]) if item.id not in refused)
-    write_trajectories(target, usable)  # last: a run that has it counts as collected
-    return notices.records
+    return notes
 
 
 def check_file(path: str | Path, options: Options | None = None) -> str:
@@ -186,7 +209,7 @@ class _Reading:
 
     def __init__(self, path: Path, options: Options, on_bad: OnError) -> None:
         self._files = [(file, key_of(file)) for file in files_of(path)]
-        self._options, self._on_bad = options, on_bad
+        self.options, self.on_bad = options, on_bad
         self._survey = Survey([file for file, _ in self._files])
 
     def items(self, bad: list[InputError]) -> Iterator[tuple[Path, Talk | None, Trajectory]]:
@@ -198,8 +221,8 @@ class _Reading:
         seen: set[str] = set()
         for file, key in self._files:
             if key == "steps":
-                for own in own_trajectories(file, self._on_bad, bad):
+                for own in own_trajectories(file, self.on_bad, bad):
                     yield file, None, own.model_copy(update={"id": unique(own.id, seen)})
                 continue
-            more = read_items(file, key, _SOURCES[key], self._options, self._on_bad, bad, seen, self._survey)
+            more = read_items(file, key, _SOURCES[key], self.options, self.on_bad, bad, seen, self._survey)
             yield from ((file, talk, item) for talk, item in more)

@@ -8,11 +8,11 @@ from typing import Any
 
 import envs
 
-from .errors import AtlasError
-from .exchange import import_file
+from .errors import AtlasError, InputError
+from .exchange import Notices, Options, import_file
 from .files import RunLog, append_jsonl, recover_jsonl
 from .progress import say, track
-from .recipe import Recipe
+from .recipe import Collect, Recipe
 from .rollout import TRAIN, EnvSpec, env_spec, fresh, seed_block
 from .trajectory import Step, Trajectory, read_trajectories, write_trajectories
 from .workers import ActorPool, chunks
@@ -87,6 +87,41 @@ def _rest(task: _Task, received: list[dict[str, Any]]) -> _Task | None:
     return (name, spec, left, cpu_seconds) if left else None
 
 
+def reading_options(recipe: Recipe) -> Options:
+    """How the records of the recipe's file are read."""
+    config = recipe.collect
+    assert config is not None
+    return Options(
+        success=config.success,
+        success_field=config.success_field,
+        reasoning=config.reasoning,
+        examples=config.examples,
+        thinking=tuple(recipe.agent.thinking),
+    )
+
+
+def _import(recipe: Recipe, config: Collect, run_dir: Path) -> None:
+    """The trajectories of the recipe's file; what was left out of them, or is unknown, is said and logged.
+
+    Raises:
+        InputError: the file cannot be read, or a record of it, if those are not to be skipped.
+    """
+    assert config.file is not None
+    notices = Notices()
+    try:
+        count = import_file(
+            config.file, run_dir, options=reading_options(recipe), on_bad=config.on_bad, notices=notices
+        )
+    except InputError as error:
+        if config.on_bad == "stop" and (error.line is not None or (error.field or "").startswith("[")):
+            message = f'{error.message} (collect.on_bad = "skip" leaves such records out)'
+            error = InputError(message, error.path, error.line, error.field)
+        raise error from None
+    say(f"  {count} trajectories from {config.file}")
+    for line in notices.lines():
+        say(f"  {line}")
+
+
 def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
     """Expert episodes by ``recipe.collect`` into ``trajectories/expert.jsonl``.
 
@@ -102,7 +137,7 @@ def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
     if target.exists():
         return read_trajectories(target)
     if config.file:
-        say(f"  {import_file(config.file, run_dir)} trajectories from {config.file}")
+        _import(recipe, config, run_dir)
         return read_trajectories(target)
     tried: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in config.levels}
     for row in recover_jsonl(part):

@@ -16,6 +16,7 @@ from typing import Any, get_args
 import envs
 
 from . import __version__
+from .causes import culprit, described, passes
 from .errors import AtlasError, InputError
 from .exchange import FORMATS
 from .limits import cores, quota
@@ -306,6 +307,7 @@ def _look(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> None:
         )
 
 
+_GOES_ON = "the same command goes on from here"
 _terminated = threading.Event()
 
 
@@ -328,19 +330,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         others = {"report": _report, "export": _export, "serve": _serve, "models": _models, "doctor": _doctor}
         return others.get(arguments.command, _stages)(arguments, rest)
-    except AtlasError as error:
-        said = where(error) if error.exit_code == 1 else ""
-        print(f"atlas-ray: {' '.join(redact(str(error)).split())}{said}", file=sys.stderr)
-        return error.exit_code
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (KeyboardInterrupt, SystemExit):
         # (a SystemExit's code says nothing: Ray makes one of its own of it, and Ray Train makes one of an interrupt)
         what = "terminated" if _terminated.is_set() else "interrupted"
-        print(f"atlas-ray: {what}; the same command goes on from here", file=sys.stderr)
+        print(f"atlas-ray: {what}; {_GOES_ON}", file=sys.stderr)
         return 128 + signal.SIGTERM if _terminated.is_set() else 1
     except Exception as error:
-        said = " ".join(redact(str(error)).split())
-        print(f"atlas-ray: {type(error).__name__}: {said}{where(error)}", file=sys.stderr)
-        return 1
+        found = culprit(error)
+        code = found.exit_code if isinstance(found, AtlasError) else 1
+        more = (f"; {_GOES_ON}" if passes(found) and where(error) else "") + (where(error) if code == 1 else "")
+        print(f"atlas-ray: {redact(described(found))}{more}", file=sys.stderr)
+        return code

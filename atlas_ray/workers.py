@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +19,7 @@ from typing import Any, Generic, Literal, TypeVar
 import envs
 
 from . import home, logs
+from .causes import culprit, portable
 from .errors import InputError, WorkerFailedError
 from .limits import cores
 from .progress import say
@@ -121,8 +123,14 @@ class _Worker:
         sys.path += [entry for entry in path if entry not in sys.path]
 
     def run(self, job: Job[Any], task: Any) -> Iterator[Any]:
-        with logs.reported("a task failed"):
-            yield from job(task, self.kept)
+        try:
+            with logs.reported("a task failed"):
+                yield from job(task, self.kept)
+        except Exception as error:
+            found = portable(error)
+            if found is error:
+                raise
+            raise found from error
 
     def pid(self) -> int:
         return os.getpid()
@@ -251,6 +259,8 @@ class ActorPool(Generic[Task, Result]):
                     del flying[stream]
                     idle.append((flight.index, flight.actor))
                 except ray.exceptions.RayActorError as error:
+                    if error.actor_init_failed:  # another one would too
+                        raise culprit(error) from error
                     del flying[stream]
                     idle += self._lost(flight, rest, queue, str(error).splitlines()[0])
                 except ray.exceptions.RayTaskError as error:
@@ -277,7 +287,8 @@ class ActorPool(Generic[Task, Result]):
             # a task that got on is not one that kills its actors
             attempt = 1 if flight.begun else flight.attempt + 1
             if attempt > self.retries:
-                raise WorkerFailedError(f"a worker died {attempt} times on the same task {flight.task!r}: {why}")
+                task = textwrap.shorten(getattr(flight.task, "who", None) or repr(flight.task), 200, placeholder="...")
+                raise WorkerFailedError(f"a worker died {attempt} times on the same task {task}: {why}")
             self.on_retry(flight.task, attempt, why)
             queue.append((left, attempt))
         return [self._spawn(flight.index)]

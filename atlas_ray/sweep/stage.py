@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from .. import files, pipeline
-from ..errors import AtlasError
+from ..errors import AtlasError, InputError
 from ..keeping import stored
 from ..logs import kept
 from ..progress import duration, say
@@ -83,7 +83,8 @@ def _run(
         _sum_up(made, trials, time.monotonic() - start)
         if all("metric" not in row for row in rows):
             why = rows[0].get("why", "it gave no reason")
-            raise AtlasError(f"all {len(rows)} trials failed; {trials[0].about}: {why}")
+            kind = InputError if all(t.outcome().get("bad_input") for t in trials) else AtlasError
+            raise kind(f"all {len(rows)} trials failed; {trials[0].about}: {why}")
         pipeline.write_report(run_dir)
     return made
 

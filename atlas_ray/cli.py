@@ -21,9 +21,10 @@ from .errors import AtlasError, InputError
 from .exchange import FORMATS
 from .limits import cores, quota
 from .logs import redact, where
+from .named import check_there
 from .pipeline import STAGES, done_stages
 from .recipe import Recipe, Section, load, shipped
-from .schema_sweep import plan
+from .schema_sweep import plan, with_values
 from .toml_text import value_of
 
 _STAGE_HELP = {
@@ -249,6 +250,10 @@ def _stages(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     if arguments.command == "sweep" and recipe.sweep is None:
         raise InputError("the recipe has no [sweep] table", name)
     if arguments.dry_run:
+        check_there(recipe)
+        for values in plan(recipe.sweep, recipe.seed) if arguments.command == "sweep" and recipe.sweep else ():
+            if any(isinstance(value, str) for value in values.values()):
+                check_there(with_values(recipe, values))
         print(json.dumps(recipe.model_dump(mode="json"), indent=2))
         if arguments.command == "sweep" and recipe.sweep:
             print(f"{len(plan(recipe.sweep, recipe.seed))} trials", file=sys.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
@@ -18,7 +17,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import envs
 
-from . import home, logs
+from . import cluster, home, logs
 from .causes import culprit, portable
 from .errors import InputError, WorkerFailedError
 from .limits import cores
@@ -47,6 +46,9 @@ def ensure_ray(cpus: int) -> None:
     """Connect to the cluster of ``RAY_ADDRESS`` (set under ``ray job submit``), else start Ray on this machine.
 
     On a small machine Ray is told of at least ``cpus`` CPUs. Token authentication stays as Ray sets it (on).
+
+    Raises:
+        InputError: there is no cluster at ``RAY_ADDRESS``, or no place for Ray's files.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
@@ -59,36 +61,17 @@ def ensure_ray(cpus: int) -> None:
     options: dict[str, Any] = {
         "logging_level": logging.getLogger("ray").level,
         "log_to_driver": True,
-        "runtime_env": {"env_vars": _environment()},
+        "runtime_env": {"env_vars": cluster.environment()},
     }
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**options)
+    if given := cluster.address():
+        cluster.connect(given, **options)
     else:
-        cpus = max(cpus, _expected, cores())
-        ray.init(address="local", num_cpus=cpus, resources=_groups, include_dashboard=False, **options)
-    _take_output()
+        cluster.start(num_cpus=max(cpus, _expected, cores()), resources=_groups, **options)
+    cluster.take_output()
     if threading.current_thread() is threading.main_thread() and callable(on_sigterm):
         # Ray's native code has taken the signal, prints a stack and ends the process where it stands
         signal.signal(signal.SIGTERM, on_sigterm)
-
-
-def _environment() -> dict[str, str]:
-    """What every process finds in its environment. What a job names itself is left out: Ray takes no name twice."""
-    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    said = (job.get("runtime_env") or {}).get("env_vars") or {}
-    # one thread a process: two processes with two threads each starve each other on two cores
-    ours = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return {name: value for name, value in ours.items() if name not in said}
-
-
-def _take_output() -> None:
-    """What processes of this job write goes to the run's logs; Ray would print it."""
-    from ray._private.ray_logging import global_worker_stdstream_dispatcher as brought
-
-    for name in ("ray_print_logs", "atlas-ray"):
-        brought.remove_handler(name)
-    brought.add_handler("atlas-ray", logs.foreign)
 
 
 def resources_of(group: str | None) -> dict[str, float]:
@@ -401,6 +384,6 @@ def wait_for_groups(resources: dict[str, float]) -> None:
 
 
 def _lacks(what: str, where: str) -> None:
-    if not os.environ.get("RAY_ADDRESS"):
+    if not cluster.address():
         raise InputError(what, None, None, where)
     say(f"  {what}: waiting for the cluster to grow")

@@ -244,16 +244,23 @@ def _nothing_more(rest: Sequence[str]) -> None:
         raise InputError(f"unexpected argument {rest[0]!r}")
 
 
+def recipe_of(argv: Sequence[str]) -> Recipe:
+    """The recipe of a command line, with its overrides; whether what it names is here is not looked at.
+
+    Raises:
+        InputError: names the file, the line and the field.
+    """
+    arguments, rest = _parser().parse_known_args(argv)
+    return load("demo" if arguments.command == "demo" else arguments.recipe, _overrides(rest))
+
+
 def _stages(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     name = "demo" if arguments.command == "demo" else arguments.recipe
     recipe = load(name, _overrides(rest))
     if arguments.command == "sweep" and recipe.sweep is None:
         raise InputError("the recipe has no [sweep] table", name)
     if arguments.dry_run:
-        check_there(recipe)
-        for values in plan(recipe.sweep, recipe.seed) if arguments.command == "sweep" and recipe.sweep else ():
-            if any(isinstance(value, str) for value in values.values()):
-                check_there(with_values(recipe, values))
+        _look_for_names(recipe, arguments, rest)
         print(json.dumps(recipe.model_dump(mode="json"), indent=2))
         if arguments.command == "sweep" and recipe.sweep:
             print(f"{len(plan(recipe.sweep, recipe.seed))} trials", file=sys.stderr)
@@ -280,6 +287,25 @@ def _stages(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     if (run_dir / "report.html").exists():
         say(f"report: {run_dir / 'report.html'}")
     return 0
+
+
+def _look_for_names(recipe: Recipe, arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Refuse a recipe, or a trial of its sweep, that names what is not here.
+
+    A recipe that ships may name models that another one makes; these are only spoken of.
+    """
+    name = getattr(arguments, "recipe", "demo")
+    trials = plan(recipe.sweep, recipe.seed) if arguments.command == "sweep" and recipe.sweep else []
+    by_name = [values for values in trials if any(isinstance(value, str) for value in values.values())]
+    try:
+        for made in (recipe, *(with_values(recipe, values) for values in by_name)):
+            check_there(made)
+    except InputError as error:
+        field = error.field or ""
+        given = any(f"{field}.".startswith(f"{key}.") for key in _overrides(rest))
+        if given or name not in shipped() or Path(name).is_file() or by_name:
+            raise
+        print(f"atlas-ray: {error} (it is not made by this recipe)", file=sys.stderr)
 
 
 def _sweep(recipe: Recipe, arguments: argparse.Namespace) -> int:

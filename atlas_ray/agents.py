@@ -18,9 +18,10 @@ import torch
 from .engines import Engine, TransformersEngine
 from .engines.transformers import choose, plant
 from .errors import InputError
-from .parsing import LONGEST_ACTION, Parsed, Tally, parse
-from .rendering import Prompt, Style
+from .parsing import LONGEST_ACTION, Parsed, Style, Tally, parse
+from .rendering import Prompt
 from .rendering_chat import make_renderer
+from .thinking import THINKING, split_thinking
 from .trajectory import Step
 
 Decide = Literal["score", "generate"]
@@ -154,6 +155,7 @@ class Agent:
             the context.
         thought_tokens: most tokens of a thought.
         action_tokens: most tokens of an action that is generated.
+        thinking: tags of what it thinks before it answers (:data:`atlas_ray.thinking.THINKING`).
         name: tells the model apart from others whose answers are kept beside its; by default none has the same.
         price: of a million tokens read and of a million written.
 
@@ -175,6 +177,7 @@ class Agent:
         window: int | None = None,
         thought_tokens: int = 16,
         action_tokens: int = 32,
+        thinking: Sequence[str] = THINKING,
         name: str | None = None,
         price: tuple[float, float] = (0.0, 0.0),
     ) -> None:
@@ -185,6 +188,7 @@ class Agent:
         self.renderer = make_renderer(engine.tokenizer, style, prompt)
         self.decide, self.window = decide, window
         self.thought_tokens, self.action_tokens = thought_tokens, action_tokens
+        self.thinking = tuple(thinking)
         self.tally = Tally()
         self._episodes = [_Episode() for _ in range(engine.slots)]
 
@@ -221,7 +225,8 @@ class Agent:
         """What the decision in ``slot`` depends on; None where it is drawn."""
         if self.temperature:
             return None
-        how = (self.name, self.decide, self.renderer.style, self.thought_tokens, self.action_tokens)
+        how: tuple[Any, ...] = (self.name, self.decide, self.renderer.style, self.thought_tokens, self.action_tokens)
+        how += () if self.thinking == THINKING else self.thinking
         return digest(how, array("q", self.prompt(slot)), tuple(offered))
 
     def recall(self, slot: int, decision: Decision) -> None:
@@ -310,14 +315,17 @@ class Agent:
 
     def _parse(self, reply: str, offered: Sequence[str], cut: bool) -> Parsed:
         style = self.renderer.style
+        reasoning, said, _ = split_thinking(reply, self.thinking)
         # the cue ends the prompt; without it the first heading would be that of a turn the model went on to imagine
-        text = _CUES[style] + reply if reply.strip() else ""
-        parsed = parse(text, style, offered)
+        text = f"{_CUES[style]}\n{said}" if said.strip() else ""
+        if "\n" not in said:  # a tokenizer of words writes no line feed before the separator
+            text = text.replace(" Action:", "\nAction:")
+        parsed = replace(parse(text, style, offered, thinking=()), reasoning=reasoning)
         if not cut:
             return parsed
         # "go to 1" may have become "go to 12", so only whole lines count
-        whole = parse(text.rpartition("\n")[0], style, offered)
-        return whole if whole.problem == "ok" else replace(parsed, problem="too long")
+        whole = parse(text.rpartition("\n")[0], style, offered, thinking=())
+        return replace(whole if whole.problem == "ok" else replace(parsed, problem="too long"), reasoning=reasoning)
 
 
 def _scored(fed: list[int], tail: list[int], candidates: Sequence[Sequence[int]]) -> Spent:

@@ -47,7 +47,19 @@ class DivergedError(AtlasError, ArithmeticError):
 
 
 class StorageError(AtlasError, OSError):
-    """Something could not be written: the disk is full, or the place cannot be written to."""
+    """Something could not be written: the disk is full, or the place cannot be written to.
+
+    Args:
+        message: the file, what happened, and what to do.
+        number: ``errno`` of what happened, where it is known.
+    """
+
+    def __init__(self, message: str, number: int | None = None) -> None:
+        self.number = number
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[StorageError], tuple[object, ...]]:
+        return type(self), (str(self), self.number)
 
     def __str__(self) -> str:
         return str(self.args[0])

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .errors import InputError
+from .parsing import Style
 from .trajectory import Step, Trajectory
 
-Style = Literal["react", "action"]
 Prompt = Literal["plain", "chat"]
 
 

@@ -37,6 +37,7 @@ def oracle_config(recipe: Recipe) -> OracleConfig:
         reasks=asked.reasks,
         batch=asked.batch,
         send_schema=asked.send_schema,
+        thinking=tuple(recipe.agent.thinking),
     )
 
 

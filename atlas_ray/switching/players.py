@@ -198,6 +198,7 @@ def open_players(
                         model.warmth,
                         max_tokens=model.max_tokens,
                         window=recipe.agent.window,
+                        thinking=recipe.agent.thinking,
                         context=model.context,
                         price=price,
                     )

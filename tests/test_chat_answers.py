@@ -141,6 +141,9 @@ def test_why_an_answer_ends_is_read_in_every_servers_words(reason, read_as):
             {**choice("length", content=""), "usage": {"completion_tokens_details": {"reasoning_tokens": 5}}},
             *("empty", False, "5: thinking"),
         ),
+        (choice("length", content="<think>\nAction: go left\nno, wait"), "empty", False, "5: thinking used it up"),
+        (choice("length", content="<think>\nso\n</think>\n\n"), "empty", False, "5: thinking used it up"),
+        (choice("length", content="hm\n</think>\n"), "empty", False, "5: thinking used it up"),
         ({**choice("stop", content=""), "usage": {"completion_tokens": 5}}, "empty", False, "max_tokens = 5"),
         ({**choice(None, content=""), "usage": {"completion_tokens": 5}}, "empty", False, "max_tokens = 5"),
         (choice("model_context_window_exceeded", content=""), "context", False, "fills the model's context"),
@@ -168,6 +171,15 @@ def test_an_answer_that_is_none(body, kind, again, words):
 def test_an_empty_answer_that_the_model_ended_is_one():
     assert read({**choice(content=""), "usage": {"completion_tokens": 1}}).text == ""
     assert read({**choice(content="", reasoning="hm"), "usage": {"completion_tokens": 4}}).finish_reason == "stop"
+
+
+def test_thoughts_in_the_text_stay_there_where_more_is_said_or_the_model_ended():
+    for reason, text in (("length", "<think>a</think>Act"), ("stop", "<think>a"), ("length", "[hm] go to the")):
+        assert read(choice(reason, content=text)).text == text
+    own = {"content-type": "application/json"}
+    body = json.dumps(choice("length", content="<<a b")).encode()
+    with pytest.raises(NoCompletionError, match="thinking used it up"):
+        completion(Answer(200, own, body), 5, "max_tokens", thinking=["<< >>"])
 
 
 def test_an_error_that_says_nothing_stands_in_no_ones_way():

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..thinking import THINKING, split_thinking
 from .chat_refusals import Said, error_in, plain, said, shown
 from .http_line import Answer
 
@@ -59,7 +60,9 @@ class NoCompletionError(Exception):
         self.kind, self.again, self.said = kind, again, said
 
 
-def completion(answer: Answer, limit: int, limit_name: str, secrets: Sequence[str] = ()) -> Completion:
+def completion(
+    answer: Answer, limit: int, limit_name: str, secrets: Sequence[str] = (), thinking: Sequence[str] = THINKING
+) -> Completion:
     """What an answer with status 2xx holds.
 
     Args:
@@ -67,6 +70,7 @@ def completion(answer: Answer, limit: int, limit_name: str, secrets: Sequence[st
         limit: most tokens that were asked for.
         limit_name: what the user calls that limit.
         secrets: what no message may hold.
+        thinking: tags of thoughts within the text (:data:`atlas_ray.thinking.THINKING`).
 
     Raises:
         NoCompletionError: it holds no completion.
@@ -97,6 +101,8 @@ def completion(answer: Answer, limit: int, limit_name: str, secrets: Sequence[st
     text, thought, refused = parts
     thought = _thinking(message) or thought
     sent, written = _counts(value)
+    if ended in _CUT and not (split := split_thinking(text, thinking)).rest.strip():
+        text, thought = "", thought or split.reasoning or ""  # its thoughts are in its text, and nothing else is
     if not text.strip():
         if refused := _text(message.get("refusal")) or refused:
             raise NoCompletionError(f"the model refused to answer: {shown(refused, secrets)}", "filtered", again=False)

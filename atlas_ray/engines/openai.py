@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from ..errors import EndpointError, InputError
 from ..schema_endpoint import filled, secret, variables
+from ..thinking import THINKING
 from . import patience
 from .base import Capabilities
 from .chat_answers import Completion, NoCompletionError, completion
@@ -103,6 +104,7 @@ class ChatEndpoint:
         extra: fields to add to every request, such as ``{"reasoning_effort": "low"}``.
         headers: to add to every request; ``$NAME`` in a value is the environment variable of that name.
         send_system: False puts a system message in front of the first user message, and joins neighbours of one role.
+        thinking: tags of thoughts in an answer's text; one that holds nothing else at its limit is none.
         where: dotted name of the recipe's table, for messages.
 
     Attributes:
@@ -129,6 +131,7 @@ class ChatEndpoint:
         extra: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         send_system: bool = True,
+        thinking: Sequence[str] = THINKING,
         where: str = "",
     ) -> None:
         wrong = [
@@ -142,6 +145,7 @@ class ChatEndpoint:
         self.timeout, self.deadline, self.retries = timeout, deadline, retries
         self.limit_field, self.extra = limit_field, dict(extra or {})
         self.send_system, self._headers, self._where = send_system, dict(headers or {}), where
+        self._thinking = tuple(thinking)
         self._unknown: set[Part] = set() if send_system else {"system"}
         self.notes: tuple[str, ...] = ()
         self._pace, self._usage, self._lock = patience.Pace(rate), Usage(), threading.Lock()
@@ -308,7 +312,7 @@ class ChatEndpoint:
             text = shown(said.text, secrets)
             raise self._refusal(f"HTTP {status}: {text}" if text else f"HTTP {status}", status, verdict, answer.headers)
         try:
-            return completion(answer, request.limit, named("max_tokens", self._where), secrets)
+            return completion(answer, request.limit, named("max_tokens", self._where), secrets, self._thinking)
         except NoCompletionError as error:
             if error.said is None:
                 raise _Trouble(str(error), status, error.again, kind=error.kind) from None

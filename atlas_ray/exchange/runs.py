@@ -27,7 +27,7 @@ from .notices import Notices
 from .opening import files_of
 from .origins import Words, read_words, with_words, words_of, write_words
 from .outcomes import of_fields
-from .reading import read_records, refuse, turns_key
+from .reading import Record, read_records, refuse, turns_key
 from .survey import Survey
 from .talks import Options, Talk, read_talk
 
@@ -179,8 +179,13 @@ def _one_selector(path: Path, notes: list[Annotation]) -> list[Annotation]:
     return notes
 
 
-def check_file(path: str | Path, options: Options | None = None) -> str:
+def check_file(path: str | Path, options: Options | None = None, on_bad: OnError = "stop") -> str:
     """Look cheaply whether a file, or every file of a folder, can be read: its shape and its first record.
+
+    Args:
+        path: the file or folder.
+        options: how records are read where they leave it open.
+        on_bad: with ``"skip"`` the first record counts that can be read.
 
     Returns:
         What it is, in words: ``"AgentTraj-L"``, ``"messages"`` or ``"trajectories"``; several joined by ``", "``.
@@ -190,18 +195,30 @@ def check_file(path: str | Path, options: Options | None = None) -> str:
     """
     found, options = dict[str, None](), options or Options()
     for file in files_of(Path(path)):
-        record = next(read_records(file, "stop", None, peek=True), None)
-        if record is None:
-            raise InputError("holds no record that can be read", file)
-        if turns_key(record.value) == "steps":
-            own_trajectory(record)
+        bad: list[InputError] = []
+        for record in read_records(file, on_bad, bad, peek=on_bad == "stop"):
+            try:
+                found[_look(record, options)] = None
+                break
+            except InputError as error:
+                refuse(error, on_bad, bad)
         else:
-            talk = read_talk(record, options, lambda: True, placed_by(record))
-            of_fields(record, options.success_field)
-            found[_NAMES[talk.key]] = None
-            continue
-        found[_NAMES["steps"]] = None
+            raise bad[0] if bad else InputError("holds no record that can be read", file)
     return ", ".join(found)
+
+
+def _look(record: Record, options: Options) -> str:
+    """What a record is, in words.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if turns_key(record.value) == "steps":
+        own_trajectory(record)
+        return _NAMES["steps"]
+    talk = read_talk(record, options, lambda: True, placed_by(record))
+    of_fields(record, options.success_field)
+    return _NAMES[talk.key]
 
 
 class _Reading:

@@ -7,8 +7,10 @@ without an action anywhere else is refused, so that no step is lost; docs/format
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -119,6 +121,9 @@ def read_talk(
     """
     key = _key(record)
     raws = record.value[key]
+    if isinstance(raws, str):  # in tables the turns often stand as a text
+        with suppress(ValueError, RecursionError):
+            raws = json.loads(raws)
     if not isinstance(raws, list):
         raise record.error(f"must be a list of turns, is a {type(raws).__name__}", key)
     turns = tuple(read_turn(record, raw, f"{key}[{number}]") for number, raw in enumerate(raws))

@@ -228,7 +228,7 @@ def _example_rounds(talk: Talk, options: Options, masked: Callable[[], bool]) ->
     count = flags.index(True) if True in flags else 0
     flagged = bool(count) and flags == [False] * count + [True] * (len(flags) - count)
     begun = _EXAMPLE.match(_seen(talk, 0)) is not None
-    if not flagged and (False in flags or not begun):
+    if not flagged and (not begun or any(flag is not None for flag in flags)):
         return talk
     if not flagged:
         again = [step for step in range(1, len(flags)) if _told_anew(talk, step)]

@@ -56,6 +56,9 @@ class Oracle(EndpointFields):
     """Trajectories asked about at a time."""
     send_schema: bool = True
     """False where the server refuses a JSON schema; answers are checked in any case."""
+    stop_after: int = Field(default=5, ge=0)
+    """So many answers in a row that are refused alike, or are none for the same reason, end it before more is paid; 0
+    never does."""
 
 
 class Select(Section):

@@ -153,7 +153,9 @@ class ChatEndpoint:
         self._sent_headers()
 
     def __repr__(self) -> str:
-        return f"ChatEndpoint({self._lines.base!r}, {self.model!r})"
+        # decisions are kept by it: headers may choose how a server answers
+        own = {n: v if variables(v) or not secret(n, v) else "..." for n, v in self._headers.items()}
+        return f"ChatEndpoint({self._lines.base!r}, {self.model!r}{f', headers={own!r}' if own else ''})"
 
     @property
     def usage(self) -> Usage:

@@ -73,6 +73,10 @@ class WorkerFailedError(AtlasError, RuntimeError):
     """A piece of work failed more often than its retries allow."""
 
 
+class EnvironmentGoneError(AtlasError, RuntimeError):
+    """An environment begins no episode any more: its server or its process is gone and does not come back."""
+
+
 class EndpointError(AtlasError, RuntimeError):
     """A model's endpoint refused a request, or gave no usable answer in time. Its text never holds the key.
 

@@ -29,7 +29,11 @@ class MissingExtraError(ImportError):
 
 
 class ExpertGaveUpError(RuntimeError):
-    """The scripted expert found no plan, or ran past its CPU limit. The episode is not usable."""
+    """The scripted expert found no plan. The episode is not usable."""
+
+
+class ExpertTooSlowError(ExpertGaveUpError):
+    """The scripted expert ran past the CPU time of a move."""
 
 
 class EnvironmentDiedError(RuntimeError):

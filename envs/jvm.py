@@ -19,10 +19,23 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
-from .core import EnvironmentDiedError, Expert, ExpertGaveUpError, GoldPath, MissingExtraError, TextEnv
+from .core import (
+    EnvironmentDiedError,
+    Expert,
+    ExpertGaveUpError,
+    GoldPath,
+    MissingExtraError,
+    TextEnv,
+    UnknownEnvironmentError,
+)
 
 ANSWER_SECONDS = 300.0
 """A call into the JVM that takes longer is taken for a hang (a gold path may take two minutes)."""
+
+
+def said_error(text: object) -> bool:
+    """Whether a simulator's answer is an error of its own, which it words as an observation."""
+    return str(text).lstrip().startswith("ERROR:")
 
 
 @dataclass(frozen=True)
@@ -244,6 +257,8 @@ class JvmEnv(TextEnv):
 
     def __init__(self, task: str, max_steps: int | None = None, split: str | None = None) -> None:
         super().__init__(task.removesuffix("-v0"), max_steps, split)
+        if self.task not in self.tasks():
+            raise UnknownEnvironmentError(f"{task}: not played here; known are {', '.join(self.tasks())}")
         self._simulator: Interface | None = None
         self.simulator.check()
 

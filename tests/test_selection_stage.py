@@ -12,7 +12,14 @@ from atlas_ray.recipe import Recipe
 from atlas_ray.selection import scored, stage
 from atlas_ray.selection.start_after import _compared, places_of, random_places
 from atlas_ray.tiny import build_model, build_tokenizer
-from atlas_ray.trajectory import Annotation, cap, read_annotations, read_trajectories, write_annotations
+from atlas_ray.trajectory import (
+    Annotation,
+    cap,
+    read_annotations,
+    read_trajectories,
+    write_annotations,
+    write_trajectories,
+)
 
 SELECTORS = [
     "rank-mean_value_perplexity",
@@ -156,14 +163,26 @@ def test_a_difference_that_is_there_has_an_interval_above_0(recipe, finished):
     assert _compared("value", trajectories, wanted, drawn, rows)["trajectories"] == len(wanted) - 1, "pairs only"
 
 
-def test_episodes_that_cannot_be_replayed_are_said_and_not_scored(recipe, finished, tmp_path, capsys):
-    file = {"file": str(finished / "trajectories" / "expert.jsonl")}
-    select = {"selectors": ["last"], "start_after": ["last"]}
-    own = Recipe.model_validate(recipe.model_dump() | {"collect": file, "select": select})
-    pipeline.run(own, tmp_path / "run", ("collect", "select"))
-    assert "last: no start behind its steps could be played" in capsys.readouterr().out
-    why = [e["why"] for e in recover_jsonl(tmp_path / "run" / "events.jsonl") if e["event"] == "dropped"]
-    assert why and all("the recipe collects nothing from" in w for w in why)
+@pytest.mark.parametrize("broken", [3, 12])
+def test_episodes_from_a_file_are_replayed_and_those_that_cannot_be_are_said_and_not_scored(
+    recipe, finished, tmp_path, capsys, broken
+):
+    theirs = read_trajectories(finished / "trajectories" / "expert.jsonl")
+    wrong = [t.model_copy(update={"seed": t.seed + 1}) for t in theirs[:broken]]
+    write_trajectories(tmp_path / "theirs.jsonl", wrong + theirs[broken:])
+    file = {"collect": {"file": str(tmp_path / "theirs.jsonl")}}
+    select = {"select": {"selectors": ["last"], "start_after": ["last"]}}
+    own, run_dir = Recipe.model_validate(recipe.model_dump() | file | select), tmp_path / "run"
+    if broken == len(theirs):
+        with pytest.raises(AtlasError, match="none of .* can be replayed: .* shows another observation"):
+            pipeline.run(own, run_dir, ("collect", "select"))
+    else:
+        pipeline.run(own, run_dir, ("collect", "select"))
+        (found,) = read_json(run_dir / "annotations" / "scores" / "start-after.json")
+        assert 0 < found["trajectories"] < len(theirs)
+        assert "trajectories could not be replayed, left out" in capsys.readouterr().out
+    left_out = {e["trajectory"] for e in recover_jsonl(run_dir / "events.jsonl") if e["event"] == "left out"}
+    assert left_out and left_out <= {t.id for t in wrong}
 
 
 def test_two_selectors_are_compared_from_the_command_line(recipe, finished, tmp_path, capsys):

@@ -37,6 +37,19 @@ def _selector(name: str) -> str:
 Selector = Annotated[str, AfterValidator(_selector)]
 
 
+OF_ASKING = (
+    "batch",
+    "concurrency",
+    "max_tokens",
+    "price_completion",
+    "price_prompt",
+    "reasks",
+    "send_schema",
+    "stop_after",
+)
+"""What of :class:`Oracle` may change besides while a run goes on: valid answers stay what they are."""
+
+
 class Oracle(EndpointFields):
     """The model that reads whole trajectories (ATLaS). With `base_url` a chat endpoint, else a model of `[engine]`."""
 

@@ -12,7 +12,7 @@ from ..agent_spec import AgentSpec, agent_spec
 from ..engines import EnginePool
 from ..engines.endpoint import open_endpoint
 from ..engines.openai import ChatEndpoint
-from ..errors import AtlasError, EndpointError
+from ..errors import AtlasError, EndpointError, InputError
 from ..files import RunLog, append_jsonl, recover_jsonl
 from ..models import load_tokenizer
 from ..progress import say, track
@@ -51,6 +51,22 @@ def _endpoint(recipe: Recipe) -> ChatEndpoint:
     assert recipe.select is not None
     asked = recipe.select.oracle
     return open_endpoint(asked, asked.concurrency, "select.oracle", recipe.agent.thinking)
+
+
+def check_oracle(recipe: Recipe) -> None:
+    """Refuse an oracle that cannot be asked, before anything is begun. Sends and loads nothing.
+
+    Raises:
+        InputError: names the field.
+    """
+    if recipe.select is None or "oracle" not in recipe.select.selectors:
+        return
+    try:
+        oracle_config(recipe)
+    except InputError as error:
+        raise InputError(error.message, field=f"select.oracle.{error.field}") from None
+    if recipe.select.oracle.base_url:
+        _endpoint(recipe).close()
 
 
 def _cache(run_dir: Path) -> Path:

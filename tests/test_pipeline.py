@@ -105,6 +105,7 @@ def test_a_run_goes_on_however_its_endpoints_are_reached(tmp_path, changes, fiel
     [
         ({"base_url": "ftp://x"}, "select.oracle.base_url: must be http"),
         ({"base_url": "https://a.b/v1", "headers": {"api-key": "$NOT_SET_HERE"}}, "select.oracle.headers.api-key"),
+        ({"extra": {"a": 1}}, "select.oracle.extra: is a server's, and base_url is missing"),
         ({"max_tokens": 10}, "select.oracle.max_tokens: must be at least"),
         ({"context": 4000}, "select.oracle.context: must be more than max_tokens"),
     ],

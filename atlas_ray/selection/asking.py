@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from .. import schema_select
 from ..agent_spec import AgentSpec, agent_spec
 from ..engines import EnginePool
 from ..engines.endpoint import open_endpoint
@@ -25,6 +26,7 @@ from .oracle_stop import Lost, too_many_lost, way_out
 from .oracle_writer import EngineWriter, tokens_of
 from .scored import log_retries, scores_path
 
+_PLAIN = schema_select.Oracle()
 Outcome = Annotation | Unannotated
 Told = Iterator[tuple[Outcome | None, OracleUsage]]
 """Outcomes as they come, each with what was asked so far."""
@@ -65,8 +67,11 @@ def check_oracle(recipe: Recipe) -> None:
         oracle_config(recipe)
     except InputError as error:
         raise InputError(error.message, field=f"select.oracle.{error.field}") from None
-    if recipe.select.oracle.base_url:
+    asked = recipe.select.oracle
+    if asked.base_url:
         _endpoint(recipe).close()
+    elif of_servers := [n for n in ("extra", "headers", "send_system") if getattr(asked, n) != getattr(_PLAIN, n)]:
+        raise InputError("is a server's, and base_url is missing", field=f"select.oracle.{of_servers[0]}")
 
 
 def _cache(run_dir: Path) -> Path:

@@ -14,6 +14,7 @@ from .named import models
 from .recipe import Recipe, Switch
 from .rendering_chat import make_renderer
 from .rollout import env_spec
+from .selection.asking import check_oracle
 from .switching.encoders import make_encoder
 from .switching.players import check_players
 from .tracking import check as check_trackers
@@ -53,6 +54,7 @@ def check(recipe: Recipe) -> None:
         check_vllm()
     if recipe.switch:
         _check_switch(recipe, recipe.switch)
+    check_oracle(recipe)
     if recipe.prompt == "chat":
         for name in dict.fromkeys(name for _, name in models(recipe)):
             make_renderer(load_tokenizer(name), recipe.style, "chat")

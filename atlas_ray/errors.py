@@ -93,5 +93,10 @@ class EndpointError(AtlasError, RuntimeError):
         self.message, self.status, self.kind = message, status, kind
         super().__init__(message)
 
+    @property
+    def for_all(self) -> bool:
+        """Whether all other requests would get it too: it is about the key, the account or the address."""
+        return self.kind == "refused" and self.status in (401, 402, 403, 404, 429)
+
     def __reduce__(self) -> tuple[type[EndpointError], tuple[object, ...]]:
         return type(self), (self.message, self.status, self.kind)

@@ -10,13 +10,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from .cluster import check_address
 from .errors import InputError
 from .files import RunLog, mend_jsonl, read_json, write_json
 from .home import at_home
 from .keeping import Keeper, stored
 from .logs import kept
+from .named import check_there
 from .progress import duration, say
 from .recipe import Recipe
+from .resources import demands
 from .tracking import follow
 from .workers import expect
 
@@ -195,7 +198,10 @@ def run(recipe: Recipe, run_dir: Path, stages: tuple[str, ...] = STAGES, verbose
     refuse_job_copy(recipe, run_dir)
     with stored(recipe, run_dir, partial(refuse_other, recipe)) as keeper:
         if not all(ready for stage, ready in done_stages(recipe, run_dir).items() if stage in stages):
-            from .preflight import check
+            if demands(recipe) or recipe.switch:
+                check_address()
+            check_there(recipe, fetched=True)
+            from .preflight import check  # (imports torch, which takes seconds)
 
             check(recipe)
         open_run(recipe, run_dir)

@@ -1,4 +1,5 @@
-"""What a recipe names is there: models, environments, enough episodes. Asked before anything is written."""
+"""What a recipe names can be used: models, environments, enough episodes. Asked before anything is written, and after
+:mod:`atlas_ray.named`, which needs no torch."""
 
 from __future__ import annotations
 
@@ -8,19 +9,14 @@ import envs
 
 from .engines.vllm import check_installed as check_vllm
 from .errors import InputError
-from .models import load_tokenizer, resolve
+from .models import load_tokenizer
+from .named import models
 from .recipe import Recipe, Switch
 from .rendering_chat import make_renderer
 from .rollout import env_spec
 from .switching.encoders import make_encoder
 from .switching.players import check_players
 from .tracking import check as check_trackers
-
-
-def _models(recipe: Recipe) -> list[str]:
-    names = [recipe.select.model] if recipe.select and "value" in recipe.select.selectors else []
-    names += [recipe.finetune.base] if recipe.finetune and not recipe.finetune.scratch else []
-    return names + (recipe.switch.local if recipe.switch else [])
 
 
 def _environments(recipe: Recipe) -> Iterator[tuple[str, str, str, int]]:
@@ -57,9 +53,8 @@ def check(recipe: Recipe) -> None:
         check_vllm()
     if recipe.switch:
         _check_switch(recipe, recipe.switch)
-    for name in _models(recipe):
-        resolve(name)
-        if recipe.prompt == "chat":
+    if recipe.prompt == "chat":
+        for name in dict.fromkeys(name for _, name in models(recipe)):
             make_renderer(load_tokenizer(name), recipe.style, "chat")
     for field, name, split, want in _environments(recipe):
         spec = env_spec(recipe, name, None, split)

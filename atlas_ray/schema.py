@@ -160,6 +160,9 @@ class Recipe(Section):
     """Episodes an actor plays side by side."""
     patience: float = Field(default=3600.0, gt=0)
     """Seconds without a finished episode after which an actor is taken for hung and replaced."""
+    max_lost_answers: float = Field(default=0.2, ge=0, le=1)
+    """Most of a model's answers that may be none (a server that fails, an empty answer), as a share; above it the stage
+    stops. Episodes without an answer are never scored."""
     style: Literal["react", "action"] = "react"
     """Thought and action, or actions only."""
     prompt: Literal["plain", "chat"] = "plain"

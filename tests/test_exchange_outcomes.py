@@ -94,6 +94,8 @@ def test_the_fields_of_a_record_tell_its_outcome(tmp_path, fields, told):
         ("success: false", (False, None)),
         ("Done. success = True, reward = 0.7", (True, 0.7)),
         ("The task has failed.", (False, None)),
+        ("FAILURE", (False, None)),
+        ("Your reward is zero.", (False, 0.0)),
         ("The task is not completed.", (False, None)),
         ("Game over. You lost!", (False, None)),
         ("You lost the key.", UNKNOWN),

@@ -267,6 +267,19 @@ def test_what_may_be_an_example_or_not_critical_is_asked_about(tmp_path):
     assert [len(t.steps) for t in import_agenttraj(path)] == [3, 2], "false behind true: the flags are marks on steps"
 
 
+def test_an_example_behind_a_system_prompt_is_no_instruction(tmp_path):
+    turns = [system("Rules."), human("Example: a cup."), gpt("Action: a0", loss=False)]
+    turns += [human("Now it is your turn: a pan."), gpt("Action: a1", loss=True)]
+    item = read(tmp_path, share(*turns))
+    assert (item.instruction, taken(item)) == ("Rules.", [("Now it is your turn: a pan.", "a1")])
+
+
+def test_an_empty_list_of_turns_is_none(tmp_path):
+    chat = [{"role": "user", "content": "o"}, {"role": "assistant", "content": "Action: x"}]
+    row = {"conversations": [], "messages": chat}
+    assert import_file(write(tmp_path / "a.jsonl", row), tmp_path / "run") == 1
+
+
 def test_flags_on_messages_tell_an_example_too(tmp_path):
     chat = [
         {"role": "user", "content": "For example: a cup."},

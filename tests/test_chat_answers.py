@@ -196,6 +196,7 @@ def test_an_error_that_says_nothing_stands_in_no_ones_way():
         (b"data: {}\n\n", "error", 200),
         (b"<html>busy</html>", "error", 200),
         ({"error": {"message": "down", "code": "503"}}, "error", 503),
+        ({"error": "down", "status": 503}, "error", 503),
         ({"choices": [{"error": {"message": "slow down", "code": 429}}]}, "error", 429),
     ],
 )

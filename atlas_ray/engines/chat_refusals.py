@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .chat_request import Part
@@ -118,7 +118,8 @@ def error_in(value: Any) -> Said | None:
     for name in ("error", "errors", "detail"):
         if value.get(name):
             beside = value.get("message") if name == "error" and isinstance(value[name], str) else None
-            return said(value[name], beside)
+            found = said(value[name], beside)
+            return found if found.code else replace(found, code=_status(value))
     if isinstance(value.get("message"), str) and value["message"]:
         return said(value)
     return None

@@ -153,7 +153,9 @@ class ChatEndpoint:
         self._sent_headers()
 
     def __repr__(self) -> str:
-        return f"ChatEndpoint({self._lines.base!r}, {self.model!r})"
+        # decisions are kept by it: headers may choose how a server answers
+        own = {n: v if variables(v) or not secret(n, v) else "..." for n, v in self._headers.items()}
+        return f"ChatEndpoint({self._lines.base!r}, {self.model!r}{f', headers={own!r}' if own else ''})"
 
     @property
     def usage(self) -> Usage:
@@ -330,7 +332,7 @@ class ChatEndpoint:
             if status == 401:  # not the server's text: OpenAI's repeats a part of the key
                 said = f"HTTP 401: {self._key_advice()}"
             elif status == 403:
-                said += f" (the key in {self.key_variable} may not use the model {self.model}, or not from here)"
+                said += f" (the key in {self._secrets_of()} may not use the model {self.model}, or not from here)"
             elif status == 404:
                 said += f" (base_url usually ends with /v1; {self._lines.base}/models lists the names a model may have)"
             elif status == 429:
@@ -342,13 +344,17 @@ class ChatEndpoint:
         return _Trouble(said, status, again=False, kind=verdict.kind, part=verdict.part)
 
     def _key_advice(self) -> str:
-        named = [name for value in self._headers.values() for name in variables(value)]
-        if named:
-            return f"what the environment variable {', '.join(named)} holds is refused"
-        if self.key_variable is None:
+        where = self._secrets_of()
+        if where is None:
             return "a key is needed: set key_variable to the name of the environment variable that holds it"
-        where = f"the environment variable {self.key_variable}"
-        return f"the key in {where} is refused" if self._key() else f"{where} is not set, and a key is needed"
+        there = self._key() or where != self.key_variable
+        where = f"the environment variable {where}"
+        return f"the key in {where} is refused" if there else f"{where} is not set, and a key is needed"
+
+    def _secrets_of(self) -> str | None:
+        """The environment variables with what lets a request in."""
+        named = [name for value in self._headers.values() for name in variables(value)]
+        return ", ".join(named) or self.key_variable
 
     def _sent_headers(self) -> tuple[dict[str, str], list[str]]:
         """The headers of a request, and what in them is secret."""

@@ -200,6 +200,34 @@ def test_any_other_text_is_left_as_it_is(text):
     assert read_seen(text) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "thought", "action"),
+    [
+        ("Thoughts: a\nAct: x", "a", "x"),
+        ("Think: a\nNext action: x", "a", "x"),
+        ("Reasoning: a\nFinal action: x", "a", "x"),
+        ("THOUGHT 2: a\nACTION 2: x", "a", "x"),
+        ("**Thought:** a\n**Action**: x", "a", "x"),
+        ("### Thought\na\n### Action\nx", "a", "x"),
+        ("1. Thought: a\n2. Action: `x`", "a", "x"),
+        ("> Thought: a\n> Action: x", "a", "x"),
+        ("Thought\uff1aa\nAction\uff1ax", "a", "x"),
+        ("a. Action: x", "a.", "x"),
+        ("<action>x</action>", None, "x"),
+        ("Action:\n```\nx\ny\n```", None, "x\ny"),
+        ("Action: x\ny", None, "x"),
+        ("Action: search\nAction Input: cup", None, "search cup"),
+        ("<think>\nAction: y\n</think>\nAction: x", None, "x"),
+        ("Action: y\n</think>\nAction: x</s>", None, "x"),
+        ("Action: x<|eot_id|>", None, "x"),
+    ],
+)
+def test_the_reader_of_replies_reads_files_too(tmp_path, text, thought, action):
+    """The table in docs/formats.md."""
+    (step,) = read(tmp_path, share(human("o"), gpt(text))).steps
+    assert (step.thought, step.action) == (thought, action)
+
+
 # --- rounds of another problem in front ---
 
 F, T = {"loss": False}, {"loss": True}

@@ -237,8 +237,6 @@ def _field(words: Said, extra: Iterable[str]) -> str:
         return "temperature"
     if re.search(r"\bmax_(?:completion_)?tokens\b", text):
         return "limit_field" if _UNKNOWN.search(text) else "max_tokens"
-    if about := _about(words):
-        return {"schema": "send_schema", "system": "send_system", "seed": "seed"}[about]
     if parameter == "model" or re.search(r"model[ _]not[ _]found|\bmodel\b[^.]{0,80}(?:not exist|not found)", text):
         return "model"
     return "stop" if parameter == "stop" or re.search(r"'stop'", text) else ""
@@ -262,13 +260,10 @@ def advice(verdict: Verdict, where: str, limit_field: str) -> str:
     if verdict.kind == "filtered":
         return "the server's filter"
     other = "max_tokens" if limit_field == "max_completion_tokens" else "max_completion_tokens"
-    field, own = named(verdict.field, where), bool(where)
+    field = named(verdict.field, where)
     known = {
-        "temperature": f'set {field} = "unset"' if own else "set temperature to None",
+        "temperature": f'set {field} = "unset"' if where else "set temperature to None",
         "limit_field": f'set {field} = "{other}"',
         "max_tokens": f"lower {field}",
-        "send_schema": f"set {field} = false" if own else "give no json_schema",
-        "send_system": f"set {field} = {'false' if own else 'False'}",
-        "seed": f"none is sent with {named('temperature', where)} = 0",
     }
     return known.get(verdict.field, f"look at {field}") if verdict.field else ""

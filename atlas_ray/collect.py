@@ -8,8 +8,8 @@ from typing import Any
 
 import envs
 
+from .collect_file import import_collected
 from .errors import AtlasError
-from .exchange import import_file
 from .experts import Unsolved, expert_episode, help_for, unsolved
 from .files import RunLog, append_jsonl, recover_jsonl
 from .progress import say, track
@@ -74,7 +74,7 @@ def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
     if target.exists():
         return read_trajectories(target)
     if config.file:
-        say(f"  {import_file(config.file, run_dir)} trajectories from {config.file}")
+        import_collected(recipe, run_dir)
         return read_trajectories(target)
     tried: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in config.levels}
     for row in recover_jsonl(part):

@@ -60,6 +60,8 @@ def check(recipe: Recipe) -> None:
             make_renderer(load_tokenizer(name), recipe.style, "chat")
     for field, name, split, want in _environments(recipe):
         spec = env_spec(recipe, name, None, split)
+        if field == "collect.levels" and envs.environment_class(name).expert is envs.TextEnv.expert:
+            raise InputError(f"{spec.id} has no expert: read its trajectories from a file", field=f"{field}.{name}")
         try:
             there = spec.episodes()
         except (envs.MissingExtraError, ValueError) as error:

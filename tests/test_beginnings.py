@@ -10,8 +10,9 @@ from agentgym_server import broken, drop, hang, quick, raw, serving, vanish  # n
 from test_rollout import Fixed, recipe, scored
 
 import envs
+from atlas_ray import preflight
 from atlas_ray.collect import collect
-from atlas_ray.errors import AtlasError, EnvironmentGoneError
+from atlas_ray.errors import AtlasError, EnvironmentGoneError, InputError
 from atlas_ray.files import recover_jsonl
 from atlas_ray.finetune import validation
 from atlas_ray.rollout import Beginnings, EnvSpec, play
@@ -274,3 +275,37 @@ def test_an_old_part_of_a_collection_is_gone_on_with(tmp_path):
     rows += [{"env": NAME, "seed": 1, "trajectory": whole[1].row(), "why": None, "deaths": []}]
     part.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [t.seed for t in collect(recipe(collect={"levels": {NAME: 4}}), tmp_path / "run")] == [1, 2, 3, 4]
+
+
+def test_an_environment_without_an_expert_is_refused_before_anything_is_collected():
+    with pytest.raises(InputError, match="collect.levels.AgentGymBabyAI/babyai: .*has no expert: read its traj"):
+        preflight.check(recipe(collect={"levels": {"AgentGymBabyAI/babyai": 1}}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"timeout": "30"}, "timeout: '30' is a str, it must be float"),
+        ({"retries": 1.5}, "retries: 1.5 is a float"),
+        ({"retries": True}, "retries: True is a bool"),
+        ({"items": 0}, "items is 0, it must be at least 1"),
+        ({"url": 7}, "url: 7 is a int"),
+        ({"url": "localhost:3000"}, "url: must be http"),
+    ],
+)
+def test_settings_of_a_wrong_type_are_refused_before_anything_starts(settings, said):
+    named = {"url": "http://127.0.0.1:1", **settings}
+    switch = {
+        "levels": ["AgentGym/maze"],
+        "models": [{"model": "tiny-quick"}, {"model": "tiny-deepthink"}],
+        "costs": [0.1],
+    }
+    made = recipe(environments={"AgentGym/maze": named}, switch=switch)
+    with pytest.raises(InputError, match=said):
+        preflight.check(made)
+    with pytest.raises(ValueError, match=said):
+        envs.make("AgentGym/maze", **named)
+
+
+def test_settings_are_taken_as_a_recipe_may_write_them():
+    assert envs.make("AgentGym/maze", url="http://127.0.0.1:1", timeout=3, items=5).variations("maze", None) == range(5)

@@ -1,6 +1,7 @@
 """Serving a switch: the same episodes as in play, budgets, faults, and what is refused."""
 
 import re
+from typing import NamedTuple
 
 import pytest
 from serving_desks import STEPS, Client, refused, served, stubbed, switch
@@ -10,6 +11,13 @@ from atlas_ray.errors import EndpointError
 from atlas_ray.serving import Answer, Asked, Refused, desk
 from atlas_ray.switching.baselines import Always
 from atlas_ray.switching.evaluate import play_switching
+
+
+class LostAnswer(NamedTuple):
+    """As a game tells of an endpoint that gave no answer."""
+
+    reason: str
+    kind: str
 
 
 def play_at(desk, seeds):
@@ -228,6 +236,49 @@ def test_an_endpoint_that_gives_no_answer_costs_its_own_episodes_only():
     assert (answer.model, answer.calls, answer.calls_left) == ("deepthink", 1, 0), "paid for once"
 
 
+@pytest.mark.parametrize(
+    ("kind", "status", "said", "over"),
+    [
+        ("", 502, "no answer: it says no; ask again", False),
+        ("error", 502, "no answer: it says no; ask again", False),
+        ("filtered", 502, "no answer: it says no", False),
+        ("context", 409, "the episode is longer than the context of a model: it says no", True),
+    ],
+)
+@pytest.mark.parametrize("raises", [True, False])
+def test_why_an_endpoint_gave_no_answer_is_told(kind, status, said, over, raises, monkeypatch):
+    desk, _ = stubbed(Always(0))
+    key, other = desk.open("lost", 9), desk.open("fine", 9)
+    decisions = desk._game.decisions
+
+    def loses(choices):
+        if raises:
+            raise EndpointError("it says\nno", 400, kind)
+        found = decisions({row: number for row, number in choices.items() if row})
+        return found | {0: LostAnswer("it says no", kind)}
+
+    monkeypatch.setattr(desk._game, "decisions", loses)
+    found = desk.act({key: FINE, other: FINE})
+    assert refused(found[key]) == (status, said)
+    assert raises or isinstance(found[other], Answer)
+    monkeypatch.undo()
+    again = desk.act({key: FINE})[key]
+    assert refused(again)[0] == 409 if over else again.step == 0
+    assert bool(desk.about(key)["over"]) == over
+
+
+def test_what_an_endpoint_refuses_of_one_episode_ends_that_one():
+    def does(goals, actions):
+        if "long" in goals:
+            raise EndpointError("too long", 400, "context")
+
+    desk, (quick, _) = stubbed(Always(0), does=does)
+    long, fine = desk.open("long", 9), desk.open("fine", 9)
+    found = desk.act({long: FINE, fine: FINE})
+    assert refused(found[long])[0] == 409 and isinstance(found[fine], Answer)
+    assert quick.batches == [["long", "fine"], ["long"], ["fine"]]
+
+
 def test_an_episode_that_cannot_be_told_to_the_models_ends_alone():
     desk, (quick, _) = stubbed(Always(0))
     start = quick.start
@@ -247,10 +298,10 @@ def test_an_episode_that_cannot_be_told_to_the_models_ends_alone():
     assert "cannot read" in desk.about(bad)["over"]
 
 
-def test_an_instruction_that_nobody_can_read_takes_no_place():
+def test_an_episode_that_nobody_can_begin_takes_no_place():
     desk, _ = stubbed(Always(0), places=1)
-    for text in ("\ud83d", "x" * 100_001):
-        with pytest.raises(Refused, match="^instruction: ") as error:
-            desk.open(text, 5)
+    for text, limit, field in (("\ud83d", 5, "instruction"), ("x" * 100_001, 5, "instruction"), ("go", 0, "max_steps")):
+        with pytest.raises(Refused, match=f"^{field}: ") as error:
+            desk.open(text, limit)
         assert error.value.status == 422
     assert desk.open("go", 5)

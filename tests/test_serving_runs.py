@@ -96,6 +96,28 @@ def test_which_policy_has_to_be_said_where_there_are_several(run, tmp_path):
         pass
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"name"', "is no JSON"),
+        (b"\xff\xfe\x00", "is no JSON"),
+        (b"[" * 100_000, "is no JSON"),
+        (b"[1]", "other fields"),
+    ],
+)
+def test_a_broken_recipe_is_bad_input_that_names_the_file(run, content, said):
+    (run / "recipe.resolved.json").write_bytes(content)
+    with pytest.raises(InputError, match=rf"recipe\.resolved\.json: .*{said}"), open_desk(run, "all-s0"):
+        pass
+
+
+def test_half_of_a_switch_is_bad_input_that_names_the_file(run):
+    weights = run / "checkpoints" / "switch-budget1-seed0" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:50])
+    with pytest.raises(InputError, match=r"model\.safetensors: does not hold"), open_desk(run, "switch-budget1-seed0"):
+        pass
+
+
 def test_bad_arguments_are_refused_before_a_model_is_loaded(run, capsys):
     pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
     with listen(0) as taken:

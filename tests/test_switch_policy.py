@@ -5,6 +5,7 @@ import re
 import time
 import zlib
 from fractions import Fraction
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas_ray.errors import InputError
+from atlas_ray.schema_switch import Signal
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.budget import Budget
 from atlas_ray.switching.encoders import Hashing, SentenceEncoder
 from atlas_ray.switching.features import BUDGET_ENTRY, EXTRA, LONGEST_PART, encode
 from atlas_ray.switching.network import SwitchNetwork
-from atlas_ray.switching.policy import Situation, SwitchConfig
+from atlas_ray.switching.policy import SIGNALS, Situation, SwitchConfig
 
 
 def both(features, hidden, models, budget, seed):
@@ -292,6 +294,11 @@ BROKEN = {
     "a list": ("config.json", b"[1, 2]", "config.json: is no configuration of a switch"),
     "deep": ("config.json", b"[" * 100_000, "config.json: is no configuration of a switch"),
     "another version's": ("config.json", _json(gated=True), "config.json: gated: is no field of this version"),
+    "another version's signal": (
+        "config.json",
+        _json(signals=["margin", "mood"]),
+        "config.json: signals: 'mood' is no",
+    ),
     "a field missing": ("config.json", b'{"features": 16}', "config.json: hidden: is no configuration"),
     "text for a number": ("config.json", _json(features="16"), "config.json: features: is no configuration"),
     "a fraction": ("config.json", _json(budget=2.5), "config.json: budget.*: is no configuration"),
@@ -314,6 +321,10 @@ def test_a_broken_directory_is_bad_input_that_names_the_file(caller, tmp_path, f
     with pytest.raises(InputError, match=said) as error:
         SwitchPolicy.load(tmp_path / "switch")
     assert "\n" not in str(error.value)
+
+
+def test_the_signals_that_are_known_are_the_recipes():
+    assert get_args(Signal) and set(get_args(Signal)) == SIGNALS
 
 
 def test_half_of_the_weights_and_weights_that_are_no_numbers_are_bad_input(caller, tmp_path):

@@ -23,6 +23,8 @@ from .outside import Coming, Outside
 
 IDLE = 600.0
 """Seconds after which an episode that nobody asks about may lose its place to a new one."""
+_STEP = ("step",)
+_LONGEST_REASON = 300
 
 
 @dataclass
@@ -89,9 +91,12 @@ class Desk:
         """A place for a new episode of at most ``limit`` steps; its id.
 
         Raises:
-            Refused: all are taken, by episodes that were asked about lately; or the instruction cannot be read.
+            Refused: all are taken, by episodes that were asked about lately; or the instruction cannot be read, or the
+                limit is below 1.
         """
         check_task(instruction)
+        if limit < 1:
+            raise Refused(f"is {limit}, and must be at least 1", 422, ("max_steps",))
         free = set(range(self.rows)) - {place.row for place in self._places.values()}
         if not free:
             oldest = min(self._places.values(), key=lambda place: place.touched)
@@ -257,15 +262,17 @@ class Desk:
                 continue
             try:
                 found |= do(group)
-            except EndpointError as error:  # it was asked again often enough
-                found |= {place.id: Refused(f"no answer: {_words(error)}; ask again", 502) for place in group}
             except Exception as error:
-                if len(group) > 1:
+                kind = error.kind if isinstance(error, EndpointError) else None
+                # an endpoint that is gone was asked often enough; what it refuses may be one episode's alone
+                if len(group) > 1 and kind not in ("", "error"):
                     for place in group:
                         place.alone = True
                     found |= self._together(group, do)
-                    continue
-                found[group[0].id] = Refused(f"no answer: {_words(error)}; ask again", 503)
+                elif kind is None:
+                    found[group[0].id] = Refused(f"no answer: {_words(error)}; ask again", 503)
+                else:
+                    found |= {place.id: _lost(place, _words(error), kind) for place in group}
             else:
                 for place in group:
                     place.alone = False
@@ -285,7 +292,9 @@ class Desk:
         decisions = self._game.decisions(choices)
         return {place.id: self._said(place, choices[place.row], decisions[place.row]) for place in places}
 
-    def _said(self, place: _Place, number: int, decision: Decision) -> Answer:
+    def _said(self, place: _Place, number: int, decision: Any) -> Answer | Refused:
+        if not isinstance(decision, Decision):
+            return _lost(place, decision.reason, decision.kind)
         made, left = self._guard.made[place.row], self._guard.left[place.row]
         about = (self.models[number], bool(number), made, left, self._steps(place))
         place.answer = Answer(decision.action, decision.thought, *about)
@@ -295,8 +304,13 @@ class Desk:
         return len(self._game.episodes[place.row].steps) if place.env else 0
 
 
-_STEP = ("step",)
+def _lost(place: _Place, reason: str, kind: str) -> Refused:
+    """Why a model's endpoint gave no answer; ``kind`` is that of :class:`atlas_ray.errors.EndpointError`."""
+    if kind == "context":
+        return place.end(f"the episode is longer than the context of a model: {reason}")
+    return Refused(f"no answer: {reason}" + ("; ask again" if kind in ("", "error") else ""), 502)
 
 
 def _words(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= _LONGEST_REASON else f"{said[:_LONGEST_REASON]}..."

@@ -56,6 +56,8 @@ def open_desk(run_dir: Path, name: str | None = None, places: int | None = None)
     except ValidationError as error:
         field = ".".join(map(str, error.errors()[0]["loc"]))
         raise InputError("the run was made by a version with other fields", resolved, None, field) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"is no JSON: {error}", resolved) from None
     known = policies(recipe, run_dir)
     name = name or _only(run_dir, known)
     if name not in known:

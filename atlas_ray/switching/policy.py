@@ -23,6 +23,8 @@ from .encoders import Encoder, make_encoder
 from .features import BUDGET_ENTRY, EXTRA, Vector, with_shares
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+SIGNALS = frozenset({"entropy", "margin", "catch-up"})
+"""As in the recipe, whose module takes a second to import."""
 
 
 class Situation(NamedTuple):
@@ -188,6 +190,9 @@ class SwitchPolicy:
             raise InputError(what, directory / CONFIG, field=field) from None
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror}", directory / CONFIG) from None
+        if unknown := set(config.signals) - SIGNALS:
+            what = f"{min(unknown)!r} is no signal of this version: the switch was saved by another"
+            raise InputError(what, directory / CONFIG, field="signals")
         try:
             return cls(config, load_file(directory / WEIGHTS))
         except OSError as error:

@@ -140,6 +140,30 @@ def test_secrets_and_what_is_no_header_are_refused(headers, words):
         served(headers=headers)
 
 
+@pytest.mark.parametrize("key", ["sk-abc123", "hf_abcdef", "two words", "$KEY"])
+def test_a_key_in_place_of_its_variable_is_refused_without_being_shown(tmp_path, key):
+    path = tmp_path / "r.toml"
+    path.write_text(REASONING.replace("NONE_SET", key))
+    with pytest.raises(InputError, match=r"r.toml:12: switch.models.1.key_variable: must be the name of") as caught:
+        load(path)
+    assert key not in str(caught.value)
+    path.write_text(REASONING.replace("NONE_SET", ""))
+    check_players(load(path))
+
+
+@pytest.mark.parametrize(
+    "extra", ["{ a = 2020-01-01 }", "{ a = nan }", "{ a = { b = [inf] } }", "{ api_key = 'x' }", "3", "[1]"]
+)
+def test_what_cannot_be_sent_is_refused_with_its_line(tmp_path, extra):
+    path = tmp_path / "r.toml"
+    path.write_text(
+        REASONING.replace('[switch.models.extra]\nreasoning_effort = "low"', "").replace("rate = 5", f"extra = {extra}")
+    )
+    with pytest.raises(InputError, match=r"r.toml:17: switch.models.1.extra") as caught:
+        load(path)
+    assert caught.value.field.startswith("switch.models.1.extra")
+
+
 @pytest.mark.parametrize(
     ("extra", "words"),
     [

@@ -96,8 +96,8 @@ def plain(data: bytes) -> str:
     text = data.decode("utf-8", "replace")
     if not text.lstrip("\ufeff \r\n\t").startswith("<"):
         return text
-    text = re.sub(r"<(script|style)\b.*?</\1\s*>", " ", text[:100_000], flags=re.DOTALL | re.IGNORECASE)
-    return " ".join(re.sub(r"<[^>]*>", " ", text).split())
+    text = re.sub(r"<(script|style)\b.*?</\1\s*>", " ", text[:20_000], flags=re.DOTALL | re.IGNORECASE)
+    return " ".join(re.sub(r"<[^<>]*>", " ", text).split())
 
 
 def said_in(data: bytes) -> Said:

@@ -141,7 +141,7 @@ class ChatEndpoint:
         if wrong:
             raise InputError("is too small", field=wrong[0])
         self._lines = Lines(base_url, "/chat/completions")
-        self.model, self.key_variable, self.slots = model, key_variable, concurrency
+        self.model, self.key_variable, self.slots = model, key_variable or None, concurrency
         self.timeout, self.deadline, self.retries = timeout, deadline, retries
         self.limit_field, self.extra = limit_field, dict(extra or {})
         self.send_system, self._headers, self._where = send_system, dict(headers or {}), where

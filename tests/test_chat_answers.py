@@ -276,6 +276,12 @@ CONTEXT = [
     {"error": "Input validation error: `inputs` must have less than 4095 tokens. Given: 6000"},
     {"message": "The input (5000 tokens) is longer than the model's context length (4096 tokens)."},
     {"message": "Input is too long for requested model."},
+    {"error": {"message": "Your input exceeds the context window of this model. Please adjust your input."}},
+    {"error": "Prompt is 11543 tokens but the model context window is 4096 tokens."},
+    {"error": {"message": "Input tokens exceed the configured limit of 272000 tokens"}},
+    {"error": {"code": 500, "message": "Context size has been exceeded.", "type": "server_error"}},
+    {"error": {"message": "Invalid 'messages[1].content': string too long. Expected a string with maximum length 10"}},
+    {"error": {"message": "the prompt exceeds the model's token limit"}},
 ]
 FILTERED = [
     {"error": {"message": "filtered", "code": "content_filter"}},
@@ -386,6 +392,8 @@ SYSTEM = [
     {"message": "Conversation roles must alternate user/assistant/user/assistant/..."},
     {"message": "After the optional system message, conversation roles must alternate user/assistant"},
     {"message": "Only user and assistant roles are supported!"},
+    {"message": "Only user, assistant and tool roles are supported, got system. at row 189, column 164"},
+    {"message": "Template error: invalid operation: Conversation roles must alternate (in <string>:1)"},
     {"message": "Developer instruction is not enabled for models/gemma"},
     {
         "message": "Unsupported value: 'messages[0].role' does not support 'system' with this model.",
@@ -397,6 +405,8 @@ SYSTEM = [
 ]
 SCHEMA = [
     {"message": "no response_format here"},
+    {"message": '{"error": {"message": "Invalid input", "param": "response_format"}}', "code": "invalid_request_error"},
+    {"message": "response_format.type `json_schema` is unavailable now"},
     {
         "message": "Invalid parameter: 'response_format' of type 'json_schema' is not supported",
         "param": "response_format",

@@ -36,7 +36,9 @@ _TOO_LONG = re.compile(
     r"|(?:prompt|input)s? (?:is |are )?too (?:long|large)|too large for model with"
     r"|inputs?\W+(?:tokens )?must have less than|tokens\W+\+\W+max_new_tokens|string_above_max_length"
     r"|reduce the length of the (?:messages|prompt|input)|context the overflows|context length of only"
-    r"|reached (?:the )?context length|too many (?:input )?tokens\b|request(?: entity)? too large|payload too large",
+    r"|context window (?:is|of|full)|exceed\w*[^.]{0,30}token limit|maximum number of (?:input )?tokens"
+    r"|expected a string with maximum length|reached (?:the )?context length"
+    r"|too many (?:input )?tokens\b|request(?: entity)? too large|payload too large",
     re.IGNORECASE,
 )
 _NEVER_FITS = re.compile(r"request too large", re.IGNORECASE)

@@ -87,10 +87,13 @@ class EndpointError(AtlasError, RuntimeError):
             server failed; ``"empty"`` nothing was written at the limit of tokens, so asking again with the same limit
             is no use; ``"filtered"`` the server's filter or the model would not answer; ``"context"`` the conversation
             does not fit the model; ``"refused"`` the server takes no such request.
+        tokens: read and written for answers that are none, as far as the server counts them; they are paid for.
     """
 
-    def __init__(self, message: str, status: int | None = None, kind: str = "") -> None:
-        self.message, self.status, self.kind = message, status, kind
+    def __init__(
+        self, message: str, status: int | None = None, kind: str = "", tokens: tuple[int, int] = (0, 0)
+    ) -> None:
+        self.message, self.status, self.kind, self.tokens = message, status, kind, tokens
         super().__init__(message)
 
     @property
@@ -99,4 +102,4 @@ class EndpointError(AtlasError, RuntimeError):
         return self.kind == "refused" and self.status in (401, 402, 403, 404, 429)
 
     def __reduce__(self) -> tuple[type[EndpointError], tuple[object, ...]]:
-        return type(self), (self.message, self.status, self.kind)
+        return type(self), (self.message, self.status, self.kind, self.tokens)

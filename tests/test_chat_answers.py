@@ -1,9 +1,10 @@
 """What chat servers send with status 200, and what they refuse with: an answer, or none, and for which reason."""
 
 import json
+import pickle
 
 import pytest
-from chat_server import ChatServer, status
+from chat_server import ChatServer, answer, status
 
 from atlas_ray.engines import patience
 from atlas_ray.engines.chat_answers import NoCompletionError, completion
@@ -209,6 +210,20 @@ def test_what_may_pass_is_asked_again_as_what_it_is(server, connect, body, kind,
         ask(endpoint)
     assert (caught.value.kind, caught.value.status) == (kind, code)
     assert (endpoint.usage.requests, endpoint.usage.retried, endpoint.usage.failed) == (6, 4, 1)
+
+
+def test_answers_that_are_none_are_counted_where_they_are_paid_for(server, connect):
+    usage = {"usage": {"prompt_tokens": 30, "completion_tokens": 5}}
+    server.script = lambda _: choice("length", content="") | usage
+    server.faults = [status(200, choice("error", content="") | usage)]
+    endpoint = connect()
+    with pytest.raises(EndpointError) as caught:
+        ask(endpoint)
+    assert pickle.loads(pickle.dumps(caught.value)).tokens == (60, 10)
+    server.script = lambda _: answer("x")
+    server.faults = [status(200, choice("error", content="") | usage)]
+    ask(endpoint)
+    assert (endpoint.usage.prompt_tokens, endpoint.usage.completion_tokens) == (60 + 30 + 10, 10 + 5 + 2)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ UNSET = "unset"
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VARIABLE = re.compile(r"\$(?:\{(?P<braced>[A-Za-z_]\w*)\}|(?P<plain>[A-Za-z_]\w*))")
-_SECRET_HEADER = re.compile(r"auth|key|token|secret|passw|credential|cookie|session", re.IGNORECASE)
+_SECRET_HEADER = re.compile(r"auth(?!or)|key|token|secret|passw|credential|cookie", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"\s*(?:(?:bearer|basic|token)\s|sk-|gsk_|hf_|xox|eyj)", re.IGNORECASE)
 _SECRET_FIELD = re.compile(r"(?:.*[_-])?(?:api[_-]?key|authorization|password|secret|access[_-]?token)", re.IGNORECASE)
 _OWN_HEADERS = ("accept-encoding", "connection", "content-length", "content-type", "host", "transfer-encoding")

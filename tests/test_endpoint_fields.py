@@ -3,9 +3,10 @@
 import json
 
 import pytest
-from chat_server import ChatServer, answer
+from chat_server import ChatServer, answer, status
 from pydantic import ValidationError
 
+from atlas_ray.chat import ChatAgent
 from atlas_ray.engines.endpoint import open_endpoint
 from atlas_ray.engines.openai import ChatEndpoint
 from atlas_ray.errors import EndpointError, InputError
@@ -138,6 +139,23 @@ def test_what_a_header_holds_is_shown_nowhere(server, monkeypatch, caplog):
 def test_secrets_and_what_is_no_header_are_refused(headers, words):
     with pytest.raises(ValidationError, match=words):
         served(headers=headers)
+
+
+def test_headers_that_are_no_secrets_may_be_written():
+    plain = {"HTTP-Referer": "https://a.b", "OpenAI-Organization": "org", "X-Session-Id": "7", "X-Author": "me"}
+    assert served(headers=plain).headers == plain
+
+
+def test_what_a_decision_depends_on_is_the_same_before_and_after_a_fallback(server):
+    agent = ChatAgent(open_endpoint(served(base_url=server.url), 1, "x"), "action")
+    agent.start(0, "go", [], "a room")
+    server.script = lambda body: "look"
+    server.faults = [status(400, {"error": {"message": "System role not supported"}})]
+    before = agent.key(0, ["look"])
+    assert agent.act([0], [["look"]], [0])[0].action == "look"
+    assert agent.key(0, ["look"]) == before
+    assert [m["role"] for _, body, _ in server.requests for m in body["messages"]] == ["system", "user", "user"]
+    agent.engine.close()
 
 
 @pytest.mark.parametrize("key", ["sk-abc123", "hf_abcdef", "two words", "$KEY"])

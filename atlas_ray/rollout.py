@@ -171,7 +171,8 @@ class Beginnings:
             why = str(error) if isinstance(error, envs.EnvironmentDiedError) else f"{type(error).__name__}: {error}"
             if len(failed) >= MOST_UNBEGUN:
                 raise EnvironmentGoneError(
-                    f"{spec.id}: {len(failed)} episodes one after the other did not begin, the last because {why}"
+                    f"{spec.id}: {len(failed)} episodes one after the other did not begin, the last because {why}. "
+                    "Once it runs again, the same command goes on"
                 ) from error
             raise envs.EnvironmentDiedError(why) from error
         failed.clear()

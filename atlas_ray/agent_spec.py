@@ -27,6 +27,7 @@ class AgentSpec:
     temperature: float = 0.0
     seats: tuple[Seat, ...] = ()
     prompt: Prompt = "plain"
+    unknown_share: float | None = None
 
     def seated(self, seats: tuple[Seat, ...]) -> AgentSpec:
         """The same at engine actors."""
@@ -60,6 +61,7 @@ class AgentSpec:
             action_tokens=self.act.action_tokens,
             name=self.model,
             price=price,
+            unknown_share=self.unknown_share,
         )
 
     def agent(self, kept: dict[str, Any]) -> Agent:
@@ -75,5 +77,12 @@ class AgentSpec:
 def agent_spec(recipe: Recipe, model: str, temperature: float = 0.0) -> AgentSpec:
     """A model that plays as a recipe says."""
     return AgentSpec(
-        model, recipe.engine, recipe.agent, recipe.style, recipe.num_envs, temperature, prompt=recipe.prompt
+        model,
+        recipe.engine,
+        recipe.agent,
+        recipe.style,
+        recipe.num_envs,
+        temperature,
+        prompt=recipe.prompt,
+        unknown_share=recipe.unknown_share,
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..model_config import text_config
 from ..models import load_model, load_tokenizer
 from .base import Batches, Capabilities, Meter, Reading, Request, Scoring, Writing, check, finish, own_context
 from .grouped_attention import use_grouped_attention
@@ -43,13 +44,15 @@ class TransformersEngine(Batches):
         use_grouped_attention(self.model)
         self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(str(model))
         self.slots = slots
-        self.context = own_context(context, int(self.model.config.max_position_embeddings))
+        self.context = own_context(context, self.model.config)
+        shape = text_config(self.model.config)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.capabilities = Capabilities(hidden=int(self.model.get_output_embeddings().in_features))
         self.tokens_fed = [0] * slots
         self.meter = Meter()
         self._kept: list[list[int]] = [[] for _ in range(slots)]
-        self._cache = SlotCache(slots, self.model.config.num_hidden_layers, self.device)
+        self._cache = SlotCache(slots, shape.num_hidden_layers, self.device)
+        self._widths = int(shape.vocab_size), int(shape.num_attention_heads)
         self._waiting: list[Request] = []
         self._active: dict[int, Writing] = {}
         self._generators: dict[int, torch.Generator] = {}
@@ -146,7 +149,8 @@ class TransformersEngine(Batches):
             for row, request in enumerate(requests)
         ]
         context = self._cache.cursor + self.tree_tokens
-        numbers = self.model.config.vocab_size + self.model.config.num_attention_heads * context
+        vocabulary, heads = self._widths
+        numbers = vocabulary + heads * context
         most = max(1, min(self.pass_tokens, self.pass_numbers // numbers))
         for trees in zip_longest(*(plant(r.candidates, min(most, self.tree_tokens)) for r in requests)):
             by_size = sorted(((len(t.tokens), r, t) for r, t in enumerate(trees) if t is not None), reverse=True)

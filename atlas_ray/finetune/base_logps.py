@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..model_config import text_config
 from .packing import hidden_at, packed, packs
 from .store import TokenStore
 
@@ -19,7 +20,7 @@ MOST_BYTES = 1 << 30
 
 def worth_keeping(model: Any, store: TokenStore) -> bool:
     """Whether the log-probabilities of the base are few enough to be kept."""
-    return packs(model) and 4 * store.turn_tokens * model.config.vocab_size <= MOST_BYTES
+    return packs(model) and 4 * store.turn_tokens * text_config(model.config).vocab_size <= MOST_BYTES
 
 
 def base_logps(path: Path, model: Any, store: TokenStore, micro_tokens: int) -> Any:
@@ -32,7 +33,7 @@ def base_logps(path: Path, model: Any, store: TokenStore, micro_tokens: int) -> 
         micro_tokens: most tokens of a pass over more than one trajectory.
     """
     if not path.exists():
-        shape = (store.turn_tokens, model.config.vocab_size)
+        shape = (store.turn_tokens, text_config(model.config).vocab_size)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
             with temporary.open("wb") as file:  # (not mapped: a full disk would end the process)

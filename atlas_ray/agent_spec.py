@@ -7,9 +7,10 @@ from typing import Any
 
 from .agents import Agent
 from .engines import Engine, RemoteEngine, Seat, make_engine
+from .parsing import Style
 from .recipe import Act, Recipe
 from .recipe import Engine as Settings
-from .rendering import Prompt, Style
+from .rendering import Prompt
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class AgentSpec:
             window=self.act.window,
             thought_tokens=self.act.thought_tokens,
             action_tokens=self.act.action_tokens,
+            thinking=self.act.thinking,
             name=self.model,
             price=price,
             unknown_share=self.unknown_share,

@@ -9,6 +9,7 @@ import uuid
 from array import array
 from collections import deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal, Protocol, Self
@@ -18,10 +19,12 @@ import torch
 from .engines import Engine, TransformersEngine
 from .engines.transformers import choose, plant
 from .errors import InputError
-from .parsing import LONGEST_ACTION, Parsed, Tally, parse
-from .rendering import Prompt, Style
+from .parsing import LONGEST_ACTION, Parsed, Style, Tally, parse
+from .rendering import Prompt
 from .rendering_chat import make_renderer
+from .thinking import THINKING, split_thinking
 from .trajectory import Step
+from .unknown import Reader
 
 Decide = Literal["score", "generate"]
 
@@ -154,8 +157,11 @@ class Agent:
             the context.
         thought_tokens: most tokens of a thought.
         action_tokens: most tokens of an action that is generated.
+        thinking: tags of what it thinks before it answers (:data:`atlas_ray.thinking.THINKING`).
         name: tells the model apart from others whose answers are kept beside its; by default none has the same.
         price: of a million tokens read and of a million written.
+        unknown_share: most tokens, of the first few thousand of instructions and observations and of all later ones,
+            that the tokenizer may not know; None does not count.
 
     Raises:
         InputError: ``window`` is negative, or the tokenizer cannot be used so; see the renderers.
@@ -175,16 +181,20 @@ class Agent:
         window: int | None = None,
         thought_tokens: int = 16,
         action_tokens: int = 32,
+        thinking: Sequence[str] = THINKING,
         name: str | None = None,
         price: tuple[float, float] = (0.0, 0.0),
+        unknown_share: float | None = None,
     ) -> None:
         if window is not None and window < 0:
             raise InputError("must be 0 or more", field="window")
         self.engine, self.temperature = engine, temperature
         self.name, self.price = name or uuid.uuid4().hex, price
         self.renderer = make_renderer(engine.tokenizer, style, prompt)
+        self._reader = None if unknown_share is None else Reader(self.renderer, unknown_share, name or "the model")
         self.decide, self.window = decide, window
         self.thought_tokens, self.action_tokens = thought_tokens, action_tokens
+        self.thinking = tuple(thinking)
         self.tally = Tally()
         self._episodes = [_Episode() for _ in range(engine.slots)]
 
@@ -200,17 +210,25 @@ class Agent:
         return twin
 
     def start(self, slot: int, instruction: str, steps: Sequence[Step], observation: str) -> None:
-        """Begin an episode in ``slot``, with the ``steps`` that were already taken."""
+        """Begin an episode in ``slot``, with the ``steps`` that were already taken.
+
+        Raises:
+            InputError: more words are unknown than may be; so does :meth:`advance`.
+        """
         past = map(self.renderer.past, steps)
-        self._episodes[slot] = _Episode(
-            self.renderer.header(instruction), deque(past, self.window), self.renderer.context(observation)
-        )
+        with self._reading():
+            header, present = self.renderer.header(instruction), self.renderer.context(observation)
+        self._episodes[slot] = _Episode(header, deque(past, self.window), present)
 
     def advance(self, slot: int, step: Step, observation: str) -> None:
         """Append a step, whoever took it, and the observation that followed."""
         episode = self._episodes[slot]
         episode.past.append(episode.present + self.renderer.turn(step) + self.renderer.gap)
-        episode.present = self.renderer.context(observation)
+        with self._reading():
+            episode.present = self.renderer.context(observation)
+
+    def _reading(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._reader is None else self._reader.reading()
 
     def prompt(self, slot: int) -> list[int]:
         """What the model sees when it has to act in ``slot``."""
@@ -221,7 +239,8 @@ class Agent:
         """What the decision in ``slot`` depends on; None where it is drawn."""
         if self.temperature:
             return None
-        how = (self.name, self.decide, self.renderer.style, self.thought_tokens, self.action_tokens)
+        how: tuple[Any, ...] = (self.name, self.decide, self.renderer.style, self.thought_tokens, self.action_tokens)
+        how += () if self.thinking == THINKING else self.thinking
         return digest(how, array("q", self.prompt(slot)), tuple(offered))
 
     def recall(self, slot: int, decision: Decision) -> None:
@@ -310,14 +329,17 @@ class Agent:
 
     def _parse(self, reply: str, offered: Sequence[str], cut: bool) -> Parsed:
         style = self.renderer.style
+        reasoning, said, _ = split_thinking(reply, self.thinking)
         # the cue ends the prompt; without it the first heading would be that of a turn the model went on to imagine
-        text = _CUES[style] + reply if reply.strip() else ""
-        parsed = parse(text, style, offered)
+        text = f"{_CUES[style]}\n{said}" if said.strip() else ""
+        if "\n" not in said:  # a tokenizer of words writes no line feed before the separator
+            text = text.replace(" Action:", "\nAction:")
+        parsed = replace(parse(text, style, offered, thinking=()), reasoning=reasoning)
         if not cut:
             return parsed
         # "go to 1" may have become "go to 12", so only whole lines count
-        whole = parse(text.rpartition("\n")[0], style, offered)
-        return whole if whole.problem == "ok" else replace(parsed, problem="too long")
+        whole = parse(text.rpartition("\n")[0], style, offered, thinking=())
+        return replace(whole if whole.problem == "ok" else replace(parsed, problem="too long"), reasoning=reasoning)
 
 
 def _scored(fed: list[int], tail: list[int], candidates: Sequence[Sequence[int]]) -> Spent:

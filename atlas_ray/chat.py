@@ -12,8 +12,8 @@ from .agents import Decision, Spent, digest
 from .engines.openai import ChatEndpoint, Completion
 from .errors import InputError
 from .exchange.turns import compose
-from .parsing import LONGEST_ACTION, Parsed, Tally, parse
-from .rendering import Style
+from .parsing import LONGEST_ACTION, Parsed, Style, Tally, parse
+from .thinking import THINKING
 from .trajectory import Step
 
 LONGEST_LIST = 4000
@@ -75,6 +75,7 @@ class ChatAgent:
         context: most tokens of a conversation and its reply, which ends an episode that would outgrow it; estimated
             from the server's counts. None never does, and the server's refusal then ends everything.
         price: of a million prompt tokens and of a million written.
+        thinking: tags of what it thinks before it answers (:data:`atlas_ray.thinking.THINKING`).
 
     Attributes:
         tally: outcomes of all replies, those that were asked for again too.
@@ -91,10 +92,11 @@ class ChatAgent:
         window: int | None = None,
         context: int | None = None,
         price: tuple[float, float] = (0.0, 0.0),
+        thinking: Sequence[str] = THINKING,
     ) -> None:
         if window is not None and window < 0:
             raise InputError("must be 0 or more", field="window")
-        self.price = price
+        self.price, self.thinking = price, tuple(thinking)
         self.engine, self.style, self.temperature = endpoint, style, temperature
         self.max_tokens, self.reasks, self.window, self.context = max_tokens, reasks, window, context
         self.tally = Tally()
@@ -160,7 +162,8 @@ class ChatAgent:
         if self.temperature != 0:
             return None
         shown = self._offer(slot, offered)
-        how = (repr(self.engine), self.engine.extra, self.style, self.max_tokens, self.reasks)
+        how: tuple[Any, ...] = (repr(self.engine), self.engine.extra, self.style, self.max_tokens, self.reasks)
+        how += () if self.thinking == THINKING else self.thinking
         return digest(how, self.messages(slot), shown)
 
     def recall(self, slot: int, decision: Decision) -> None:
@@ -231,11 +234,11 @@ class ChatAgent:
         return listed
 
     def _parse(self, answer: Completion, shown: Sequence[str]) -> Parsed:
-        parsed = parse(answer.text, self.style, shown)
+        parsed = parse(answer.text, self.style, shown, thinking=self.thinking)
         if answer.finish_reason != "length":
             return parsed
         # cut off: "go to 1" may have become "go to 12", so only whole lines count
-        whole = parse(answer.text.rpartition("\n")[0], self.style, shown)
+        whole = parse(answer.text.rpartition("\n")[0], self.style, shown, thinking=self.thinking)
         return whole if whole.problem == "ok" else replace(parsed, problem="too long")
 
     def _complaint(self, reply: str, parsed: Parsed) -> list[dict[str, str]]:

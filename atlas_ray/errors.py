@@ -47,7 +47,19 @@ class DivergedError(AtlasError, ArithmeticError):
 
 
 class StorageError(AtlasError, OSError):
-    """Something could not be written: the disk is full, or the place cannot be written to."""
+    """Something could not be written: the disk is full, or the place cannot be written to.
+
+    Args:
+        message: the file, what happened, and what to do.
+        number: ``errno`` of what happened, where it is known.
+    """
+
+    def __init__(self, message: str, number: int | None = None) -> None:
+        self.number = number
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[StorageError], tuple[object, ...]]:
+        return type(self), (str(self), self.number)
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -67,11 +79,15 @@ class EndpointError(AtlasError, RuntimeError):
     Args:
         message: what happened and, where known, what to do.
         status: HTTP status of the last answer; None when there was none.
+        kind: ``""`` the line or the server failed, and the retries are used up; ``"error"`` the answer says that the
+            server failed; ``"empty"`` nothing was written at the limit of tokens, so asking again with the same limit
+            is no use; ``"filtered"`` the server's filter or the model would not answer; ``"context"`` the conversation
+            does not fit the model; ``"refused"`` the server takes no such request.
     """
 
-    def __init__(self, message: str, status: int | None = None) -> None:
-        self.message, self.status = message, status
+    def __init__(self, message: str, status: int | None = None, kind: str = "") -> None:
+        self.message, self.status, self.kind = message, status, kind
         super().__init__(message)
 
     def __reduce__(self) -> tuple[type[EndpointError], tuple[object, ...]]:
-        return type(self), (self.message, self.status)
+        return type(self), (self.message, self.status, self.kind)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
+
+from .disk import writing
+from .errors import StorageError
+
+_log = logging.getLogger(__name__)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -18,18 +25,37 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_parts(path: str | Path, parts: Iterable[str]) -> None:
-    """:func:`write_text` of parts one after another, without holding them all at once."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
+    """:func:`write_text` of parts one after another, without holding them all at once.
+
+    Raises:
+        StorageError: it could not be written; what was there before stays.
+    """
+    with replacing(path) as temporary:
         with temporary.open("w", encoding="utf-8") as file:
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A name beside ``path`` for a file that takes its place when the block ends well.
+
+    Raises:
+        StorageError: it cannot be written there, or the disk is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path, temporary):
+            yield temporary
+        with writing(path):
+            temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -44,22 +70,29 @@ def read_json(path: str | Path) -> Any:
 
 @contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """A temporary directory that becomes ``path`` when the block ends well, and vanishes when it does not."""
+    """A temporary directory that becomes ``path`` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        StorageError: it cannot be written there, or the disk is full.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir()
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
     try:
-        yield temporary
-        open_up(temporary)
-        if path.exists():
-            # a kill in the middle of rmtree would leave half of the old one under the good name
-            old = path.with_name(f"{temporary.name}.old")
-            path.replace(old)
-            temporary.replace(path)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            temporary.replace(path)
+        with writing(path, temporary):
+            yield temporary
+        with writing(path):
+            open_up(temporary)
+            if path.exists():
+                # a kill in the middle of rmtree would leave half of the old one under the good name
+                old = path.with_name(f"{temporary.name}.old")
+                path.replace(old)
+                temporary.replace(path)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -73,13 +106,29 @@ def open_up(directory: Path) -> None:
 
 
 def append_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Append rows, each a line. Call :func:`recover_jsonl` first when an earlier run may have been killed."""
+    """Append rows, each a line. Call :func:`recover_jsonl` first when an earlier run may have been killed.
+
+    Raises:
+        StorageError: they could not be written; nothing of them stays.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            _append(file, memoryview(text.encode()))
+
+
+def _append(file: FileIO, data: memoryview) -> None:
+    """All of it or nothing, unless another process has written behind it."""
+    done = 0
+    try:
+        while done < len(data):
+            done += file.write(data[done:])
+    except OSError:
+        if done and file.tell() == os.fstat(file.fileno()).st_size:
+            file.truncate(file.tell() - done)
+        raise
 
 
 def recover_jsonl(path: str | Path) -> list[dict[str, Any]]:
@@ -95,7 +144,7 @@ def mend_jsonl(path: str | Path) -> None:
     """Remove a last line that a kill cut. Nobody else may be appending."""
     path = Path(path)
     if path.exists():
-        with path.open("r+b") as file:
+        with writing(path), path.open("r+b") as file:
             size = end = file.seek(0, os.SEEK_END)
             while end and (file.seek(end - 1), file.read(1))[1] != b"\n":
                 end -= 1
@@ -124,8 +173,14 @@ class RunLog:
 
     def metric(self, stage: str, **values: Any) -> None:
         """One row of numbers."""
-        append_jsonl(self.run_dir / "metrics.jsonl", [{"stage": stage, **values}])
+        self._append("metrics.jsonl", {"stage": stage, **values})
 
     def event(self, stage: str, kind: str, **values: Any) -> None:
-        """One thing that happened."""
-        append_jsonl(self.run_dir / "events.jsonl", [{"stage": stage, "event": kind, **values}])
+        """One thing that happened. Where it cannot be written, the run goes on, and its log says so."""
+        try:
+            self._append("events.jsonl", {"stage": stage, "event": kind, **values})
+        except StorageError as error:
+            _log.error("an event (%s: %s) is lost: %s", stage, kind, error)
+
+    def _append(self, name: str, row: dict[str, Any]) -> None:
+        append_jsonl(self.run_dir / name, [row])

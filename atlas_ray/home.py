@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .disk import writing
 from .files import RunLog, append_jsonl, read_json, write_json, write_text
 
 _BLOCK = 32 << 20
@@ -195,10 +196,11 @@ class Copy(Place):
         try:
             for below, size, *_ in files:
                 path = temporary / below
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("wb") as file:
-                    for offset in range(0, size, _BLOCK):
-                        file.write(self._ask(_read, str(Path(self._there(name)) / below), offset, _BLOCK))
+                with writing(target, temporary):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with path.open("wb") as file:
+                        for offset in range(0, size, _BLOCK):
+                            file.write(self._ask(_read, str(Path(self._there(name)) / below), offset, _BLOCK))
             if self._ask(_files, self._there(name)) != files:
                 return False  # replaced meanwhile
             _remove(target)
@@ -254,13 +256,8 @@ class _FarLog(RunLog):
         super().__init__(copy.root)
         self._copy = copy
 
-    def metric(self, stage: str, **values: Any) -> None:
-        """One row of numbers."""
-        self._copy.append("metrics.jsonl", [{"stage": stage, **values}])
-
-    def event(self, stage: str, kind: str, **values: Any) -> None:
-        """One thing that happened."""
-        self._copy.append("events.jsonl", [{"stage": stage, "event": kind, **values}])
+    def _append(self, name: str, row: dict[str, Any]) -> None:
+        self._copy.append(name, [row])
 
 
 # -- what is done at home
@@ -297,18 +294,20 @@ def _read(path: str, offset: int, most: int) -> bytes:
 
 
 def _write(path: str, offset: int, block: bytes) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "r+b" if offset else "wb") as file:
-        file.seek(offset)
-        file.write(block)
+    with writing(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "r+b" if offset else "wb") as file:
+            file.seek(offset)
+            file.write(block)
 
 
 def _finish(temporary: str, target: str) -> None:
     """What was sent takes the place of what was there."""
     old = Path(f"{temporary}.old")
-    if Path(target).is_dir():
-        Path(target).replace(old)
-    Path(temporary).replace(target)
+    with writing(target):
+        if Path(target).is_dir():
+            Path(target).replace(old)
+        Path(temporary).replace(target)
     shutil.rmtree(old, ignore_errors=True)
 
 

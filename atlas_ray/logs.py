@@ -22,6 +22,8 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, TextIO
 
+from .disk import writing
+
 FOLDER, DRIVER, RAY = "logs", "driver", "ray"
 BYTES = 20_000_000
 """Size at which a file becomes ``NAME.log.1``, in place of the one before it."""
@@ -101,8 +103,9 @@ def kept(run_dir: Path, verbose: bool = False) -> Iterator[None]:
         verbose: show all of it on stderr too, not errors alone.
     """
     place = run_dir.resolve() / FOLDER
-    place.mkdir(parents=True, exist_ok=True)
-    handlers: list[logging.Handler] = [_File(place / f"{DRIVER}.log")]
+    with writing(place):
+        place.mkdir(parents=True, exist_ok=True)
+        handlers: list[logging.Handler] = [_File(place / f"{DRIVER}.log")]
     shown = _Formatter(f"{DRIVER} | {_FORMAT}") if verbose else _OneLine()
     stderr = _Stderr(shown, logging.INFO if verbose else logging.ERROR)
     if not verbose:  # what ends the run is told by whoever started it

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from .errors import InputError
 from .files import RunLog, mend_jsonl, read_json, write_json
 from .home import at_home
@@ -39,9 +41,12 @@ def open_run(recipe: Recipe, run_dir: Path) -> None:
 
 
 def refuse_other(recipe: Recipe, found: dict[str, Any], where: str | Path) -> None:
-    """A run goes on with its own recipe only; where it runs and where it is kept may change."""
+    """A run goes on with its own recipe only; where it runs and where it is kept may change.
+
+    A field that recipes did not have yet when the run was begun counts as its default.
+    """
     elsewhere = dict.fromkeys(("placement", "storage"))
-    old, new = {**found, **elsewhere}, {**recipe.model_dump(mode="json"), **elsewhere}
+    old, new = {**_completed(found), **elsewhere}, {**recipe.model_dump(mode="json"), **elsewhere}
     if difference := _difference(old, new):
         field, was, now = difference
         raise InputError(
@@ -50,6 +55,14 @@ def refuse_other(recipe: Recipe, found: dict[str, Any], where: str | Path) -> No
             None,
             field,
         )
+
+
+def _completed(found: dict[str, Any]) -> dict[str, Any]:
+    """A run's recipe with the fields of today; as it was found where it is none any more."""
+    try:
+        return Recipe.model_validate(found).model_dump(mode="json")
+    except ValidationError:
+        return found
 
 
 def refuse_job_copy(recipe: Recipe, run_dir: Path) -> None:

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .errors import InputError
+from .parsing import Style
 from .trajectory import Step, Trajectory
 from .unknown import Unknown
 
-Style = Literal["react", "action"]
 Prompt = Literal["plain", "chat"]
 
 

@@ -17,7 +17,8 @@ from itertools import takewhile
 from typing import Any
 
 from .errors import InputError
-from .rendering import Prompt, Renderer, Style
+from .parsing import Style
+from .rendering import Prompt, Renderer
 
 _TODAY = datetime(2024, 7, 26)  # the day that Llama's templates fall back on
 _MARK = "a1b2c3"

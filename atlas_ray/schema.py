@@ -15,6 +15,7 @@ from .schema_finetune import Finetune
 from .schema_select import Select
 from .schema_sweep import Sweep, check_sweep
 from .schema_switch import Switch
+from .thinking import THINKING, tag_pair
 
 ResourceName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.-]*$")]
 """Of a custom resource of Ray."""
@@ -66,6 +67,16 @@ class Act(Section):
     """Most tokens of a thought."""
     action_tokens: Positive = 32
     """Most tokens of an action that is generated."""
+    thinking: list[str] = list(THINKING)
+    """Tags of what is thought before an answer, which is no part of it: `<think>` (ends with `</think>`), or an opening
+    and a closing tag with a space between."""
+
+    @field_validator("thinking")
+    @classmethod
+    def _tags(cls, tags: list[str]) -> list[str]:
+        for tag in tags:
+            tag_pair(tag)
+        return tags
 
 
 class Collect(Section):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from .schema_base import Positive, Section
+from .schema_endpoint import EndpointFields
 
 SELECTORS = ("all", "random", "non-critical", "value", "perplexity", "uniform", "last", "oracle")
 KINDS = ("intersection", "union", "rank-mean")
@@ -36,41 +37,25 @@ def _selector(name: str) -> str:
 Selector = Annotated[str, AfterValidator(_selector)]
 
 
-class Oracle(Section):
+class Oracle(EndpointFields):
     """The model that reads whole trajectories (ATLaS). With `base_url` a chat endpoint, else a model of `[engine]`."""
 
     model: str = "smollm2-135m"
     """A shipped name, a directory or a hub id; with `base_url` the name by which the server knows it."""
-    base_url: str | None = None
-    """An OpenAI-compatible server, up to what stands before `/chat/completions`."""
-    key_variable: str | None = "OPENAI_API_KEY"
-    """The environment variable that holds the server's key."""
     concurrency: Positive = 8
     """Most requests to the server at a time."""
-    rate: float | None = Field(default=None, gt=0)
-    """Most requests a second."""
     timeout: float = Field(default=120.0, gt=0)
     """Seconds for a request."""
-    retries: int = Field(default=4, ge=0)
-    """How often a request is repeated."""
-    limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """How the server calls the limit of an answer; OpenAI's reasoning models know only the second."""
     context: Positive = 32_768
     """Most tokens of a conversation and its answer; a longer trajectory is read in windows."""
     max_tokens: Positive = 4096
     """Most tokens of an answer, thoughts of a reasoning model included."""
-    temperature: float | None = Field(default=0.0, ge=0)
-    """0 is greedy."""
     reasks: int = Field(default=2, ge=0)
     """How often an answer that is not valid is asked for again; then the trajectory stays unannotated."""
     batch: Positive = 16
     """Trajectories asked about at a time."""
     send_schema: bool = True
     """False where the server refuses a JSON schema; answers are checked in any case."""
-    price_prompt: float = Field(default=0.0, ge=0)
-    """Money for a million prompt tokens, for the estimate."""
-    price_completion: float = Field(default=0.0, ge=0)
-    """Money for a million written tokens."""
 
 
 class Select(Section):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PlainValidator, model_validator
 
 from .schema_base import Environment, Positive, Section, distinct
+from .schema_endpoint import EndpointFields
 
 EXPERT = "expert"
 """A model of this name is the environment's own expert."""
@@ -34,25 +35,15 @@ Cost = Annotated[float | str, PlainValidator(_cost)]
 Limit = Annotated[int | str, PlainValidator(_budget)]
 
 
-class SwitchModel(Section):
+class SwitchModel(EndpointFields):
     """One of the models. A name alone, `"tiny-quick"`, is short for `{ model = "tiny-quick" }`."""
 
     model: str
     """A shipped name, a directory or a hub id; with `base_url` the name by which the server knows it; or `expert`."""
-    base_url: str | None = None
-    """An OpenAI-compatible server, up to what stands before `/chat/completions`."""
-    key_variable: str | None = "OPENAI_API_KEY"
-    """The environment variable that holds the server's key."""
-    max_tokens: Positive = 256
-    """Most tokens of the server's answer."""
     context: Positive | None = None
     """Most tokens of the server's conversation and answer; a longer one ends the episode."""
     weight: float | None = Field(default=None, ge=0)
     """A call costs c times this; without it 0 for the first model and 1 for the others."""
-    price_prompt: float = Field(default=0.0, ge=0)
-    """Money for a million prompt tokens."""
-    price_completion: float = Field(default=0.0, ge=0)
-    """Money for a million written tokens."""
 
 
 class Switch(Section):

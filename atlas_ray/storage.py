@@ -11,8 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import parse_qs, urlsplit
 
+from .disk import unwritten, writing
 from .errors import InputError, StorageError
-from .files import atomic_directory
+from .files import atomic_directory, replacing
 
 _BLOCK = 8 << 20
 _WHOLE = ".whole"  # the last member of an archive
@@ -103,7 +104,7 @@ class Storage:
 
     def _put(self, name: str, fill: Callable[[Any], object]) -> None:
         """An object appears when it is closed. A file of a directory is there from its first byte, so it is renamed."""
-        with _named(self.where):
+        with _named(self.where, writes=True):
             at = name
             if self.local:
                 self._fs.create_dir(str(PurePosixPath(name).parent), recursive=True)
@@ -115,15 +116,10 @@ class Storage:
 
     def get(self, name: str, path: Path) -> None:
         """Bring a file here."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
-            with _named(self.where), self._fs.open_input_file(name) as file, temporary.open("wb") as out:
+        with replacing(path) as temporary, _named(self.where), self._fs.open_input_file(name) as file:
+            with writing(path, temporary), temporary.open("wb") as out:
                 while block := file.read(_BLOCK):
                     out.write(block)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def get_directory(self, name: str, path: Path) -> bool:
         """Bring an archive here as a directory; False where it is not whole, and then nothing is written."""
@@ -141,7 +137,7 @@ class Storage:
 
     def delete(self, name: str) -> None:
         """Remove a file, if it is there, and the directories that are empty without it."""
-        with _named(self.where):
+        with _named(self.where, writes=True):
             if self._fs.get_file_info(name).is_file:
                 self._fs.delete_file(name)
         if self.local:
@@ -188,8 +184,8 @@ def _why(error: BaseException) -> str:
 
 
 @contextmanager
-def _named(where: str) -> Any:
-    """What went wrong, and where.
+def _named(where: str, writes: bool = False) -> Any:
+    """What went wrong, and where; of a disk that machines share also what to do, where it ``writes``.
 
     Raises:
         StorageError: instead of whatever pyarrow raised.
@@ -199,4 +195,5 @@ def _named(where: str) -> Any:
     except StorageError:
         raise
     except OSError as error:
-        raise StorageError(f"{where}: {_why(error)}") from error
+        known = unwritten(where, error) if writes else None
+        raise (known if known and known.number else StorageError(f"{where}: {_why(error)}")) from error

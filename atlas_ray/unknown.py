@@ -6,9 +6,10 @@ is trained on such tokens learns to write them, and one that reads them acts hal
 
 from __future__ import annotations
 
-import re
+import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from .trajectory import Trajectory
 
 FIELD = "unknown_share"
+_log = logging.getLogger(__name__)
 NOTHING: dict[str, Any] = {"tokens": 0, "unknown": 0, "words": {}}
 """The counts of nothing; of models from before there were any."""
 _STRANGE = "qzxjv ☃ ꙮ \U00013080 ǂ 犇 ᚠ"
@@ -67,18 +69,67 @@ class Unknown:
         return {"tokens": self.tokens, "unknown": self.unknown, "words": dict(self.words.most_common(_SHOWN))}
 
     def _lost(self, text: str) -> list[str]:
-        settings = {"add_special_tokens": False, "split_special_tokens": True}
         unk = self._tokenizer.unk_token_id
         if not self._tokenizer.is_fast:
-            pieces = {word: self._tokenizer(word, **settings)["input_ids"] for word in set(text.split())}
+            pieces = {word: self._encoded(word)["input_ids"] for word in set(text.split())}
             return [word for word in text.split() if not pieces[word] or unk in pieces[word]]
-        made = self._tokenizer(text, return_offsets_mapping=True, **settings)
-        lost, rest = list[str](), list(text)
-        for token, (start, end) in zip(made["input_ids"], made["offset_mapping"], strict=True):
-            if token == unk:
-                lost.append(text[start:end].strip() or "(empty)")
+        made = self._encoded(text, return_offsets_mapping=True)
+        spans = list(zip(made["input_ids"], made["offset_mapping"], strict=True))
+        lost = [text[start:end].strip() or "(empty)" for token, (start, end) in spans if token == unk]
+        if self._covers(text, made["offset_mapping"]):
+            return lost
+        # places are wrong behind what was dropped, so every word is looked at alone
+        alone = {word: self._encoded(word, return_offsets_mapping=True)["offset_mapping"] for word in text.split()}
+        return lost + [word for word in text.split() if not self._covers(word, alone[word])]
+
+    def _encoded(self, text: str, **settings: Any) -> Any:
+        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True, **settings)
+
+    @staticmethod
+    def _covers(text: str, spans: Iterable[tuple[int, int]]) -> bool:
+        """Whether tokens stand for all of a text but its white space."""
+        rest = list(text)
+        for start, end in spans:
             rest[start:end] = " " * (end - start)
-        return lost + re.findall(r"\S+", "".join(rest))
+        return not "".join(rest).strip()
+
+
+class Reader:
+    """Counts what a player reads, warns once, and refuses to go on where too much of it is unknown.
+
+    Args:
+        renderer: of the player.
+        most: share of the tokens.
+        model: its name.
+    """
+
+    enough = 2000
+    """Tokens that have to be read before anything is said."""
+
+    def __init__(self, renderer: Renderer, most: float, model: str) -> None:
+        self.counts = Unknown(renderer.tokenizer)
+        self._renderer, self._most, self._model, self._said = renderer, most, model, False
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Within, what is encoded is read.
+
+        Raises:
+            InputError: too much was unknown so far.
+        """
+        self._renderer.unknown = self.counts if self.counts.lossy else None
+        try:
+            yield
+        finally:
+            self._renderer.unknown = None
+        if self.counts.tokens < self.enough or not self.counts.unknown:
+            return
+        if self.counts.share > self._most:
+            way_out = "Let a model that knows them play"
+            refuse(self.counts.row(), self._most, self._model, way_out)
+        if not self._said:
+            self._said = True
+            _log.warning("of what it reads, %s", warning(self.counts.row(), self._model))
 
 
 def survey(renderer: Renderer, trajectories: Iterable[Trajectory], counts: Unknown | None = None) -> Unknown:

@@ -30,6 +30,7 @@ from .registry import (
     register,
     release,
 )
+from .text_space import TextSpace
 
 __all__ = [
     "SPLITS",
@@ -43,6 +44,7 @@ __all__ = [
     "GoldPath",
     "MissingExtraError",
     "TextEnv",
+    "TextSpace",
     "Turn",
     "UnknownEnvironmentError",
     "arguments",

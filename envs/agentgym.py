@@ -19,7 +19,8 @@ from typing import Any, ClassVar, Self
 
 from .agentgym_dialect import parse_react, plain_action
 from .agentgym_http import LARGEST_ANSWER, RefusedError, Wire, pause
-from .core import EnvironmentDiedError, MissingExtraError, TextEnv, TextSpace, Turn, UnknownEnvironmentError
+from .core import EnvironmentDiedError, MissingExtraError, TextEnv, Turn, UnknownEnvironmentError
+from .text_space import TextSpace
 
 _NO_SUCH_ITEM = re.compile(r"out of range|the game -?\d+ is not valid", re.IGNORECASE)
 _FENCED = re.compile(r"```(?:sql)?\s*(.*?)\s*```", re.DOTALL | re.IGNORECASE)

@@ -18,7 +18,8 @@ import gymnasium as gym
 
 from .agentgym_macros import MacroGame
 from .babyai_text import levels
-from .core import TextEnv, TextSpace, Turn, UnknownEnvironmentError
+from .core import TextEnv, Turn, UnknownEnvironmentError
+from .text_space import TextSpace
 
 BABYAI_LEVELS: tuple[str, ...] = (
     *("GoToRedBallGrey", "GoToRedBall", "GoToRedBallNoDists", "GoToObjS4", "GoToLocalS8N7", "GoToObjMazeS7"),

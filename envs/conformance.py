@@ -9,7 +9,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import multiprocessing
 import os
+import pickle
 import subprocess
 import time
 import warnings
@@ -19,6 +22,7 @@ from typing import Any
 
 import gymnasium as gym
 from gymnasium.utils.env_checker import check_env
+from gymnasium.vector.utils import shared_memory
 
 from .core import ExpertGaveUpError, TextEnv
 from .registry import make
@@ -97,6 +101,27 @@ def _gymnasium(new: Callable[..., TextEnv]) -> str:
     mine = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
     _need(not mine, f"check_env warns: {mine[:1]}")
     return "gymnasium's check_env has nothing to say"
+
+
+def _vectorised(new: Callable[..., TextEnv]) -> str:
+    """What gymnasium's vector environments do to it, without their processes."""
+    env = new()
+    try:
+        memory = shared_memory.create_shared_memory(env.observation_space, 2, multiprocessing)
+        seen = shared_memory.read_from_shared_memory(env.observation_space, memory, 2)
+        for action in (None, "look", "drück 日本 🎈"):
+            observation, info = env.reset(seed=0) if action is None else env.step(action)[::4]
+            _need(observation in env.observation_space, f"{observation!r:.80} is not in its observation_space")
+            shared_memory.write_to_shared_memory(env.observation_space, 1, observation, memory)
+            arrived = copy.deepcopy(seen)[1]
+            _need(arrived == observation, f"{observation!r:.80} arrives as {arrived!r:.80} through shared memory")
+            pickle.dumps(info)
+            if env._done:
+                break
+            _need("drück 日本 🎈" in env.action_space, "its action_space holds no foreign characters")
+        return "observations pass through gymnasium's shared memory, info to another process"
+    finally:
+        env.close()
 
 
 def _info(new: Callable[..., TextEnv]) -> str:
@@ -288,6 +313,7 @@ def _close(new: Callable[..., TextEnv]) -> str:
 
 CHECKS: dict[str, Callable[[Callable[..., TextEnv]], str]] = {
     "gymnasium": _gymnasium,
+    "vectorised": _vectorised,
     "info": _info,
     "same seed, same text": _deterministic,
     "seeds": _seeds,

@@ -9,13 +9,13 @@ An action that the environment does not know gives an observation that says so, 
 from __future__ import annotations
 
 import copy
-import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
 import gymnasium as gym
-from gymnasium import spaces
+
+from .text_space import TextSpace
 
 SPLITS = ("train", "dev", "test")
 
@@ -36,15 +36,34 @@ class EnvironmentDiedError(RuntimeError):
     """The process or server behind an environment is gone or hangs. The episode is lost; ``reset()`` begins anew."""
 
 
-class TextSpace(spaces.Text):
-    """Any string of at most ``max_length`` characters; samples are printable ASCII."""
+@dataclass(frozen=True)
+class Listing:
+    """``info["admissible"]``: lists the actions that make sense now when it is called.
 
-    def __init__(self, max_length: int) -> None:
-        super().__init__(max_length, min_length=0, charset=string.ascii_letters + string.digits + " ")
+    In another process, where gymnasium's asynchronous vector environment sends it, it holds the list of that moment
+    where that costs little; elsewhere ``vector_env.call("admissible")`` asks the environments.
+    """
 
-    def contains(self, x: Any) -> bool:
-        """Whether ``x`` is a string that is not too long, whatever its alphabet."""
-        return isinstance(x, str) and len(x) <= self.max_length
+    env: TextEnv
+
+    def __call__(self) -> list[str]:
+        """The actions."""
+        return self.env.admissible()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Listed, (self.env.admissible() if self.env.cheap_list else None,)
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """A :class:`Listing` that came from another process; ``actions`` is None where they were not listed."""
+
+    actions: list[str] | None
+
+    def __call__(self) -> list[str]:
+        if self.actions is None:
+            raise RuntimeError('listing is dear here and was not done: ask vector_env.call("admissible")')
+        return list(self.actions)
 
 
 @dataclass(frozen=True)
@@ -306,12 +325,12 @@ class TextEnv(gym.Env[str, str]):
         return (given,)
 
     def _info(self, turn: Turn) -> dict[str, Any]:
-        # admissible: a bound method, not a closure, because check_env compares the info of two resets
+        # admissible: not a closure, because check_env compares the info of two resets
         info: dict[str, Any] = {
             "goal": self.goal,
             "score": turn.score,
             "success": turn.success,
-            "admissible": self.admissible,
+            "admissible": Listing(self),
         }
         if turn.more:
             info.update(turn.more)

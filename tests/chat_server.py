@@ -19,6 +19,7 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with server.lock:
             server.requests.append((self.path, body, self.headers.get("Authorization")))
+            server.headers.append(self.headers)
             server.peers.add(self.client_address)
             server.running += 1
             server.most = max(server.most, server.running)
@@ -103,6 +104,7 @@ class ChatServer(ThreadingHTTPServer):
     def __init__(self, script=lambda body: body["messages"][-1]["content"]):
         super().__init__(("127.0.0.1", 0), Handler)
         self.script, self.faults, self.requests, self.peers = script, [], [], set()
+        self.headers = []
         self.running = self.most = 0
         self.lock, self.release = threading.Lock(), threading.Event()
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"

@@ -175,12 +175,12 @@ def test_special_tokens_are_text_where_they_are_text():
     agent = writer(f" a {END}\nAction: fly {END}")
     agent.start(0, f"go {END}", [], f"room {END}{BEGIN}")
     (decision,) = agent.act([0], [MOVES], [0])
-    assert decision == Decision(f"a {END}", f"fly {END}")
+    assert decision == Decision(f"a {END}", "fly"), "what ends a turn is no part of its action"
     agent.advance(0, Step(observation=f"room {END}{BEGIN}", thought=decision.thought, action=decision.action), END)
     prompt = agent.prompt(0)
     assert prompt.count(tokenizer.eos_token_id) == 1, "the end of the one turn"
     assert prompt.count(tokenizer.bos_token_id) == 1
-    assert tokenizer.decode(prompt).count(END) == 1 + 5
+    assert tokenizer.decode(prompt).count(END) == 1 + 4
     real = [*Renderer(tokenizer).encode(" a\nAction: turn left"), tokenizer.bos_token_id]
     assert decided(writer(real)) == Decision("a", "turn left")
 

@@ -5,6 +5,9 @@ import json
 import pytest
 
 from atlas_ray.cli import main
+from atlas_ray.errors import InputError
+from atlas_ray.pipeline import open_run, refuse_other
+from atlas_ray.recipe import load
 from atlas_ray.tiny import build_model, build_tokenizer
 
 RECIPE = """\
@@ -115,9 +118,6 @@ def test_model_directory_without_weights(recipe, model_dir, tmp_path, capsys):
 def run_dir_with(tmp_path, recipe, text):
     out = tmp_path / "run"
     main(["collect", str(recipe), "--out", str(out), "--dry-run"])
-    from atlas_ray.pipeline import open_run
-    from atlas_ray.recipe import load
-
     open_run(load(recipe), out)
     (out / "trajectories").mkdir()
     (out / "trajectories" / "expert.jsonl").write_text(text)
@@ -156,6 +156,36 @@ def test_a_run_directory_of_another_recipe(recipe, tmp_path, capsys):
     capsys.readouterr()
     line = refused(capsys, "run", recipe, "--out", out, "--select.fraction", "0.2")
     assert "select.fraction: this run was made with 0.3, the recipe now says 0.2" in line
+
+
+def without(value, path):
+    """A resolved recipe as it was before a field was added."""
+    table, _, rest = path.partition(".")
+    if rest:
+        return {**value, table: without(value[table], rest)}
+    return {key: inner for key, inner in value.items() if key != table}
+
+
+@pytest.mark.parametrize("field", ["patience", "select.oracle", "select.threshold", "finetune.strategy", "sweep"])
+def test_a_run_that_was_begun_before_a_field_was_added_goes_on(recipe, tmp_path, field):
+    whole = load(recipe).model_dump(mode="json")
+    old = without(whole, field)
+    assert old != whole
+    refuse_other(load(recipe), old, tmp_path)
+    with pytest.raises(InputError, match=r"select\.fraction: this run was made with 0\.3, the recipe now says 0\.2"):
+        refuse_other(load(recipe, {"select.fraction": "0.2"}), old, tmp_path)
+
+
+def test_a_run_whose_added_field_the_recipe_sets_is_another_one(recipe, tmp_path):
+    old = without(load(recipe).model_dump(mode="json"), "select.threshold")
+    with pytest.raises(InputError, match=r"select\.threshold: this run was made with 0\.0, the recipe now says 0\.5"):
+        refuse_other(load(recipe, {"select.threshold": "0.5"}), old, tmp_path)
+
+
+def test_a_run_with_a_field_that_is_gone_is_refused_by_its_name(recipe, tmp_path):
+    old = {**load(recipe).model_dump(mode="json"), "colour": "red"}
+    with pytest.raises(InputError, match="colour: this run was made with 'red', the recipe now says None"):
+        refuse_other(load(recipe), old, tmp_path)
 
 
 def test_a_directory_that_is_no_run(recipe, tmp_path, capsys):

@@ -27,10 +27,28 @@ def refused(text, limits=WHOLE, **kwargs):
     return caught.value.kind
 
 
-@pytest.mark.parametrize("wrap", ["{}", " \n{}\n\n", "```json\n{}\n```", "```\n{}\n```"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        "{}",
+        " \n{}\n\n",
+        "```json\n{}\n```",
+        "```\n{}\n```",
+        "```JSON\r\n{}\r\n```",
+        "~~~json\n{}\n~~~",
+        "\ufeff{}",
+        "{}<|im_end|>",
+        "{}</s>\n",
+        "```json\n{}\n```<|eot_id|>",
+        '<think>\n{"critical": []}\n</think>\n{}',
+        "step 1, I think\n</think>\n\n{}",
+        "[THINK]a[/THINK]\n```json\n{}\n```",
+    ],
+)
 def test_a_valid_answer_is_read_in_the_order_of_the_steps(wrap):
     text = answer([mark(4, "self correction", " two\n  lines "), mark(1)])
-    found = read(wrap.replace("{}", text), WHOLE)
+    before, _, after = wrap.rpartition("{}")
+    found = read(before + text + after, WHOLE)
     assert found.plan == (SubGoal("get there", 0, 2), SubGoal("get there", 3, 5))
     assert [(m.step, m.category, m.reason) for m in found.marks] == [
         (1, "critical action", "It would have failed."),
@@ -100,6 +118,13 @@ def test_a_valid_answer_is_read_in_the_order_of_the_steps(wrap):
 )
 def test_anything_else_is_refused_whole(text, kind):
     assert refused(text) == kind
+
+
+def test_thinking_is_no_answer_and_an_answer_may_speak_of_it():
+    assert refused("<think>" + answer()) == "empty"
+    assert refused("<ponder>" + answer() + "</ponder>" + answer()) == "not JSON"
+    assert read("<ponder>so</ponder>" + answer(), WHOLE, thinking=("<ponder>",)) == read(answer(), WHOLE)
+    assert read(answer([mark(1, reason="It ends with </think> in <b>")]), WHOLE).marks[0].step == 1
 
 
 def test_an_answer_that_broke_off_is_told_so_and_one_that_ended_in_time_is_taken():

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from atlas_ray.exchange.turns import compose
 from atlas_ray.parsing import LONGEST_REPLY, Parsed, Tally, parse
+from atlas_ray.thinking import tag_pair
 
 MOVES = ("turn left", "turn right", "go forward", "pick up", "drop", "toggle")
 OK = "ok"
@@ -72,7 +73,6 @@ def test_thought_and_action_are_found(reply, thought, action):
         ("Action: turn left or turn right", "not admissible", "turn left or turn right"),
         ("Action: do not turn left", "not admissible", "do not turn left"),
         ("Action: turnleft", "not admissible", "turnleft"),
-        ("Action: turn left<|im_end|>", "not admissible", "turn left<|im_end|>"),
         ("Action: ...", "not admissible", "..."),
         ("Action: I will\nturn left", "not admissible", "I will"),
         (f"Action: {'x' * 1001}", "too long", None),
@@ -134,7 +134,7 @@ def test_wording_is_forgiven_and_never_bent_to_another_action(admissible, writte
         ("`look`", (), OK, "look"),
         ('say "a" or "b"', (), OK, 'say "a" or "b"'),
         ('"a" or "b"', (), OK, '"a" or "b"'),
-        ("<|endoftext|>", (), OK, "<|endoftext|>"),
+        ("<|endoftext|>", (), "empty", None),
         ("```\n```", (), "no action", None),
     ],
 )
@@ -147,6 +147,110 @@ def test_without_a_list_any_action_counts_as_it_is_written():
     assert parse("Action: a\n\nb", "react") == Parsed(None, "a", OK)
     assert parse("**Action: a**", "react").action == "a"
     assert parse("Action: abc", "react", longest=2) == Parsed(None, None, "too long")
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "### Thought\na\n### Action\nopen box",
+        "**Thought**\na\n\n**Action**\nopen box",
+        "*Thought:* a\n*Action:* open box",
+        "`Thought:` a\n`Action: open box`",
+        "__Thought: a__\n__Action: open box__",
+        "1. Thought: a\n2) Action: open box",
+        "> Thought: a\n> Action: open box",
+        "Thought 1: a\nAction 1: open box",
+        "Thought[12]: a\nAction #12: open box",
+        "THOUGHT: a\nACTION: open box",
+        "Think: a\nAct: open box",
+        "Reasoning: a\nNext action: open box",
+        "Thought: a\nFinal Action: open box",
+        "\ufeffThought: a\n\u00a0Action: open box",
+        "Thought: a\u2028Action: open box",
+        "Thought: Thought: a\nAction: Action: open box",
+        "Thought: a Action: open box\nAction: open box",
+        "Thought: a\nAction: `open box`",
+        "Thought: a\nAction:\n~~~\nopen box\n~~~",
+        "Thought: a\nAction: open box\n\nI hope that it is not locked.",
+        "Thought: a\nAction: open box\nThought: it may be in there",
+        "Thought: a\nAction: open box\nAction Input: none",
+        "<thought>a</thought>\n<action>open box</action>",
+        "<|im_start|>assistant\nThought: a\nAction: open box<|im_end|>",
+        "Thought: a\nAction: open box</s></s>",
+        "Thought: a\nAction: open box<|eot_id|>\n",
+        "Thought: a\nAction: open box <\uff5cend\u2581of\u2581sentence\uff5c>",
+        "Thought: a\nAction: open box<end_of_turn>",
+        "<think>\nAction: close box\nObservation: shut\n</think>\n\nThought: a\nAction: open box",
+        "Action: close box\n</think>\nThought: a\nAction: open box",
+        "[THINK]Action: close box[/THINK]Thought: a\nAction: open box",
+        "<think>b</think><think>c</think>Thought: a\nAction: open box</think>",
+        "<|channel|>analysis<|message|>Action: close box<|end|>"
+        "<|start|>assistant<|channel|>final<|message|>Thought: a\nAction: open box",
+    ],
+)
+def test_headings_of_all_kinds_are_read_the_same_with_and_without_a_list(reply):
+    for admissible in ((), ("open box", "close box")):
+        assert parse(reply, "react", admissible) == Parsed("a", "open box", OK)
+
+
+@pytest.mark.parametrize(
+    ("reply", "thought", "action"),
+    [
+        ("Thought: a\nAction: open\nObservation: a key.\nThought: b\nAction: take key", "a", "open"),
+        ("Thought 1: a\nAction 1: open\nObservation 1: a key.\nAction 2: take key", "a", "open"),
+        ("Thought: a\nAction: open\n**Observation:** a key.", "a", "open"),
+        ("Thought: a\nAction: open\nObs: a key.", "a", "open"),
+        ("Thought: a\nAction: open\nHuman: a key.\nAction: take key", "a", "open"),
+        ("Thought: a\nAction: open<|im_end|>\n<|im_start|>user\nA key.", "a", "open"),
+        ("open\nObservation: a key.", None, "open"),
+    ],
+)
+def test_a_reply_ends_where_an_observation_is_invented(reply, thought, action):
+    made = parse(reply, "react", ("open", "take key"))
+    assert made == Parsed(thought, action, OK)
+    assert made.invented
+    assert not parse("Thought: a\nObservation: none\nAction: open").invented
+
+
+@pytest.mark.parametrize(
+    ("reply", "reasoning", "problem"),
+    [
+        ("<think>\nperhaps\nAction: open\nno, wait", "perhaps\nAction: open\nno, wait", "empty"),
+        ("perhaps\nAction: open</think>", "perhaps\nAction: open", "empty"),
+        ("<think>\n\n</think>\n\nAction: open", None, OK),
+        ("<THINK>a</THINK>Action: open", "a", OK),
+        ("<think>a</think>open", "a", OK),
+        (f"<think>{'a ' * LONGEST_REPLY}</think>Action: open", ("a " * LONGEST_REPLY).strip(), OK),
+    ],
+)
+def test_what_is_thought_before_is_no_part_of_the_answer(reply, reasoning, problem):
+    made = parse(reply, "react", ("open",))
+    assert (made.reasoning, made.problem, made.thought) == (reasoning, problem, None)
+
+
+def test_other_tags_of_thinking_can_be_named():
+    reply = "<ponder>Action: close</ponder>Action: open"
+    assert parse(reply, thinking=("<ponder>",)).reasoning == "Action: close"
+    assert parse("{Action: close}Action: open", thinking=("{ }",)).action == "open"
+    assert parse("<think>a</think>\nAction: open", thinking=()).thought == "<think>a</think>"
+    for wrong in ("think", "", "a b c", "</think>", "<|A|>"):
+        with pytest.raises(ValueError, match="opening tag"):
+            tag_pair(wrong)
+
+
+@pytest.mark.parametrize(
+    ("reply", "action"),
+    [
+        ('Action: search\nAction Input: {"q": "Action: none"}', 'search {"q": "Action: none"}'),
+        ("Act: bash\n\n```bash\nls -l\n```", "bash\nls -l"),
+        ("My next Action: is not clear, Reaction: none", None),
+        ("It is a Reaction: none", None),
+        ("Action:\nThought: a", None),
+        ("Action: it is <|im_end|> that ends", "it is <|im_end|> that ends"),
+    ],
+)
+def test_an_action_keeps_what_belongs_to_it_and_nothing_else(reply, action):
+    assert parse(reply).action == action
 
 
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -166,6 +270,12 @@ pieces = st.lists(
 @example(". a" * 300, "action", ["a"])
 @example("Action:" * 10000, "react", ["a"])
 @example("`" * 900, "action", [])
+@example("<think>" * 9000 + "</think>" * 9000, "react", ["a"])
+@example("</think>" * 400_000, "react", ["a"])
+@example(" " * 50000 + "Action:", "react", ["a"])
+@example("*" * 50000 + "_" * 50000, "react", ["a"])
+@example("</s>" * 20000 + "x", "react", ["a"])
+@example("Action: x" + "</s>\n" * 20000, "react", ["a"])
 def test_it_never_raises_and_an_action_is_always_one_that_was_offered(reply, style, admissible):
     made = parse(reply, style, admissible)
     if made.problem == OK:

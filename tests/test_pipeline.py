@@ -50,6 +50,28 @@ def finished(recipe, tmp_path_factory, ray_session):
     return run_dir
 
 
+def test_a_run_of_a_version_that_knew_fewer_fields_goes_on(tmp_path):
+    table = {"models": [{"model": "m", "base_url": "http://127.0.0.1:9/v1"}, "expert"], "levels": ["GoToLocal"]}
+    given = {
+        "name": "old",
+        "collect": {"levels": {"GoToLocal": 1}},
+        "select": {"oracle": {"base_url": "http://127.0.0.1:9/v1", "temperature": None}},
+        "switch": {**table, "costs": [0.1]},
+    }
+    own = Recipe.model_validate(given)
+    old = own.model_dump(mode="json")
+    for late in ("limit_field", "timeout", "retries", "rate", "extra", "headers", "temperature", "send_system"):
+        old["switch"]["models"][0].pop(late)
+    old["select"]["oracle"].pop("headers")
+    del old["sweep"], old["switch"]["encoder"]
+    pipeline.refuse_other(own, old, tmp_path)
+    given["switch"]["models"][0]["retries"] = 3
+    with pytest.raises(InputError, match="switch.models: .*name another --out"):
+        pipeline.refuse_other(Recipe.model_validate(given), old, tmp_path)
+    with pytest.raises(InputError, match="novelty"):
+        pipeline.refuse_other(own, {**own.model_dump(mode="json"), "novelty": 1}, tmp_path)
+
+
 def test_every_stage_leaves_what_the_contract_names(recipe, finished):
     trajectories = read_trajectories(finished / "trajectories" / "expert.jsonl")
     assert [t.env for t in trajectories] == ["BabyAIText/PickupDist-v0"] * 5 + ["BabyAIText/GoToLocalS5N2-v0"] * 4

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ..errors import EndpointError, InputError
+from ..schema_endpoint import filled, secret, variables
 from . import patience
 from .base import Capabilities
 from .http_line import Answer, Lines, NoAnswerError
@@ -93,6 +94,9 @@ class ChatEndpoint:
         concurrency: most requests at a time, and the slots of an agent.
         limit_field: how ``max_tokens`` is called in a request; OpenAI's reasoning models know only the second.
         extra: fields to add to every request, such as ``{"reasoning_effort": "low"}``.
+        headers: to add to every request; ``$NAME`` in a value is the environment variable of that name.
+        send_system: False puts a system message in front of the first user message, and joins neighbours of one role.
+        where: dotted name of the recipe's table, for messages.
 
     Raises:
         InputError: an argument or the key cannot be used; names the field.
@@ -113,6 +117,9 @@ class ChatEndpoint:
         concurrency: int = 8,
         limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
         extra: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        send_system: bool = True,
+        where: str = "",
     ) -> None:
         wrong = [
             n for n, v in (("timeout", timeout), ("deadline", deadline), ("rate", rate)) if v is not None and v <= 0
@@ -124,9 +131,10 @@ class ChatEndpoint:
         self.model, self.key_variable, self.slots = model, key_variable, concurrency
         self.timeout, self.deadline, self.retries = timeout, deadline, retries
         self.limit_field, self.extra = limit_field, dict(extra or {})
+        self.send_system, self._headers, self._where = send_system, dict(headers or {}), where
         self._pace, self._usage, self._lock = patience.Pace(rate), Usage(), threading.Lock()
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="endpoint")
-        self._key()
+        self._sent_headers()
 
     def __repr__(self) -> str:
         return f"ChatEndpoint({self._lines.base!r}, {self.model!r})"
@@ -198,7 +206,7 @@ class ChatEndpoint:
         stop: Sequence[str] | None,
         json_schema: Mapping[str, Any] | None,
     ) -> list[Completion | EndpointError]:
-        self._key()
+        self._sent_headers()
         shared: dict[str, Any] = {**self.extra, "model": self.model, self.limit_field: max_tokens}
         if temperature is not None:
             shared["temperature"] = temperature
@@ -207,7 +215,9 @@ class ChatEndpoint:
         if json_schema is not None:
             named = {"name": "answer", "schema": json_schema, "strict": True}
             shared["response_format"] = {"type": "json_schema", "json_schema": named}
-        bodies: list[dict[str, Any]] = [{**shared, "messages": list(talk)} for talk in conversations]
+        bodies: list[dict[str, Any]] = [
+            {**shared, "messages": list(talk) if self.send_system else taking_turns(talk)} for talk in conversations
+        ]
         if seeds is not None and temperature != 0:
             for body, seed in zip(bodies, seeds, strict=True):
                 body["seed"] = seed & 0x7FFFFFFF
@@ -265,27 +275,24 @@ class ChatEndpoint:
         raise EndpointError(f"{self._lines.where}: {trouble}{times}", trouble.status)
 
     def _attempt(self, body: bytes, limit: float) -> Completion:
-        key = self._key()
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if key is not None:
-            headers["Authorization"] = f"Bearer {key}"
+        headers, secrets = self._sent_headers()
         try:
             answer = self._lines.post(body, headers, limit)
         except NoAnswerError as error:
-            raise _Trouble(shown(str(error), key), again=error.again) from None
+            raise _Trouble(shown(str(error), secrets), again=error.again) from None
         if 200 <= answer.status < 300:
-            return _completion(answer, key)
-        raise self._refusal(answer, key)
+            return _completion(answer, secrets)
+        raise self._refusal(answer, secrets)
 
-    def _refusal(self, answer: Answer, key: str | None) -> _Trouble:
-        status, text = answer.status, shown(answer.data.decode("utf-8", "replace"), key)
+    def _refusal(self, answer: Answer, secrets: Sequence[str]) -> _Trouble:
+        status, text = answer.status, shown(answer.data.decode("utf-8", "replace"), secrets)
         said = f"HTTP {status}: {text}" if text else f"HTTP {status}"
         if status in _AGAIN or status >= 500:
             if status == 429 and b"insufficient_quota" in answer.data:
                 return _Trouble(f"{said} (the account has no quota left: waiting does not help)", status, again=False)
             return _Trouble(said, status, asked=patience.asked(answer.headers))
         if status == 401:  # not the server's text: OpenAI's repeats a part of the key
-            said = f"HTTP 401: {self._key_advice(key)}"
+            said = f"HTTP 401: {self._key_advice()}"
         elif status == 403:
             said += f" (the key in {self.key_variable} may not use the model {self.model}, or not from here)"
         elif status == 404:
@@ -294,37 +301,71 @@ class ChatEndpoint:
             said = f"HTTP {status}: redirects are not followed: give the final address as base_url"
         return _Trouble(said, status, again=False)
 
-    def _key_advice(self, key: str | None) -> str:
+    def _key_advice(self) -> str:
+        named = [name for value in self._headers.values() for name in variables(value)]
+        if named:
+            return f"what the environment variable {', '.join(named)} holds is refused"
         if self.key_variable is None:
             return "a key is needed: set key_variable to the name of the environment variable that holds it"
         where = f"the environment variable {self.key_variable}"
-        return f"{where} is not set, and a key is needed" if key is None else f"the key in {where} is refused"
+        return f"the key in {where} is refused" if self._key() else f"{where} is not set, and a key is needed"
+
+    def _sent_headers(self) -> tuple[dict[str, str], list[str]]:
+        """The headers of a request, and what in them is secret."""
+        headers, secrets = {"Content-Type": "application/json", "Accept": "application/json"}, list[str]()
+        if not any(name.lower() == "authorization" for name in self._headers) and (key := self._key()):
+            headers["Authorization"] = f"Bearer {key}"
+            secrets.append(key)
+            self._private("key_variable", self.key_variable)
+        for name, value in self._headers.items():
+            known = {variable: os.environ.get(variable, "").strip() for variable in variables(value)}
+            for variable, held in known.items():
+                if not _KEY.fullmatch(held):
+                    holds = "holds what cannot be sent in a header" if held else "is not set"
+                    raise InputError(f"the environment variable {variable} {holds}", field=f"headers.{name}")
+            headers[name] = filled(value, known)
+            if known or secret(name, value):
+                secrets += known.values() or [value]
+                self._private(f"headers.{name}", name)
+        return headers, secrets
 
     def _key(self) -> str | None:
         key = os.environ.get(self.key_variable, "").strip() if self.key_variable else ""
-        if not key:
-            return None
-        if not _KEY.fullmatch(key):
+        if key and not _KEY.fullmatch(key):
             raise InputError(f"the environment variable {self.key_variable} holds no key", field="key_variable")
+        return key or None
+
+    def _private(self, field: str, what: str | None) -> None:
         if not self._lines.private:
+            instead = ", or key_variable=None to send no key" if field == "key_variable" else ""
+            sent = "the key in " if field == "key_variable" else "the header "
             raise InputError(
-                f"{self._lines.base} would send the key in {self.key_variable} unencrypted: use https, or "
-                "key_variable=None to send no key",
-                field="base_url",
+                f"{self._lines.base} would send {sent}{what} unencrypted: use https{instead}", field="base_url"
             )
-        return key
 
 
-def shown(text: str, key: str | None) -> str:
-    """A server's text for a message: one printable line of at most 200 characters, without the key."""
-    if key:
+def taking_turns(talk: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """A conversation without a system message, in which no two neighbours have one role."""
+    made: list[dict[str, str]] = []
+    for message in talk:
+        role = "user" if message["role"] == "system" else message["role"]
+        if made and made[-1]["role"] == role:
+            made[-1]["content"] += f"\n\n{message['content']}"
+        else:
+            made.append({"role": role, "content": message["content"]})
+    return made
+
+
+def shown(text: str, secrets: Sequence[str] = ()) -> str:
+    """A server's text for a message: one printable line of at most 200 characters, without what is secret."""
+    for key in secrets:
         text = text.replace(key, "[key]").replace(key.replace("/", "\\/"), "[key]")
     text = " ".join("".join(c if c.isprintable() else " " for c in text[:2000]).split())
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _completion(answer: Answer, key: str | None) -> Completion:
-    status, said = answer.status, shown(answer.data.decode("utf-8", "replace"), key)
+def _completion(answer: Answer, secrets: Sequence[str]) -> Completion:
+    status, said = answer.status, shown(answer.data.decode("utf-8", "replace"), secrets)
     try:
         value = json.loads(answer.data)
     except (ValueError, RecursionError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..files import replacing
 from ..model_config import text_config
 from .packing import hidden_at, packed, packs
 from .store import TokenStore
@@ -34,15 +34,11 @@ def base_logps(path: Path, model: Any, store: TokenStore, micro_tokens: int) -> 
     """
     if not path.exists():
         shape = (store.turn_tokens, text_config(model.config).vocab_size)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
-            with temporary.open("wb") as file:  # (not mapped: a full disk would end the process)
-                header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False}
-                np.lib.format.write_array_header_1_0(file, {**header, "shape": shape})
-                _fill(file, model, store, micro_tokens)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        # (not mapped: a full disk would end the process)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False}
+            np.lib.format.write_array_header_1_0(file, {**header, "shape": shape})
+            _fill(file, model, store, micro_tokens)
     return np.load(path, mmap_mode="r")
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from ..disk import writing
 from ..errors import AtlasError
 from ..files import atomic_directory, write_json, write_text
 from ..models import adapter_config, base_from, context_of, load_config, load_model, load_tokenizer, whole
@@ -17,7 +18,6 @@ from ..recipe import Recipe
 from ..tiny import build_model, build_tokenizer
 from .card import card
 from .packing import causal_lm
-from .state import clear_errors
 from .team import Team, half
 
 
@@ -113,7 +113,7 @@ def write_model(target: Path, model: Any, tokenizer: Any, recipe: Recipe, about:
     model = model.to(getattr(torch, recipe.finetune.save_dtype))
     # transformers writes on the first process of the world only, without a word; here every team's first one writes
     causal_lm(model).should_save_on_this_rank = lambda is_main_process: is_main_process
-    with clear_errors(target), atomic_directory(target) as directory:
+    with writing(target), atomic_directory(target) as directory:
         model.save_pretrained(directory)
         if recipe.finetune.lora:
             about_adapter = adapter_config(directory) | {

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from ..disk import writing
 from ..errors import InputError
 from ..files import atomic_directory, read_json
 from ..home import place
@@ -27,7 +28,6 @@ from .data import Examples, steps_of
 from .flops import device_peak
 from .loop import Counts, Progress, train_run
 from .packing import causal_lm
-from .state import clear_errors
 from .store import TokenStore, build_store, store_key
 from .team import Team, half
 from .validation import success
@@ -106,21 +106,18 @@ def prepare(recipe: Recipe, run_dir: Path, device: torch.device) -> TokenStore:
         context=output.context(recipe, outline),
         too_long=config.too_long,
     )
-    folder = scratch_dir(run_dir)
-    with clear_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        store = build_store(
-            folder / "tokens",
-            iter_trajectories(expert_file(run_dir)),
-            make_renderer(tokenizer, recipe.style, recipe.prompt),
-            output.context(recipe, outline),
-            config.too_long,
-            key,
-        )
-        refuse(store.unknown, recipe.unknown_share, _reader(config), _way_out(config))
-        if any(arm.anchor for arm in config.arms) and not config.lora and worth_keeping(outline, store):
-            model, _ = output.make_model(recipe, device, words)
-            base_logps(_kept(recipe, run_dir, key), model, store, config.micro_tokens)
+    store = build_store(
+        scratch_dir(run_dir) / "tokens",
+        iter_trajectories(expert_file(run_dir)),
+        make_renderer(tokenizer, recipe.style, recipe.prompt),
+        output.context(recipe, outline),
+        config.too_long,
+        key,
+    )
+    refuse(store.unknown, recipe.unknown_share, _reader(config), _way_out(config))
+    if any(arm.anchor for arm in config.arms) and not config.lora and worth_keeping(outline, store):
+        model, _ = output.make_model(recipe, device, words)
+        base_logps(_kept(recipe, run_dir, key), model, store, config.micro_tokens)
     return store
 
 
@@ -185,26 +182,21 @@ def train_arm(recipe: Recipe, run_dir: Path, arm: Arm, seed: int, team: Team, nu
         row = {"stage": "finetune", "arm": arm.name, "seed": seed, "step": progress.step, "loss": progress.loss}
         row |= {"trained_tokens": progress.trained_tokens, "learning_rate": progress.learning_rate}
         row |= {"grad_norm": progress.grad_norm, "seconds": progress.seconds}
-        with clear_errors(run_dir):
-            at.append("metrics.jsonl", [row])
-            at.write_json(f"{SCRATCH}/progress-{number}.json", {"step": progress.step})
+        at.append("metrics.jsonl", [row])
+        at.write_json(f"{SCRATCH}/progress-{number}.json", {"step": progress.step})
 
     def validate(trained: Any) -> float:
         score = _score(recipe, trained, tokenizer, team, words)
         row = {"stage": "finetune", "arm": arm.name, "seed": seed, "step": step_now, "held_in_success": score}
 
-        def note() -> None:
-            with clear_errors(run_dir):
-                at.append("metrics.jsonl", [row])
-
-        team.together(note, leader=True)
+        team.together(lambda: at.append("metrics.jsonl", [row]), leader=True)
         return score
 
     def keep(trained: Any) -> None:
         values = output.weights(trained, team)
 
         def write() -> None:
-            with clear_errors(best), atomic_directory(best) as directory:
+            with writing(best), atomic_directory(best) as directory:
                 save_file(values, directory / "weights.safetensors")
             at.send(kept_best)
 

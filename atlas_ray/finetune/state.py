@@ -3,39 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ..errors import StorageError
+from ..disk import writing
 from ..files import open_up, read_json, write_json
 from .team import Team
 
 _KEYS = ("exp_avg", "exp_avg_sq")
-
-
-@contextmanager
-def clear_errors(path: Path) -> Iterator[None]:
-    """A disk that is full, or a file that cannot be written, is one clear error.
-
-    Raises:
-        StorageError: instead of whatever the writer raised.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        free = shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise StorageError(
-            f"{path}: could not be written ({why}; {free / 2**20:,.0f} MiB free). What was saved before is whole: "
-            "make room and run the same command again"
-        ) from error
 
 
 def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -64,7 +44,7 @@ def save_state(
     def write() -> None:
         if team.rank >= shares:
             return
-        with clear_errors(path):
+        with writing(path):
             temporary.mkdir(parents=True, exist_ok=True)
             tensors = {}
             for parameter, p in _trained(model):
@@ -74,7 +54,7 @@ def save_state(
             save_file(tensors, temporary / f"{team.rank}-of-{shares}.safetensors")
 
     def finish() -> None:
-        with clear_errors(path):
+        with writing(path):
             write_json(temporary / "state.json", {**about, "shares": shares})
             open_up(temporary)
             if (path / name / "state.json").exists():  # a resumed run came here again

@@ -12,6 +12,7 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..files import replacing
 from ..results import Arm
 from ..selection.agreement import BINS, Agreement
 from .page import LIGHT, Html, short
@@ -100,7 +101,5 @@ def svg(figure: Figure, prefix: str, description: str) -> Html:
 
 def save_png(figure: Figure, path: Path) -> None:
     """The figure on white, 160 dots an inch, replacing ``path`` in one step."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with matplotlib.rc_context(SETTINGS):
+    with replacing(path) as temporary, matplotlib.rc_context(SETTINGS):
         figure.savefig(temporary, format="png", dpi=160, facecolor="white", metadata={"Software": None})
-    temporary.replace(path)

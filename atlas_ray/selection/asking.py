@@ -9,6 +9,7 @@ from typing import Any
 
 from ..agent_spec import AgentSpec, agent_spec
 from ..engines import EnginePool
+from ..engines.endpoint import open_endpoint
 from ..engines.openai import ChatEndpoint
 from ..errors import EndpointError
 from ..files import RunLog, append_jsonl, recover_jsonl
@@ -32,28 +33,18 @@ def oracle_config(recipe: Recipe) -> OracleConfig:
         fraction=recipe.select.fraction,
         context=asked.context,
         max_tokens=asked.max_tokens,
-        temperature=asked.temperature,
+        temperature=asked.warmth,
         reasks=asked.reasks,
         batch=asked.batch,
         send_schema=asked.send_schema,
+        thinking=tuple(recipe.agent.thinking),
     )
 
 
 def _endpoint(recipe: Recipe) -> ChatEndpoint:
     assert recipe.select is not None
     asked = recipe.select.oracle
-    assert asked.base_url is not None
-    return ChatEndpoint(
-        asked.base_url,
-        asked.model,
-        key_variable=asked.key_variable,
-        timeout=asked.timeout,
-        deadline=asked.timeout * (asked.retries + 1),
-        retries=asked.retries,
-        rate=asked.rate,
-        concurrency=asked.concurrency,
-        limit_field=asked.limit_field,
-    )
+    return open_endpoint(asked, asked.concurrency, "select.oracle")
 
 
 def _cache(run_dir: Path) -> Path:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from ..engines.openai import Completion
 from ..errors import EndpointError, InputError
+from ..thinking import THINKING
 from ..trajectory import Annotation, Trajectory, cap
 from .oracle_answer import (
     CATEGORIES,
@@ -52,6 +53,7 @@ class OracleConfig:
         reasks: how often an answer that is not valid is asked for again.
         batch: trajectories asked about at a time; their answers are lost when the run is killed meanwhile.
         send_schema: False where the server refuses a JSON schema; answers are checked in any case.
+        thinking: tags of what is thought before an answer (:data:`atlas_ray.thinking.THINKING`).
 
     Raises:
         InputError: names the field.
@@ -64,6 +66,7 @@ class OracleConfig:
     reasks: int = 2
     batch: int = 16
     send_schema: bool = True
+    thinking: tuple[str, ...] = THINKING
 
     def __post_init__(self) -> None:
         least = GOAL_TOKENS * MOST_GOALS + MARK_TOKENS
@@ -182,7 +185,7 @@ class Oracle:
     ) -> None:
         self.writer, self.config, self.usage = writer, config, OracleUsage()
         self._room = Room(config.context, config.max_tokens, count)
-        self._cache = None if cache is None else AnswerCache(cache)
+        self._cache = None if cache is None else AnswerCache(cache, config.thinking)
         self._prompt_sha256 = prompt_sha256()
 
     def annotate(self, trajectories: Iterable[Trajectory]) -> Iterator[Annotation | Unannotated]:
@@ -300,7 +303,9 @@ class Oracle:
         usage.completion_tokens += result.completion_tokens or 0
         usage.uncounted += result.prompt_tokens is None or result.completion_tokens is None
         try:
-            question.answer = read(result.text, question.ask.limits, result.finish_reason == "length")
+            question.answer = read(
+                result.text, question.ask.limits, result.finish_reason == "length", self.config.thinking
+            )
         except RefusedError as error:
             kind, times = error.kind, len(question.refused)
             usage.refused[kind] = usage.refused.get(kind, 0) + 1

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from ..errors import InputError
 from ..files import append_jsonl, recover_jsonl
-from ..parsing import LONGEST_REPLY
+from ..parsing import LONGEST_REPLY, LONGEST_THINKING
+from ..thinking import THINKING, split_thinking, strip_specials
 
 Refusal = Literal[
     "empty",
@@ -42,7 +43,7 @@ LONGEST_REASON = 300
 GOAL_TOKENS, MARK_TOKENS = 60, 100
 """Room in an answer for a sub-goal and for a marked step of the greatest length."""
 
-_FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*)\n[ \t]*```", re.DOTALL)
+_FENCED = re.compile(r"(?:```|~~~)(?:json[5lc]?)?[ \t]*\n(.*)\n[ \t]*(?:```|~~~)", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -125,21 +126,22 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def read(text: str, limits: Limits, cut: bool = False) -> Answer:
+def read(text: str, limits: Limits, cut: bool = False, thinking: Sequence[str] = THINKING) -> Answer:
     """An answer, checked.
 
-    One JSON object, alone or as the only code block; nothing else is forgiven.
+    One JSON object, alone or as the only code block, behind what was thought before it; nothing else is forgiven.
 
     Args:
         text: what the model wrote.
         limits: what it was asked.
         cut: the server says that it stopped at the limit of tokens.
+        thinking: tags of what is thought before the answer.
 
     Raises:
         RefusedError: anything is wrong; names the first thing.
     """
     try:
-        value = _json(text)
+        value = _json(text, thinking)
         names = schema(limits)["required"]
         _fields(value, names, "the answer")
         plan = _plan(value["plan"], limits) if "plan" in names else ()
@@ -151,10 +153,14 @@ def read(text: str, limits: Limits, cut: bool = False) -> Answer:
     return Answer(plan, marks)
 
 
-def _json(text: str) -> Any:
+def _json(text: str, thinking: Sequence[str]) -> Any:
+    if len(text) <= LONGEST_THINKING:
+        text = text.replace("\r\n", "\n").strip("\ufeff \t\r\n")
+        # a text within the JSON may speak of tags
+        text = text if text.startswith(("{", "```{")) else split_thinking(text, thinking).rest
+        text = strip_specials(text).strip("\ufeff \t\r\n")
     if len(text) > LONGEST_REPLY:
         raise RefusedError("too long", f"it has {len(text)} characters; be brief")
-    text = text.strip()
     if not text:
         raise RefusedError("empty", "it is empty")
     fenced = _FENCED.fullmatch(text)
@@ -262,12 +268,16 @@ class AnswerCache:
     Their texts are kept, and read as strictly again when they are used, so that a file that was changed by hand gives
     nothing that a model could not have given.
 
+    Args:
+        path: the file.
+        thinking: tags of what is thought before an answer.
+
     Raises:
         InputError: the file is no such cache.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, thinking: Sequence[str] = THINKING) -> None:
+        self.path, self._thinking = Path(path), tuple(thinking)
         try:
             self._texts = {str(row["key"]): str(row["answer"]) for row in recover_jsonl(self.path)}
         except (ValueError, TypeError, KeyError) as error:
@@ -277,7 +287,7 @@ class AnswerCache:
         """The answer under ``key``; None where there is none, or none that is valid."""
         text = self._texts.get(key)
         try:
-            return None if text is None else read(text, limits)
+            return None if text is None else read(text, limits, thinking=self._thinking)
         except RefusedError:
             return None
 

@@ -10,9 +10,10 @@ from ..agent_spec import AgentSpec, agent_spec
 from ..engines import EnginePool
 from ..files import RunLog, append_jsonl, recover_jsonl
 from ..models import load_model, load_tokenizer
+from ..parsing import Style
 from ..progress import say, track
 from ..recipe import Recipe
-from ..rendering import Prompt, Style
+from ..rendering import Prompt
 from ..rendering_chat import make_renderer
 from ..resources import scoring
 from ..rollout import train_specs

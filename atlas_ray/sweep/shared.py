@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .. import pipeline
 from ..evaluation import play_untuned
+from ..files import replacing
 from ..logs import kept
 from ..progress import say
 from ..recipe import Recipe
@@ -133,14 +134,11 @@ def _take_scores(source: Path, target: Path) -> None:
 def _put(source: Path, target: Path, copy: bool) -> None:
     if target.exists():
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    if copy:
-        shutil.copy2(source, temporary)
-    else:
-        try:
-            os.link(source, temporary)
-        except OSError:  # not every file system links
+    with replacing(target) as temporary:
+        if copy:
             shutil.copy2(source, temporary)
-    temporary.replace(target)
+        else:
+            try:
+                os.link(source, temporary)
+            except OSError:  # not every file system links
+                shutil.copy2(source, temporary)

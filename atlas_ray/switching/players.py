@@ -13,11 +13,15 @@ from ..agent_spec import agent_spec
 from ..agents import Decision, Player
 from ..chat import ChatAgent
 from ..engines import Engine, EnginePool, RemoteEngine, Seat
-from ..engines.openai import ChatEndpoint
+from ..engines.endpoint import open_endpoint
 from ..errors import InputError
 from ..recipe import Recipe
+from ..schema_endpoint import EndpointFields
 from ..schema_switch import EXPERT, SwitchModel
 from ..trajectory import Step
+
+# what a model of ours has no use for
+_OF_SERVERS = sorted(EndpointFields.model_fields.keys() - {"model", "base_url", "price_prompt", "price_completion"})
 
 
 class SwitchPlayer(Player, Protocol):
@@ -123,13 +127,13 @@ def check_players(recipe: Recipe) -> None:
                 if envs.environment_class(level).expert is envs.TextEnv.expert:
                     raise InputError(f"{envs.full_id(level)} has no expert", field=f"{where}.model")
         elif model.base_url:
-            _endpoint(model, 1, where).close()
+            open_endpoint(model, 1, where).close()
             if settings.unit == "flops":
                 raise InputError(
                     f"nobody tells the FLOPs of {model.model}, which is behind an endpoint: take seconds or money",
                     field="switch.unit",
                 )
-        elif of_servers := [name for name in ("context", "key_variable", "max_tokens") if _said(model, name)]:
+        elif of_servers := [name for name in _OF_SERVERS if _said(model, name)]:
             raise InputError("is a server's, and base_url is missing", field=f"{where}.{of_servers[0]}")
     last = settings.models[-1]
     if settings.unit == "money" and not last.price_prompt and not last.price_completion:
@@ -185,14 +189,16 @@ def open_players(
             if model.model == EXPERT:
                 players.append(ExpertPlayer(settings.num_envs))
             elif model.base_url:
-                endpoint = _endpoint(model, settings.num_envs, f"switch.models.{number}")
+                endpoint = open_endpoint(model, settings.num_envs, f"switch.models.{number}")
                 opened.callback(endpoint.close)
                 players.append(
                     ChatAgent(
                         endpoint,
                         recipe.style,
+                        model.warmth,
                         max_tokens=model.max_tokens,
                         window=recipe.agent.window,
+                        thinking=recipe.agent.thinking,
                         context=model.context,
                         price=price,
                     )
@@ -239,11 +245,3 @@ def engine_actors(recipe: Recipe, seated: int | None = None) -> Iterator[tuple[t
             ).seats
             for name in settings.local
         )
-
-
-def _endpoint(model: SwitchModel, slots: int, where: str) -> ChatEndpoint:
-    assert model.base_url is not None
-    try:
-        return ChatEndpoint(model.base_url, model.model, key_variable=model.key_variable, concurrency=slots)
-    except InputError as error:
-        raise InputError(error.message, field=f"{where}.{error.field}" if error.field else where) from None

@@ -1,0 +1,40 @@
+"""The endpoint that a recipe's table describes."""
+
+from __future__ import annotations
+
+from ..errors import InputError
+from ..schema_endpoint import EndpointFields
+from .openai import ChatEndpoint
+
+
+def open_endpoint(fields: EndpointFields, slots: int, where: str) -> ChatEndpoint:
+    """A :class:`ChatEndpoint` as a recipe says. No request is sent.
+
+    Args:
+        fields: the table, which has a ``base_url``.
+        slots: most requests at a time.
+        where: dotted name of the table, for messages.
+
+    Raises:
+        InputError: a field cannot be used; names it.
+    """
+    if fields.base_url is None:
+        raise ValueError(f"{where} names no endpoint")
+    try:
+        return ChatEndpoint(
+            fields.base_url,
+            fields.model,
+            key_variable=fields.key_variable,
+            timeout=fields.timeout,
+            deadline=fields.timeout * (fields.retries + 1),
+            retries=fields.retries,
+            rate=fields.rate,
+            concurrency=slots,
+            limit_field=fields.limit_field,
+            extra=fields.extra,
+            headers=fields.headers,
+            send_system=fields.send_system,
+            where=where,
+        )
+    except InputError as error:
+        raise InputError(error.message, field=f"{where}.{error.field}" if error.field else where) from None

@@ -1,0 +1,234 @@
+"""A disk that is full, or a place that cannot be written to: one clear line, and nothing half-written."""
+
+import errno
+import json
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from atlas_ray import files, logs
+from atlas_ray.disk import is_place, writing
+from atlas_ray.errors import AtlasError, StorageError
+from atlas_ray.storage import Storage
+
+AGAIN = "and run the same command again"
+
+
+@contextmanager
+def small_files(most):
+    """No file may be larger than this: what a full disk says, without one."""
+    on_signal = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, on_signal)
+
+
+@pytest.mark.parametrize(
+    ("error", "why", "way_out"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "(No space left on device; ", f"make room {AGAIN}"),
+        (OSError(errno.EDQUOT, "x"), "(Disk quota exceeded)", f"free some of your quota {AGAIN}"),
+        (OSError(errno.EFBIG, "x"), "(File too large)", "ulimit -f"),
+        (OSError("12 requested and 3 written"), "(No space left on device; ", f"make room {AGAIN}"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "on device; ", f"make room {AGAIN}"),
+        (SafetensorError("I/O error"), "(I/O error; ", AGAIN),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error; ", f"see to the disk {AGAIN}"),
+        (PermissionError(errno.EACCES, "x", "y"), "(Permission denied)", "name another place"),
+        (OSError(errno.EROFS, "x"), "(Read-only file system)", "not read-only"),
+        (OSError(errno.ENAMETOOLONG, "x"), "(File name too long)", "a shorter name"),
+        (NotADirectoryError(errno.ENOTDIR, "x"), "(Not a directory)", "a file stands where a directory has to be"),
+        (OSError(errno.EMFILE, "x"), "(Too many open files)", "ulimit -n"),
+    ],
+)
+def test_what_a_writer_raises_becomes_one_clear_line(tmp_path, error, why, way_out):
+    path = tmp_path / "not" / "there"
+    with pytest.raises(StorageError) as caught, writing(path):
+        raise error
+    text = str(caught.value)
+    assert text.startswith(f"{path}: could not be written (")
+    assert why in text and way_out in text and "\n" not in text
+    assert isinstance(caught.value, AtlasError) and isinstance(caught.value, OSError)
+    assert caught.value.exit_code == 1
+    assert ("MiB free" in text) == ("; " in why)
+    assert ("What was saved before is whole" in text) == (not is_place(caught.value))
+
+
+def test_other_errors_stay_what_they_are(tmp_path):
+    with pytest.raises(ValueError, match="^mine$"), writing(tmp_path):
+        raise ValueError("mine")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [FileNotFoundError(errno.ENOENT, "x", "data.jsonl"), PermissionError(errno.EACCES, "x", "/etc/shadow")],
+    ids=["missing", "forbidden"],
+)
+def test_a_file_that_is_read_in_between_is_not_taken_for_one_that_is_written(tmp_path, error):
+    with pytest.raises(type(error)) as caught, files.atomic_directory(tmp_path / "made"):
+        raise error
+    assert caught.value is error
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_error_crosses_a_pickle():
+    with pytest.raises(StorageError) as caught, writing("/"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), str(again), again.number) == (StorageError, str(caught.value), errno.ENOSPC)
+
+
+def large(path):
+    files.write_text(path, "x" * 100_000)
+
+
+def large_parts(path):
+    files.write_parts(path, (f"{n}\n" for n in range(100_000)))
+
+
+def large_rows(path):
+    files.append_jsonl(path, [{"text": "x" * 90} for _ in range(1000)])
+
+
+def large_directory(path):
+    with files.atomic_directory(path) as directory:
+        np.save(directory / "ids.npy", np.zeros(100_000))
+
+
+def large_weights(path):
+    with files.atomic_directory(path) as directory:
+        save_file({"w": np.zeros(100_000)}, directory / "model.safetensors")
+
+
+WRITERS = [large, large_parts, large_rows, large_directory, large_weights]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_every_writer_names_file_and_way_out_and_leaves_nothing_half_written(tmp_path, write):
+    path = tmp_path / "runs" / "expert.jsonl"
+    with small_files(50_000), pytest.raises(StorageError) as caught:
+        write(path)
+    assert str(caught.value).startswith(f"{path}: could not be written (")
+    assert AGAIN in str(caught.value)
+    left = list(path.parent.iterdir())
+    assert left in ([], [path])
+    assert not left or path.read_bytes() == b"", "only a file that is appended to may be there, with nothing in it"
+    write(path)
+    assert path.exists()
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize(("made", "way_out"), [("file", "a file stands where"), ("long", "shorter name")])
+def test_every_writer_says_what_is_wrong_with_the_place(tmp_path, write, made, way_out):
+    (tmp_path / "file").write_text("mine")
+    path = tmp_path / ("file/x" if made == "file" else "x" * 300)
+    with pytest.raises(StorageError, match=way_out) as caught:
+        write(path)
+    assert str(path) in str(caught.value) and is_place(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_was_there_stays_where_its_successor_does_not_fit(tmp_path):
+    path = tmp_path / "results.json"
+    files.write_json(path, {"old": 1})
+    with small_files(1000), pytest.raises(StorageError):
+        files.write_json(path, {"new": "x" * 10_000})
+    assert files.read_json(path) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_rows_that_do_not_fit_whole_are_not_there_at_all(tmp_path):
+    path = tmp_path / "episodes.jsonl"
+    rows = [{"number": n, "text": "x" * 90} for n in range(5)]
+    files.append_jsonl(path, rows)
+    size = path.stat().st_size
+    with small_files(size + 250), pytest.raises(StorageError):
+        files.append_jsonl(path, rows)
+    assert path.stat().st_size == size
+    files.append_jsonl(path, rows)
+    assert [json.loads(line)["number"] for line in path.read_text().splitlines()] == [*range(5), *range(5)]
+
+
+def test_an_event_that_cannot_be_kept_does_not_end_the_run_and_is_said(tmp_path, caplog):
+    log = files.RunLog(tmp_path)
+    log.event("collect", "retried", task=1)
+    with small_files(10):
+        log.event("collect", "retried", task=2)
+        with pytest.raises(StorageError, match=r"metrics\.jsonl: could not be written"):
+            log.metric("collect", seconds=1.0)
+    assert [row["task"] for row in files.jsonl_rows(tmp_path / "events.jsonl")] == [1]
+    assert "an event (collect: retried) is lost" in caplog.text
+
+
+def test_the_logs_of_a_run_outlive_a_full_disk(tmp_path, capsys):
+    import logging
+
+    with logs.kept(tmp_path):
+        logging.getLogger("framework").info("first")
+        with small_files(1):
+            logging.getLogger("framework").info("second")
+        logging.getLogger("framework").info("third")
+    text = (tmp_path / "logs" / "driver.log").read_text()
+    assert "first" in text and "third" in text
+    assert capsys.readouterr().err == ""
+
+
+def test_storage_that_is_full_or_closed_says_so_with_the_way_out(tmp_path):
+    store = Storage(str(tmp_path), "run")
+    with small_files(1000), pytest.raises(StorageError, match="ulimit -f") as caught:
+        store.write("results.json", b"x" * 10_000)
+    assert str(caught.value).startswith(f"{tmp_path}/run: could not be written (File too large)")
+    store.write("results.json", b"x" * 10_000)
+    with small_files(1000), pytest.raises(StorageError) as caught:
+        store.get("results.json", tmp_path / "here" / "results.json")
+    assert str(caught.value).startswith(f"{tmp_path / 'here' / 'results.json'}: could not be written")
+    assert not list((tmp_path / "here").iterdir())
+    (tmp_path / "run" / "file").write_text("x")
+    with pytest.raises(StorageError, match="a file stands where a directory has to be"):
+        store.write("file/x.json", b"x")
+
+
+def run(folder, *arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "atlas_ray", *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output="stdout" not in options,
+        text=True,
+        **options,
+    )
+
+
+RECIPE = 'name = "full"\nworkers = 0\nnum_envs = 4\n[collect]\nlevels = { GoToLocalS5N2 = 40 }\n'
+
+
+def test_a_disk_that_is_full_while_trajectories_are_written_is_one_line_and_the_run_goes_on_afterwards(tmp_path):
+    (tmp_path / "r.toml").write_text(RECIPE)
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (12000, resource.RLIM_INFINITY));"
+        "from atlas_ray.cli import main; sys.exit(main(['collect', 'r.toml', '--out', 'run']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1
+    assert last.startswith("atlas-ray: run/trajectories/") and "could not be written (File too large)" in last, last
+    assert AGAIN in last
+    for path in (tmp_path / "run").rglob("*.jsonl"):
+        assert all(json.loads(line) for line in path.read_text().splitlines()), path
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+    again = run(tmp_path, "collect", "r.toml", "--out", "run")
+    assert again.returncode == 0, again.stderr
+    assert len((tmp_path / "run" / "trajectories" / "expert.jsonl").read_text().splitlines()) == 40

@@ -74,11 +74,15 @@ class Renderer:
         if ids is None:
             if len(self._pieces) > 50_000:
                 self._pieces.clear()
-            ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            ids = self._tokens(text)
             self._pieces[text] = ids
         if self.unknown is not None:
             self.unknown.note(text, len(ids))
         return list(ids)
+
+    def _tokens(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, special tokens left out, white space folded to single spaces."""

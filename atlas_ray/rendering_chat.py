@@ -111,11 +111,11 @@ class ChatRenderer(Renderer):
     def _guarded(self, text: str, guard: bool, split: bool) -> list[int]:
         """Ids of a text; special tokens in it are text if ``split``."""
         # tokenizers keep the flag as state, so that leaving it out would not do
-        made: list[list[int]] = self.tokenizer(
-            [_GUARD, _GUARD + text, text], add_special_tokens=False, split_special_tokens=split
-        )["input_ids"]
-        before, both, alone = made
-        return both[len(before) :] if guard and both[: len(before)] == before else alone
+        texts = [text, _GUARD, _GUARD + text] if guard else [text]
+        made: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=split)["input_ids"]
+        if guard and made[2][: len(made[1])] == made[1]:
+            return made[2][len(made[1]) :]
+        return made[0]
 
     def _behind(self, part: str, text: str) -> list[int]:
         """Ids of a text that follows a part of the template."""

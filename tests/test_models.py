@@ -374,6 +374,26 @@ def test_a_model_with_a_part_for_images_is_played_trained_and_measured_by_its_te
     assert (shape.layers, shape.hidden, shape.vocab) == (2, 32, 97)
 
 
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        ("bloom", {"vocab_size": 97, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
+        ("mpt", {"vocab_size": 97, "d_model": 32, "n_layers": 2, "n_heads": 4}),
+        ("mamba", {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
+        ("recurrent_gemma", {**SIZES, "vocab_size": 97, "num_hidden_layers": 3, "lru_width": 32}),
+        (
+            "falcon",
+            {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": True},
+        ),
+        ("qwen3_5_text", {**TEXT, "layer_types": ["linear_attention", "full_attention"]}),
+    ],
+)
+def test_models_of_which_nothing_can_be_kept_are_refused_rather_than_played_wrongly(kind, given):
+    model = AutoModelForCausalLM.from_config(stated(kind, **given))
+    with pytest.raises(InputError, match=f"a {kind} model has no keys and values with places of their own"):
+        TransformersEngine(model, 1, build_tokenizer(), context=40)
+
+
 # --- who may read the files ---
 
 

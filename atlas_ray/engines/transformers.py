@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..errors import InputError
 from ..model_config import text_config
 from ..models import load_model, load_tokenizer
 from .base import Batches, Capabilities, Meter, Reading, Request, Scoring, Writing, check, finish, own_context
@@ -25,7 +27,8 @@ class TransformersEngine(Batches):
         context: most tokens of prompt and continuation; the model's own limit by default.
 
     Raises:
-        InputError: the model takes fewer tokens than ``context``.
+        InputError: the model takes fewer tokens than ``context`` or does not say how many, or nothing can be kept of a
+            text for it, as of recurrent models.
 
     Attributes:
         tree_tokens: candidates of a row that share a pass, in tokens; each attends to all of them, masked or not.
@@ -45,6 +48,7 @@ class TransformersEngine(Batches):
         self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(str(model))
         self.slots = slots
         self.context = own_context(context, self.model.config)
+        _check_kept(self.model)
         shape = text_config(self.model.config)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.capabilities = Capabilities(hidden=int(self.model.get_output_embeddings().in_features))
@@ -367,3 +371,18 @@ def choose(logits_RV: torch.Tensor, temperature: float, generators: Sequence[tor
     uniform_RV = torch.stack([torch.rand(logits_RV.shape[-1], generator=g) for g in generators])
     gumbel_RV = -torch.log(-torch.log(uniform_RV.clamp(1e-20, 1 - 1e-7)))
     return [int(i) for i in (logits_RV.cpu() / temperature + gumbel_RV).argmax(-1)]
+
+
+def _check_kept(model: Any) -> None:
+    """Refuse models whose keys and values cannot lie in any column of :class:`SlotCache`: they would answer wrongly.
+
+    Raises:
+        InputError: it keeps a state instead, or counts places by columns (ALiBi).
+    """
+    config = text_config(model.config)
+    takes = inspect.signature(model.forward).parameters
+    if model._is_stateful or getattr(config, "alibi", False) or not {"position_ids", "past_key_values"} <= set(takes):
+        raise InputError(
+            f"the transformers engine keeps the beginnings of texts, and a {config.model_type} model has no keys and "
+            'values with places of their own: take engine = "vllm", or another model'
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
@@ -10,11 +9,11 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError
 from ..model_config import text_config
 from ..models import load_model, load_tokenizer
 from .base import Batches, Capabilities, Meter, Reading, Request, Scoring, Writing, check, finish, own_context
 from .grouped_attention import use_grouped_attention
+from .reach import added_mask, check_kept, reaches
 from .slot_cache import SlotCache
 
 
@@ -48,7 +47,7 @@ class TransformersEngine(Batches):
         self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(str(model))
         self.slots = slots
         self.context = own_context(context, self.model.config)
-        _check_kept(self.model)
+        check_kept(self.model)
         shape = text_config(self.model.config)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.capabilities = Capabilities(hidden=int(self.model.get_output_embeddings().in_features))
@@ -56,6 +55,7 @@ class TransformersEngine(Batches):
         self.meter = Meter()
         self._kept: list[list[int]] = [[] for _ in range(slots)]
         self._cache = SlotCache(slots, shape.num_hidden_layers, self.device)
+        self._reaches = reaches(self.model, self.context)
         self._widths = int(shape.vocab_size), int(shape.num_attention_heads)
         self._waiting: list[Request] = []
         self._active: dict[int, Writing] = {}
@@ -269,14 +269,12 @@ class TransformersEngine(Batches):
             )
         # padding attends to itself, or its softmax over nothing would put NaN into the cache
         seen_RLL = seen_RLL | torch.eye(longest, dtype=torch.bool, device=self.device)
-        past_R1C = (cache.valid[:, :start] if everyone else cache.valid[order, :start])[:, None]
-        # added to the weights: what sdpa makes of a boolean mask in every layer, and eager attention cannot
-        past_R1C, new_RLL = (
-            torch.zeros(x.shape, dtype=self.model.dtype, device=self.device).masked_fill_(~x, -torch.inf)
-            for x in (past_R1C, seen_RLL)
-        )
-        mask_R1LC = torch.cat([past_R1C.expand(-1, longest, -1), new_RLL], dim=-1)[:, None]
-
+        rows = slice(None) if everyone else order
+        past_RC, places_RC = cache.valid[rows, :start], cache.places[rows, :start]
+        masks = {
+            kind: added_mask(past_RC, seen_RLL, reach, places_RC, positions_RL, self.model.dtype)
+            for kind, reach in self._reaches.items()
+        }
         cache.rows = None if everyone else order
         heads: list[torch.Tensor] = []
         # families differ in what they do between the last layer and the head; a hook sees what comes of it
@@ -285,7 +283,7 @@ class TransformersEngine(Batches):
             logits_RLV = self.model(
                 input_ids=ids_RL,
                 position_ids=positions_RL,
-                attention_mask=mask_R1LC,
+                attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1 if keep else longest,
@@ -300,7 +298,7 @@ class TransformersEngine(Batches):
                 cache.columns[slot].extend(range(end - len(new), end))
         if keep:
             cache.cursor = end
-            cache.valid[slice(None) if everyone else order, start:end] = real_RL
+            cache.valid[rows, start:end], cache.places[rows, start:end] = real_RL, positions_RL
         if everyone and list(slots) != list(range(self.slots)):
             logits_RLV, hidden_RLH = logits_RLV[order], hidden_RLH[order]
         return logits_RLV.float(), hidden_RLH.float()
@@ -371,18 +369,3 @@ def choose(logits_RV: torch.Tensor, temperature: float, generators: Sequence[tor
     uniform_RV = torch.stack([torch.rand(logits_RV.shape[-1], generator=g) for g in generators])
     gumbel_RV = -torch.log(-torch.log(uniform_RV.clamp(1e-20, 1 - 1e-7)))
     return [int(i) for i in (logits_RV.cpu() / temperature + gumbel_RV).argmax(-1)]
-
-
-def _check_kept(model: Any) -> None:
-    """Refuse models whose keys and values cannot lie in any column of :class:`SlotCache`: they would answer wrongly.
-
-    Raises:
-        InputError: it keeps a state instead, or counts places by columns (ALiBi).
-    """
-    config = text_config(model.config)
-    takes = inspect.signature(model.forward).parameters
-    if model._is_stateful or getattr(config, "alibi", False) or not {"position_ids", "past_key_values"} <= set(takes):
-        raise InputError(
-            f"the transformers engine keeps the beginnings of texts, and a {config.model_type} model has no keys and "
-            'values with places of their own: take engine = "vllm", or another model'
-        )

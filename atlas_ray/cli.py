@@ -16,13 +16,15 @@ from typing import Any, get_args
 import envs
 
 from . import __version__
+from .causes import culprit, described, passes
 from .errors import AtlasError, InputError
 from .exchange import FORMATS
 from .limits import cores, quota
 from .logs import redact, where
+from .named import check_there
 from .pipeline import STAGES, done_stages
 from .recipe import Recipe, Section, load, shipped
-from .schema_sweep import plan
+from .schema_sweep import plan, with_values
 from .toml_text import value_of
 
 _STAGE_HELP = {
@@ -190,6 +192,11 @@ def _serve(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
             serve(arguments.run, arguments.policy, arguments.port, arguments.places)
         except KeyboardInterrupt:  # which is how it ends
             return 0
+        except SystemExit:
+            if not _terminated.is_set():
+                raise
+            print("atlas-ray: terminated; the episodes that were going on have ended with it", file=sys.stderr)
+            return 128 + signal.SIGTERM
     return 0
 
 
@@ -242,12 +249,23 @@ def _nothing_more(rest: Sequence[str]) -> None:
         raise InputError(f"unexpected argument {rest[0]!r}")
 
 
+def recipe_of(argv: Sequence[str]) -> Recipe:
+    """The recipe of a command line, with its overrides; whether what it names is here is not looked at.
+
+    Raises:
+        InputError: names the file, the line and the field.
+    """
+    arguments, rest = _parser().parse_known_args(argv)
+    return load("demo" if arguments.command == "demo" else arguments.recipe, _overrides(rest))
+
+
 def _stages(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     name = "demo" if arguments.command == "demo" else arguments.recipe
     recipe = load(name, _overrides(rest))
     if arguments.command == "sweep" and recipe.sweep is None:
         raise InputError("the recipe has no [sweep] table", name)
     if arguments.dry_run:
+        _look_for_names(recipe, arguments, rest)
         print(json.dumps(recipe.model_dump(mode="json"), indent=2))
         if arguments.command == "sweep" and recipe.sweep:
             print(f"{len(plan(recipe.sweep, recipe.seed))} trials", file=sys.stderr)
@@ -274,6 +292,25 @@ def _stages(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     if (run_dir / "report.html").exists():
         say(f"report: {run_dir / 'report.html'}")
     return 0
+
+
+def _look_for_names(recipe: Recipe, arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Refuse a recipe, or a trial of its sweep, that names what is not here.
+
+    A recipe that ships may name models that another one makes; these are only spoken of.
+    """
+    name = getattr(arguments, "recipe", "demo")
+    trials = plan(recipe.sweep, recipe.seed) if arguments.command == "sweep" and recipe.sweep else []
+    by_name = [values for values in trials if any(isinstance(value, str) for value in values.values())]
+    try:
+        for made in (recipe, *(with_values(recipe, values) for values in by_name)):
+            check_there(made)
+    except InputError as error:
+        field = error.field or ""
+        given = any(f"{field}.".startswith(f"{key}.") for key in _overrides(rest))
+        if given or name not in shipped() or Path(name).is_file() or by_name:
+            raise
+        print(f"atlas-ray: {error} (it is not made by this recipe)", file=sys.stderr)
 
 
 def _sweep(recipe: Recipe, arguments: argparse.Namespace) -> int:
@@ -306,6 +343,7 @@ def _look(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> None:
         )
 
 
+_GOES_ON = "the same command goes on from here"
 _terminated = threading.Event()
 
 
@@ -328,19 +366,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         others = {"report": _report, "export": _export, "serve": _serve, "models": _models, "doctor": _doctor}
         return others.get(arguments.command, _stages)(arguments, rest)
-    except AtlasError as error:
-        said = where(error) if error.exit_code == 1 else ""
-        print(f"atlas-ray: {' '.join(redact(str(error)).split())}{said}", file=sys.stderr)
-        return error.exit_code
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (KeyboardInterrupt, SystemExit):
         # (a SystemExit's code says nothing: Ray makes one of its own of it, and Ray Train makes one of an interrupt)
         what = "terminated" if _terminated.is_set() else "interrupted"
-        print(f"atlas-ray: {what}; the same command goes on from here", file=sys.stderr)
+        print(f"atlas-ray: {what}; {_GOES_ON}", file=sys.stderr)
         return 128 + signal.SIGTERM if _terminated.is_set() else 1
     except Exception as error:
-        said = " ".join(redact(str(error)).split())
-        print(f"atlas-ray: {type(error).__name__}: {said}{where(error)}", file=sys.stderr)
-        return 1
+        found = culprit(error)
+        code = found.exit_code if isinstance(found, AtlasError) else 1
+        more = (f"; {_GOES_ON}" if passes(found) and where(error) else "") + (where(error) if code == 1 else "")
+        print(f"atlas-ray: {redact(described(found))}{more}", file=sys.stderr)
+        return code

@@ -14,7 +14,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from .doctor_facts import COMPANIONS, PACKAGE, RAY_PORTS, Facts, host_of, is_loopback, wants
+from .cluster import host_of
+from .doctor_facts import COMPANIONS, PACKAGE, RAY_PORTS, Facts, is_loopback, wants
 
 State = Literal["ok", "warning", "error"]
 _GIB = 1 << 30
@@ -305,6 +306,8 @@ def authentication(facts: Facts) -> Line:
             "`ray stop`, unset RAY_AUTH_MODE, `ray get-auth-token --generate`, start it again with RAY_AUTH_MODE=token"
         )
         return Line(name, "error", f"off, and Ray is open to others at {', '.join(public)}", remedy)
+    if disagree := _disagree(facts, mode):
+        return Line(name, "error" if facts.environment.get("RAY_ADDRESS") else "warning", *disagree)
     if mode == "disabled":
         return Line(name, "warning", "off: every user of this machine can run code as you", "unset RAY_AUTH_MODE")
     if mode == "token" and not facts.token and facts.environment.get("RAY_ADDRESS"):
@@ -323,22 +326,47 @@ def authentication(facts: Facts) -> Line:
     return Line(name, "ok", "on")
 
 
+def _disagree(facts: Facts, mode: str) -> tuple[str, str] | None:
+    """What is found, and the remedy, where a head that takes jobs and its clients here want different things."""
+    if facts.dashboard_says is None:
+        return None
+    without, with_token = facts.dashboard_says
+    head, refused = f"the head at {facts.dashboard}", (401, 403)
+    if without not in refused:
+        if mode == "token":
+            return f"on here, but {head} asks for no token", "start it again with RAY_AUTH_MODE=token"
+        return None
+    if not facts.token:
+        return f"{head} wants a token, and there is none here", "copy its ~/.ray/auth_token here, mode 600"
+    if with_token in refused:
+        return f"the token here is not that of {head}", "copy its ~/.ray/auth_token here, mode 600"
+    if mode != "token":
+        is_set = f"RAY_AUTH_MODE={mode}" if mode else "RAY_AUTH_MODE is not set"
+        return f"{head} wants a token, and `ray job` sends none: {is_set}", "export RAY_AUTH_MODE=token"
+    return None
+
+
 def address(facts: Facts) -> Line:
     """``RAY_ADDRESS``, which decides where everything runs."""
     given = facts.environment.get("RAY_ADDRESS")
-    if given is None:
+    if given is None or given == "local":
         return Line("ray address", "ok", "not set, Ray is started on this machine")
-    if facts.address_answers is False:
-        return Line(
-            "ray address",
-            "error",
-            f"nothing answers at RAY_ADDRESS={given}",
-            "unset RAY_ADDRESS, or start that cluster",
-        )
     if given.startswith("http"):
         remedy = "that is for `ray job`; unset it for atlas-ray itself, or give HOST:6379"
         return Line("ray address", "warning", f"RAY_ADDRESS={given} is a dashboard's", remedy)
+    if facts.address_trouble:
+        found, _, remedy = facts.address_trouble.partition(": ")
+        return Line("ray address", "error", f"RAY_ADDRESS={given}: {found}", remedy)
     return Line("ray address", "ok", f"runs go to RAY_ADDRESS={given}")
+
+
+def folder(facts: Facts) -> Line:
+    """Where Ray puts its files, and its sockets, whose paths must be short."""
+    name = "ray folder"
+    if facts.folder_trouble:
+        remedy = "runs take another one; `ray start` needs RAY_TMPDIR=/tmp/ray-$USER, a short folder of your own"
+        return Line(name, "warning", facts.folder_trouble, remedy)
+    return Line(name, "ok", "Ray's files fit where it puts them")
 
 
 def cache(facts: Facts) -> Line:
@@ -394,6 +422,7 @@ CHECKS: tuple[Callable[[Facts], Line], ...] = (
     ports,
     authentication,
     address,
+    folder,
     cache,
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib.metadata
 import importlib.util
 import os
@@ -13,6 +14,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +25,7 @@ from packaging.utils import canonicalize_name
 
 import envs
 
-from . import limits
+from . import cluster, limits
 from .errors import AtlasError
 from .limits import memory_limit, number, quota, seen
 
@@ -30,7 +34,7 @@ RAY_PORTS = {6379: "GCS", 8265: "dashboard", 10001: "Ray client"}
 COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 """Packages that are compiled against one build of torch, and that others import when they are there."""
 
-_ANSWER = 20.0  # seconds
+_ANSWER, _REPLY = 20.0, 3.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,10 @@ class Facts:
         listening: hosts at which Ray's usual ports are taken.
         environment: variables that Ray reads.
         token, token_open: a token for Ray is there, and who else may read its file.
-        address_answers: there is something at ``RAY_ADDRESS``.
+        address_trouble: why a run cannot go to ``RAY_ADDRESS``; empty where it can.
+        dashboard, dashboard_says: of a Ray that takes jobs, and the HTTP status with which it answers without a token
+            and with this machine's.
+        folder_trouble: why Ray cannot put its files where it would by itself; empty where it can.
         cache, cache_writable: where models of the hub go.
         families, missing: environments that can run here, and why others cannot.
     """
@@ -82,7 +89,10 @@ class Facts:
     environment: dict[str, str] = field(repr=False)
     token: bool
     token_open: str | None
-    address_answers: bool | None
+    address_trouble: str
+    dashboard: str | None
+    dashboard_says: tuple[int, int] | None
+    folder_trouble: str
     cache: str
     cache_writable: bool
     families: dict[str, int]
@@ -107,6 +117,8 @@ def gather() -> Facts:
     used = {name: os.environ[name] for name in ("RAY_ADDRESS", "RAY_AUTH_MODE") if os.environ.get(name)}
     cache = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    listening = _listening()
+    dashboard = _dashboard(os.environ, listening)
     families: dict[str, int] = {}
     for name in envs.ids():
         family = name.partition("/")[0]
@@ -129,11 +141,14 @@ def gather() -> Facts:
         shm=shutil.disk_usage("/dev/shm").free if os.access("/dev/shm", os.W_OK) else None,  # noqa: S108
         disks={str(place): _disk(place) for place in dict.fromkeys((Path.cwd(), Path(tempfile.gettempdir())))},
         files=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
-        listening=_listening(),
+        listening=listening,
         environment=used,
         token=bool(os.environ.get("RAY_AUTH_TOKEN")) or token_file.is_file(),
         token_open=str(token_file) if _open_to_others(token_file) else None,
-        address_answers=_answers(used.get("RAY_ADDRESS", "")),
+        address_trouble=cluster.trouble(given) if (given := cluster.address()) else "",
+        dashboard=dashboard,
+        dashboard_says=_says(dashboard, _token(token_file)) if dashboard else None,
+        folder_trouble=cluster.folder_trouble(cluster.usual_folder()),
         cache=str(cache),
         cache_writable=_writable(cache),
         families=families,
@@ -248,7 +263,11 @@ def _writable(path: Path) -> bool:
 
 
 def _disk(path: Path) -> tuple[int, float] | None:
-    if not _writable(path):
+    try:  # (a quota, or too many files, show only so)
+        with tempfile.TemporaryFile(dir=_existing(path)) as file:
+            file.write(b"x" * 4096)
+            file.flush()
+    except OSError:
         return None
     usage = shutil.disk_usage(_existing(path))
     return usage.free, usage.free / usage.total
@@ -276,24 +295,34 @@ def is_loopback(host: str) -> bool:
     return host in ("localhost", "::1", "local", "auto", "") or host.removeprefix("::ffff:").startswith("127.")
 
 
-def host_of(address: str) -> tuple[str, int | None]:
-    """Host and port of a Ray address; ``("", None)`` of one that names none."""
-    found = re.fullmatch(r"(?:\w+://)?(\[[\da-fA-F:]+\]|[^:/\[\]]+)(?::(\d+))?/?", address.strip())
-    if not found or found.group(1) in ("auto", "local"):
-        return "", None
-    return found.group(1).strip("[]"), int(found.group(2)) if found.group(2) else None
+def _dashboard(environment: Mapping[str, str], listening: dict[int, str]) -> str | None:
+    """Where `ray job` would send a job: the address in the environment, else a head on this machine."""
+    given = environment.get("RAY_API_SERVER_ADDRESS") or environment.get("RAY_ADDRESS", "")
+    if given.startswith(("http://", "https://")):
+        return given.rstrip("/")
+    return "http://127.0.0.1:8265" if 8265 in listening else None
 
 
-def _answers(address: str) -> bool | None:
-    """Whether something listens at ``RAY_ADDRESS``; None when it names no port."""
-    host, port = host_of(address)
-    if port is None:
-        return None
+def _token(path: Path) -> str:
     try:
-        with socket.create_connection((host, port), timeout=2):
-            return True
-    except OSError:
-        return False
+        return os.environ.get("RAY_AUTH_TOKEN") or path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _says(dashboard: str, token: str) -> tuple[int, int] | None:
+    """HTTP status without a token and with it; None where no dashboard answers."""
+    found = []
+    for headers in ({}, {"Authorization": f"Bearer {token}"}):
+        request = urllib.request.Request(f"{dashboard}/api/version", headers=headers)  # noqa: S310
+        try:
+            with urllib.request.urlopen(request, timeout=_REPLY) as answer:  # noqa: S310
+                found.append(int(answer.status))
+        except urllib.error.HTTPError as error:
+            found.append(error.code)
+        except (OSError, ValueError, http.client.HTTPException):
+            return None
+    return found[0], found[1]
 
 
 def _open_to_others(path: Path) -> bool:

@@ -108,8 +108,10 @@ def kept(run_dir: Path, verbose: bool = False) -> Iterator[None]:
         handlers: list[logging.Handler] = [_File(place / f"{DRIVER}.log")]
     shown = _Formatter(f"{DRIVER} | {_FORMAT}") if verbose else _OneLine()
     stderr = _Stderr(shown, logging.INFO if verbose else logging.ERROR)
-    if not verbose:  # what ends the run is told by whoever started it
-        stderr.addFilter(lambda record: record.name != _failures.name)
+    if (
+        not verbose
+    ):  # what ends the run is told by whoever started it; RLlib tells of each exception before it raises it
+        stderr.addFilter(lambda record: record.name != _failures.name and not record.name.startswith("ray.rllib."))
     if not _keeping:  # else this is a run within a run, whose errors are shown already
         handlers.append(stderr)
     with contextlib.ExitStack() as stack:

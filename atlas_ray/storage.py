@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 from .disk import unwritten, writing
 from .errors import InputError, StorageError
 from .files import atomic_directory, replacing
+from .storage_place import directory
 
 _BLOCK = 8 << 20
 _WHOLE = ".whole"  # the last member of an archive
@@ -33,7 +34,8 @@ class Storage:
     def __init__(self, place: str, name: str) -> None:
         from pyarrow import fs
 
-        self.where = f"{urlsplit(place)._replace(query='').geturl().rstrip('/')}/{name}"
+        shown = urlsplit(place)._replace(query="").geturl() if "://" in place else place
+        self.where = f"{shown.rstrip('/')}/{name}"
         uri = _uri(place)
         try:
             system, root = fs.FileSystem.from_uri(uri)
@@ -165,13 +167,10 @@ def _uri(place: str) -> str:
     """What pyarrow takes.
 
     Raises:
-        InputError: a directory whose parent is missing.
+        InputError: a directory that cannot be made or written to.
     """
     if "://" not in place:
-        path = Path(place).expanduser().resolve()
-        if not path.parent.is_dir():
-            raise InputError(f"{place}: there is no directory {path.parent}", None, None, "storage")
-        return str(path)
+        return str(directory(place))
     parts = urlsplit(place)
     if parts.scheme in ("gs", "gcs") and "retry_limit_seconds" not in parse_qs(parts.query):
         # by default an endpoint that is not there is waited for for a quarter of an hour

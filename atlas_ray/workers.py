@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
 import signal
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +17,8 @@ from typing import Any, Generic, Literal, TypeVar
 
 import envs
 
-from . import home, logs
+from . import cluster, home, logs
+from .causes import culprit, portable
 from .errors import InputError, WorkerFailedError
 from .limits import cores
 from .progress import say
@@ -45,6 +46,9 @@ def ensure_ray(cpus: int) -> None:
     """Connect to the cluster of ``RAY_ADDRESS`` (set under ``ray job submit``), else start Ray on this machine.
 
     On a small machine Ray is told of at least ``cpus`` CPUs. Token authentication stays as Ray sets it (on).
+
+    Raises:
+        InputError: there is no cluster at ``RAY_ADDRESS``, or no place for Ray's files.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
@@ -57,36 +61,17 @@ def ensure_ray(cpus: int) -> None:
     options: dict[str, Any] = {
         "logging_level": logging.getLogger("ray").level,
         "log_to_driver": True,
-        "runtime_env": {"env_vars": _environment()},
+        "runtime_env": {"env_vars": cluster.environment()},
     }
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**options)
+    if given := cluster.address():
+        cluster.connect(given, **options)
     else:
-        cpus = max(cpus, _expected, cores())
-        ray.init(address="local", num_cpus=cpus, resources=_groups, include_dashboard=False, **options)
-    _take_output()
+        cluster.start(num_cpus=max(cpus, _expected, cores()), resources=_groups, **options)
+    cluster.take_output()
     if threading.current_thread() is threading.main_thread() and callable(on_sigterm):
         # Ray's native code has taken the signal, prints a stack and ends the process where it stands
         signal.signal(signal.SIGTERM, on_sigterm)
-
-
-def _environment() -> dict[str, str]:
-    """What every process finds in its environment. What a job names itself is left out: Ray takes no name twice."""
-    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    said = (job.get("runtime_env") or {}).get("env_vars") or {}
-    # one thread a process: two processes with two threads each starve each other on two cores
-    ours = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return {name: value for name, value in ours.items() if name not in said}
-
-
-def _take_output() -> None:
-    """What processes of this job write goes to the run's logs; Ray would print it."""
-    from ray._private.ray_logging import global_worker_stdstream_dispatcher as brought
-
-    for name in ("ray_print_logs", "atlas-ray"):
-        brought.remove_handler(name)
-    brought.add_handler("atlas-ray", logs.foreign)
 
 
 def resources_of(group: str | None) -> dict[str, float]:
@@ -121,8 +106,14 @@ class _Worker:
         sys.path += [entry for entry in path if entry not in sys.path]
 
     def run(self, job: Job[Any], task: Any) -> Iterator[Any]:
-        with logs.reported("a task failed"):
-            yield from job(task, self.kept)
+        try:
+            with logs.reported("a task failed"):
+                yield from job(task, self.kept)
+        except Exception as error:
+            found = portable(error)
+            if found is error:
+                raise
+            raise found from error
 
     def pid(self) -> int:
         return os.getpid()
@@ -251,6 +242,8 @@ class ActorPool(Generic[Task, Result]):
                     del flying[stream]
                     idle.append((flight.index, flight.actor))
                 except ray.exceptions.RayActorError as error:
+                    if error.actor_init_failed:  # another one would too
+                        raise culprit(error) from error
                     del flying[stream]
                     idle += self._lost(flight, rest, queue, str(error).splitlines()[0])
                 except ray.exceptions.RayTaskError as error:
@@ -277,7 +270,8 @@ class ActorPool(Generic[Task, Result]):
             # a task that got on is not one that kills its actors
             attempt = 1 if flight.begun else flight.attempt + 1
             if attempt > self.retries:
-                raise WorkerFailedError(f"a worker died {attempt} times on the same task {flight.task!r}: {why}")
+                task = textwrap.shorten(getattr(flight.task, "who", None) or repr(flight.task), 200, placeholder="...")
+                raise WorkerFailedError(f"a worker died {attempt} times on the same task {task}: {why}")
             self.on_retry(flight.task, attempt, why)
             queue.append((left, attempt))
         return [self._spawn(flight.index)]
@@ -390,6 +384,6 @@ def wait_for_groups(resources: dict[str, float]) -> None:
 
 
 def _lacks(what: str, where: str) -> None:
-    if not os.environ.get("RAY_ADDRESS"):
+    if not cluster.address():
         raise InputError(what, None, None, where)
     say(f"  {what}: waiting for the cluster to grow")

@@ -8,8 +8,6 @@ a line for each thing that is not.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import shlex
 import sys
@@ -21,7 +19,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-from atlas_ray.cli import main as cli
+from atlas_ray.cli import recipe_of
 from atlas_ray.errors import InputError
 from atlas_ray.recipe import Recipe
 from atlas_ray.resources import Demand, demands, parts
@@ -170,12 +168,11 @@ def asked(document: dict[str, Any], words: list[str]) -> Recipe | None:
         words = entrypoint[entrypoint.index("run") + 1 :]
     if not words:
         return None
-    shown = io.StringIO()
-    with contextlib.redirect_stdout(shown):
-        code = cli(["run", *words, "--dry-run"])
-    if code:
-        raise SystemExit(code)
-    return Recipe.model_validate_json(shown.getvalue())
+    try:
+        return recipe_of(["run", *words])  # (what it names by path is on the cluster, not here)
+    except InputError as error:
+        print(f"atlas-ray: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
 
 
 def main(arguments: list[str]) -> int:

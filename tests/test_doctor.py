@@ -1,5 +1,6 @@
 """Every line that doctor can say, and that it sees what is really there."""
 
+import errno
 import json
 import os
 import shutil
@@ -8,7 +9,9 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,8 +19,9 @@ import pytest
 from atlas_ray import doctor_checks as checks
 from atlas_ray import doctor_facts, limits
 from atlas_ray.cli import main
+from atlas_ray.cluster import host_of
 from atlas_ray.doctor_checks import CHECKS, Line, environments, examine, extras
-from atlas_ray.doctor_facts import Facts, gather, host_of, is_loopback
+from atlas_ray.doctor_facts import Facts, gather, is_loopback
 
 GIB = 1 << 30
 CORE = [
@@ -58,7 +62,10 @@ FINE = Facts(
     environment={},
     token=True,
     token_open=None,
-    address_answers=None,
+    address_trouble="",
+    dashboard=None,
+    dashboard_says=None,
+    folder_trouble="",
     cache="/home/me/.cache/huggingface",
     cache_writable=True,
     families={"BabyAIText": 96},
@@ -75,6 +82,12 @@ def have(**versions):
 def ray_in(mode=None, address=None, **changes):
     given = {"RAY_AUTH_MODE": mode, "RAY_ADDRESS": address}
     return replace(FINE, environment={k: v for k, v in given.items() if v is not None}, **changes)
+
+
+def jobs_at(without, with_token, mode=None, address=None, **changes):
+    """A head that takes jobs and answers so to requests without a token and with this machine's."""
+    says = {"dashboard": "http://127.0.0.1:8265", "dashboard_says": (without, with_token)}
+    return ray_in(mode, address, listening={8265: "127.0.0.1"}, **says, **changes)
 
 
 ON_GPU = replace(have(torch="2.13.0"), gpus=["NVIDIA H100, 81559 MiB, 570.1"], torch_cuda="13.0")
@@ -199,15 +212,36 @@ SAID = [
         "chmod 600 /me/auth_token",
     ),
     (checks.authentication, ray_in(token=False), "ok", "on in what atlas-ray starts", ""),
-    (checks.address, ray_in(address="10.0.0.1:6379", address_answers=True), "ok", "runs go to", ""),
+    (checks.authentication, jobs_at(401, 200, mode="token"), "ok", "on", ""),
+    (
+        checks.authentication,
+        jobs_at(401, 200),
+        "warning",
+        "`ray job` sends none: RAY_AUTH_MODE is not set",
+        "export RAY_AUTH_MODE=token",
+    ),
+    (
+        checks.authentication,
+        jobs_at(401, 200, mode="disabled", address="http://127.0.0.1:8265"),
+        "error",
+        "RAY_AUTH_MODE=disabled",
+        "export RAY_AUTH_MODE=token",
+    ),
+    (checks.authentication, jobs_at(401, 403, mode="token"), "warning", "is not that of the head", "copy its"),
+    (checks.authentication, jobs_at(401, 403, token=False), "warning", "there is none here", "copy its"),
+    (checks.authentication, jobs_at(200, 200, mode="token"), "warning", "asks for no token", "RAY_AUTH_MODE=token"),
+    (checks.authentication, jobs_at(200, 200), "ok", "on", ""),
+    (checks.address, ray_in(address="10.0.0.1:6379"), "ok", "runs go to", ""),
+    (checks.address, ray_in(address="local"), "ok", "not set", ""),
     (
         checks.address,
-        ray_in(address="10.0.0.1:6379", address_answers=False),
+        ray_in(address="10.0.0.1:6379", address_trouble="nothing answers there (refused): start it, or unset it"),
         "error",
-        "nothing answers",
-        "unset RAY_ADDRESS",
+        "RAY_ADDRESS=10.0.0.1:6379: nothing answers there (refused)",
+        "start it, or unset it",
     ),
-    (checks.address, ray_in(address="http://h:8265", address_answers=True), "warning", "a dashboard's", "unset it"),
+    (checks.address, ray_in(address="http://h:8265"), "warning", "a dashboard's", "unset it"),
+    (checks.folder, replace(FINE, folder_trouble="/x is too long"), "warning", "/x is too long", "RAY_TMPDIR"),
     (checks.cache, replace(FINE, cache_writable=False), "warning", "cannot be written to", "HF_HOME"),
 ]
 
@@ -311,10 +345,40 @@ def test_ports_and_who_reaches_them(monkeypatch):
         here, everywhere = inside.getsockname()[1], outside.getsockname()[1]
         monkeypatch.setattr(doctor_facts, "RAY_PORTS", {here: "GCS", everywhere: "dashboard"})
         assert doctor_facts._listening() == {here: "127.0.0.1", everywhere: "0.0.0.0"}
-        assert doctor_facts._answers(f"127.0.0.1:{here}") is True
     assert doctor_facts._listening() == {}
-    assert doctor_facts._answers(f"127.0.0.1:{here}") is False
-    assert doctor_facts._answers("auto") is None
+
+
+class Dashboard(BaseHTTPRequestHandler):
+    def do_GET(self):
+        given = self.headers.get("Authorization")
+        self.send_response(200 if given == "Bearer right" else 401 if given is None else 403)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_head_that_takes_jobs_is_asked_with_a_token_and_without():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Dashboard) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        where = f"http://127.0.0.1:{server.server_address[1]}"
+        assert doctor_facts._says(where, "right") == (401, 200)
+        assert doctor_facts._says(where, "wrong") == (401, 403)
+        server.shutdown()
+    assert doctor_facts._says(where, "right") is None
+    assert doctor_facts._dashboard({"RAY_ADDRESS": "http://head:8265/"}, {}) == "http://head:8265"
+    assert doctor_facts._dashboard({"RAY_ADDRESS": "10.0.0.1:6379"}, {8265: "::"}) == "http://127.0.0.1:8265"
+    assert doctor_facts._dashboard({}, {}) is None
+
+
+def test_a_place_where_no_file_can_be_made_is_not_written_to(tmp_path, monkeypatch):
+    assert doctor_facts._disk(tmp_path)[0] > 0
+
+    def full(**options):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(doctor_facts.tempfile, "TemporaryFile", full)
+    assert doctor_facts._disk(tmp_path) is None
 
 
 def test_limits_of_containers(tmp_path, monkeypatch):

@@ -3,12 +3,15 @@
 import contextlib
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
 import switch_mdps
 from switch_mdps import MDPS
 
+from atlas_ray.causes import culprit
+from atlas_ray.errors import InputError
 from atlas_ray.recipe import Switch
 from atlas_ray.switching.policy import SwitchConfig
 from atlas_ray.switching.train import train_switch
@@ -53,3 +56,31 @@ def test_training_outlives_its_environment_runners(ray_session, tmp_path, budget
     assert len(rows) == 12
     best = switch_mdps.optimum(mdp, 0.98, cost or 0.0, budget)[0, -1]
     assert switch_mdps.value(mdp, policy.greedy, 0.98, cost or 0.0, budget) >= 0.95 * best
+
+
+def broken(where, first_seed, stride):
+    """Makes a game of which ``where`` raises what names a field."""
+
+    def fail(*arguments, **more):
+        raise InputError("is no model of the server", None, None, "switch.models.1")
+
+    if where == "make":
+        fail()
+    made = switch_mdps.make_env("chain-12", None, 0.05, 8, first_seed, stride)
+    setattr(made, where, fail)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("where", "runners"),
+    [("step", 0), ("step", 1), pytest.param("make", 1, marks=pytest.mark.slow)],
+)
+def test_what_a_model_raises_ends_the_training_as_it_is(ray_session, tmp_path, where, runners):
+    """RLlib makes a RuntimeError without a text of it, or starts its environment runners again for ever."""
+    mdp = MDPS["chain-12"]
+    settings = Switch(levels=["GoToLocal"], costs=[0.05], steps=200, num_envs=8, env_runners=runners)
+    terms = SwitchConfig(mdp.code.shape[1], (128, 64), budget=None, cost=0.05)
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - whatever RLlib makes of it
+        train_switch(tmp_path / "switch", settings, terms, partial(broken, where), lambda p: {"objective": 0.0}, 0)
+    found = culprit(caught.value)
+    assert (type(found), str(found)) == (InputError, "switch.models.1: is no model of the server")

@@ -78,7 +78,7 @@ def test_words_that_are_no_tokens_are_counted(tokenizer, text, words):
 def trajectory(name, observation="You see a red ball", steps=3, thought="explore"):
     return Trajectory(
         id=name,
-        env="e",
+        env="BabyAIText/GoToLocalS5N2-v0",
         task="t",
         seed=0,
         instruction="go to the red ball",

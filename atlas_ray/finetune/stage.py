@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from .. import home, logs
+from ..causes import culprit, described
 from ..errors import AtlasError, InputError
 from ..files import RunLog, read_json
 from ..home import Place, place
@@ -241,18 +242,17 @@ def _fit(recipe: Recipe, run_dir: Path, config: Finetune, missing: list[tuple[in
         with _own_interrupt():
             trainer.fit()
     except Exception as error:
-        cause = _root(error)
+        cause = culprit(error)
         if isinstance(cause, AtlasError):
             raise cause from error
-        raise AtlasError(
-            f"fine-tuning failed: {type(cause).__name__}: {str(cause).strip().splitlines()[-1]}"
-        ) from error
+        raise AtlasError(f"fine-tuning failed: {described(cause)}") from error
     failed = [
         (number, read_json(_failure(run_dir, number))) for number, _, _ in missing if _failure(run_dir, number).exists()
     ]
     if failed:
         names = {number: checkpoint_dir(run_dir, arm, seed).name for number, arm, seed in missing}
-        raise AtlasError("; ".join(f"{names[number]}: {about['why']}" for number, about in failed))
+        kind = InputError if all(about["kind"] == InputError.__name__ for _, about in failed) else AtlasError
+        raise kind("; ".join(f"{names[number]}: {about['why']}" for number, about in failed))
     if left := [checkpoint_dir(run_dir, arm, seed).name for _, arm, seed in _missing(run_dir, config)]:
         raise AtlasError(
             f"{', '.join(left)}: trained, but there is no checkpoint in {run_dir / 'checkpoints'}. Is the run "
@@ -269,11 +269,3 @@ def _own_interrupt() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)
-
-
-def _root(error: BaseException) -> BaseException:
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        return _root(next(iter(failures.values())))
-    cause = getattr(error, "cause", None)
-    return _root(cause) if isinstance(cause, BaseException) else error

@@ -14,7 +14,6 @@ from ray import tune
 from ray.tune import PlacementGroupFactory
 
 from .. import logs, pipeline
-from ..errors import AtlasError
 from ..files import RunLog, jsonl_rows
 from ..recipe import Recipe
 from .trials import ATLAS, Trial, trial_of
@@ -52,8 +51,7 @@ class AtlasTrial(tune.Trainable):
         try:
             pipeline.run(self.trial.recipe, self.trial.directory, ATLAS)
         except Exception as error:
-            why = str(error) if isinstance(error, AtlasError) else f"{type(error).__name__}: {error}"
-            self.trial.end("failed", time.monotonic() - start, why=" ".join(why.split()))
+            self.trial.fail(error, time.monotonic() - start)
         else:
             self.trial.end("done", spent(self.trial.directory))
         return {"done": True}

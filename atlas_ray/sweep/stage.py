@@ -10,9 +10,11 @@ from statistics import fmean
 from typing import Any
 
 from .. import files, pipeline
-from ..errors import AtlasError
+from ..cluster import check_address
+from ..errors import AtlasError, InputError
 from ..keeping import stored
 from ..logs import kept
+from ..named import check_there
 from ..progress import duration, say
 from ..recipe import Recipe
 from ..schema_sweep import shown
@@ -55,6 +57,7 @@ def sweep(recipe: Recipe, run_dir: Path, verbose: bool = False) -> dict[str, Any
         AtlasError: all trials failed.
     """
     pipeline.refuse_job_copy(recipe, run_dir)
+    check_address()
     with stored(recipe, run_dir, partial(pipeline.refuse_other, recipe)) as keeper:
         trials = trials_of(recipe, run_dir)
         unfinished = [t for t in trials if t.outcome().get("status") not in ("done", "stopped")]
@@ -83,7 +86,8 @@ def _run(
         _sum_up(made, trials, time.monotonic() - start)
         if all("metric" not in row for row in rows):
             why = rows[0].get("why", "it gave no reason")
-            raise AtlasError(f"all {len(rows)} trials failed; {trials[0].about}: {why}")
+            kind = InputError if all(t.outcome().get("bad_input") for t in trials) else AtlasError
+            raise kind(f"all {len(rows)} trials failed; {trials[0].about}: {why}")
         pipeline.write_report(run_dir)
     return made
 
@@ -97,6 +101,7 @@ def _check(trials: Sequence[Trial]) -> None:
         words = str({k: v for k, v in trial.values.items() if isinstance(v, bool) or not isinstance(v, int | float)})
         if words not in seen:
             seen.add(words)
+            check_there(trial.recipe, fetched=True)
             check(trial.recipe)
 
 

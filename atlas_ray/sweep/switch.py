@@ -15,6 +15,7 @@ from ray.tune import PlacementGroupFactory
 from ray.tune.result import TRIAL_INFO
 
 from .. import files, logs
+from ..causes import portable
 from ..recipe import Recipe
 from ..switching.algorithm import SwitchDQN, SwitchSAC, configuration
 from ..switching.compare import Contestant, learned_switches
@@ -85,7 +86,10 @@ class _SwitchTrial:
         """Train, evaluate, keep the best, and all that is needed to go on."""
         training, trial = self.training, self.trial
         if not training.over:
-            policy, is_best = training.stretch(super().step)  # type: ignore[misc]
+            try:
+                policy, is_best = training.stretch(super().step)  # type: ignore[misc]
+            except Exception as error:
+                raise portable(error) from error
             if is_best:
                 policy.save(self.place)
             with files.atomic_directory(trial.directory / STATE) as temporary:

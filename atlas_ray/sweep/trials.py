@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
+from ..causes import culprit, described
+from ..errors import InputError
+from ..logs import redact
 from ..recipe import Recipe
 from ..schema_sweep import Values, plan, shown, with_values
 
@@ -52,6 +55,11 @@ class Trial:
             shutil.rmtree(self.directory / STATE, ignore_errors=True)
         row = {"status": status, "seconds": round(seconds, 2), "values": self.values, **more}
         files.write_json(self.directory / OUTCOME, row)
+
+    def fail(self, error: BaseException, seconds: float) -> None:
+        """Note that it failed, why, and whether the input is at fault."""
+        found = culprit(error)
+        self.end("failed", seconds, why=redact(described(found)), bad_input=isinstance(found, InputError))
 
 
 def trials_of(recipe: Recipe, run_dir: Path) -> list[Trial]:

@@ -18,6 +18,7 @@ from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneC
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining
 
 from .. import files, logs
+from ..errors import AtlasError
 from ..progress import duration, say, track
 from ..recipe import Draw, Recipe, Sweep
 from ..resources import Total, demands, most, worker
@@ -243,8 +244,7 @@ def _seconds(trial: Trial) -> float:
 
 def _take_failures(trials: Sequence[Trial], results: Any) -> None:
     """Note of trials that died what they could not note themselves."""
-    errors = {Path(result.path).name: str(result.error) for result in results if result.error is not None}
+    errors = {Path(result.path).name: result.error for result in results if result.error is not None}
     for trial in trials:
         if not trial.outcome():
-            lines = errors.get(trial.name, "").strip().splitlines() or ["its process ended without a word"]
-            trial.end("failed", _seconds(trial), why=lines[-1])
+            trial.fail(errors.get(trial.name) or AtlasError("its process ended without a word"), _seconds(trial))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +18,14 @@ from ray.rllib.algorithms.dqn import DQN, DQNConfig
 from ray.rllib.algorithms.sac import SAC, SACConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
-from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
 from ray.rllib.policy.sample_batch import MultiAgentBatch
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.tune.registry import register_env
 
 from .. import logs
+from ..causes import culprit, portable
 from ..recipe import Switch
 from .environment import SwitchingVectorEnv
 from .features import EXTRA
@@ -39,6 +41,9 @@ BUFFER = "transition_buffer"
 _NEVER = 10**15
 _RECREATED = 10_000
 """Episodes by which an environment runner that was started again lies ahead, so that it plays none a second time."""
+
+_STARTED = 30.0
+"""Seconds for an environment runner to say that it is there."""
 
 MakeEnv = Callable[[int, int], SwitchingVectorEnv]
 """Makes the environment whose first episode has the seed given, and the others lie so far apart."""
@@ -89,8 +94,15 @@ class _OffPolicy:
 
     def setup(self, config: Any) -> None:
         """Build what RLlib builds, and the buffer."""
-        super().setup(config)  # type: ignore[misc]
         algorithm: Any = self
+        try:
+            super().setup(config)  # type: ignore[misc]
+        except Exception as error:
+            # RLlib only logs that a runner could not be made, and stumbles over it while the group is not ours yet
+            for frame, _ in traceback.walk_tb(error.__traceback__):
+                if isinstance(group := frame.f_locals.get("self"), EnvRunnerGroup):
+                    _raise_why(group)
+            raise
         context, seed = algorithm.config.env_config, algorithm.config.seed
         algorithm.buffer = TransitionBuffer(CAPACITY, context["width"], seed, context["budget"])
         algorithm._due = 0.0
@@ -105,9 +117,7 @@ class _OffPolicy:
         """Sample, store, update."""
         algorithm: Any = self
         config, buffer = algorithm.config, algorithm.buffer
-        episodes, results = synchronous_parallel_sample(
-            worker_set=algorithm.env_runner_group, concat=True, _uses_new_env_runners=True, _return_metrics=True
-        )
+        episodes, results = gather(algorithm.env_runner_group)
         algorithm.metrics.aggregate(results, key=ENV_RUNNER_RESULTS)
         before = buffer.count
         buffer.add(episodes)
@@ -147,6 +157,51 @@ class SwitchDQN(_OffPolicy, DQN):
 
 class SwitchSAC(_OffPolicy, SAC):
     """Discrete SAC."""
+
+
+def gather(group: Any) -> tuple[list[Any], list[Any]]:
+    """What the environment runners of a group have played now, and their metrics.
+
+    RLlib would start one that raised an exception again, and again, without a word of why, and would wait for ever for
+    one that cannot be made. Here an exception is raised, as it is without runners; one that was killed is replaced.
+
+    Raises:
+        Exception: whatever is the cause of a runner's.
+    """
+    if not group.num_remote_workers():
+        return list(group.local_env_runner.sample()), [group.local_env_runner.get_metrics()]
+    runners = group._worker_manager
+    episodes, metrics = [], []
+    for answer in runners.foreach_actor(_play):
+        found = answer.get() if answer.ok else None
+        if isinstance(found, BaseException):
+            raise found
+        if found is not None:
+            episodes += found[0]
+            metrics.append(found[1])
+    if not metrics:
+        _raise_why(group)
+    return episodes, metrics
+
+
+def _raise_why(group: Any) -> None:
+    """Raise what kept an environment runner of a group from being made, if that is what is wrong."""
+    for runner in group._worker_manager.actors().values():
+        try:
+            ray.get(runner.ping.remote(), timeout=_STARTED)
+        except ray.exceptions.RayActorError as error:
+            if error.actor_init_failed:
+                raise culprit(error) from error
+        except ray.exceptions.GetTimeoutError:
+            pass
+
+
+def _play(runner: Any) -> Any:
+    """In a runner's process: its episodes and metrics, or the exception that it met."""
+    try:
+        return runner.sample(), runner.get_metrics()
+    except Exception as error:
+        return portable(error)
 
 
 def build(

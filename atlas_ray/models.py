@@ -66,14 +66,14 @@ def resolve(name: str) -> str:
     return name
 
 
-def look(name: str, field: str) -> None:
-    """Make sure that a model can be had, with its bases if it is an adapter, without reading weights.
+def look(name: str, field: str) -> Any:
+    """The configuration of a model that can be had, with its bases if it is an adapter; no weights are read.
 
     Raises:
         InputError: it cannot; names ``field`` of the recipe.
     """
     try:
-        load_config(name)
+        return load_config(name)
     except InputError as error:
         raise InputError(str(error), field=field) from None
 

@@ -28,6 +28,7 @@ from atlas_ray.models import (
     resolve,
     whole,
 )
+from atlas_ray.preflight import check
 from atlas_ray.recipe import Recipe
 from atlas_ray.selection.perplexity import step_perplexities
 from atlas_ray.switching.encoders import encoder_width
@@ -349,6 +350,25 @@ def test_a_model_that_states_no_longest_text_works_with_one_from_the_recipe(tmp_
     with pytest.raises(InputError, match=r"^finetune\.context: "):
         step_perplexities(load_model(name), None, [])
     assert step_perplexities(load_model(name), None, [], asked=40) == ({}, [])
+
+
+def test_a_model_that_cannot_be_had_or_measured_is_found_before_anything_is_collected(here):
+    name = null_model(here / "m")
+
+    def recipe(base="tiny-quick", **changes):
+        tuning = {"base": base, "arms": [{"selector": "all"}], **changes.pop("finetune", {})}
+        raw = {"name": "r", "collect": {"levels": {"GoToLocalS5N2": 1}}, "select": {"selectors": ["all"]}}
+        return Recipe.model_validate({**raw, "finetune": tuning, **changes})
+
+    check(recipe())
+    with pytest.raises(InputError, match="^finetune.base: no/such: cannot be loaded"):
+        check(recipe("no/such"))
+    with pytest.raises(InputError, match="^finetune.context: "):
+        check(recipe(name))
+    played = {"evaluate": {"held_in": ["GoToLocalS5N2"]}, "finetune": {"context": 99}}
+    with pytest.raises(InputError, match="^engine.context: "):
+        check(recipe(name, **played))
+    check(recipe(name, **played, engine={"context": 99}))
 
 
 def test_more_than_a_model_takes_is_an_error_that_names_the_field():

@@ -89,7 +89,7 @@ def check_kept(model: Any) -> None:
         InputError: it keeps a state instead, or counts places by columns (ALiBi).
     """
     config = text_config(model.config)
-    takes = inspect.signature(model.forward).parameters
+    takes = inspect.signature(type(model).forward).parameters
     if model._is_stateful or getattr(config, "alibi", False) or not {"position_ids", "past_key_values"} <= set(takes):
         raise InputError(
             f"the transformers engine keeps the beginnings of texts, and a {config.model_type} model has no keys and "

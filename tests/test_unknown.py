@@ -176,11 +176,12 @@ def test_all_of_it_may_be_unknown_if_the_recipe_says_so(tmp_path):
     assert read_json(run_dir / "checkpoints" / "all-s0" / "run.json")["unknown"]["words"]["fridge"] == 6
 
 
-@pytest.mark.parametrize("by", [scored.by_perplexity, scored.by_value])
-def test_selectors_that_read_whole_trajectories_refuse_them_before_they_begin(tmp_path, by):
+@pytest.mark.parametrize(("by", "count"), [(scored.by_perplexity, 1), (scored.by_value, 60)])
+def test_selectors_that_read_whole_trajectories_refuse_them_before_they_begin(tmp_path, by, count):
     recipe = recipe_of("perplexity" if by is scored.by_perplexity else "value")
+    items = [trajectory(str(n), FOREIGN) for n in range(count)]
     with pytest.raises(InputError, match="^unknown_share: .*tiny-quick: .*fridge.*Let a model that knows them read"):
-        by(recipe, tmp_path, [trajectory("a", FOREIGN)])
+        by(recipe, tmp_path, items)
     assert list(jsonl_rows(tmp_path / "events.jsonl")) == []
 
 

@@ -20,7 +20,7 @@ from ..rendering_chat import make_renderer
 from ..resources import scoring
 from ..rollout import Beginnings
 from ..trajectory import Annotation, Trajectory
-from ..unknown import refuse, survey, warning
+from ..unknown import Reader, refuse, survey, warning
 from ..why import counted, told
 from ..workers import ActorPool, chunks, worker_pool
 from .perplexity import select_by_perplexity, step_perplexities
@@ -73,15 +73,20 @@ def _value_job(task: tuple[list[Trajectory], ValueConfig, AgentSpec], kept: dict
     yield values, problems, steps, left_out, {name: list(replays[name].rewards) for name in values}
 
 
-def _check_words(recipe: Recipe, log: RunLog, selector: str, model: str, trajectories: list[Trajectory]) -> None:
+def _check_words(
+    recipe: Recipe, log: RunLog, selector: str, model: str, trajectories: list[Trajectory], enough: int = 0
+) -> None:
     """Refuse trajectories whose words the tokenizer of a selector's model does not know, or say which it does not.
+
+    ``enough``: tokens below which nothing is refused.
 
     Raises:
         InputError: there are too many.
     """
     renderer = make_renderer(load_tokenizer(model), recipe.style, recipe.prompt)
     row = survey(renderer, trajectories).row()
-    refuse(row, recipe.unknown_share, model, f"Let a model that knows them read for {selector}")
+    if row["tokens"] >= enough:
+        refuse(row, recipe.unknown_share, model, f"Let a model that knows them read for {selector}")
     if why := warning(row, model):
         log.event("select", "unknown tokens", selector=selector, why=why)
         say(f"  {selector}: {why}")
@@ -103,7 +108,7 @@ def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> l
     settings = ValueConfig(config.rollouts, config.horizon, specs)
     spec, spent = agent_spec(recipe, config.model, config.temperature), 0
     if todo:
-        _check_words(recipe, log, "value", config.model, todo)
+        _check_words(recipe, log, "value", config.model, todo, Reader.enough)
         with (
             track("values by roll-out", len(trajectories) - len(left_out), len(values)) as progress,
             worker_pool(recipe, log_retries(log)) as pool,

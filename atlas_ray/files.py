@@ -84,6 +84,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         with writing(path, temporary):
             yield temporary
         with writing(path):
+            open_up(temporary)
             if path.exists():
                 # a kill in the middle of rmtree would leave half of the old one under the good name
                 old = path.with_name(f"{temporary.name}.old")
@@ -94,6 +95,14 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
                 temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def open_up(directory: Path) -> None:
+    """Let whoever may read the directory read its files: safetensors makes its own for nobody else."""
+    allowed = directory.stat().st_mode & 0o666
+    for file in directory.rglob("*"):
+        if file.is_file():
+            file.chmod(file.stat().st_mode | allowed)
 
 
 def append_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:

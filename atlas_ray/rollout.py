@@ -11,9 +11,10 @@ import gymnasium as gym
 
 import envs
 
-from .agents import Player
+from .agents import LostAnswer, Player
 from .errors import EnvironmentGoneError
 from .recipe import Recipe
+from .replies import Replies
 from .trajectory import Step
 
 # Seeds of a run lie in blocks that never meet: training episodes, evaluation, the switch, validation.
@@ -33,6 +34,10 @@ def seed_block(run_seed: int, use: int) -> int:
 def decision_seed(episode: str, step: int) -> int:
     """Seed of one sampled decision: the same wherever and beside whatever the episode is played."""
     return int.from_bytes(hashlib.sha256(f"{episode}/{step}".encode()).digest()[:7], "big")
+
+
+UNANSWERED = "the model gave no answer"
+"""So begins the error of an episode that was lost for want of one."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +104,9 @@ class Start:
 class Finished:
     """How an episode ended.
 
-    ``error`` says what is wrong with it. ``lost`` means that the environment is at fault: such an episode says nothing
-    of the agent and is to be played again or dropped, never scored.
+    ``error`` says what is wrong with it. ``lost`` means that the environment is at fault, or that the model gave no
+    answer (then ``unanswered`` says why): such an episode says nothing of the agent and is to be played again or
+    dropped, never scored. ``replies``: what became of those that the agent's model wrote.
     """
 
     start: Start
@@ -109,6 +115,13 @@ class Finished:
     success: bool
     error: str | None = None
     lost: bool = False
+    unanswered: LostAnswer | None = None
+    replies: Replies = field(default_factory=Replies)
+
+    @property
+    def again(self) -> bool:
+        """Whether it is lost and may go well when it is played again."""
+        return self.lost and (self.unanswered is None or self.unanswered.passing)
 
     @property
     def reward(self) -> float:
@@ -214,14 +227,21 @@ def play(agent: Player, lanes: Iterable[Iterable[Start]], horizon: int | None = 
 
     needs_list = agent.needs_list
     running: dict[int, tuple[Start, list[Step], str]] = {}
+    replies: dict[int, Replies] = {}
     free = list(range(agent.engine.slots))
 
-    def end(slot: int, info: dict[str, Any] | None = None, error: str | None = None, lost: bool = False) -> Finished:
+    def end(
+        slot: int,
+        info: dict[str, Any] | None = None,
+        error: str | None = None,
+        lost: bool = False,
+        unanswered: LostAnswer | None = None,
+    ) -> Finished:
         start, steps, _ = running.pop(slot)
         free.append(slot)
         envs.release(start.env)
         score, success = (info["score"], info["success"]) if info else (0.0, False)
-        return Finished(start, steps, score, success, error, lost)
+        return Finished(start, steps, score, success, error, lost, unanswered, replies.pop(slot))
 
     def failed(slot: int, error: Exception) -> Finished:
         # a crashed environment must not end the others' episodes
@@ -235,7 +255,7 @@ def play(agent: Player, lanes: Iterable[Iterable[Start]], horizon: int | None = 
                 continue
             free.remove(slot)
             agent.start(slot, start.instruction, start.steps, start.observation)
-            running[slot] = (start, [], start.observation)
+            running[slot], replies[slot] = (start, [], start.observation), Replies()
         if not running:
             return
         for slot in [s for s in running if not agent.fits(s)]:
@@ -251,6 +271,10 @@ def play(agent: Player, lanes: Iterable[Iterable[Start]], horizon: int | None = 
         seeds = [decision_seed(running[s][0].id, len(running[s][1])) for s in slots]
         for slot, decision in zip(slots, agent.act(slots, list(offered.values()), seeds), strict=True):
             start, steps, observation = running[slot]
+            replies[slot].add(decision.replies)
+            if isinstance(decision, LostAnswer):
+                yield end(slot, error=f"{UNANSWERED}: {decision.reason}", lost=True, unanswered=decision)
+                continue
             try:
                 following, reward, terminated, truncated, info = start.env.step(decision.action)
             except Exception as error:

@@ -11,14 +11,16 @@ from ..agent_spec import AgentSpec, agent_spec
 from ..engines import EnginePool
 from ..errors import AtlasError
 from ..files import RunLog, append_jsonl, recover_jsonl
+from ..flow import replies_told
 from ..models import load_model, load_tokenizer
 from ..parsing import Style
 from ..progress import say, track
 from ..recipe import Recipe
 from ..rendering import Prompt
 from ..rendering_chat import make_renderer
+from ..replies import Losses, Replies, summed
 from ..resources import scoring
-from ..rollout import Beginnings
+from ..rollout import UNANSWERED, Beginnings
 from ..trajectory import Annotation, Trajectory
 from ..unknown import Reader, refuse, survey, warning
 from ..why import counted, told
@@ -59,8 +61,8 @@ def step_scores(run_dir: Path, selector: str, trajectories: list[Trajectory]) ->
     return {t.id: gains(rewarded(t, rewards.get(t.id)), found[t.id]) for t in here}
 
 
-_ValueFound = tuple[Scores, list[str], int, dict[str, str], Scores]
-"""Values, what went wrong on the way, steps spent; why trajectories were left out, and rewards, by id."""
+_ValueFound = tuple[Scores, list[str], int, dict[str, str], Scores, dict[str, Replies]]
+"""Values, what went wrong on the way, steps spent; why trajectories were left out, rewards and replies, by id."""
 
 
 def _value_job(task: tuple[list[Trajectory], ValueConfig, AgentSpec], kept: dict[str, Any]) -> Iterator[_ValueFound]:
@@ -68,9 +70,11 @@ def _value_job(task: tuple[list[Trajectory], ValueConfig, AgentSpec], kept: dict
     begin = kept.setdefault("beginnings", Beginnings()).begin
     replays, left_out = replay_all(trajectories, config.specs, begin)
     there = [t for t in trajectories if t.id in replays]
-    values, problems, steps = estimate_values(spec.agent(kept), there, replace(config, replays=replays))
+    replies: dict[str, Replies] = {}
+    settings = replace(config, replays=replays, replies=replies)
+    values, problems, steps = estimate_values(spec.agent(kept), there, settings)
     left_out |= {t.id: "every roll-out from one of its states was lost" for t in there if t.id not in values}
-    yield values, problems, steps, left_out, {name: list(replays[name].rewards) for name in values}
+    yield values, problems, steps, left_out, {name: list(replays[name].rewards) for name in values}, replies
 
 
 def _check_words(
@@ -96,7 +100,7 @@ def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> l
     """Roll-outs from every state on Ray actors, then the steps where the value jumps.
 
     Raises:
-        AtlasError: none of the trajectories has values; says why.
+        AtlasError: none of the trajectories has values; or too many of the model's answers are none. Says why.
     """
     config, log = recipe.select, RunLog(run_dir)
     assert config is not None
@@ -107,9 +111,13 @@ def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> l
     todo = [t for t in trajectories if t.id not in values and t.id not in left_out]
     settings = ValueConfig(config.rollouts, config.horizon, specs)
     spec, spent = agent_spec(recipe, config.model, config.temperature), 0
+    written = {row["id"]: Replies(row.get("replies", {})) for row in recover_jsonl(path)}
+    losses = Losses(recipe.max_lost_answers)
+    losses.note(config.model, summed(written.values()))
     if todo:
         _check_words(recipe, log, "value", config.model, todo, Reader.enough)
         with (
+            replies_told(log, "select", lambda: summed(written.values()), selector="value"),
             track("values by roll-out", len(trajectories) - len(left_out), len(values)) as progress,
             worker_pool(recipe, log_retries(log)) as pool,
             EnginePool(
@@ -117,15 +125,25 @@ def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> l
             ) as engines,
         ):
             tasks = [(chunk, settings, spec.seated(engines.seats)) for chunk in chunks(todo, _CHUNK)]
-            for task, (found, problems, steps, missing, given) in pool.stream(_value_job, tasks):
-                append_jsonl(path, [{"id": i, "scores": v, "rewards": given[i]} for i, v in found.items()])
+            for task, (found, problems, steps, missing, given, replies) in pool.stream(_value_job, tasks):
+                said = {i: {"replies": replies[i].row()} if i in replies else {} for i in found}
+                append_jsonl(path, [{"id": i, "scores": v, "rewards": given[i], **said[i]} for i, v in found.items()])
+                written |= replies
+                losses.note(
+                    config.model,
+                    summed(replies.values()),
+                    next((p for p in reversed(problems) if UNANSWERED in p), None),
+                )
+                losses.check(early=True)
                 values.update(found)
                 rewards.update(given)
                 left_out |= missing
                 spent += steps
                 for problem in problems:
                     log.event("select", "dropped", why=problem)
-                progress.advance(len(task[0]), f"{spent} steps")
+                words = summed(written.values()).words()
+                progress.advance(len(task[0]), f"{spent} steps{words and f' · replies: {words}'}")
+            losses.check()
     say_left_out(log, "value", left_out, len(trajectories))
     annotated = [rewarded(t, rewards.get(t.id)) for t in trajectories if t.id in values]
     flat = sum(max(gains(t, values[t.id])) <= config.threshold for t in annotated)

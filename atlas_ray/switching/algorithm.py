@@ -109,9 +109,9 @@ class _OffPolicy:
 
     @property
     def steps(self) -> int:
-        """Environment steps sampled so far."""
+        """Environment steps sampled so far, those without an answer too."""
         buffer: TransitionBuffer = self.buffer  # type: ignore[attr-defined]
-        return buffer.count
+        return buffer.count + buffer.dropped
 
     def training_step(self) -> None:
         """Sample, store, update."""
@@ -121,7 +121,7 @@ class _OffPolicy:
         algorithm.metrics.aggregate(results, key=ENV_RUNNER_RESULTS)
         before = buffer.count
         buffer.add(episodes)
-        steps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: buffer.count}
+        steps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: algorithm.steps}
         if len(buffer) >= config.num_steps_sampled_before_learning_starts:
             algorithm._due += (buffer.count - before) * config.env_config["updates_per_step"]
             updates, algorithm._due = int(algorithm._due), algorithm._due % 1

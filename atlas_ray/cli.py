@@ -17,6 +17,7 @@ import envs
 
 from . import __version__
 from .causes import culprit, described, passes
+from .disk import unwritten
 from .errors import AtlasError, InputError
 from .exchange import FORMATS
 from .limits import cores, quota
@@ -152,7 +153,7 @@ def _overrides(rest: Sequence[str]) -> dict[str, str]:
 def _shown(arguments: argparse.Namespace) -> bool:
     """Whether ``--dry-run`` printed the recipe of an existing run, and that was all."""
     resolved = arguments.run / "recipe.resolved.json"
-    if not resolved.is_file():
+    if not _is_there(resolved) or not resolved.is_file():
         raise InputError("is not a run directory: it has no recipe.resolved.json", arguments.run)
     if arguments.dry_run:
         print(resolved.read_text(encoding="utf-8"), end="")
@@ -272,7 +273,7 @@ def _stages(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from . import pipeline
     from .progress import duration, say
 
-    run_dir = arguments.out or Path("runs") / recipe.name
+    run_dir = _run_dir(recipe, arguments)
     if arguments.command == "demo":
         say(f"the demo takes about 10 minutes on two cores and writes {run_dir}; stop it at any time, it will go on")
     stages = STAGES if arguments.command in ("demo", "run") else (arguments.command,)
@@ -308,11 +309,35 @@ def _look_for_names(recipe: Recipe, arguments: argparse.Namespace, rest: Sequenc
         print(f"atlas-ray: {error} (it is not made by this recipe)", file=sys.stderr)
 
 
+def _run_dir(recipe: Recipe, arguments: argparse.Namespace) -> Path:
+    """The run directory, which need not be there.
+
+    Raises:
+        InputError: it can be none.
+    """
+    run_dir = Path(arguments.out or Path("runs") / recipe.name)
+    if _is_there(run_dir) and not run_dir.is_dir():
+        raise InputError("is a file: name a directory", run_dir, None, "--out")
+    return run_dir
+
+
+def _is_there(path: Path) -> bool:
+    """Whether something is there.
+
+    Raises:
+        InputError: that cannot be told: the name is too long, or a directory on the way is closed.
+    """
+    try:
+        return path.exists()
+    except (OSError, ValueError) as error:
+        raise InputError(getattr(error, "strerror", None) or str(error), path) from None
+
+
 def _sweep(recipe: Recipe, arguments: argparse.Namespace) -> int:
     from .progress import say
     from .sweep import sweep
 
-    run_dir = arguments.out or Path("runs") / recipe.name
+    run_dir = _run_dir(recipe, arguments)
     sweep(recipe, run_dir, arguments.verbose)
     say(f"table: {run_dir / 'sweep.csv'}")
     say(f"report: {run_dir / 'report.html'}")
@@ -338,6 +363,23 @@ def _look(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> None:
         )
 
 
+def _flush(asked: bool) -> None:
+    """Write out what was printed.
+
+    Raises:
+        StorageError: it was what was ``asked`` for, and could not be written. Else it was only told on the way.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # or Python would try again at its end
+        if asked:
+            raise unwritten("stdout", error) from error
+
+
 _GOES_ON = "the same command goes on from here"
 _terminated = threading.Event()
 
@@ -360,7 +402,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     try:
         others = {"report": _report, "export": _export, "serve": _serve, "models": _models, "doctor": _doctor}
-        return others.get(arguments.command, _stages)(arguments, rest)
+        code = others.get(arguments.command, _stages)(arguments, rest)
+        _flush(getattr(arguments, "dry_run", False) or arguments.command in ("doctor", "models"))
+        return code
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -13,7 +13,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from .disk import writing
+from .disk import refuse_device, writing
 from .errors import StorageError
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,9 @@ def write_parts(path: str | Path, parts: Iterable[str]) -> None:
         StorageError: it could not be written; what was there before stays.
     """
     with replacing(path) as temporary:
-        with temporary.open("w", encoding="utf-8") as file:
+        with writing(path):
+            file = temporary.open("w", encoding="utf-8")
+        with file:
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
@@ -49,6 +51,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            refuse_device(path)
         with writing(path, temporary):
             yield temporary
         with writing(path):

@@ -193,6 +193,11 @@ def _serve(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
             serve(arguments.run, arguments.policy, arguments.port, arguments.places)
         except KeyboardInterrupt:  # which is how it ends
             return 0
+        except SystemExit:
+            if not _terminated.is_set():
+                raise
+            print("atlas-ray: terminated; the episodes that were going on have ended with it", file=sys.stderr)
+            return 128 + signal.SIGTERM
     return 0
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import envs
 
+from .collect_file import import_collected
 from .errors import AtlasError
-from .exchange import import_file
+from .experts import Unsolved, expert_episode, help_for, unsolved
 from .files import RunLog, append_jsonl, recover_jsonl
 from .progress import say, track
 from .recipe import Recipe
-from .rollout import TRAIN, EnvSpec, env_spec, fresh, seed_block
-from .trajectory import Step, Trajectory, read_trajectories, write_trajectories
+from .rollout import TRAIN, Beginnings, EnvSpec, env_spec, seed_block
+from .trajectory import Trajectory, read_trajectories, write_trajectories
+from .why import Reasons, counted, told
 from .workers import ActorPool, chunks
 
 _CHUNK = 25
@@ -22,62 +24,27 @@ _MOST_TRIES = 4
 _MOST_DEATHS = 3
 
 
-def expert_episode(spec: EnvSpec, seed: int, cpu_seconds: float) -> Trajectory | str:
-    """One episode of the environment's expert, or why there is none.
-
-    Raises:
-        envs.EnvironmentDiedError: the episode is lost, which says nothing of the expert.
-    """
-    start = fresh(spec, seed)
-    env, observation, steps = start.env, start.observation, []
-    try:
-        expert = env.expert(cpu_seconds)
-        while True:
-            move = expert.act()
-            following, reward, terminated, truncated, info = env.step(move.action)
-            steps.append(Step(observation=observation, thought=move.thought, action=move.action, reward=reward))
-            observation = following
-            if terminated or truncated:
-                break
-    except envs.ExpertGaveUpError as error:
-        return str(error)
-    finally:
-        envs.release(env)
-    if not info["success"]:
-        return f"not solved in {len(steps)} steps" + (", the limit: see collect.max_steps" if truncated else "")
-    return Trajectory(
-        id=start.id,
-        env=spec.id,
-        task=spec.id.split("/")[-1],
-        seed=seed,
-        instruction=start.instruction,
-        steps=tuple(steps),
-        score=info["score"],
-        success=True,
-        source="expert",
-    )
-
-
 _Task = tuple[str, EnvSpec, list[int], float]
 
 
 def _job(task: _Task, kept: dict[str, Any]) -> Iterator[dict[str, Any]]:
     name, spec, seeds, cpu_seconds = task
+    beginnings = kept.setdefault("beginnings", Beginnings())
     for seed in seeds:
         deaths: list[str] = []
-        outcome: Trajectory | str = ""
-        while not outcome:
+        outcome: Trajectory | Unsolved | None = None
+        while outcome is None:
             try:
-                outcome = expert_episode(spec, seed, cpu_seconds)
+                outcome = expert_episode(spec, seed, cpu_seconds, beginnings.begin)
             except envs.EnvironmentDiedError as error:
                 deaths.append(str(error))
                 if len(deaths) == _MOST_DEATHS:
-                    outcome = f"lost {len(deaths)} times: {error}"
+                    outcome = unsolved(f"lost {len(deaths)} times: {error}", "lost")
         row: dict[str, Any] = {"env": name, "seed": seed, "trajectory": None, "why": None, "deaths": deaths}
         if isinstance(outcome, Trajectory):
             row["trajectory"] = outcome.row()
         else:
-            row["why"] = outcome
+            row |= {"why": str(outcome), "kind": outcome.kind}
         yield row
 
 
@@ -87,14 +54,19 @@ def _rest(task: _Task, received: list[dict[str, Any]]) -> _Task | None:
     return (name, spec, left, cpu_seconds) if left else None
 
 
+def _reasons(rows: Iterable[dict[str, Any]]) -> Reasons:
+    return counted(row["why"] for row in rows if row["why"] is not None)
+
+
 def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
     """Expert episodes by ``recipe.collect`` into ``trajectories/expert.jsonl``.
 
     Of every environment the first n solved seeds are taken, whatever order the actors finish in. Episodes that the
-    expert gave up are counted in ``events.jsonl``.
+    expert gave up are counted in ``events.jsonl``, with the reasons.
 
     Raises:
-        AtlasError: the expert solves too few seeds of an environment.
+        AtlasError: the expert solves too few seeds of an environment; says why, and what helps.
+        EnvironmentGoneError: an environment begins no episode any more.
     """
     config, log = recipe.collect, RunLog(run_dir)
     assert config is not None
@@ -102,11 +74,12 @@ def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
     if target.exists():
         return read_trajectories(target)
     if config.file:
-        say(f"  {import_file(config.file, run_dir)} trajectories from {config.file}")
+        import_collected(recipe, run_dir)
         return read_trajectories(target)
     tried: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in config.levels}
     for row in recover_jsonl(part):
-        tried[row["env"]][row["seed"]] = row
+        if row.get("kind") != "lost":  # says nothing of the expert: a command that is given again tries it again
+            tried[row["env"]][row["seed"]] = row
     first = seed_block(recipe.seed, TRAIN)
     specs = {name: env_spec(recipe, name, config.max_steps, "train") for name in config.levels}
     there = {name: spec.episodes() for name, spec in specs.items()}
@@ -129,9 +102,10 @@ def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
                 missing = want - len(solved(name))
                 left = min(_MOST_TRIES * want + 101, there[name]) - len(tried[name])
                 if missing > 0 and left <= 0:
+                    rows = list(tried[name].values())
                     raise AtlasError(
-                        f"the expert solved {len(solved(name))} of {len(tried[name])} episodes of {name}, "
-                        f"{want} are asked for: leave this environment out or raise collect.max_steps"
+                        f"the expert solved {len(solved(name))} of {len(rows)} episodes of {name}, {want} are asked "
+                        f"for. The others: {told(_reasons(rows))}. To go on, {help_for(rows)}, or ask for fewer"
                     )
                 done = set(tried[name])
                 # seeds are tried in order and without gaps, so the episodes taken do not depend on the timing
@@ -147,10 +121,10 @@ def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
                 progress.advance(row["trajectory"] is not None)
     episodes = []
     for name, want in config.levels.items():
-        given_up = [row for row in tried[name].values() if not row["trajectory"]]
-        if given_up:
-            log.event("collect", "dropped", env=name, episodes=len(given_up), why=given_up[0]["why"])
-            say(f"  {name}: the expert did not solve {len(given_up)} episodes, other seeds took their place")
+        if found := _reasons(tried[name].values()):
+            dropped = sum(count for _, count in found)
+            log.event("collect", "dropped", env=name, episodes=dropped, why=found[0][0], reasons=dict(found))
+            say(f"  {name}: {dropped} episodes were not solved, others took their place ({told(found)})")
         episodes += [Trajectory.model_validate(row["trajectory"]) for row in solved(name)[:want]]
     write_trajectories(target, episodes)
     part.unlink(missing_ok=True)

@@ -81,6 +81,10 @@ class WorkerFailedError(AtlasError, RuntimeError):
     """A piece of work failed more often than its retries allow."""
 
 
+class EnvironmentGoneError(AtlasError, RuntimeError):
+    """An environment begins no episode any more: its server or its process is gone and does not come back."""
+
+
 class EndpointError(AtlasError, RuntimeError):
     """A model's endpoint refused a request, or gave no usable answer in time. Its text never holds the key.
 
@@ -96,6 +100,11 @@ class EndpointError(AtlasError, RuntimeError):
     def __init__(self, message: str, status: int | None = None, kind: str = "") -> None:
         self.message, self.status, self.kind = message, status, kind
         super().__init__(message)
+
+    @property
+    def for_all(self) -> bool:
+        """Whether all other requests would get it too: it is about the key, the account or the address."""
+        return self.kind == "refused" and self.status in (401, 402, 403, 404, 429)
 
     def __reduce__(self) -> tuple[type[EndpointError], tuple[object, ...]]:
         return type(self), (self.message, self.status, self.kind)

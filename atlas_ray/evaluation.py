@@ -19,7 +19,7 @@ from .flow import Flow, Gauge, gauge, summary
 from .progress import say, track
 from .recipe import Evaluate, Finetune, Recipe
 from .results import Arm, Atlas, Cell, Score, interval
-from .rollout import EVALUATE, EnvSpec, Finished, Start, env_spec, fresh, play, seed_block
+from .rollout import EVALUATE, Beginnings, EnvSpec, Finished, Start, env_spec, play, seed_block
 from .selection.stage import fraction_of
 from .trajectory import Trajectory
 from .workers import worker_pool
@@ -45,6 +45,8 @@ class Outcomes:
     def __init__(self, first: int, count: int) -> None:
         self._first, self._count = first, count
         self._ends: dict[tuple[str, str], bytearray] = {}
+        self.why: str | None = None
+        """Of the last episode that was lost."""
 
     def note(self, row: Row) -> None:
         """An episode has ended, or was lost to its environment."""
@@ -52,6 +54,7 @@ class Outcomes:
         if 0 <= at < self._count:
             ends = self._ends.setdefault((row["model"], row["level"]), bytearray())
             ends.extend(bytes(max(0, at + 1 - len(ends))))
+            self.why = row.get("error") if row["lost"] else self.why
             ends[at] = _LOST if row["lost"] else _SUCCEEDED if row["success"] else _FAILED
 
     def _end(self, model: str, level: str, seed: int) -> int:
@@ -84,14 +87,14 @@ class _Task:
 
 
 def _job(task: _Task, kept: dict[str, Any]) -> Iterator[tuple[Row, Gauge]]:
-    agent = task.agent.agent(kept)
+    agent, beginnings = task.agent.agent(kept), Beginnings()
     left = list(task.episodes)
     for attempt in range(1, _MOST_ATTEMPTS + 1):
         playing: dict[int, Episode] = {}
 
         def starts(episodes: list[Episode], playing: dict[int, Episode] = playing) -> Iterator[list[Start]]:
             for level, spec, seed in episodes:
-                start = fresh(spec, seed)
+                start = beginnings.start(spec, seed)
                 playing[id(start)] = (level, spec, seed)
                 yield [start]
 
@@ -157,7 +160,8 @@ def _play_all(recipe: Recipe, run_dir: Path, config: Evaluate, models: dict[str,
     first, levels = seed_block(recipe.seed, EVALUATE), _levels(recipe)
     ends = Outcomes(first, max(count for _, count in levels.values()))
     for row in jsonl_rows(path):
-        ends.note(row)
+        if not row["lost"]:  # said nothing of the model: a command that is given again plays it again
+            ends.note(row)
     if ends:
         log.event("evaluate", "resumed", found=len(ends))
     plan: dict[str, tuple[AgentSpec, list[Episode]]] = {}
@@ -248,7 +252,8 @@ def _score(ends: Outcomes, keys: list[str], levels: dict[str, list[int]]) -> Sco
     def cell(chosen: list[str]) -> dict[str, Any]:
         played = [(c, s) for c in chosen for s in levels[c] if None not in [ends.success(key, c, s) for key in keys]]
         if not played:
-            raise AtlasError(f"no episode of {', '.join(chosen)} could be played: every one was lost")
+            because = f", the last because {ends.why}" if ends.why else ""
+            raise AtlasError(f"no episode of {', '.join(chosen)} could be played: every one was lost{because}")
         mean, low, high = interval([[bool(ends.success(key, *episode)) for episode in played] for key in keys])
         return {"success": mean, "ci95": (low, high), "episodes": len(keys) * len(played)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +21,8 @@ from .named import check_there
 from .progress import duration, say
 from .recipe import Recipe
 from .resources import demands
+from .schema_endpoint import REACHING
+from .schema_select import OF_ASKING
 from .tracking import follow
 from .workers import expect
 
@@ -44,13 +47,14 @@ def open_run(recipe: Recipe, run_dir: Path) -> None:
 
 
 def refuse_other(recipe: Recipe, found: dict[str, Any], where: str | Path) -> None:
-    """A run goes on with its own recipe only; where it runs and where it is kept may change.
+    """A run goes on with its own recipe only; where it runs and where it is kept may change, and how endpoints are
+    reached: what a message says to mend there must not cost what was paid for.
 
     A field that recipes did not have yet when the run was begun counts as its default.
     """
     elsewhere = dict.fromkeys(("placement", "storage"))
     old, new = {**_completed(found), **elsewhere}, {**recipe.model_dump(mode="json"), **elsewhere}
-    if difference := _difference(old, new):
+    if difference := _difference(_however_reached(old), _however_reached(new)):
         field, was, now = difference
         raise InputError(
             f"this run was made with {was!r}, the recipe now says {now!r}: name another --out or delete the run",
@@ -66,6 +70,19 @@ def _completed(found: dict[str, Any]) -> dict[str, Any]:
         return Recipe.model_validate(found).model_dump(mode="json")
     except ValidationError:
         return found
+
+
+def _however_reached(resolved: dict[str, Any]) -> dict[str, Any]:
+    """A resolved recipe without what says how endpoints are reached, and not what they answer."""
+    made = copy.deepcopy(resolved)
+    oracle = (made.get("select") or {}).get("oracle") or {}
+    for table in (oracle, *((made.get("switch") or {}).get("models") or [])):
+        for field in REACHING:
+            table.pop(field, None)
+        table["base_url"] = bool(table.get("base_url"))  # another address may be the same server
+    for field in OF_ASKING:
+        oracle.pop(field, None)
+    return made
 
 
 def refuse_job_copy(recipe: Recipe, run_dir: Path) -> None:

@@ -14,6 +14,7 @@ from .named import models
 from .recipe import Recipe, Switch
 from .rendering_chat import make_renderer
 from .rollout import env_spec
+from .selection.asking import check_oracle
 from .switching.encoders import make_encoder
 from .switching.players import check_players
 from .tracking import check as check_trackers
@@ -53,15 +54,19 @@ def check(recipe: Recipe) -> None:
         check_vllm()
     if recipe.switch:
         _check_switch(recipe, recipe.switch)
+    check_oracle(recipe)
     if recipe.prompt == "chat":
         for name in dict.fromkeys(name for _, name in models(recipe)):
             make_renderer(load_tokenizer(name), recipe.style, "chat")
     for field, name, split, want in _environments(recipe):
         spec = env_spec(recipe, name, None, split)
+        if field == "collect.levels" and envs.environment_class(name).expert is envs.TextEnv.expert:
+            raise InputError(f"{spec.id} has no expert: read its trajectories from a file", field=f"{field}.{name}")
         try:
             there = spec.episodes()
         except (envs.MissingExtraError, ValueError) as error:
-            raise InputError(f"{name}: {error}", None, None, field) from None
+            of_settings = str(error).partition(":")[0] in recipe.settings(name)
+            raise InputError(f"{name}: {error}", None, None, "environments" if of_settings else field) from None
         if want > there:
             part = f"its split {split} has" if not spec.endless and "split" in spec.options else "it has"
             raise InputError(f"{want} episodes are asked for, {part} {there}", None, None, f"{field}.{name}")

@@ -1,7 +1,8 @@
 """Trajectories and annotations, and the JSONL files that hold them.
 
 A trajectory line: ``{"id", "env", "task", "seed", "instruction", "steps": [{"observation", "thought"?, "action",
-"reward"}], "score", "success", "source"}``. An annotation line: ``{"trajectory_id", "selector", "fraction",
+"reward", "actor"?, "probability"?}], "score", "success", "source"}``; ``score`` and ``success`` are null where nobody
+knows the outcome. An annotation line: ``{"trajectory_id", "selector", "fraction",
 "critical": [0-based step indices], "categories"?, "reasons"?, "prompt_sha256"?, "model"?}``.
 """
 
@@ -27,16 +28,24 @@ class _Strict(BaseModel):
 
 
 class Step(_Strict):
-    """What the agent saw, thought and did, and the reward for it."""
+    """What the agent saw, thought and did, and the reward for it.
+
+    ``actor`` names who took the step where several may act, ``probability`` with which probability it was taken.
+    """
 
     observation: str
     thought: str | None = None
     action: str
     reward: float = 0.0
+    actor: str | None = None
+    probability: float | None = Field(default=None, ge=0, le=1)
 
 
 class Trajectory(_Strict):
-    """One finished episode. ``score`` is in 0..1; ``source`` names who acted (``expert``, a model)."""
+    """One finished episode. ``score`` is in 0..1; ``source`` names who acted (``expert``, a model).
+
+    ``score`` and ``success`` are None where the outcome is unknown, which is never counted as a success.
+    """
 
     id: str = Field(min_length=1)
     env: str
@@ -44,13 +53,14 @@ class Trajectory(_Strict):
     seed: int
     instruction: str
     steps: tuple[Step, ...] = Field(min_length=1)
-    score: float = Field(ge=0, le=1)
-    success: bool
+    score: float | None = Field(ge=0, le=1)
+    success: bool | None
     source: str
 
     def row(self) -> dict[str, Any]:
-        """The JSON object of one line."""
-        return self.model_dump(exclude_none=True)
+        """The JSON object of one line; an unknown outcome stands there as null."""
+        known = self.model_dump(exclude_none=True)
+        return {name: known.get(name) for name in Trajectory.model_fields}
 
 
 class Annotation(_Strict):

@@ -10,11 +10,17 @@ from typing import Any
 import envs
 
 from .agents import Player
+from .errors import EnvironmentGoneError
 from .recipe import Recipe
 from .trajectory import Step
 
 # Seeds of a run lie in blocks that never meet: training episodes, evaluation, the switch, validation.
 TRAIN, EVALUATE, SWITCH_TRAIN, SWITCH_SELECT, SWITCH_TEST, VALIDATE = range(6)
+
+MOST_RESETS = 3
+"""Attempts to begin an episode."""
+MOST_UNBEGUN = 5
+"""Different episodes of an environment that do not begin, one after the other, after which it is taken for gone."""
 
 
 def seed_block(run_seed: int, use: int) -> int:
@@ -74,13 +80,17 @@ def train_specs(recipe: Recipe) -> dict[str, EnvSpec]:
 
 @dataclass
 class Start:
-    """An episode about to be played by an agent; ``steps`` were already taken (by an expert, say)."""
+    """An episode about to be played by an agent; ``steps`` were already taken (by an expert, say).
+
+    ``lost`` says why its environment does not begin it; it is then over before its first step.
+    """
 
     id: str
     env: envs.TextEnv
     instruction: str
     observation: str
     steps: list[Step] = field(default_factory=list)
+    lost: str | None = None
 
 
 @dataclass
@@ -104,21 +114,79 @@ class Finished:
         return sum(s.reward for s in self.steps)
 
 
-def fresh(spec: EnvSpec, seed: int, episode_id: str | None = None) -> Start:
+def fresh(spec: EnvSpec, seed: int, episode_id: str | None = None, attempts: int = MOST_RESETS) -> Start:
     """A new episode of an environment; one whose process is gone is started again.
 
     Raises:
-        envs.EnvironmentDiedError: it does not start in three attempts.
+        envs.EnvironmentDiedError: it does not start in so many attempts.
     """
     env = spec.lease()
-    for attempt in range(3):
+    for attempt in range(1, attempts + 1):
         try:
             observation, info = env.reset(seed=seed)
-            break
-        except envs.EnvironmentDiedError:
-            if attempt == 2:
+            return Start(episode_id or f"{spec.id}/{seed}", env, info["goal"], observation)
+        except Exception as error:
+            if attempt == attempts or not isinstance(error, envs.EnvironmentDiedError):
+                envs.release(env)
                 raise
-    return Start(episode_id or f"{spec.id}/{seed}", env, info["goal"], observation)
+    raise AssertionError("unreachable")
+
+
+_NOWHERE = envs.TextEnv("nowhere")
+"""Stands in an episode that did not begin; nobody plays it."""
+
+
+def unbegun(episode_id: str, why: str) -> Start:
+    """An episode that does not begin, and why."""
+    return Start(episode_id, _NOWHERE, "", "", lost=why)
+
+
+class Beginnings:
+    """Begins episodes, and tells one that does not begin from an environment that is gone.
+
+    An episode whose environment does not begin it in :data:`MOST_RESETS` attempts is lost, as one is that dies in a
+    step, and whoever plays it decides whether it is tried again. While none begins the next have one attempt each.
+    """
+
+    def __init__(self) -> None:
+        self._failed: dict[str, set[str]] = {}
+
+    def begin(self, spec: EnvSpec, seed: int, episode_id: str | None = None) -> Start:
+        """:func:`fresh`, within bounds.
+
+        Raises:
+            envs.EnvironmentDiedError: the episode is lost.
+            EnvironmentGoneError: so are :data:`MOST_UNBEGUN` different ones of this environment, one after the other.
+                One that it says it does not have (``ValueError``) does not count.
+        """
+        failed = self._failed.setdefault(spec.id, set())
+        try:
+            start = fresh(spec, seed, episode_id, 1 if failed else MOST_RESETS)
+        except (envs.MissingExtraError, envs.UnknownEnvironmentError):
+            raise
+        except ValueError as error:
+            raise envs.EnvironmentDiedError(str(error)) from error
+        except Exception as error:
+            failed.add(episode_id or f"{spec.id}/{seed}")
+            why = str(error) if isinstance(error, envs.EnvironmentDiedError) else f"{type(error).__name__}: {error}"
+            if len(failed) >= MOST_UNBEGUN:
+                raise EnvironmentGoneError(
+                    f"{spec.id}: {len(failed)} episodes one after the other did not begin, the last because {why}"
+                ) from error
+            raise envs.EnvironmentDiedError(why) from error
+        failed.clear()
+        return start
+
+    def start(self, spec: EnvSpec, seed: int, episode_id: str | None = None) -> Start:
+        """An episode to play, one that is lost already where it does not begin.
+
+        Raises:
+            EnvironmentGoneError: see :meth:`begin`.
+        """
+        try:
+            return self.begin(spec, seed, episode_id)
+        except envs.EnvironmentDiedError as error:
+            return unbegun(episode_id or f"{spec.id}/{seed}", str(error))
 
 
 def play(agent: Player, lanes: Iterable[Iterable[Start]], horizon: int | None = None) -> Iterator[Finished]:
@@ -126,7 +194,8 @@ def play(agent: Player, lanes: Iterable[Iterable[Start]], horizon: int | None = 
 
     The starts of a lane are played one after the other in one slot, whose cache they share: put starts with a common
     prefix into a lane. ``horizon`` bounds the steps of every episode from its start. Lanes and starts are drawn only
-    when their time comes. Episodes are yielded as they end, and their environment is given back.
+    when their time comes. Episodes are yielded as they end, and their environment is given back. One that did not begin
+    (:attr:`Start.lost`) is lost, as is one whose environment dies in a step.
     """
     waiting = iter(lanes)
     lane_of: dict[int, Iterator[Start]] = {}
@@ -157,7 +226,9 @@ def play(agent: Player, lanes: Iterable[Iterable[Start]], horizon: int | None = 
 
     while True:
         for slot in list(free):
-            if (start := following_start(slot)) is None:
+            while (start := following_start(slot)) is not None and start.lost is not None:
+                yield Finished(start, [], 0.0, False, f"the environment failed: {start.lost}", lost=True)
+            if start is None:
                 continue
             free.remove(slot)
             agent.start(slot, start.instruction, start.steps, start.observation)

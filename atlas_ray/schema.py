@@ -86,6 +86,17 @@ class Collect(Section):
     """Environments and how many expert episodes of each."""
     file: str | None = None
     """Take the trajectories from this file, or from this folder: our own JSONL, AgentTraj-L or OpenAI messages."""
+    on_bad: Literal["stop", "skip"] = "stop"
+    """What a record of the file does that cannot be read: `stop` the run, or be left out, counted and logged."""
+    success_field: str | None = Field(default=None, min_length=1)
+    """The field of a record that says whether it was a success, with dots for what is inside; else the usual names."""
+    success: bool | None = None
+    """The outcome of records that do not say; without it theirs is unknown, which counts as no success."""
+    reasoning: Literal["drop", "thought"] = "drop"
+    """What is thought before or beside an answer: left out, or taken for the thought, and trained."""
+    examples: Literal["refuse", "drop", "steps"] = "refuse"
+    """Turns flagged false before all that are flagged true, if nothing tells whether they are an example: `refuse` the
+    record, `drop` the turns, or take them for `steps` that are not critical."""
     max_steps: Positive | None = None
     """Own step limit of an episode; without it the level's."""
     cpu_seconds: float = Field(default=2.0, gt=0)
@@ -96,6 +107,9 @@ class Collect(Section):
         distinct(self.levels, "levels")
         if bool(self.levels) == bool(self.file):
             raise ValueError("levels: give either levels to play or a file to read, not both and not neither")
+        for name in ("on_bad", "success_field", "success", "reasoning", "examples"):
+            if not self.file and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: says how a file is read, and there is no file")
         return self
 
 
@@ -146,6 +160,9 @@ class Recipe(Section):
     """Episodes an actor plays side by side."""
     patience: float = Field(default=3600.0, gt=0)
     """Seconds without a finished episode after which an actor is taken for hung and replaced."""
+    max_lost_answers: float = Field(default=0.2, ge=0, le=1)
+    """Most of a model's answers that may be none (a server that fails, an empty answer), as a share; above it the stage
+    stops. Episodes without an answer are never scored."""
     style: Literal["react", "action"] = "react"
     """Thought and action, or actions only."""
     prompt: Literal["plain", "chat"] = "plain"

@@ -9,6 +9,8 @@ from pydantic import AfterValidator, Field, JsonValue, PlainValidator
 
 from .schema_base import Positive, Section
 
+REACHING = ("headers", "key_variable", "limit_field", "rate", "retries", "send_system", "timeout")
+"""What of :class:`EndpointFields` says how a model is reached and not what it answers: a run goes on with others."""
 UNSET = "unset"
 """A temperature of this name is not sent."""
 

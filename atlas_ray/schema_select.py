@@ -37,6 +37,19 @@ def _selector(name: str) -> str:
 Selector = Annotated[str, AfterValidator(_selector)]
 
 
+OF_ASKING = (
+    "batch",
+    "concurrency",
+    "max_tokens",
+    "price_completion",
+    "price_prompt",
+    "reasks",
+    "send_schema",
+    "stop_after",
+)
+"""What of :class:`Oracle` may change besides while a run goes on: valid answers stay what they are."""
+
+
 class Oracle(EndpointFields):
     """The model that reads whole trajectories (ATLaS). With `base_url` a chat endpoint, else a model of `[engine]`."""
 
@@ -56,6 +69,9 @@ class Oracle(EndpointFields):
     """Trajectories asked about at a time."""
     send_schema: bool = True
     """False where the server refuses a JSON schema; answers are checked in any case."""
+    stop_after: int = Field(default=5, ge=0)
+    """So many answers in a row that are refused alike, or are none for the same reason, end it before more is paid; 0
+    never does."""
 
 
 class Select(Section):

@@ -67,7 +67,7 @@ def _over_http(port, seed):
     client = Client(seed)
     path = f"/episodes/{ask('POST', '/episodes', {'instruction': client.goal, 'max_steps': STEPS})['id']}"
     while not client.over:
-        now = {"observation": client.observation, "actions": client.env.admissible()}
+        now = {"observation": client.observation, "actions": client.env.admissible(), "step": client.steps}
         client.take(ask("POST", f"{path}/act", now)["action"])
     ask("DELETE", path)
     return client.steps

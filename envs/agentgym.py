@@ -263,7 +263,7 @@ class AgentGym(TextEnv):
                 raise EnvironmentDiedError(f"{where}: the answer is no JSON object")
             observation = self._observation(answer, where)
             raw, over = answer.get(self._server.score), answer.get("done")
-            if not isinstance(raw, int | float) or not abs(raw) < 1e12:
+            if isinstance(raw, bool) or not isinstance(raw, int | float) or not abs(raw) < 1e12:
                 raise EnvironmentDiedError(f"{where}: {self._server.score} is {raw!r}, not a finite number")
             if not isinstance(over, bool):
                 raise EnvironmentDiedError(f"{where}: done is {over!r}, neither true nor false")

@@ -143,6 +143,6 @@ def _value(where: str, status: int, kind: str, answer: bytes) -> Any:
         value = json.loads(answer, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise EnvironmentDiedError(f"{where}: the answer ({kind or 'no type'}) is not JSON: {error}") from None
-    if isinstance(value, dict) and "error" in value:
+    if isinstance(value, dict) and value.get("error") not in (None, "", False):
         raise RefusedError(f"{where}: the server says: {_short(str(value['error']))}")
     return value

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
+import traceback
+from pathlib import Path
 from typing import Any
 
 from minigrid.core.world_object import WorldObj
@@ -11,7 +13,7 @@ from minigrid.envs.babyai.core.verifier import ObjDesc
 from minigrid.utils.baby_ai_bot import BabyAIBot
 
 from .babyai_text import ACTIONS, BabyAIText
-from .core import ExpertGaveUpError, ExpertStep
+from .core import ExpertGaveUpError, ExpertStep, ExpertTooSlowError
 
 _NOTHING = 6
 """Minigrid's "done", which changes nothing, as does what is no action."""
@@ -34,7 +36,7 @@ class _BoundedStack(list[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         if time.thread_time() > self.deadline:
-            raise ExpertGaveUpError(f"the bot found no action within {self._cpu_seconds:g} s of CPU time")
+            raise ExpertTooSlowError(f"the bot found no action within {self._cpu_seconds:g} s of CPU time")
         return super().__getitem__(index)
 
 
@@ -63,6 +65,12 @@ def _thought(bot: BabyAIBot) -> str:
     if kind == "OpenSubgoal":
         return "open the door"
     return "look around"
+
+
+def _said(error: Exception) -> str:
+    """What an exception of the bot says; most of its assertions say nothing, so that their line has to."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return str(error).strip() or f"{(frame.line or '').strip()} (in {frame.name}, {Path(frame.filename).name})"
 
 
 class BabyAIExpert:
@@ -124,7 +132,7 @@ class BabyAIExpert:
         except ExpertGaveUpError:
             raise
         except Exception as error:  # the bot asserts its way through plans it cannot make
-            raise ExpertGaveUpError(f"the bot failed: {type(error).__name__}: {error}") from error
+            raise ExpertGaveUpError(f"the bot failed: {type(error).__name__}: {_said(error)}") from error
         if not 0 <= action < len(ACTIONS):
             raise ExpertGaveUpError("the bot believes that it is done, the level does not")
         return action

@@ -9,6 +9,7 @@ An action that the environment does not know gives an observation that says so, 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
@@ -18,6 +19,7 @@ import gymnasium as gym
 from .text_space import TextSpace
 
 SPLITS = ("train", "dev", "test")
+_HALVES = re.compile(r"[\ud800-\udfff]")
 
 
 class UnknownEnvironmentError(ValueError):
@@ -29,7 +31,11 @@ class MissingExtraError(ImportError):
 
 
 class ExpertGaveUpError(RuntimeError):
-    """The scripted expert found no plan, or ran past its CPU limit. The episode is not usable."""
+    """The scripted expert found no plan. The episode is not usable."""
+
+
+class ExpertTooSlowError(ExpertGaveUpError):
+    """The scripted expert ran past the CPU time of a move."""
 
 
 class EnvironmentDiedError(RuntimeError):
@@ -161,6 +167,13 @@ class Turn:
     more: Mapping[str, Any] | None = None
 
 
+def _whole(text: str) -> str:
+    """Text as it is; halves of surrogate pairs, which no file can hold, become U+FFFD."""
+    if text.isascii() or not _HALVES.search(text):
+        return text
+    return _HALVES.sub("\ufffd", text)
+
+
 class TextEnv(gym.Env[str, str]):
     """Base of the text environments. A subclass writes :meth:`variations`, :meth:`begin`, :meth:`do`, ``admissible``.
 
@@ -265,7 +278,7 @@ class TextEnv(gym.Env[str, str]):
         self._done, self.task = True, task
         index = seed % len(choices) if seed is not None else int(self.np_random.integers(len(choices)))
         self.variation = choices[index]
-        self.goal, observation = self.begin(self.variation)
+        self.goal, observation = map(_whole, self.begin(self.variation))
         self.score, self.history, self._done = 0.0, [], False
         return observation, self._info(Turn(observation, 0.0, progress=self.progress()))
 
@@ -289,7 +302,7 @@ class TextEnv(gym.Env[str, str]):
         self.score = turn.score
         truncated = not turn.over and len(self.history) >= self.limit
         self._done = turn.over or truncated
-        return turn.observation, reward, turn.over, truncated, self._info(turn)
+        return _whole(turn.observation), reward, turn.over, truncated, self._info(turn)
 
     def progress(self) -> float | None:
         """Share of sub-goals reached at the start of an episode, where they are known."""

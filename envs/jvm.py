@@ -7,11 +7,15 @@ generator, so a call that draws from it is given its own seed: an episode does n
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import logging
 import os
+import queue
 import shutil
+import subprocess
 import threading
+import time
 import weakref
 import zlib
 from collections.abc import Callable
@@ -19,10 +23,27 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
-from .core import EnvironmentDiedError, Expert, ExpertGaveUpError, GoldPath, MissingExtraError, TextEnv
+from .core import (
+    EnvironmentDiedError,
+    Expert,
+    ExpertGaveUpError,
+    GoldPath,
+    MissingExtraError,
+    TextEnv,
+    UnknownEnvironmentError,
+)
 
 ANSWER_SECONDS = 300.0
 """A call into the JVM that takes longer is taken for a hang (a gold path may take two minutes)."""
+
+
+def said_error(text: object) -> bool:
+    """Whether a simulator's answer is an error of its own, which it words as an observation."""
+    return str(text).lstrip().startswith("ERROR:")
+
+
+START_SECONDS = 120.0
+"""A JVM that is not there after this time is taken for one that never will be."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +104,59 @@ def _client(settings: Any) -> Any:
     return Client(gateway_parameters=settings)
 
 
+def _launch(jar: str) -> tuple[int, str, subprocess.Popen[str]]:
+    """Start a JVM with a gateway, as py4j's ``launch_gateway`` does, which waits for ever and hides what Java says.
+
+    Returns:
+        Port, token and process. The process ends with its standard input.
+
+    Raises:
+        EnvironmentDiedError: it ends, or is not there within ``START_SECONDS``.
+    """
+    from py4j.java_gateway import find_jar_path
+
+    process = subprocess.Popen(  # noqa: S603
+        [
+            *("java", "-classpath", os.pathsep.join((find_jar_path(), jar)), *_options()),
+            # without the token any user of this machine could tell the gateway what to run
+            *("py4j.GatewayServer", "--die-on-broken-pipe", "--enable-auth", "0"),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=os.path.dirname(jar),
+        text=True,
+        errors="replace",
+        process_group=0,
+    )
+    lines, complaints = queue.SimpleQueue[str](), collections.deque[str](maxlen=5)
+
+    def read(stream: Any, take: Callable[[str], object], most: int | None) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            for number, line in enumerate(stream):
+                if most is None or number < most:
+                    take(line.strip())
+        take("")
+
+    # both are read to their end, or Java would wait for somebody to read what simulators print
+    for stream, take, most in ((process.stderr, complaints.append, None), (process.stdout, lines.put, 2)):
+        threading.Thread(target=read, args=(stream, take, most), daemon=True).start()
+    end = time.monotonic() + START_SECONDS
+    try:
+        port, token = (lines.get(timeout=max(0.0, end - time.monotonic())) for _ in range(2))
+        return int(port), token, process
+    except (queue.Empty, ValueError) as error:
+        process.kill()
+        process.wait()
+        why = f"not within {START_SECONDS:g} s" if isinstance(error, queue.Empty) else "it ended"
+        raise EnvironmentDiedError("; ".join(filter(None, [why, *complaints]))) from None
+
+
 class _Machine:
     """A running JVM. It ends with its last user, with this process (kill -9 included), or when it stops answering."""
 
     def __init__(self, simulator: Simulator) -> None:
-        from py4j.java_gateway import GatewayParameters, JavaGateway, launch_gateway
+        from py4j.java_gateway import GatewayParameters, JavaGateway
 
         # what goes wrong is raised as one error of ours; py4j would print its own traceback for each as well
         logging.getLogger("py4j").setLevel(logging.CRITICAL)
@@ -95,17 +164,8 @@ class _Machine:
         jar = next(os.path.join(folder, f) for f in os.listdir(folder) if f.endswith(".jar"))
         self.simulator, self.users = simulator, 0
         try:
-            # the gateway runs whatever it is told: without the token any user of this machine could tell it
-            port, token, self.process = launch_gateway(
-                classpath=jar,
-                cwd=folder,
-                die_on_exit=True,
-                javaopts=_options(),
-                create_new_process_group=True,
-                enable_auth=True,
-                return_proc=True,
-            )
-        except Exception as error:
+            port, token, self.process = _launch(jar)
+        except (OSError, EnvironmentDiedError) as error:
             raise EnvironmentDiedError(f"{simulator.title}: the JVM does not start: {error}") from error
         settings = GatewayParameters(port=port, auth_token=token, read_timeout=ANSWER_SECONDS)
         self.gateway = JavaGateway(_client(settings), gateway_parameters=settings, java_process=self.process)
@@ -131,7 +191,7 @@ class _Machine:
             self.gateway.close()
         self.process.kill()
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
             if pipe:
                 with contextlib.suppress(OSError):
                     pipe.close()
@@ -244,6 +304,8 @@ class JvmEnv(TextEnv):
 
     def __init__(self, task: str, max_steps: int | None = None, split: str | None = None) -> None:
         super().__init__(task.removesuffix("-v0"), max_steps, split)
+        if self.task not in self.tasks():
+            raise UnknownEnvironmentError(f"{task}: not played here; known are {', '.join(self.tasks())}")
         self._simulator: Interface | None = None
         self.simulator.check()
 

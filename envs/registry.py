@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import gymnasium as gym
 
@@ -117,16 +119,40 @@ def arguments(name: str) -> dict[str, inspect.Parameter]:
     return {k: p for k, p in parameters.items() if k not in ("self", "task", "split", "max_steps")}
 
 
+def _check_types(cls: type[TextEnv], settings: Mapping[str, Any]) -> None:
+    """Refuse a setting of another type than the environment's constructor names, as a recipe may hold any."""
+    try:
+        hints = get_type_hints(cls.__init__)
+    except (NameError, TypeError):  # annotations of one's own environment may name what is imported for checkers only
+        return
+    for key, value in settings.items():
+        if (hint := hints.get(key)) is not None and not _fits(value, hint):
+            wanted = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint)
+            raise ValueError(f"{key}: {value!r} is a {type(value).__name__}, it must be {wanted}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kinds = get_args(hint) or (hint,)
+    if not all(kind in (str, int, float, bool, Path, NoneType) for kind in kinds):
+        return True
+    taken = {float: (float, int), NoneType: (NoneType,)}
+    return any(
+        isinstance(value, taken.get(kind, (kind,))) and (kind is bool or not isinstance(value, bool)) for kind in kinds
+    )
+
+
 def make(name: str, **kwargs: Any) -> TextEnv:
     """The bare environment (no wrappers), cloneable: what roll-outs and selection use.
 
     Raises:
         UnknownEnvironmentError: no such environment.
+        ValueError: it refuses a setting, or one is of another type.
         MissingExtraError: it cannot run here.
     """
     full = full_id(name)
-    registered = dict(gym.registry[full.rpartition(":")[2]].kwargs)
-    return environment_class(full)(**{**registered, **kwargs})
+    registered, cls = dict(gym.registry[full.rpartition(":")[2]].kwargs), environment_class(full)
+    _check_types(cls, kwargs)
+    return cls(**{**registered, **kwargs})
 
 
 _idle: dict[tuple[Any, ...], list[TextEnv]] = {}

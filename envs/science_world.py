@@ -6,12 +6,13 @@ two for its score, and the valid actions are listed when they are asked for.
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import ClassVar, Self
 
 from . import agentgym_dialect as dialect
-from .core import SPLITS, Turn
-from .jvm import JvmEnv, Simulator
+from .core import SPLITS, EnvironmentDiedError, Turn
+from .jvm import JvmEnv, Simulator, said_error
 
 SIMULATOR = Simulator("ScienceWorld", "scienceworld", "scienceworld.runtime.pythonapi.PythonInterface")
 
@@ -57,8 +58,47 @@ SIMPLIFICATIONS = (
     "noElectricalAction",
     "easy",
 )
+_OF_EASY = ("teleportAction", "selfWateringFlowerPots", "openDoors", "noElectricalAction")
+_ELECTRICAL = (
+    "power-component",
+    "power-component-renewable-vs-nonrenewable-energy",
+    "test-conductivity",
+    "test-conductivity-of-unknown-substances",
+)
+"""Tasks that need the actions which ``noElectricalAction`` takes away; the simulator's ``easy`` leaves them there."""
 _LISTED = re.compile(r"(?:^\t.*\n?)+", re.MULTILINE)
 _SUBGOAL = re.compile(r"^\d+\t(true|false)\t", re.MULTILINE)
+
+
+def simplified(task: str, names: object) -> str:
+    """Names of :data:`SIMPLIFICATIONS` as the simulator reads them: each once, without white space and empty entries.
+
+    The simulator takes what it cannot do for a valid choice, and every episode then ends at once with -100.
+
+    Raises:
+        ValueError: no such name, ``easy`` beside others, or actions would be taken away that the task needs.
+    """
+    if not isinstance(names, str):
+        raise ValueError(f"simplifications: {names!r} is no text: write names, joined by commas")
+    found = list(dict.fromkeys(filter(None, (name.strip() for name in names.split(",")))))
+    for name in found:
+        if name not in SIMPLIFICATIONS:
+            near = difflib.get_close_matches(name.lower(), [known.lower() for known in SIMPLIFICATIONS], n=1)
+            hint = next((f"; did you mean {known!r}?" for known in SIMPLIFICATIONS if known.lower() in near), "")
+            raise ValueError(f"simplifications: no {name!r}; known are {', '.join(SIMPLIFICATIONS)}{hint}")
+    needs_wires = task in _ELECTRICAL
+    if "easy" in found and len(found) > 1:
+        whole = [name for name in SIMPLIFICATIONS if name in (*_OF_EASY, *found) and name != "easy"]
+        written = ",".join(name for name in whole if not (needs_wires and name == "noElectricalAction"))
+        beside = ", ".join(name for name in found if name != "easy")
+        raise ValueError(
+            f"simplifications: the simulator knows 'easy' alone, not beside {beside}: write {written!r} for all of it"
+        )
+    if "noElectricalAction" in found and needs_wires:
+        raise ValueError(
+            f"simplifications: 'noElectricalAction' takes away what {task} needs: leave it out, or take 'easy'"
+        )
+    return ",".join(found)
 
 
 def split_of(task: str, split: str | None) -> range:
@@ -86,7 +126,7 @@ class ScienceWorld(JvmEnv):
         task: name of the task, ``boil-v0``.
         max_steps: own step limit in actions. Default 200, which a few gold paths of the inclined planes exceed.
         split: ``train``, ``dev`` or ``test``, the simulator's own.
-        simplifications: names of :data:`SIMPLIFICATIONS`, joined by commas.
+        simplifications: names of :data:`SIMPLIFICATIONS`, joined by commas; ``easy`` stands alone, for several.
 
     ``info["raw_score"]`` is the simulator's, -100..100; score and reward take what is below 0 for 0. Success is a raw
     score of 100; a wrong focus ends the task with -100. ``progress`` is the share of the task's sequential sub-goals.
@@ -99,11 +139,8 @@ class ScienceWorld(JvmEnv):
     def __init__(
         self, task: str, max_steps: int | None = None, split: str | None = None, simplifications: str = ""
     ) -> None:
+        self.simplifications = simplified(task.removesuffix("-v0"), simplifications)
         super().__init__(task, max_steps, split)
-        for name in filter(None, simplifications.split(",")):
-            if name not in SIMPLIFICATIONS:
-                raise ValueError(f"simplifications: no {name!r}; known are {', '.join(SIMPLIFICATIONS)}")
-        self.simplifications = simplifications
         self.limit = max_steps or 200
         self._raw, self._progress = 0, 0.0
 
@@ -118,7 +155,19 @@ class ScienceWorld(JvmEnv):
     def begin(self, variation: int) -> tuple[str, str]:
         """Load the task; the first observation is a free look around."""
         goal = self._load(gold=False)
-        return goal, canonical(str(self._call("freeActionLook")))
+        return goal, canonical(self._said("freeActionLook"))
+
+    def _said(self, method: str, *arguments: object, seed: str | None = None) -> str:
+        """A text of the simulator.
+
+        Raises:
+            EnvironmentDiedError: it is an error, which says nothing of the agent.
+        """
+        text = str(self._call(method, *arguments, seed=seed))
+        if said_error(text):
+            self.close()
+            raise EnvironmentDiedError(f"{SIMULATOR.title}: {method}: {' '.join(text.split())}")
+        return text
 
     def _episode(self) -> tuple[str, int]:
         """Task and variation as the simulator names them."""
@@ -127,15 +176,15 @@ class ScienceWorld(JvmEnv):
     def _load(self, gold: bool) -> str:
         task, variation = self._episode()
         # load, not reset: after one gold path every reset would make another one
-        problem = str(self._call("load", task, variation, self.simplifications, gold)).strip()
+        problem = str(self._call("load", task, variation, simplified(task, self.simplifications), gold)).strip()
         if problem:
             raise ValueError(f"{task}, variation {variation}: {problem}")
         self._raw, self._progress = 0, self._reached()
-        return str(self._call("getTaskDescription")).strip()
+        return self._said("getTaskDescription").strip()
 
     def do(self, action: str) -> Turn:
         """One action in the simulator's language; it answers to what it does not understand."""
-        return self._turn(canonical(str(self._call("step", action, seed=self._moment()))))
+        return self._turn(canonical(self._said("step", action, seed=self._moment())))
 
     def _turn(self, observation: str) -> Turn:
         raw = round(100 * float(str(self._call("getScore"))))
@@ -212,14 +261,14 @@ class SciWorldAgentGym(ScienceWorld):
     def begin(self, variation: int) -> tuple[str, str]:
         """Task and a look around, which costs a move, in AgentGym's order."""
         goal = self._load(gold=False)
-        look = str(self._call("step", "look around", seed=f"{self._episode()}/first"))
+        look = self._said("step", "look around", seed=f"{self._episode()}/first")
         return self.instructions or f"{dialect.INSTRUCTIONS['sciworld']}\n{goal}", dialect.sciworld_first_observation(
             goal, look
         )
 
     def do(self, action: str) -> Turn:
         """The action of a reply, or the whole of it when it has no headings."""
-        return self._turn(str(self._call("step", dialect.parse_react(action)[1], seed=self._moment())))
+        return self._turn(self._said("step", dialect.parse_react(action)[1], seed=self._moment()))
 
     def clone(self) -> Self:
         """The same episode, replayed."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections.abc import Mapping
 from typing import Any, Self
 
-from .core import SPLITS, Turn
-from .jvm import Interface, JvmEnv, Simulator
+from .core import SPLITS, EnvironmentDiedError, Turn
+from .jvm import Interface, JvmEnv, Simulator, said_error
 
 SIMULATOR = Simulator("TextWorldExpress", "textworld_express", "textworldexpress.runtime.PythonInterface")
 
@@ -16,6 +19,47 @@ _SHARING = ("sorting",)
 """Games whose items are the same objects in every episode of a JVM: two at once would take each other's."""
 _ALL = tuple(seed for split in SPLITS for seed in _SEEDS[split])
 
+_FLAG = (0, 1)
+_HOUSE = {"includeDoors": _FLAG, "limitInventorySize": _FLAG}
+PARAMS: Mapping[str, Mapping[str, tuple[int, int]]] = {
+    "arithmetic": {},
+    "coin": {"numLocations": (1, 11), "numDistractorItems": (0, 10), **_HOUSE},
+    "cookingworld": {"numLocations": (1, 11), "numDistractorItems": (0, 10), "numIngredients": (1, 5), **_HOUSE},
+    "mapreader": {
+        **{"numLocations": (1, 50), "maxDistractorItemsPerLocation": (0, 3), "maxDistanceApart": (1, 8)},
+        **_HOUSE,
+    },
+    "peckingorder": {},
+    "simonsays": {"gameLength": (1, 1000), "numDistractors": (0, 5), "memorization": _FLAG, "verbose": _FLAG},
+    "sorting": {},
+    "twc": {"numLocations": (1, 3), "numItemsToPutAway": (1, 4), **_HOUSE},
+}
+"""Game -> its settings and their least and largest values (checked against the jar by a test)."""
+
+
+def game_params(game: str, params: object) -> str:
+    """A game's settings ``name=number,...`` as the simulator reads them, without white space and empty entries.
+
+    Of what it cannot read the simulator says nothing, and every episode then ends at once.
+
+    Raises:
+        ValueError: not so written, a name given twice, one that the game does not know, or a number out of its range.
+    """
+    if not isinstance(params, str):
+        raise ValueError(f"params: {params!r} is no text: write name=number, joined by commas")
+    known, found = PARAMS.get(game, {}), dict[str, str]()
+    for entry in filter(None, (part.strip() for part in params.split(","))):
+        name, _, number = (part.strip() for part in entry.partition("="))
+        if name not in known:
+            raise ValueError(f"params: {game} has no {name!r}; it has {', '.join(known) or 'none'}")
+        low, high = known[name]
+        if not re.fullmatch(r"-?[0-9]{1,10}", number) or not low <= int(number) <= high:
+            raise ValueError(f"params: {entry!r}: give {name}=NUMBER, a whole number from {low} to {high}")
+        if name in found:
+            raise ValueError(f"params: {name} is given twice")
+        found[name] = number
+    return ",".join(f"{name}={number}" for name, number in found.items())
+
 
 class TextWorldExpress(JvmEnv):
     """One of the eight games.
@@ -24,7 +68,7 @@ class TextWorldExpress(JvmEnv):
         task: name of the game, ``cookingworld-v0``.
         max_steps: own step limit in actions. Default 100, as upstream.
         split: ``train``, ``dev`` or ``test``: the simulator's folds, a thousand seeds each.
-        params: the game's settings as upstream writes them (``numLocations=3,includeDoors=0``).
+        params: the game's settings as upstream writes them (``numLocations=3,includeDoors=0``), see :data:`PARAMS`.
 
     A variation is the simulator's seed; score is the simulator's normalised one, and so is ``progress``.
     """
@@ -33,8 +77,8 @@ class TextWorldExpress(JvmEnv):
     splits = SPLITS
 
     def __init__(self, task: str, max_steps: int | None = None, split: str | None = None, params: str = "") -> None:
+        self.params = game_params(task.removesuffix("-v0"), params)
         super().__init__(task, max_steps, split)
-        self.params = params
         self._loaded: str | None = None
         self._alone = False
         self._valid: list[str] = []
@@ -46,7 +90,7 @@ class TextWorldExpress(JvmEnv):
         if self._simulator is None:
             self._simulator, self._loaded, self._alone = Interface(SIMULATOR, alone), None, alone
         if self._loaded != self.task:
-            problem = self._simulator.call("load", self.task, self.params)
+            problem = self._simulator.call("load", self.task, game_params(self.task, self.params))
             if problem:
                 raise ValueError(f"params: {' '.join(str(problem).split())}")
             self._loaded = self.task
@@ -54,6 +98,11 @@ class TextWorldExpress(JvmEnv):
 
     def _answer(self, method: str, *arguments: object) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self._call(method, *arguments))
+        sure = math.isfinite(found["score"])
+        if said_error(found["observation"]) or not sure:
+            self.close()
+            problem = " ".join(_text(found).split()) if sure else f"its score is {found['score']}"
+            raise EnvironmentDiedError(f"{SIMULATOR.title}: {method}: {problem}")
         self._valid = found["validActions"]
         return found
 

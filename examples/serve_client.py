@@ -30,9 +30,11 @@ def main():
     print(info["goal"])
     begun = ask(f"{options.url}/episodes", {"instruction": info["goal"], "max_steps": options.max_steps})
     episode = f"{options.url}/episodes/{begun['id']}"
-    over = False
+    over, step = False, 0
     while not over:
-        told = ask(f"{episode}/act", {"observation": observation, "actions": info["admissible"]()})
+        # by its number a step that is asked for again, since its answer was lost, is told from the next one
+        told = ask(f"{episode}/act", {"observation": observation, "actions": info["admissible"](), "step": step})
+        step += 1
         observation, _, terminated, truncated, info = env.step(told["action"])
         over = terminated or truncated
         print(f"{told['step']:>3} {told['model']:<16} {told['action']}")

@@ -43,7 +43,21 @@ BAD_ANSWERS = [
     (raw('{"observation": "x", "reward": 1e999, "done": false}'), "finite"),
     (raw('{"observation": "x", "reward": "1", "done": false}'), "finite"),
     (raw('{"observation": "x", "reward": 1%s, "done": false}' % ("0" * 400)), "finite"),
+    (raw('{"observation": "x", "reward": true, "done": true}'), "finite"),
+    (raw('{"observation": "x", "reward": null, "done": true}'), "finite"),
+    (raw('{"observation": "x", "done": true}'), "finite"),
+    (raw('{"observation": "x", "reward": [1], "done": true}'), "finite"),
+    (raw('{"observation": "x", "reward": Infinity, "done": true}'), "Infinity"),
     (raw('{"observation": "x", "reward": 1, "done": null}'), "done"),
+    (raw('{"observation": "x", "reward": 1, "done": 1}'), "done"),
+    (raw('{"observation": "x", "reward": 1, "done": "true"}'), "done"),
+    (raw('{"observation": null, "reward": 1, "done": true}'), "observation"),
+    (raw('{"observation": ["x"], "reward": 1, "done": true}'), "observation"),
+    (raw('{"observation": {"text": "x"}, "reward": 1, "done": true}'), "observation"),
+    (raw('{"error": "out of memory", "observation": "x", "reward": 1, "done": true}'), "out of memory"),
+    (raw('{"error": {"code": 3}, "observation": "x", "reward": 1, "done": true}'), "code"),
+    (raw('{"error": true}'), "the server says"),
+    (raw('{"detail": "Internal error"}'), "observation"),
     (raw('{"reward": 1, "done": true}'), "observation"),
     (raw('{"observation": 3, "reward": 1, "done": true}'), "observation"),
     (raw('["x", 1, true]'), "no JSON object"),
@@ -269,3 +283,16 @@ def test_a_closed_environment_can_be_reset(serve):
     env.close()
     assert env.admissible() == []
     assert env.reset(seed=1)[0].endswith("#1")
+
+
+def test_an_error_that_is_none_is_no_error_and_halves_of_characters_become_a_mark(serve):
+    server = serve("textcraft")
+    env = AgentGym("textcraft", url=server.url)
+    env.reset(seed=0)
+    for nothing in ("null", '""', "false"):
+        server.faults["step"] = [
+            raw('{"observation": "half \\ud83d of it", "reward": 0, "done": false, "error": ' + nothing + "}")
+        ]
+        assert env.step("right")[0] == "half \ufffd of it"
+    server.faults["step"] = [raw('{"observation": "whole \\ud83d\\ude80", "reward": 0, "done": false}')]
+    assert env.step("right")[0] == "whole 🚀"

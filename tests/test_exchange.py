@@ -12,7 +12,7 @@ from atlas_ray.exchange import (
     import_annotations,
     import_messages,
 )
-from atlas_ray.exchange.turns import parse
+from atlas_ray.exchange.turns import read_said
 from atlas_ray.trajectory import (
     Step,
     Trajectory,
@@ -36,18 +36,33 @@ from atlas_ray.trajectory import (
         ("Thought:\nnot\nAction: this\nbut\n\nAction:\nthat", "not\nAction: this\nbut", "that"),
         ("Thought:\nmy next action: none\n\nAction:\nwait", "my next action: none", "wait"),
         ("Thought:\nT\n\nAction:\nadd with Action Input: {}", "T", "add with Action Input: {}"),
-        ("Action:\nput\nthe box", None, "put\nthe box"),
+        ("Thought:\nT\n\nAction:\nsearch\nAction Input: cup", "T", "search cup"),
+        ("Action:\nput\nthe box", None, "put"),
+        ("Action:\n```\nput\nthe box\n```", None, "put\nthe box"),
         ("Thought:\n見る 😀\n\nAction:\nlire «é»", "見る 😀", "lire «é»"),
-        ("Action:", None, ""),
     ],
 )
 def test_thought_and_action_are_found(text, thought, action):
-    assert parse(text) == (thought, action)
+    said = read_said(text)
+    assert (said.thought, said.action) == (thought, action)
 
 
-@pytest.mark.parametrize("text", ["", "Thought:\nI am stuck", "click[Buy Now]", "my next action: look", "Reaction: no"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Thought:\nI am stuck",
+        "click[Buy Now]",
+        "my next action: look",
+        "Reaction: no",
+        "Action:",
+        "Thought: x\nAction:\n\n",
+        "<think>\nAction: look\n</think>",
+    ],
+)
 def test_a_text_without_an_action_has_none(text):
-    assert parse(text) is None
+    said = read_said(text)
+    assert said.action is None and said.problem
 
 
 # --- AgentTraj-L in ---
@@ -65,10 +80,10 @@ def test_a_record_becomes_a_trajectory(tmp_path, name):
             instruction="You are web shopping.",
             steps=(
                 Step(observation="page 0", thought="T", action="search[x]", reward=0.0),
-                Step(observation="page 1", thought="Time to buy it.", action="click[Buy Now]", reward=1.0),
+                Step(observation="page 1", thought="Time to buy it.", action="click[Buy Now]", reward=0.0),
             ),
-            score=1.0,
-            success=True,
+            score=None,
+            success=None,
             source="AgentTraj-L",
         )
     ]
@@ -76,8 +91,10 @@ def test_a_record_becomes_a_trajectory(tmp_path, name):
 
 def test_the_outcome_can_be_told(tmp_path):
     path = write(tmp_path / "a.json", record(BUY, BUY))
-    (item,) = import_agenttraj(path, source="agent-7b", success=False)
-    assert (item.source, item.success, item.score, [s.reward for s in item.steps]) == ("agent-7b", False, 0.0, [0, 0])
+    for told, rewards in ((False, [0, 0]), (True, [0, 1])):
+        (item,) = import_agenttraj(path, source="agent-7b", success=told)
+        found = (item.source, item.success, item.score, [s.reward for s in item.steps])
+        assert found == ("agent-7b", told, float(told), rewards)
 
 
 def test_a_last_observation_is_no_step(tmp_path):
@@ -129,14 +146,15 @@ def test_byte_order_mark_line_ends_and_separators_do_not_matter(tmp_path):
         (["conversations", 2, "value"], "\ud800", "", "half of a surrogate pair"),
         (["item_id"], "\udc00_1", "", "half of a surrogate pair"),
         (["conversations", 2, "from"], "gpt", "conversations[2].from", "must be the human's"),
-        (["conversations", 0, "from"], "system", "conversations[0].from", "must be the human's"),
-        (["conversations", 3, "from"], "tool", "conversations[3].from", "must be one of"),
+        (["conversations", 0, "from"], "system", "conversations[1].from", "must be the human's"),
+        (["conversations", 2, "from"], "system", "conversations[2].from", "must be the human's, is the system's"),
+        (["conversations", 3, "from"], "critic", "conversations[3].from", "must be one of"),
         (["conversations", 3, "from"], KeyError, "conversations[3].role", "must be one of"),
         (["conversations", 3], "text", "conversations[3]", "must be a JSON object"),
         (["conversations"], talk(), "conversations", "no step yet"),
         (["conversations"], None, "conversations", "must be a list"),
         (["conversations"], KeyError, "conversations", "must be a list"),
-        (["item_id"], KeyError, "id", "must be a name like"),
+        (["item_id"], 3.5, "item_id", "must be a name like"),
         (["item_id"], "", "item_id", "must be a name like"),
         (["item_id"], True, "item_id", "must be a name like"),
         (["atlas_ray"], [], "atlas_ray", "object"),

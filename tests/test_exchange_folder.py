@@ -20,7 +20,7 @@ from atlas_ray.exchange import (
     import_file,
     import_messages,
 )
-from atlas_ray.exchange.turns import read_records
+from atlas_ray.exchange.reading import read_records
 from atlas_ray.recipe import Recipe
 from atlas_ray.trajectory import read_annotations, read_trajectories, write_trajectories
 

@@ -17,7 +17,7 @@ from atlas_ray.exchange import (
     import_file,
     import_messages,
 )
-from atlas_ray.exchange.turns import compose, parse
+from atlas_ray.exchange.turns import compose, read_said
 from atlas_ray.trajectory import (
     Step,
     Trajectory,
@@ -135,9 +135,12 @@ def test_foreign_messages_are_read(tmp_path):
     path = write(tmp_path / "m.jsonl", {"messages": chat}, {"messages": [{"role": "developer", "content": "i"}, *chat]})
     first, second = import_messages(path, source="them")
     assert (first.instruction, second.instruction, len(first.steps), first.source) == ("", "i", 1, "them")
-    assert second.steps[0].reward == second.score == 1.0
+    assert (second.success, second.score, second.steps[0].reward) == (None, None, 0.0)
+    assert len(import_messages(write(path, {"messages": [*chat, chat[0]]}))[0].steps) == 1, (
+        "two observations at the end"
+    )
     for bad, field in [
-        ([*chat, chat[0]], "messages[3].role"),
+        ([chat[0], *chat], "messages[1].role"),
         ([chat[0], {"role": "assistant", "content": None}], "messages[1].content"),
         ([chat[0], {"role": "assistant", "content": "Sure!"}], "messages[1].content"),
         ([chat[0], {"role": "tool", "content": "x"}], "messages[1].role"),
@@ -149,9 +152,19 @@ def test_foreign_messages_are_read(tmp_path):
 
 # --- any trajectory ---
 
-texts = st.text(max_size=20) | st.sampled_from(["Action:", "\nAction:\n", "Thought: x", " \r\n", "a\n\nAction:\nb"])
+texts = st.text(max_size=20) | st.sampled_from(
+    ["Action:", "\nAction:\n", "Thought: x", " \r\n", "a\n\nAction:\nb", "Observation: b", "<think>a</think>b", "a</s>"]
+)
 finite = st.floats(allow_nan=False, allow_infinity=False)
-steps = st.builds(Step, observation=texts, thought=st.none() | texts, action=texts, reward=finite)
+steps = st.builds(
+    Step,
+    observation=texts,
+    thought=st.none() | texts,
+    action=texts,
+    reward=finite,
+    actor=st.none() | texts,
+    probability=st.none() | st.floats(0, 1),
+)
 trajectories = st.builds(
     Trajectory,
     id=st.text(min_size=1, max_size=6) | st.sampled_from(["a_1", "a_1#2"]),
@@ -160,8 +173,8 @@ trajectories = st.builds(
     seed=st.integers(),
     instruction=texts,
     steps=st.lists(steps, min_size=1, max_size=4).map(tuple),
-    score=st.floats(0, 1),
-    success=st.booleans(),
+    score=st.none() | st.floats(0, 1),
+    success=st.none() | st.booleans(),
     source=texts,
 )
 
@@ -182,7 +195,7 @@ def test_any_trajectories_and_marks_survive(tmp_path_factory, export, read, name
 
 
 acts = (st.builds(compose, st.none() | st.text(max_size=10), st.text(max_size=10)) | st.text(max_size=20)).map(
-    lambda spoken: spoken if parse(spoken) else compose(None, "go")
+    lambda spoken: spoken if read_said(spoken).action else compose(None, "go")
 )
 
 
@@ -193,9 +206,9 @@ def test_any_conversation_survives(tmp_path_factory, spoken, acknowledgement, la
     losses[data.draw(st.integers(0, len(spoken) - 1))] = True
     made = record(*spoken, last=last, losses=losses, acknowledgement=acknowledgement)
     path = write(tmp_path_factory.mktemp("trip") / "x.jsonl", made)
-    items = import_agenttraj(path)
+    items = import_agenttraj(path, examples="steps")
     again = path.with_name("y.json")
-    export_agenttraj(again, items, import_annotations(path))
+    export_agenttraj(again, items, import_annotations(path, examples="steps"))
     assert json.loads(again.read_text())[0]["conversations"] == made["conversations"]
     assert import_agenttraj(again) == items
 

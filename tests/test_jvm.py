@@ -14,7 +14,7 @@ import envs
 from atlas_ray.agents import Decision
 from atlas_ray.collect import collect
 from atlas_ray.recipe import Recipe
-from atlas_ray.rollout import EnvSpec, fresh, play
+from atlas_ray.rollout import Beginnings, EnvSpec, fresh, play
 from envs import jvm
 from envs.textworld_express import TextWorldExpress
 
@@ -215,3 +215,34 @@ def test_collecting_goes_on_when_its_jvm_is_killed_and_counts_what_was_lost(tmp_
     events = (tmp_path / "killed" / "events.jsonl").read_text().splitlines()
     assert len(events) == 2
     assert all("lost episode" in e and "the JVM died" in e for e in events)
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo no room for the heap >&2; exit 1", "the JVM does not start: it ended; no room for the heap"),
+        ("echo hello; exec sleep 60", "the JVM does not start: "),
+        ("exec sleep 60", "the JVM does not start: not within 1 s"),
+        ("echo 25333; exec sleep 60", "the JVM does not start: not within 1 s"),
+    ],
+)
+def test_a_jvm_that_does_not_start_is_a_typed_error_within_bounds(tmp_path, monkeypatch, script, said):
+    (tmp_path / "java").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "java").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(jvm, "START_SECONDS", 1.0)
+    begun = Beginnings()
+    start = begun.start(GAME, 0)
+    assert said in start.lost
+    monkeypatch.undo()
+    assert begun.start(GAME, 0).lost is None, "and the next attempt begins anew"
+
+
+def test_what_a_simulator_prints_does_not_stop_it(monkeypatch):
+    env = TextWorldExpress("coin")
+    env.reset(seed=0)
+    out = env._simulator._machine.gateway.jvm.java.lang.System
+    for stream in (out.out, out.err):
+        stream.println("x" * 300_000)
+    assert env.step("look around")[0]
+    env.close()

@@ -360,8 +360,8 @@ def test_settings_that_make_no_sense_are_refused(wrong):
 def test_counts_that_are_missing_or_wrong_are_not_counted(server, connect):
     endpoint = connect()
     for usage in (None, ("3", None), (-1, True)):
-        server.script = lambda body, usage=usage: answer(None, "length", usage)
-        assert ask(endpoint) == Completion("", None, None, "length")
+        server.script = lambda body, usage=usage: answer("x", "length", usage)
+        assert ask(endpoint) == Completion("x", None, None, "length")
     assert endpoint.usage.uncounted == 3
 
 
@@ -384,7 +384,7 @@ def test_an_address_without_a_port():
 
 
 def test_the_error_survives_pickling():
-    error = pickle.loads(pickle.dumps(EndpointError("no", 500)))
-    assert (str(error), error.status) == ("no", 500)
+    error = pickle.loads(pickle.dumps(EndpointError("no", 400, "filtered")))
+    assert (str(error), error.status, error.kind) == ("no", 400, "filtered")
     assert isinstance(error, AtlasError) and isinstance(error, RuntimeError)
     assert json.dumps(error.message)

@@ -120,7 +120,7 @@ def test_the_same_oracle_runs_on_an_engine():
 
 def test_a_model_that_cannot_answer_leaves_everything_unannotated_and_counted(tiny, tmp_path):
     writer = EngineWriter(tiny, "tiny-quick")
-    config = OracleConfig(context=tiny.context, max_tokens=580, reasks=1)
+    config = OracleConfig(context=tiny.context, max_tokens=580, reasks=1, stop_after=0)
     oracle = Oracle(writer, config, tmp_path / "answers.jsonl", count=writer.count)
     items = [trajectory(5, id=str(i), observation=f"You see a red ball {i + 1} steps forward") for i in range(3)]
     items.append(trajectory(5, id="9", observation="You see a red ball. " * 300))
@@ -132,3 +132,17 @@ def test_a_model_that_cannot_answer_leaves_everything_unannotated_and_counted(ti
     assert usage.requests == 6 == sum(usage.refused.values()) and usage.reasked == 3
     assert usage.prompt_tokens > 6 * 300 and usage.uncounted == 0
     assert not (tmp_path / "answers.jsonl").exists()
+
+
+def test_an_answer_that_is_nothing_but_thoughts_at_the_limit_is_not_asked_again(tmp_path):
+    class Thinker(Echo):
+        def generate(self, prompts, slots, stop, max_tokens, temperature=0.0, seeds=None):
+            return [[1] * max_tokens for _ in prompts]
+
+    engine = Thinker(template=TEMPLATE, context=40_000)
+    engine.tokenizer.decode = lambda ids, skip_special_tokens: "<think>\nstep 0, or step 1, or"
+    writer = EngineWriter(engine, "m")
+    oracle = Oracle(writer, OracleConfig(max_tokens=600), count=writer.count)
+    (outcome,) = oracle.annotate([trajectory(12)])
+    assert (outcome.kind, oracle.usage.requests, oracle.usage.failed) == ("out of tokens", 1, 1)
+    assert "600 tokens (max_tokens): thinking used it up" in outcome.reason

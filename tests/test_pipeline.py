@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from atlas_ray import pipeline
 from atlas_ray.errors import InputError, WorkerFailedError
 from atlas_ray.files import read_json, recover_jsonl
-from atlas_ray.recipe import Recipe
+from atlas_ray.recipe import Recipe, load
 from atlas_ray.results import load_results
+from atlas_ray.selection.asking import check_oracle
 from atlas_ray.tiny import build_model, build_tokenizer
 from atlas_ray.trajectory import cap, read_annotations, read_trajectories
 from atlas_ray.workers import ActorPool
@@ -65,11 +66,56 @@ def test_a_run_of_a_version_that_knew_fewer_fields_goes_on(tmp_path):
     old["select"]["oracle"].pop("headers")
     del old["sweep"], old["switch"]["encoder"]
     pipeline.refuse_other(own, old, tmp_path)
-    given["switch"]["models"][0]["retries"] = 3
+    given["switch"]["models"][0]["temperature"] = 0.5
     with pytest.raises(InputError, match="switch.models: .*name another --out"):
         pipeline.refuse_other(Recipe.model_validate(given), old, tmp_path)
     with pytest.raises(InputError, match="novelty"):
         pipeline.refuse_other(own, {**own.model_dump(mode="json"), "novelty": 1}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        (
+            {"select.oracle.max_tokens": "8192", "select.oracle.timeout": "9", "select.oracle.send_schema": "false"},
+            None,
+        ),
+        ({"select.oracle.base_url": "https://elsewhere.org/v1", "select.oracle.key_variable": "OTHER"}, None),
+        ({"select.oracle.headers": '{ X-Title = "mine" }', "select.oracle.stop_after": "9"}, None),
+        ({"select.oracle.temperature": "0.5"}, "select.oracle.temperature"),
+        ({"select.oracle.model": "other"}, "select.oracle.model"),
+        ({"select.oracle.extra": '{ reasoning_effort = "low" }'}, "select.oracle.extra.reasoning_effort"),
+    ],
+)
+def test_a_run_goes_on_however_its_endpoints_are_reached(tmp_path, changes, field):
+    path = tmp_path / "r.toml"
+    text = 'name = "x"\n[collect]\nlevels = { GoToLocal = 1 }\n[select.oracle]\nbase_url = "http://127.0.0.1:9/v1"\n'
+    path.write_text(text)
+    found = load(path).model_dump(mode="json")
+    if field is None:
+        pipeline.refuse_other(load(path, changes), found, tmp_path)
+        assert found == load(path).model_dump(mode="json")
+        return
+    with pytest.raises(InputError, match=f"{field}: this run was made with"):
+        pipeline.refuse_other(load(path, changes), found, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"base_url": "ftp://x"}, "select.oracle.base_url: must be http"),
+        ({"base_url": "https://a.b/v1", "headers": {"api-key": "$NOT_SET_HERE"}}, "select.oracle.headers.api-key"),
+        ({"extra": {"a": 1}}, "select.oracle.extra: is a server's, and base_url is missing"),
+        ({"max_tokens": 10}, "select.oracle.max_tokens: must be at least"),
+        ({"context": 4000}, "select.oracle.context: must be more than max_tokens"),
+    ],
+)
+def test_an_oracle_that_cannot_be_asked_is_refused_before_anything_is_collected(fields, words):
+    given = {"selectors": ["oracle"], "oracle": {"model": "m", **fields}}
+    own = Recipe.model_validate({"name": "x", "collect": {"levels": {"GoToLocal": 1}}, "select": given})
+    with pytest.raises(InputError, match=words):
+        check_oracle(own)
+    check_oracle(own.model_copy(update={"select": None}))
 
 
 def test_every_stage_leaves_what_the_contract_names(recipe, finished):

@@ -6,7 +6,18 @@ import gymnasium as gym
 import pytest
 
 import envs
-from envs.science_world import SIMULATOR, VARIATIONS, ScienceWorld, canonical, split_of
+from atlas_ray import preflight
+from atlas_ray.errors import InputError
+from atlas_ray.recipe import Recipe
+from envs.science_world import (
+    SIMPLIFICATIONS,
+    SIMULATOR,
+    VARIATIONS,
+    ScienceWorld,
+    canonical,
+    simplified,
+    split_of,
+)
 
 MENDELIAN = [task for task in VARIATIONS if task.startswith("mendelian")]
 
@@ -209,3 +220,90 @@ def test_agentgyms_wording_and_numbering():
     assert "Your task is to boil water" in info["goal"]
     assert replay(plain, "sciworld", 0)["raw_score"] == 100
     plain.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("", ""),
+        (" ", ""),
+        (" easy ", "easy"),
+        ("easy,", "easy"),
+        ("easy, easy", "easy"),
+        ("openDoors , openContainers", "openDoors,openContainers"),
+        (",openDoors,,openDoors,", "openDoors"),
+    ],
+)
+def test_simplifications_are_read_without_what_the_simulator_stumbles_over(given, read):
+    assert simplified("boil", given) == read
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "said"),
+    [
+        (
+            "boil",
+            "easy,openDoors",
+            "write 'teleportAction,selfWateringFlowerPots,openDoors,noElectricalAction' for all",
+        ),
+        ("boil", "openContainers,easy", "write 'teleportAction,selfWateringFlowerPots,openContainers,openDoors,noElec"),
+        ("power-component", "easy,openDoors", "write 'teleportAction,selfWateringFlowerPots,openDoors' for all"),
+        ("power-component", "noElectricalAction", "takes away what power-component needs"),
+        ("test-conductivity", "openDoors, noElectricalAction", "takes away what test-conductivity needs"),
+        ("boil", "easy openDoors", "no 'easy openDoors'"),
+        ("boil", "Easy", "no 'Easy'.*did you mean 'easy'"),
+        ("boil", "opendoors", "did you mean 'openDoors'"),
+        ("boil", "hard", "no 'hard'; known are teleportAction"),
+        ("boil", True, "is no text"),
+        ("boil", ["easy"], "is no text"),
+    ],
+)
+def test_what_the_simulator_cannot_do_is_refused_before_it_is_started(task, given, said):
+    with pytest.raises(ValueError, match=f"^simplifications: .*{said}"):
+        ScienceWorld(f"{task}-v0", simplifications=given)
+
+
+def test_a_recipe_with_what_the_simulator_cannot_do_is_refused_before_anything_starts():
+    for settings, said in (
+        ({"simplifications": "easy,openDoors"}, "alone"),
+        ({"simplifications": 3}, "it must be str"),
+    ):
+        recipe = Recipe.model_validate(
+            {
+                "name": "x",
+                "environments": {"ScienceWorld/boil": settings},
+                "collect": {"levels": {"ScienceWorld/boil-v0": 1}},
+            }
+        )
+        with pytest.raises(InputError, match=f"^environments: ScienceWorld/boil-v0: simplifications: .*{said}"):
+            preflight.check(recipe)
+
+
+@pytest.mark.java
+@pytest.mark.parametrize("task", ["boil", "power-component"])
+@pytest.mark.parametrize("names", [*SIMPLIFICATIONS, "openDoors,openContainers", "easy"])
+def test_every_simplification_that_is_taken_plays(boil, task, names):
+    if task == "power-component" and names == "noElectricalAction":
+        return
+    env = ScienceWorld(f"{task}-v0", simplifications=names)
+    text, _ = env.reset(seed=0)
+    assert text.startswith("This room is called")
+    assert env.step("look around")[0].startswith("This room is called")
+    env.close()
+
+
+@pytest.mark.java
+def test_an_error_of_the_simulator_is_a_fault_and_never_a_score(boil, monkeypatch):
+    monkeypatch.setattr("envs.science_world.simplified", lambda task, names: names)
+    env = ScienceWorld("boil-v0", simplifications="easy,openDoors")
+    for _ in range(2):
+        with pytest.raises(envs.EnvironmentDiedError, match="ERROR: Unknown simplification label: easy"):
+            env.reset(seed=0)
+        with pytest.raises(gym.error.ResetNeeded):
+            env.step("look around")
+    boil.reset(seed=0)
+    monkeypatch.setattr(boil, "_call", lambda *a, **k: "ERROR: no game" if a[0] == "step" else 0)
+    with pytest.raises(envs.EnvironmentDiedError, match="ERROR: no game"):
+        boil.step("look around")
+    monkeypatch.undo()
+    assert boil.reset(seed=0)[0].startswith("This room is called")

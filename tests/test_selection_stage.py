@@ -12,7 +12,14 @@ from atlas_ray.recipe import Recipe
 from atlas_ray.selection import scored, stage
 from atlas_ray.selection.start_after import _compared, places_of, random_places
 from atlas_ray.tiny import build_model, build_tokenizer
-from atlas_ray.trajectory import Annotation, cap, read_annotations, read_trajectories, write_annotations
+from atlas_ray.trajectory import (
+    Annotation,
+    cap,
+    read_annotations,
+    read_trajectories,
+    write_annotations,
+    write_trajectories,
+)
 
 SELECTORS = [
     "rank-mean_value_perplexity",
@@ -156,14 +163,26 @@ def test_a_difference_that_is_there_has_an_interval_above_0(recipe, finished):
     assert _compared("value", trajectories, wanted, drawn, rows)["trajectories"] == len(wanted) - 1, "pairs only"
 
 
-def test_episodes_that_cannot_be_replayed_are_said_and_not_scored(recipe, finished, tmp_path, capsys):
-    file = {"file": str(finished / "trajectories" / "expert.jsonl")}
-    select = {"selectors": ["last"], "start_after": ["last"]}
-    own = Recipe.model_validate(recipe.model_dump() | {"collect": file, "select": select})
-    pipeline.run(own, tmp_path / "run", ("collect", "select"))
-    assert "last: no start behind its steps could be played" in capsys.readouterr().out
-    why = [e["why"] for e in recover_jsonl(tmp_path / "run" / "events.jsonl") if e["event"] == "dropped"]
-    assert why and all("the recipe collects nothing from" in w for w in why)
+@pytest.mark.parametrize("broken", [3, 12])
+def test_episodes_from_a_file_are_replayed_and_those_that_cannot_be_are_said_and_not_scored(
+    recipe, finished, tmp_path, capsys, broken
+):
+    theirs = read_trajectories(finished / "trajectories" / "expert.jsonl")
+    wrong = [t.model_copy(update={"seed": t.seed + 1}) for t in theirs[:broken]]
+    write_trajectories(tmp_path / "theirs.jsonl", wrong + theirs[broken:])
+    file = {"collect": {"file": str(tmp_path / "theirs.jsonl")}}
+    select = {"select": {"selectors": ["last"], "start_after": ["last"]}}
+    own, run_dir = Recipe.model_validate(recipe.model_dump() | file | select), tmp_path / "run"
+    if broken == len(theirs):
+        with pytest.raises(AtlasError, match="none of .* can be replayed: .* shows another observation"):
+            pipeline.run(own, run_dir, ("collect", "select"))
+    else:
+        pipeline.run(own, run_dir, ("collect", "select"))
+        (found,) = read_json(run_dir / "annotations" / "scores" / "start-after.json")
+        assert 0 < found["trajectories"] < len(theirs)
+        assert "trajectories could not be replayed, left out" in capsys.readouterr().out
+    left_out = {e["trajectory"] for e in recover_jsonl(run_dir / "events.jsonl") if e["event"] == "left out"}
+    assert left_out and left_out <= {t.id for t in wrong}
 
 
 def test_two_selectors_are_compared_from_the_command_line(recipe, finished, tmp_path, capsys):
@@ -273,6 +292,105 @@ def test_a_dead_endpoint_ends_the_stage_and_the_next_run_asks_for_the_rest(recip
     assert len(marks(run_dir, "oracle")) == 12
 
 
+def test_an_oracle_that_always_answers_alike_is_asked_five_times_and_no_more(recipe, server, tmp_path, capsys):
+    own, run_dir = asking(recipe, server, batch=16), tmp_path / "run"
+    collected(own, run_dir)
+    server.script = lambda body: "Sure! Here it is."
+    with pytest.raises(AtlasError, match="5 answers in a row are refused alike, as 'not JSON' .*'Sure! Here it is.'"):
+        pipeline.run(own, run_dir, ("select",))
+    assert len(server.requests) == 5
+    assert "5 requests, 3 asked again" in capsys.readouterr().out, "what was paid is said"
+    (told,) = [e for e in recover_jsonl(run_dir / "events.jsonl") if e["event"] == "answers"]
+    assert (told["requests"], told["refused"]) == (5, {"not JSON": 5})
+    server.script = oracle_script.good
+    pipeline.run(own, run_dir, ("select",))
+    assert len(marks(run_dir, "oracle")) == 12, "none was given up meanwhile"
+    assert len(server.requests) == 5 + 12
+
+
+def test_once_an_answer_was_good_five_trajectories_in_a_row_end_it(recipe, server, tmp_path):
+    own, run_dir = asking(recipe, server, batch=1, reasks=1), tmp_path / "run"
+    collected(own, run_dir)
+    server.script = lambda body: oracle_script.good(body) if len(server.requests) < 3 else "no"
+    with pytest.raises(AtlasError, match="5 trajectories in a row are refused alike"):
+        pipeline.run(own, run_dir, ("select",))
+    assert len(server.requests) == 2 + 5 * 2
+    server.requests, server.script = [], oracle_script.good
+    pipeline.run(own, run_dir, ("select",))
+    assert len(server.requests) == 10 and len(marks(run_dir, "oracle")) == 12
+
+
+@pytest.mark.parametrize("stop_after", [0, 3])
+def test_how_many_it_takes_is_the_recipes(recipe, server, tmp_path, stop_after):
+    own, run_dir = asking(recipe, server, stop_after=stop_after), tmp_path / "run"
+    collected(own, run_dir)
+    server.script = lambda body: "no"
+    with pytest.raises(AtlasError, match="3 answers in a row" if stop_after else "marked no step in any of 12"):
+        pipeline.run(own, run_dir, ("select",))
+    assert len(server.requests) == (stop_after or 3 * 12)
+
+
+THOUGHT = {"choices": [{"finish_reason": "length", "message": {"content": None, "reasoning_content": "hm"}}]}
+FILTERED = {"choices": [{"finish_reason": "content_filter", "message": {"content": ""}}]}
+
+
+@pytest.mark.parametrize(
+    ("none", "words"),
+    [
+        (
+            THOUGHT,
+            "5 of .*max_lost_answers allows 20%: raise select.oracle.max_tokens.*select.oracle.max_tokens = 4096",
+        ),
+        (FILTERED, "5 of .*max_lost_answers allows 20%: the server's filter"),
+    ],
+)
+def test_answers_that_are_none_end_the_stage_where_they_are_more_than_a_share(recipe, server, tmp_path, none, words):
+    own, run_dir = asking(recipe, server, batch=4), tmp_path / "run"
+    collected(own, run_dir)
+    server.script = lambda body: (
+        none if len(server.requests) % 2 == 0 and len(server.requests) < 11 else oracle_script.good(body)
+    )
+    with pytest.raises(AtlasError, match=words):
+        pipeline.run(own, run_dir, ("select",))
+    assert len(server.requests) == 12, "none was asked again"
+    server.requests = [None]
+    pipeline.run(own, run_dir, ("select",))
+    assert len(server.requests) > 1, "the same command asks about them again"
+
+
+def test_a_few_answers_that_are_none_leave_their_trajectories_unannotated(recipe, server, tmp_path, capsys):
+    own, run_dir = asking(recipe, server), tmp_path / "run"
+    collected(own, run_dir)
+    server.script = lambda body: FILTERED if len(server.requests) in (3, 7) else oracle_script.good(body)
+    pipeline.run(own, run_dir, ("select",))
+    assert len(marks(run_dir, "oracle")) == 10 and len(server.requests) == 12
+    assert "2 of 12 trajectories stay unannotated" in (said := capsys.readouterr().out)
+    assert "without an answer: 2" in said and "given up: 2 filtered" in said
+    assert {
+        row.get("reason", "-")[-12:] for row in recover_jsonl(run_dir / "annotations" / "scores" / "oracle.jsonl")
+    } > {"-"}
+
+
+def test_what_the_server_does_not_know_is_said_with_the_result(recipe, server, tmp_path, capsys):
+    own, run_dir = asking(recipe, server), tmp_path / "run"
+    collected(own, run_dir)
+    server.faults = [chat_server.status(400, {"error": "no response_format here"})]
+    pipeline.run(own, run_dir, ("select",))
+    assert len(marks(run_dir, "oracle")) == 12 and len(server.requests) == 13
+    assert "select.oracle: m takes no JSON schema" in capsys.readouterr().out
+    (told,) = [e for e in recover_jsonl(run_dir / "events.jsonl") if e["event"] == "left out"]
+    assert "send_schema" in told["why"]
+
+
+def test_a_dead_endpoint_is_given_up_early(recipe, server, tmp_path):
+    own, run_dir = asking(recipe, server), tmp_path / "run"
+    collected(own, run_dir)
+    server.faults = [chat_server.status(500)] * 99
+    with pytest.raises(AtlasError, match="5 answers in a row got none: endpoint .*HTTP 500"):
+        pipeline.run(own, run_dir, ("select",))
+    assert len(server.requests) == 5
+
+
 def test_an_estimate_asks_nothing(recipe, server, tmp_path, capsys):
     run_dir = tmp_path / "run"
     collected(asking(recipe, server), run_dir)
@@ -289,7 +407,7 @@ def test_an_estimate_asks_nothing(recipe, server, tmp_path, capsys):
 
 
 def test_a_local_model_is_asked_and_what_it_writes_is_not_believed(recipe, small, tmp_path, capsys):
-    oracle = {"model": "tiny-quick", "context": 2048, "max_tokens": 1000, "reasks": 0, "batch": 4}
+    oracle = {"model": "tiny-quick", "context": 2048, "max_tokens": 1000, "reasks": 0, "batch": 4, "stop_after": 0}
     own = Recipe.model_validate(recipe.model_dump() | {"select": {"selectors": ["oracle"], "oracle": oracle}})
     collected(own, tmp_path / "run")
     with pytest.raises(AtlasError, match="the selector oracle marked no step in any of 12 trajectories"):

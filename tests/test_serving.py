@@ -1,73 +1,23 @@
-"""Serving a switch: the same episodes as in play, budgets, faults, and what is refused over HTTP."""
+"""Serving a switch: the same episodes as in play, budgets, faults, and what is refused."""
 
-import http.client
-import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
-import numpy as np
 import pytest
-import torch
-from switch_models import LEVELS, SHAPES, agents, model, specs
+from serving_desks import STEPS, Client, refused, served, stubbed, switch
+from switch_models import agents, specs
 
-import envs
-from atlas_ray.cli import main
-from atlas_ray.errors import InputError
-from atlas_ray.files import read_json, write_json
-from atlas_ray.recipe import Recipe
-from atlas_ray.serving import Answer, Asked, Desk, Refused, desk, open_desk
-from atlas_ray.serving.app import HOST, listen, make_app
-from atlas_ray.switching import SwitchPolicy
+from atlas_ray.errors import EndpointError
+from atlas_ray.serving import Answer, Asked, Refused, desk
 from atlas_ray.switching.baselines import Always
 from atlas_ray.switching.evaluate import play_switching
-from atlas_ray.switching.features import EXTRA
-from atlas_ray.switching.network import SwitchNetwork
-from atlas_ray.switching.policy import SwitchConfig
-from atlas_ray.tiny import build_tokenizer
-
-STEPS = 7
 
 
-def switch(budget=None, signals=("margin", "catch-up"), width=32):
-    """A switch that nobody trained, which calls now and then."""
-    torch.manual_seed(5)
-    network = SwitchNetwork(width + len(signals) + EXTRA, (8,), 2, budget is not None)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.7)
-    tensors = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-    return SwitchPolicy(SwitchConfig(width + len(signals), (8,), budget=budget, signals=signals), tensors)
+class LostAnswer(NamedTuple):
+    """As a game tells of an endpoint that gave no answer."""
 
-
-def served(policy, budget=None, places=4, **more):
-    return Desk("it", policy, agents(places), tuple(SHAPES), budget, **more)
-
-
-class Client:
-    """An episode of BabyAI that asks what to do."""
-
-    def __init__(self, seed):
-        chosen = specs(STEPS)
-        spec = chosen[seed % len(chosen)]
-        self.env = envs.make(spec.name, **spec.options)
-        self.observation, info = self.env.reset(seed=seed)
-        self.goal, self.over, self.success = info["goal"], False, False
-        self.actions, self.called_at, self.asked = [], [], 0
-
-    @property
-    def now(self):
-        return Asked(self.observation, self.env.admissible())
-
-    def take(self, action, called):
-        if called:
-            self.called_at.append(len(self.actions))
-        self.actions.append(action)
-        self.observation, _, terminated, truncated, info = self.env.step(action)
-        self.over, self.success = terminated or truncated, info["success"]
+    reason: str
+    kind: str
 
 
 def play_at(desk, seeds):
@@ -116,11 +66,6 @@ def test_a_budget_is_never_exceeded_and_what_is_left_is_told():
         ("quick", False, 2, 0, 2),
         ("quick", False, 2, 0, 3),
     ]
-
-
-def refused(answer):
-    assert isinstance(answer, Refused), answer
-    return answer.status, str(answer)
 
 
 def test_what_cannot_be_answered_is_refused_and_others_are_answered():
@@ -175,206 +120,188 @@ def test_a_call_that_failed_is_paid_for_once_and_answered_by_the_same_model():
     assert (answer.model, answer.calls, answer.calls_left, answer.step) == ("deepthink", 1, 0, 0)
 
 
-# --- over HTTP ---
+# --- one client's fault is its own ---
+
+FINE = Asked("you see a red ball", ["go forward", "turn left"])
+SPOILT = {
+    "blank": ("a", ["go forward", ""], "actions.1: is blank"),
+    "white space": ("a", [" \t\n"], "actions.0: is blank"),
+    "zero width": ("a", ["\u200b\ufeff"], "actions.0: is blank"),
+    "nothing in it": ("a", ["go", "\u00a0"], "actions.1: is blank"),
+    "NUL": ("a", ["go\0forward"], "actions.0: holds a control character"),
+    "escape": ("a", ["go", "\x1b[2J"], "actions.1: holds a control character"),
+    "long": ("a", ["x" * 1001], "actions.0: has 1001 characters, and may have 1000"),
+    "many": ("a", ["go"] * 10_001, "actions: are 10001, and may be 10000"),
+    "many words": ("a", ["go forward", "left " * 190], r"actions.1: is \d+ tokens long, and quick has room for \d+"),
+    "half a pair": ("a", ["\ud83d"], "actions.0: holds half of a surrogate pair"),
+    "half a pair seen": ("\udc00", ["go"], "observation: holds half of a surrogate pair"),
+    "all too long": ("x" * 100_001, ["go"], "observation: has 100001 characters, and may have 100000"),
+    "none": ("a", [], "actions: a model picks one of them, and there is none"),
+}
 
 
-@pytest.fixture
-def server():
-    uvicorn = pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
-    running = []
-
-    def start(desk):
-        sock = listen(0)
-        config = uvicorn.Config(make_app(desk), log_level="warning", lifespan="off")
-        made = uvicorn.Server(config)
-        made.install_signal_handlers = lambda: None
-        thread = threading.Thread(target=made.run, kwargs={"sockets": [sock]}, daemon=True)
-        thread.start()
-        running.append((made, thread, sock))
-        return sock.getsockname()[1]
-
-    yield start
-    for made, thread, sock in running:
-        made.should_exit = True
-        thread.join(20)
-        sock.close()
+@pytest.mark.parametrize(("observation", "actions", "said"), SPOILT.values(), ids=list(SPOILT))
+def test_what_nobody_could_act_on_is_refused_to_whoever_sent_it(observation, actions, said):
+    desk = served(switch(2), budget=2)
+    fine, spoilt = desk.open("go to the red ball", 9), desk.open("go to the red ball", 9)
+    desk._game.agents[0].engine.context = desk._game.agents[1].engine.context = 150
+    for _ in range(2):
+        found = desk.act({spoilt: Asked(observation, actions), fine: FINE})
+        assert isinstance(found[fine], Answer)
+        status, words = refused(found[spoilt])
+        assert status == 422 and re.fullmatch(f"{said}.*", words), words
+        assert len(words) < 150, "it is not sent back"
+    about = desk.about(spoilt)
+    assert (about["steps"], about["calls"], about["over"]) == (0, 0, None)
+    sent = FINE._replace(observation=desk._places[spoilt].env.asked.observation) if desk._places[spoilt].env else FINE
+    assert isinstance(desk.act({spoilt: sent})[spoilt], Answer), "the episode is as good as before"
 
 
-def ask(port, method, path, body=None, headers=()):
-    line = http.client.HTTPConnection(HOST, port, timeout=60)
-    try:
-        data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
-        line.request(method, path, data, {"Content-Type": "application/json", **dict(headers)})
-        answer = line.getresponse()
-        text = answer.read()
-        return answer.status, json.loads(text) if text[:1] in (b"{", b"[") else text.decode()
-    finally:
-        line.close()
-
-
-def play_over(port, seed):
-    client = Client(seed)
-    status, begun = ask(port, "POST", "/episodes", {"instruction": client.goal, "max_steps": STEPS})
-    assert status == 201, begun
-    while not client.over:
-        now = client.now
-        body = {"observation": now.observation, "actions": list(now.actions)}
-        status, told = ask(port, "POST", f"/episodes/{begun['id']}/act", body)
-        assert status == 200, told
-        client.take(told["action"], told["called"])
-    assert ask(port, "GET", f"/episodes/{begun['id']}")[1]["calls"] == len(client.called_at)
-    assert ask(port, "DELETE", f"/episodes/{begun['id']}") == (204, "")
-    return client
-
-
-def test_many_clients_at_once_get_what_they_would_get_alone(server):
-    policy, seeds = switch(2), range(12)
-    expected = play_switching(policy, agents(4), specs(STEPS), seeds, 2, record=True)
-    port = server(served(policy, 2, places=6))
-    with ThreadPoolExecutor(6) as threads:
-        clients = list(threads.map(lambda seed: play_over(port, seed), seeds))
-    for client, row in zip(clients, expected, strict=True):
-        assert client.actions == [step["action"] for step in row["episode"]["steps"]]
-        assert client.called_at == row["called_at"]
-    assert ask(port, "GET", "/")[1] == {"policy": "it", "models": list(SHAPES), "budget": 2, "places": 6}
-
-
-def test_what_http_refuses(server):
-    port = server(served(Always(0), places=1))
-    assert ask(port, "GET", "/episodes/none")[0] == 404
-    assert ask(port, "POST", "/episodes", {"instruction": 3})[0] == 422
-    assert ask(port, "POST", "/episodes", {"instruction": "x", "max_steps": 0})[0] == 422
-    assert ask(port, "POST", "/episodes", {"instruction": "x", "budget": 9})[0] == 422, "an unknown key"
-    assert ask(port, "POST", "/episodes", b"{")[0] == 422
-    plain = {"Content-Type": "text/plain"}
-    body = json.dumps({"instruction": "x"}).encode()
-    assert ask(port, "POST", "/episodes", body, plain)[0] == 422, "what a page in a browser may send unasked"
-    assert ask(port, "GET", "/", headers={"Host": "evil.example"})[0] == 400, "a page that leads its own name here"
-    status, begun = ask(port, "POST", "/episodes", {"instruction": "x"})
-    assert (status, begun["max_steps"], begun["calls_left"]) == (201, 100, None)
-    assert ask(port, "POST", "/episodes", {"instruction": "x"}) == (
-        503,
-        {"detail": "all 1 places are taken: end an episode, or serve with more --places"},
+def test_an_action_that_a_tokenizer_drops_is_refused(monkeypatch):
+    desk = served(Always(0))
+    renderer = desk._game.agents[0].renderer
+    action = renderer.action
+    monkeypatch.setattr(renderer, "action", lambda text: [] if text == "hm" else action(text))
+    key = desk.open("go", 9)
+    assert refused(desk.act({key: Asked("a", ["go forward", "hm"])})[key]) == (
+        422,
+        "actions.1: is nothing to the tokenizer of quick",
     )
-    assert ask(port, "POST", f"/episodes/{begun['id']}/act", {"observation": "x"})[0] == 422
+    assert isinstance(desk.act({key: Asked("a", ["go forward"])})[key], Answer)
 
 
-# --- runs ---
+def test_texts_with_all_else_in_them_are_played():
+    desk = served(switch())
+    for text in ("\0", "", " ", "\u200b", "\U0001f600 é \u0301", "</s><|im_end|>", "a\r\n\tb", "\x85\u2028"):
+        key = desk.open(text, 9)
+        offered = ["go\tforward", "two\nlines", "\U0001f600", "-", "</s>", "a" * 1000]
+        for observation in (text, text * 2):
+            assert desk.act({key: Asked(observation, offered)})[key].action in offered
+        desk.close(key)
 
 
-@pytest.fixture
-def run(tmp_path):
-    """A run with two switches and a tuned model, as the stages leave them."""
-    folders = {}
-    for name in SHAPES:
-        folders[name] = tmp_path / name
-        model(name).save_pretrained(folders[name])
-        build_tokenizer().save_pretrained(folders[name])
-    recipe = Recipe.model_validate(
-        {
-            "name": "r",
-            "num_envs": 3,
-            "style": "action",
-            "switch": {
-                "models": [str(f) for f in folders.values()],
-                "levels": LEVELS,
-                "num_envs": 5,
-                "budgets": [1, 2],
-            },
-        }
-    )
-    run = tmp_path / "run"
-    run.mkdir()
-    write_json(run / "recipe.resolved.json", recipe.model_dump(mode="json"))
-    for budget in (1, 2):
-        switch(budget, signals=()).save(run / "checkpoints" / f"switch-budget{budget}-seed0")
-    tuned = run / "checkpoints" / "all-s0"
-    model("quick").save_pretrained(tuned)
-    build_tokenizer().save_pretrained(tuned)
-    write_json(tuned / "run.json", {})
-    (run / "checkpoints" / "half-s0").mkdir()
-    write_json(run / "checkpoints" / "half-s0" / "config.json", {})
-    return run
+def test_a_model_that_fails_at_one_episode_answers_the_others():
+    def does(goals, actions):
+        if "bad" in goals:
+            raise ValueError("a row that no engine takes")
+
+    desk, (quick, _) = stubbed(Always(0), does=does)
+    keys = {goal: desk.open(goal, 9) for goal in ("one", "bad", "two")}
+    found = desk.act(dict.fromkeys(keys.values(), FINE))
+    assert isinstance(found[keys["one"]], Answer) and isinstance(found[keys["two"]], Answer)
+    assert refused(found[keys["bad"]]) == (503, "no answer: a row that no engine takes; ask again")
+    assert quick.batches == [["one", "bad", "two"], ["one"], ["bad"], ["two"]]
+    found = desk.act({keys[goal]: Asked("next" if goal != "bad" else FINE[0], FINE.actions) for goal in keys})
+    assert [isinstance(found[key], Answer) for key in keys.values()] == [True, False, True]
+    assert quick.batches[4:] == [["one", "two"], ["bad"]], "it is asked about alone from then on"
+    quick.does = None
+    assert desk.act({keys["bad"]: FINE})[keys["bad"]].step == 0
+    assert desk.about(keys["one"])["steps"] == 1
 
 
-def test_switches_tuned_models_and_the_switchs_own_models_can_be_served(run):
-    now = Asked("you see a red ball 1 step forward", ["go forward", "turn left"])
-    shapes = {}
-    for name in ("switch-budget2-seed0", "all-s0", "always-quick", "always-deepthink"):
-        with open_desk(run, name) as desk:
-            key = desk.open("go to the red ball", 5)
-            answer = desk.act({key: now})[key]
-            assert answer.action in now.actions
-            shapes[name] = (desk.budget, desk.rows, len(desk.models), os.path.basename(answer.model))
-    assert shapes["switch-budget2-seed0"][:3] == (2, 5, 2)
-    assert shapes["all-s0"] == (None, 3, 1, "all-s0")
-    assert shapes["always-quick"] == (None, 5, 1, "quick")
-    assert shapes["always-deepthink"] == (None, 5, 1, "deepthink")
-    with open_desk(run, "all-s0", places=2) as desk:
-        assert desk.rows == 2
+def test_a_policy_that_fails_at_one_episode_decides_the_others():
+    class Picky(Always):
+        def decide(self, situations):
+            if any("bad" in s.text for s in situations):
+                raise ValueError("no")
+            return super().decide(situations)
+
+    desk, _ = stubbed(Picky(1), budget=1)
+    fine, bad = desk.open("fine", 9), desk.open("bad", 9)
+    found = desk.act({bad: FINE, fine: FINE})
+    assert (found[fine].model, found[fine].calls) == ("deepthink", 1)
+    assert refused(found[bad])[0] == 503
+    assert desk.about(bad)["calls"] == 0
 
 
-def test_which_policy_has_to_be_said_where_there_are_several(run, tmp_path):
-    known = "all-s0, switch-budget1-seed0, switch-budget2-seed0, always-quick, always-deepthink"
-    with pytest.raises(InputError, match=f"say which policy: {known}"), open_desk(run):
-        pass
-    with pytest.raises(InputError, match="has no policy 'half-s0'; it has all-s0"), open_desk(run, "half-s0"):
-        pass
-    with pytest.raises(InputError, match="is not a run directory"), open_desk(tmp_path):
-        pass
-    recipe = read_json(run / "recipe.resolved.json")
-    write_json(run / "recipe.resolved.json", {**recipe, "novelty": 1})
-    with pytest.raises(InputError, match="recipe.resolved.json: novelty: .* other fields"), open_desk(run, "all-s0"):
-        pass
-    recipe["switch"]["models"][1] = {"model": "expert"}
-    write_json(run / "recipe.resolved.json", recipe)
-    with pytest.raises(InputError, match="the environment's expert"), open_desk(run, "switch-budget1-seed0"):
-        pass
+def test_an_endpoint_that_gives_no_answer_costs_its_own_episodes_only():
+    class Mixed(Always):
+        def decide(self, situations):
+            return [int("deep" in s.text) for s in situations]
+
+    desk, (_, deepthink) = stubbed(Mixed(0), budget=1)
+
+    def gone(goals, actions):
+        raise EndpointError("http://it answers 502:\nbad gateway", 502)
+
+    deepthink.does = gone
+    deep, quick = desk.open("deep", 9), desk.open("shallow", 9)
+    for _ in range(2):
+        found = desk.act({deep: FINE, quick: FINE._replace(step=0)})
+        assert isinstance(found[quick], Answer)
+        assert refused(found[deep]) == (502, "no answer: http://it answers 502: bad gateway; ask again")
+    assert deepthink.batches == [["deep"], ["deep"]]
+    deepthink.does = None
+    answer = desk.act({deep: FINE})[deep]
+    assert (answer.model, answer.calls, answer.calls_left) == ("deepthink", 1, 0), "paid for once"
 
 
-def test_bad_arguments_are_refused_before_a_model_is_loaded(run, capsys):
-    pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
-    with listen(0) as taken:
-        port = str(taken.getsockname()[1])
-        assert main(["serve", str(run), "all-s0", "--port", port]) == 2
-    assert f"--port: {port}: " in capsys.readouterr().err
-    assert main(["serve", str(run), "all-s0", "--places", "0"]) == 2
-    assert main(["serve", str(run), "all-s0", "--port", "70000"]) == 2
-    assert main(["serve", str(run)]) == 2
-    assert "say which policy" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("kind", "status", "said", "over"),
+    [
+        ("", 502, "no answer: it says no; ask again", False),
+        ("error", 502, "no answer: it says no; ask again", False),
+        ("filtered", 502, "no answer: it says no", False),
+        ("context", 409, "the episode is longer than the context of a model: it says no", True),
+    ],
+)
+@pytest.mark.parametrize("raises", [True, False])
+def test_why_an_endpoint_gave_no_answer_is_told(kind, status, said, over, raises, monkeypatch):
+    desk, _ = stubbed(Always(0))
+    key, other = desk.open("lost", 9), desk.open("fine", 9)
+    decisions = desk._game.decisions
+
+    def loses(choices):
+        if raises:
+            raise EndpointError("it says\nno", 400, kind)
+        found = decisions({row: number for row, number in choices.items() if row})
+        return found | {0: LostAnswer("it says no", kind)}
+
+    monkeypatch.setattr(desk._game, "decisions", loses)
+    found = desk.act({key: FINE, other: FINE})
+    assert refused(found[key]) == (status, said)
+    assert raises or isinstance(found[other], Answer)
+    monkeypatch.undo()
+    again = desk.act({key: FINE})[key]
+    assert refused(again)[0] == 409 if over else again.step == 0
+    assert bool(desk.about(key)["over"]) == over
 
 
-@pytest.mark.parametrize(("end", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
-def test_the_command_serves_until_a_signal_ends_it(run, end, code):
-    pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
-    command = [sys.executable, "-m", "atlas_ray", "serve", str(run), "switch-budget1-seed0", "--port", "0"]
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a shell lets background processes ignore it, and so may whoever runs the tests
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    try:
-        said = process.stdout.readline()
-        found = re.search(
-            r"serving switch-budget1-seed0 .*, at most 1 calls an episode\) on http://127.0.0.1:(\d+)", said
-        )
-        assert found, said + process.stderr.read()
-        client = play_over(int(found[1]), 3)
-        assert len(client.called_at) <= 1
-        process.send_signal(end)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == code, out + err
-    assert "Traceback" not in err
+def test_what_an_endpoint_refuses_of_one_episode_ends_that_one():
+    def does(goals, actions):
+        if "long" in goals:
+            raise EndpointError("too long", 400, "context")
+
+    desk, (quick, _) = stubbed(Always(0), does=does)
+    long, fine = desk.open("long", 9), desk.open("fine", 9)
+    found = desk.act({long: FINE, fine: FINE})
+    assert refused(found[long])[0] == 409 and isinstance(found[fine], Answer)
+    assert quick.batches == [["long", "fine"], ["long"], ["fine"]]
 
 
-def test_a_switch_is_served_as_it_was_saved(run):
-    policy = SwitchPolicy.load(run / "checkpoints" / "switch-budget2-seed0")
-    features = np.random.default_rng(0).normal(size=(5, policy.config.features + EXTRA)).astype(np.float32)
-    with open_desk(run, "switch-budget2-seed0") as desk:
-        assert np.array_equal(desk.policy.numbers(features), policy.numbers(features))
+def test_an_episode_that_cannot_be_told_to_the_models_ends_alone():
+    desk, (quick, _) = stubbed(Always(0))
+    start = quick.start
+
+    def picky(slot, instruction, steps, observation):
+        if instruction == "bad":
+            raise TypeError("not of this tokenizer")
+        start(slot, instruction, steps, observation)
+
+    quick.start = picky
+    bad, fine = desk.open("bad", 9), desk.open("fine", 9)
+    found = desk.act({bad: FINE, fine: FINE})
+    assert refused(found[bad]) == (422, "the models cannot read it: not of this tokenizer")
+    assert isinstance(found[fine], Answer)
+    found = desk.act({bad: FINE, fine: FINE})
+    assert refused(found[bad])[0] == 409 and found[fine].step == 1
+    assert "cannot read" in desk.about(bad)["over"]
+
+
+def test_an_episode_that_nobody_can_begin_takes_no_place():
+    desk, _ = stubbed(Always(0), places=1)
+    for text, limit, field in (("\ud83d", 5, "instruction"), ("x" * 100_001, 5, "instruction"), ("go", 0, "max_steps")):
+        with pytest.raises(Refused, match=f"^{field}: ") as error:
+            desk.open(text, limit)
+        assert error.value.status == 422
+    assert desk.open("go", 5)

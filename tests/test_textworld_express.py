@@ -1,9 +1,11 @@
 """TextWorld-Express: its games, folds and gold paths."""
 
+import gymnasium as gym
 import pytest
 
 import envs
-from envs.textworld_express import GAMES, TextWorldExpress
+from envs.jvm import Interface
+from envs.textworld_express import GAMES, PARAMS, SIMULATOR, TextWorldExpress
 
 pytestmark = pytest.mark.java
 
@@ -87,7 +89,66 @@ def test_settings_of_a_game_are_passed_on_and_checked():
     observation, _ = small.reset(seed=0)
     assert "To the" not in observation, "one location has no neighbours"
     small.close()
-    wrong = envs.make("TextWorldExpress/coin", params="noSuch=1")
     with pytest.raises(ValueError, match="params"):
-        wrong.reset(seed=0)
-    wrong.close()
+        envs.make("TextWorldExpress/coin", params="noSuch=1")
+    with pytest.raises(ValueError, match="params: twc has no 'numIngredients'"):
+        envs.make("TextWorldExpress/cookingworld", params="numIngredients=2").reset(options={"task": "twc"})
+
+
+@pytest.mark.parametrize(
+    ("game", "params", "said"),
+    [
+        ("cookingworld", "numLocations", "give numLocations=NUMBER, a whole number from 1 to 11"),
+        ("cookingworld", "numLocations=abc", "give numLocations=NUMBER"),
+        ("cookingworld", "numLocations=3.5", "give numLocations=NUMBER"),
+        ("cookingworld", "numLocations=true", "give numLocations=NUMBER"),
+        ("cookingworld", "numLocations=3;includeDoors=0", "give numLocations=NUMBER"),
+        ("cookingworld", "numLocations=99", "from 1 to 11"),
+        ("cookingworld", "numLocations=3,numLocations=4", "given twice"),
+        ("cookingworld", "NumLocations=3", "has no 'NumLocations'; it has numLocations"),
+        ("twc", "numItemsToPutAway=0", "from 1 to 4"),
+        ("sorting", "a=b", "has no 'a'; it has none"),
+        ("coin", 3, "is no text"),
+    ],
+)
+def test_settings_that_the_simulator_swallows_are_refused_at_once(game, params, said):
+    with pytest.raises(ValueError, match=f"^params: .*{said}"):
+        TextWorldExpress(game, params=params)
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_the_table_of_settings_is_the_simulators(env, game):
+    simulator = Interface(SIMULATOR)
+    said = simulator.call("load", game, "none=1").partition("Known properties:")[2]
+    assert [name for name in PARAMS[game] if name not in said] == []
+    assert len(said.split(",")) == max(1, len(PARAMS[game]))
+    for name, (low, high) in PARAMS[game].items():
+        for number in (low, high):
+            assert simulator.call("load", game, f"{name}={number}") == "", (name, number)
+        if (low, high) != (0, 1):
+            assert simulator.call("load", game, f"{name}={high + 1}") != "", name
+    simulator.close()
+
+
+def test_settings_are_read_without_white_space_and_empty_entries():
+    made = TextWorldExpress("cookingworld", params=" numLocations = 3 ,, includeDoors=0,")
+    assert made.params == "numLocations=3,includeDoors=0"
+    assert made.reset(seed=0)[0].startswith("You are in the")
+    made.close()
+
+
+def test_an_error_of_the_simulator_is_a_fault_and_never_a_score(monkeypatch):
+    monkeypatch.setattr("envs.textworld_express.game_params", lambda game, params: params)
+    for params in ("numLocations=abc", "numLocations"):
+        made = TextWorldExpress("cookingworld", params=params)
+        with pytest.raises(envs.EnvironmentDiedError, match="ERROR: Game generator is not initialized"):
+            made.reset(seed=0)
+    made = TextWorldExpress("twc", params="numItemsToPutAway=0")
+    with pytest.raises(envs.EnvironmentDiedError, match="its score is nan"):
+        made.reset(seed=0)
+    with pytest.raises(gym.error.ResetNeeded):
+        made.step("look around")
+    monkeypatch.undo()
+    far = TextWorldExpress("mapreader", params="numLocations=1,maxDistanceApart=8")
+    with pytest.raises(envs.EnvironmentDiedError, match="No locations could be found"):
+        far.reset(seed=0)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..errors import InputError
 from ..schema_endpoint import EndpointFields
+from ..thinking import THINKING
 from .openai import ChatEndpoint
 
 
-def open_endpoint(fields: EndpointFields, slots: int, where: str) -> ChatEndpoint:
+def open_endpoint(fields: EndpointFields, slots: int, where: str, thinking: Sequence[str] = THINKING) -> ChatEndpoint:
     """A :class:`ChatEndpoint` as a recipe says. No request is sent.
 
     Args:
         fields: the table, which has a ``base_url``.
         slots: most requests at a time.
         where: dotted name of the table, for messages.
+        thinking: tags of what a model thinks before it answers, ``agent.thinking`` of the recipe.
 
     Raises:
         InputError: a field cannot be used; names it.
@@ -34,6 +38,7 @@ def open_endpoint(fields: EndpointFields, slots: int, where: str) -> ChatEndpoin
             extra=fields.extra,
             headers=fields.headers,
             send_system=fields.send_system,
+            thinking=thinking,
             where=where,
         )
     except InputError as error:

@@ -6,7 +6,6 @@ redirects are not followed, answers are not streamed.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -18,25 +17,24 @@ from typing import Any, Literal
 
 from ..errors import EndpointError, InputError
 from ..schema_endpoint import filled, secret, variables
+from ..thinking import THINKING
 from . import patience
 from .base import Capabilities
-from .http_line import Answer, Lines, NoAnswerError
+from .chat_answers import Completion, NoCompletionError, completion
+from .chat_refusals import Verdict, advice, judge, named, said_in, shown
+from .chat_request import Part, Request
+from .http_line import Lines, NoAnswerError
 
-_AGAIN = frozenset({408, 409, 429})
-_FOR_ALL = frozenset({401, 403, 404})
+__all__ = ["ChatEndpoint", "Completion", "Usage"]
+
 _KEY = re.compile(r"[A-Za-z0-9._~+/:=-]+")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_LEFT_OUT: dict[Part, str] = {
+    "schema": "no JSON schema: none is sent from now on (send_schema = false sends none at all)",
+    "system": "no system message, or wants user and assistant to take turns: the first user message begins with it "
+    "from now on (send_system = false does so at once)",
+    "seed": "no seed: none is sent from now on",
+}
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What a model wrote. Tokens are the server's counts, None where it gives none."""
-
-    text: str
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    finish_reason: str | None
 
 
 @dataclass
@@ -56,11 +54,19 @@ class Usage:
 
 
 class _Trouble(Exception):
-    """One attempt failed. ``asked``: seconds the server wants to be left alone."""
+    """One attempt failed. ``asked``: seconds the server wants to be left alone; ``part``: what it does not know."""
 
-    def __init__(self, message: str, status: int | None = None, again: bool = True, asked: float = 0.0) -> None:
+    def __init__(
+        self,
+        message: str,
+        status: int | None = None,
+        again: bool = True,
+        asked: float = 0.0,
+        kind: str = "",
+        part: Part | None = None,
+    ) -> None:
         super().__init__(message)
-        self.status, self.again, self.asked = status, again, asked
+        self.status, self.again, self.asked, self.kind, self.part = status, again, asked, kind, part
 
 
 class _Batch:
@@ -80,7 +86,9 @@ class ChatEndpoint:
     """A model behind an OpenAI-compatible server (OpenAI, vLLM, llama.cpp, Ollama, ...), for many threads.
 
     A request is repeated after 408, 409, 429, 5xx, an answer that is none, a lost connection and a timeout; the pauses
-    double, and follow ``Retry-After`` up to 60 s. Other statuses end it at once.
+    double, and follow ``Retry-After`` up to 60 s. Other statuses end it at once, and so do an answer that was filtered
+    and one that is empty at its limit. A JSON schema, a system message or a seed that the server does not know is left
+    out from then on, which is logged and noted.
 
     Args:
         base_url: what stands before ``/chat/completions``, usually ending with ``/v1``.
@@ -96,7 +104,11 @@ class ChatEndpoint:
         extra: fields to add to every request, such as ``{"reasoning_effort": "low"}``.
         headers: to add to every request; ``$NAME`` in a value is the environment variable of that name.
         send_system: False puts a system message in front of the first user message, and joins neighbours of one role.
+        thinking: tags of thoughts in an answer's text; one that holds nothing else at its limit is none.
         where: dotted name of the recipe's table, for messages.
+
+    Attributes:
+        notes: what the server does not know and was left out, a line each.
 
     Raises:
         InputError: an argument or the key cannot be used; names the field.
@@ -119,6 +131,7 @@ class ChatEndpoint:
         extra: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         send_system: bool = True,
+        thinking: Sequence[str] = THINKING,
         where: str = "",
     ) -> None:
         wrong = [
@@ -132,12 +145,17 @@ class ChatEndpoint:
         self.timeout, self.deadline, self.retries = timeout, deadline, retries
         self.limit_field, self.extra = limit_field, dict(extra or {})
         self.send_system, self._headers, self._where = send_system, dict(headers or {}), where
+        self._thinking = tuple(thinking)
+        self._unknown: set[Part] = set() if send_system else {"system"}
+        self.notes: tuple[str, ...] = ()
         self._pace, self._usage, self._lock = patience.Pace(rate), Usage(), threading.Lock()
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="endpoint")
         self._sent_headers()
 
     def __repr__(self) -> str:
-        return f"ChatEndpoint({self._lines.base!r}, {self.model!r})"
+        # decisions are kept by it: headers may choose how a server answers
+        own = {n: v if variables(v) or not secret(n, v) else "..." for n, v in self._headers.items()}
+        return f"ChatEndpoint({self._lines.base!r}, {self.model!r}{f', headers={own!r}' if own else ''})"
 
     @property
     def usage(self) -> Usage:
@@ -212,18 +230,12 @@ class ChatEndpoint:
             shared["temperature"] = temperature
         if stop:
             shared["stop"] = list(stop)
-        if json_schema is not None:
-            named = {"name": "answer", "schema": json_schema, "strict": True}
-            shared["response_format"] = {"type": "json_schema", "json_schema": named}
-        bodies: list[dict[str, Any]] = [
-            {**shared, "messages": list(talk) if self.send_system else taking_turns(talk)} for talk in conversations
+        drawn = [None] * len(conversations) if seeds is None or temperature == 0 else seeds
+        asked = [
+            Request(shared, talk, max_tokens, seed, json_schema)
+            for talk, seed in zip(conversations, drawn, strict=True)
         ]
-        if seeds is not None and temperature != 0:
-            for body, seed in zip(bodies, seeds, strict=True):
-                body["seed"] = seed & 0x7FFFFFFF
-        # half of a surrogate pair is no character: it goes out as "?"
-        coded = [json.dumps(b, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") for b in bodies]
-        jobs = [self._pool.submit(self._one, body, batch) for body in coded]
+        jobs = [self._pool.submit(self._one, request, batch) for request in asked]
         try:
             return [job.result() for job in jobs]
         except BaseException:
@@ -232,38 +244,43 @@ class ChatEndpoint:
                 job.cancel()
             raise
 
-    def _one(self, body: bytes, batch: _Batch) -> Completion | EndpointError:
+    def _one(self, request: Request, batch: _Batch) -> Completion | EndpointError:
         if batch.error is not None:
             return batch.error
         try:
-            completion = self._persist(body, batch)
+            made = self._persist(request, batch)
         except EndpointError as error:
             with self._lock:
                 self._usage.failed += 1
-                if batch.error is None and (batch.together or error.status in _FOR_ALL):
+                if batch.error is None and (batch.together or error.for_all):
                     batch.error = error
                     batch.stop.set()
             return error
         with self._lock:
             usage = self._usage
-            usage.prompt_tokens += completion.prompt_tokens or 0
-            usage.completion_tokens += completion.completion_tokens or 0
-            usage.uncounted += completion.completion_tokens is None
-        return completion
+            usage.prompt_tokens += made.prompt_tokens or 0
+            usage.completion_tokens += made.completion_tokens or 0
+            usage.uncounted += made.completion_tokens is None
+        return made
 
-    def _persist(self, body: bytes, batch: _Batch) -> Completion:
+    def _persist(self, request: Request, batch: _Batch) -> Completion:
         """Try until there is an answer, within the retries and the deadline."""
-        until = None
-        for attempt in range(self.retries + 1):
+        until, attempt, sent = None, 0, 0
+        while True:
             batch.rest(self._pace.reserve())
             until = patience.now() + self.deadline if until is None else until
             with self._lock:
                 self._usage.requests += 1
-                self._usage.retried += attempt > 0
+                self._usage.retried += sent > 0
+                parts = request.parts() - self._unknown
+            sent += 1
             try:
-                return self._attempt(body, min(self.timeout, max(until - patience.now(), 0.01)))
+                return self._attempt(request, parts, min(self.timeout, max(until - patience.now(), 0.01)))
             except _Trouble as error:
                 trouble, times = error, f" (attempt {attempt + 1} of {self.retries + 1})" if error.again else ""
+            if trouble.part is not None:  # at most once each, and it costs nothing: it was refused
+                self._leave_out(trouble.part, str(trouble))
+                continue
             if not trouble.again or attempt == self.retries:
                 break
             seconds = patience.pause(attempt, trouble.asked)
@@ -272,43 +289,72 @@ class ChatEndpoint:
                 break
             _log.info("%s: %s%s; again in %.1f s", self._lines.where, trouble, times, seconds)
             batch.rest(seconds)
-        raise EndpointError(f"{self._lines.where}: {trouble}{times}", trouble.status)
+            attempt += 1
+        raise EndpointError(f"{self._lines.where}: {trouble}{times}", trouble.status, trouble.kind)
 
-    def _attempt(self, body: bytes, limit: float) -> Completion:
+    def _leave_out(self, part: Part, why: str) -> None:
+        note = f"{self._where or self._lines.where}: {self.model} takes {_LEFT_OUT[part]}; it said {why}"
+        with self._lock:
+            if part in self._unknown:
+                return
+            self._unknown.add(part)
+            self.notes += (note,)
+        _log.warning("%s", note)
+
+    def _attempt(self, request: Request, parts: set[Part], limit: float) -> Completion:
         headers, secrets = self._sent_headers()
         try:
-            answer = self._lines.post(body, headers, limit)
+            answer = self._lines.post(request.body(parts), headers, limit)
         except NoAnswerError as error:
             raise _Trouble(shown(str(error), secrets), again=error.again) from None
-        if 200 <= answer.status < 300:
-            return _completion(answer, secrets)
-        raise self._refusal(answer, secrets)
+        status = answer.status
+        if not 200 <= status < 300:
+            said = said_in(answer.data)
+            verdict = judge(status, said, parts, self.extra)
+            text = shown(said.text, secrets)
+            raise self._refusal(f"HTTP {status}: {text}" if text else f"HTTP {status}", status, verdict, answer.headers)
+        try:
+            return completion(answer, request.limit, named("max_tokens", self._where), secrets, self._thinking)
+        except NoCompletionError as error:
+            if error.said is None:
+                raise _Trouble(str(error), status, error.again, kind=error.kind) from None
+            inside, text = error.said, str(error)
+        verdict = judge(inside.code or 0, inside, parts, self.extra)
+        raise self._refusal(text, inside.code or status, verdict, answer.headers, inside=True)
 
-    def _refusal(self, answer: Answer, secrets: Sequence[str]) -> _Trouble:
-        status, text = answer.status, shown(answer.data.decode("utf-8", "replace"), secrets)
-        said = f"HTTP {status}: {text}" if text else f"HTTP {status}"
-        if status in _AGAIN or status >= 500:
-            if status == 429 and b"insufficient_quota" in answer.data:
-                return _Trouble(f"{said} (the account has no quota left: waiting does not help)", status, again=False)
-            return _Trouble(said, status, asked=patience.asked(answer.headers))
-        if status == 401:  # not the server's text: OpenAI's repeats a part of the key
-            said = f"HTTP 401: {self._key_advice()}"
-        elif status == 403:
-            said += f" (the key in {self.key_variable} may not use the model {self.model}, or not from here)"
-        elif status == 404:
-            said += f" (base_url usually ends with /v1; {self._lines.base}/models lists the names a model may have)"
-        elif 300 <= status < 400:
-            said = f"HTTP {status}: redirects are not followed: give the final address as base_url"
-        return _Trouble(said, status, again=False)
+    def _refusal(
+        self, said: str, status: int, verdict: Verdict, headers: Mapping[str, str], inside: bool = False
+    ) -> _Trouble:
+        """``inside``: the words stood in an answer with status 200."""
+        if verdict.again:
+            return _Trouble(said, status, asked=patience.asked(headers), kind="error" if inside else "")
+        if verdict.kind == "refused" and verdict.part is None:
+            if status == 401:  # not the server's text: OpenAI's repeats a part of the key
+                said = f"HTTP 401: {self._key_advice()}"
+            elif status == 403:
+                said += f" (the key in {self._secrets_of()} may not use the model {self.model}, or not from here)"
+            elif status == 404:
+                said += f" (base_url usually ends with /v1; {self._lines.base}/models lists the names a model may have)"
+            elif status == 429:
+                said += " (the account has no quota left: waiting does not help)"
+            elif 300 <= status < 400:
+                said = f"HTTP {status}: redirects are not followed: give the final address as base_url"
+        told = advice(verdict, self._where, self.limit_field)
+        said += f" ({told})" if told else ""
+        return _Trouble(said, status, again=False, kind=verdict.kind, part=verdict.part)
 
     def _key_advice(self) -> str:
-        named = [name for value in self._headers.values() for name in variables(value)]
-        if named:
-            return f"what the environment variable {', '.join(named)} holds is refused"
-        if self.key_variable is None:
+        where = self._secrets_of()
+        if where is None:
             return "a key is needed: set key_variable to the name of the environment variable that holds it"
-        where = f"the environment variable {self.key_variable}"
-        return f"the key in {where} is refused" if self._key() else f"{where} is not set, and a key is needed"
+        there = self._key() or where != self.key_variable
+        where = f"the environment variable {where}"
+        return f"the key in {where} is refused" if there else f"{where} is not set, and a key is needed"
+
+    def _secrets_of(self) -> str | None:
+        """The environment variables with what lets a request in."""
+        named = [name for value in self._headers.values() for name in variables(value)]
+        return ", ".join(named) or self.key_variable
 
     def _sent_headers(self) -> tuple[dict[str, str], list[str]]:
         """The headers of a request, and what in them is secret."""
@@ -342,45 +388,3 @@ class ChatEndpoint:
             raise InputError(
                 f"{self._lines.base} would send {sent}{what} unencrypted: use https{instead}", field="base_url"
             )
-
-
-def taking_turns(talk: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    """A conversation without a system message, in which no two neighbours have one role."""
-    made: list[dict[str, str]] = []
-    for message in talk:
-        role = "user" if message["role"] == "system" else message["role"]
-        if made and made[-1]["role"] == role:
-            made[-1]["content"] += f"\n\n{message['content']}"
-        else:
-            made.append({"role": role, "content": message["content"]})
-    return made
-
-
-def shown(text: str, secrets: Sequence[str] = ()) -> str:
-    """A server's text for a message: one printable line of at most 200 characters, without what is secret."""
-    for key in secrets:
-        text = text.replace(key, "[key]").replace(key.replace("/", "\\/"), "[key]")
-    text = " ".join("".join(c if c.isprintable() else " " for c in text[:2000]).split())
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def _completion(answer: Answer, secrets: Sequence[str]) -> Completion:
-    status, said = answer.status, shown(answer.data.decode("utf-8", "replace"), secrets)
-    try:
-        value = json.loads(answer.data)
-    except (ValueError, RecursionError):
-        raise _Trouble(f"the answer is not JSON: {said}", status) from None
-    choices = value.get("choices") if isinstance(value, dict) else None
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    message = choice.get("message") if isinstance(choice, dict) else None
-    text = message.get("content") if isinstance(message, dict) else 0
-    if text is not None and not isinstance(text, str):
-        raise _Trouble(f"the answer holds no choices[0].message.content: {said}", status)
-    assert isinstance(choice, dict)
-    counts = value.get("usage")
-    read = [counts.get(n) if isinstance(counts, dict) else None for n in ("prompt_tokens", "completion_tokens")]
-    sent, written = (n if isinstance(n, int) and not isinstance(n, bool) and n >= 0 else None for n in read)
-    reason = choice.get("finish_reason")
-    # None: a model that thought until its tokens were spent
-    text = _SURROGATE.sub("�", text or "")
-    return Completion(text, sent, written, reason if isinstance(reason, str) else None)

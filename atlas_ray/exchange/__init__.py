@@ -3,10 +3,15 @@
 from .agenttraj import export_agenttraj, import_agenttraj
 from .marks import import_annotations
 from .messages import export_messages, import_messages
-from .runs import FORMATS, export_run, import_file
+from .notices import Notices
+from .runs import FORMATS, check_file, export_run, import_file
+from .talks import Options
 
 __all__ = [
     "FORMATS",
+    "Notices",
+    "Options",
+    "check_file",
     "export_agenttraj",
     "export_messages",
     "export_run",

@@ -2,23 +2,26 @@
 
 A record is ``{"item_id": "webshop_6", "conversations": [{"from": "human"|"gpt", "loss": null|false|true, "value"}]}``
 (AgentGym repository). Turn 0 holds the instructions, 1 an acknowledgement, 2 the first observation with the task in
-it, 3 the first thought and action; step t, counted from 1, is turn 2t+1. A last observation may follow.
+it, 3 the first thought and action; step t, counted from 1, is turn 2t+1. A last observation may follow. ShareGPT's
+records are read too: without an acknowledgement, with a system prompt as a turn or beside the turns.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..files import write_parts
 from ..records import Annotation, OnError, Trajectory
-from .items import META, meta_row, read_items
+from .items import meta_row, read_items
 from .marks import Unmarked, marked
-from .words import texts_of
+from .origins import written
+from .survey import META
+from .talks import Examples, Options, Reasoning
 
 _OURS = re.compile(r"(.+_\d+)(?:#\d+)?")
 
@@ -26,44 +29,54 @@ _OURS = re.compile(r"(.+_\d+)(?:#\d+)?")
 def import_agenttraj(
     path: str | Path,
     source: str = "AgentTraj-L",
-    success: bool = True,
+    success: bool | None = None,
     on_error: OnError = "stop",
     dropped: list[InputError] | None = None,
+    *,
+    success_field: str | None = None,
+    reasoning: Reasoning = "drop",
+    examples: Examples = "refuse",
 ) -> list[Trajectory]:
-    """Read trajectories in the format of AgentTraj-L.
+    """Read trajectories in the format of AgentTraj-L, or in that of ShareGPT.
 
-    Turns may also be ``{"role": "user"|"assistant", "content"}`` and the id ``id`` instead of ``item_id``. The
-    instruction is the text of turn 0; the task stands in the first observation. Equal ids become ``webshop_6``,
-    ``webshop_6#2``. The format holds no outcome. Ours: every episode is taken for a success with score 1, reward 1 on
-    the last step and 0 before; seed is the index in ``item_id``, env ``AgentGym/NAME-v0``. Records that
-    :func:`export_agenttraj` wrote carry the true values and return exactly.
+    docs/formats.md has the shapes of files and turns that are read. The instruction is the text of turn 0, where an
+    acknowledgement follows, with the system prompts before it; the task stands in the first observation. Equal ids
+    become ``webshop_6``, ``webshop_6#2``. Ours: seed is the index in ``item_id``, env ``AgentGym/NAME-v0``; the reward
+    of the last step is the score, all others are 0. Records that :func:`export_agenttraj` wrote carry the true values
+    and return exactly.
 
     Args:
-        path: a file with one JSON array, or with one record a line.
+        path: a file; of any shape in docs/formats.md.
         source: who acted, for records that do not say.
-        success: the outcome of episodes that do not say; False gives score and reward 0.
+        success: the outcome of episodes that do not say, with score 1 or 0; None leaves it unknown. AgentTraj-L is said
+            to hold successful episodes only, which ``success=True`` states.
         on_error: ``"stop"`` raises at the first bad record, ``"skip"`` goes on.
         dropped: with ``"skip"``, gets the error of every record that was left out.
+        success_field: dotted name of the record's field that says whether it was a success; else the usual names count.
+        reasoning: ``"drop"`` leaves out what was thought before or beside an answer, ``"thought"`` makes it thought.
+        examples: ``"drop"``, ``"steps"`` or ``"refuse"`` turns flagged false in front, where they may be an example.
 
     Raises:
         InputError: names file, field (``conversations[5].value``) and line; in an array ``[3].conversations[5].value``.
     """
-    return [item for _, item in read_items(path, "conversations", source, success, on_error, dropped)]
+    options = Options(success, success_field, reasoning, examples)
+    return [item for _, item in read_items(path, "conversations", source, options, on_error, dropped)]
 
 
 def _record(item: Trajectory, note: Annotation | None, critical: frozenset[int]) -> dict[str, Any]:
-    texts = texts_of(item)
+    told = written(item, "conversations")
     turns: list[dict[str, Any]] = []
-    for number, text in enumerate(texts):
-        agent = number % 2 == 1
-        loss = number > 1 and (number - 3) // 2 in critical if agent else None
-        turns.append({"from": "gpt" if agent else "human", "loss": loss, "value": text})
+    steps = {number: step for step, number in enumerate(told.acts)}
+    for number, turn in enumerate(told.turns):
+        loss = steps.get(number) in critical if turn["from"] == "gpt" else None
+        turns.append({"from": turn["from"], "loss": loss, **turn})
     match = _OURS.fullmatch(item.id)
-    acts = texts[3::2]
+    beside = {"system": told.beside} if told.beside else {}
     return {
         "conversations": turns,
         "item_id": match[1] if match else f"{item.task}_{item.seed}",
-        META: meta_row(item, note, acts),
+        **beside,
+        META: meta_row(item, note, told),
     }
 
 
@@ -93,13 +106,24 @@ def export_agenttraj(
         InputError: see ``unmarked``; an annotation that fits no trajectory; an id twice; nothing to write.
         EmptySelectionError: everything would be left out.
     """
+    return write_agenttraj(path, items, annotations, unmarked, lambda item: item)
+
+
+def write_agenttraj(
+    path: str | Path,
+    items: Iterable[Trajectory],
+    annotations: Iterable[Annotation] | None,
+    unmarked: Unmarked,
+    told: Callable[[Trajectory], Trajectory],
+) -> int:
+    """:func:`export_agenttraj` of what ``told`` makes of a trajectory when its turn to be written comes."""
     chosen = marked(items, annotations, unmarked)
     first, between, last = ("", "\n", "\n") if Path(path).suffix == ".jsonl" else ("[\n", ",\n", "\n]\n")
 
     def parts() -> Iterator[str]:
-        for number, one in enumerate(chosen):
+        for number, (item, note, critical) in enumerate(chosen):
             yield between if number else first
-            yield json.dumps(_record(*one), ensure_ascii=False, allow_nan=False)
+            yield json.dumps(_record(told(item), note, critical), ensure_ascii=False, allow_nan=False)
         yield last
 
     write_parts(path, parts())

@@ -10,10 +10,11 @@ from typing import Literal
 from ..errors import EmptySelectionError, InputError
 from ..records import Annotation, OnError, Trajectory
 from .items import meta_of, read_items
-from .turns import Talk, read_records, refuse
+from .reading import KEYS, read_records, refuse, turns_key
+from .talks import Examples, Options, Talk
+from .turns import FLAGS
 
 Unmarked = Literal["refuse", "drop"]
-FLAGS = ("loss", "trainable", "train", "weight")
 
 
 def critical_of(talk: Talk, flag: str | None) -> tuple[int, ...] | None:
@@ -22,19 +23,29 @@ def critical_of(talk: Talk, flag: str | None) -> tuple[int, ...] | None:
     Raises:
         InputError: a flag is neither true, false, 1, 0 nor null, or marks a turn that is no step.
     """
-    record, there = talk.record, [f for f in FLAGS if any(t.get(f) is not None for t in talk.turns)]
+    record, there = talk.record, [f for f in FLAGS if any(t.raw.get(f) is not None for t in talk.turns)]
     if flag is None and len(there) > 1:
         raise record.error(f"turns carry the flags {' and '.join(there)}: say which one counts", talk.key)
     name = flag or (there[0] if there else None)
     if name not in there:
         return None
     for number, turn in enumerate(talk.turns):
-        value, field = turn.get(name), f"{talk.key}[{number}].{name}"
-        if value is not None and (not isinstance(value, bool | int) or value not in (0, 1)):
-            raise record.error(f"must be true, false, 1, 0 or null, is {value!r}", field)
+        value, field = turn.raw.get(name), f"{talk.key}[{number}].{name}"
+        if value is None:
+            continue
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            raise record.error(_wrong_flag(value), field)
         if value and number not in talk.acts:
             raise record.error("is true, but only a step of the agent can be critical", field)
-    return tuple(step for step, turn in enumerate(talk.acts) if talk.turns[turn].get(name))
+    return tuple(step for step, act in enumerate(talk.acts) if talk.turns[act].raw.get(name))
+
+
+def _wrong_flag(value: object) -> str:
+    if isinstance(value, str):
+        return f"must be true, false, 1, 0 or null, is the text {value!r}: write it without quotation marks"
+    if isinstance(value, int | float) and 0 < value < 1:
+        return f"must be true, false, 1, 0 or null, is {value!r}: a step is critical or not, there is no half of it"
+    return f"must be true, false, 1, 0 or null, is {value!r}"
 
 
 def marked(
@@ -83,6 +94,8 @@ def import_annotations(
     flag: str | None = None,
     on_error: OnError = "stop",
     dropped: list[InputError] | None = None,
+    *,
+    examples: Examples = "refuse",
 ) -> list[Annotation]:
     """Read the flags on turns as annotations, from either format; ids are those of the import.
 
@@ -95,12 +108,13 @@ def import_annotations(
         flag: the key that counts; None takes the only one of loss, trainable, train, weight that is there.
         on_error: as in :func:`import_agenttraj`.
         dropped: as in :func:`import_agenttraj`.
+        examples: as in :func:`import_agenttraj`.
 
     Raises:
         InputError: also when the turns of a record carry no flag, or a turn that is no step is marked.
     """
     notes = []
-    for talk, item in read_items(path, key_of(path), "", True, on_error, dropped):
+    for talk, item in read_items(path, key_of(path), "", Options(examples=examples), on_error, dropped):
         try:
             critical = critical_of(talk, flag)
             if critical is None:
@@ -115,10 +129,19 @@ def import_annotations(
 
 
 def _note(talk: Talk, item: Trajectory, critical: tuple[int, ...], selector: str) -> Annotation:
-    meta = meta_of(talk)
-    name = meta.selector if meta and meta.selector else selector
-    fraction = meta.fraction if meta and meta.fraction else 1.0
-    return Annotation(trajectory_id=item.id, selector=name, fraction=fraction, critical=critical)
+    meta = meta_of(talk.record)
+    if meta is None:
+        return Annotation(trajectory_id=item.id, selector=selector, fraction=1.0, critical=critical)
+    return Annotation(
+        trajectory_id=item.id,
+        selector=meta.selector or selector,
+        fraction=meta.fraction or 1.0,
+        critical=critical,
+        categories=meta.categories,
+        reasons=meta.reasons,
+        prompt_sha256=meta.prompt_sha256,
+        model=meta.model,
+    )
 
 
 class Marks:
@@ -159,7 +182,8 @@ class Marks:
 
 def key_of(path: str | Path) -> str:
     """``messages``, ``conversations`` or, in a file of our own, ``steps``: what the first record of a file holds."""
-    first = next(read_records(path, "skip", None), None)
-    return next(
-        (key for key in ("conversations", "messages", "steps") if first and key in first.value), "conversations"
-    )
+    for peek in (True, False):  # the first may be a bad one
+        first = next(read_records(path, "skip", None, peek), None)
+        if first and (key := turns_key(first.value)):
+            return key
+    return KEYS[0]

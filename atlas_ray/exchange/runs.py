@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
 from ..errors import InputError
+from ..files import RunLog, replacing
 from ..records import (
+    Annotation,
+    OnError,
     Trajectory,
-    iter_trajectories,
     read_annotations,
     read_trajectories,
     write_annotations,
-    write_trajectories,
 )
-from .agenttraj import export_agenttraj
-from .items import read_items, unique
+from .agenttraj import write_agenttraj
+from .items import own_trajectories, own_trajectory, placed_by, read_items, unique
 from .marks import Marks, Unmarked, key_of
-from .messages import Flag, export_messages
-from .turns import Talk
-from .words import read_words, with_words, words_of, write_words
+from .messages import Flag, write_messages
+from .notices import Notices
+from .opening import files_of
+from .origins import Words, read_words, with_words, words_of, write_words
+from .outcomes import of_fields
+from .reading import Record, read_records, refuse, turns_key
+from .survey import Survey
+from .talks import Options, Talk, read_talk
 
 FORMATS = ("agenttraj", "messages")
 _SOURCES = {"conversations": "AgentTraj-L", "messages": "messages"}
+_NAMES = {"conversations": "AgentTraj-L", "messages": "messages", "steps": "trajectories"}
 
 
 def export_run(
@@ -65,79 +74,172 @@ def export_run(
         if selector not in there:
             raise InputError(f"has no annotations by {selector!r}, only by: {', '.join(there) or 'none'}", run_dir)
         annotations = read_annotations(marks, items)
-    if fmt == "messages":
-        export_messages(out, items, annotations, cast(Flag, flag or "trainable"), unmarked)
-        return out
     words = read_words(run_dir)
-    export_agenttraj(out, [with_words(t, words.get(t.id, {})) for t in items], annotations, unmarked)
+
+    def told(item: Trajectory) -> Trajectory:
+        return with_words(item, words.get(item.id, {}))
+
+    if fmt == "messages":
+        write_messages(out, items, annotations, cast(Flag, flag or "trainable"), unmarked, told)
+    else:
+        write_agenttraj(out, items, annotations, unmarked, told)
     return out
 
 
-def import_file(path: str | Path, run_dir: str | Path) -> int:
+def import_file(
+    path: str | Path,
+    run_dir: str | Path,
+    *,
+    options: Options | None = None,
+    on_bad: OnError = "stop",
+    notices: Notices | None = None,
+) -> int:
     """Make a run directory's expert episodes out of a file of either format, or of our own, or a folder of such files.
 
-    Of a folder every ``*.json`` and ``*.jsonl`` is read, in the order of their names; hidden files and folders inside
-    are not. Equal ids are numbered across its files as they are within one, and its flags count together.
+    Of a folder every file is read whose name ends as one of :data:`SUFFIXES`, in the order of their names; hidden files
+    and folders inside are not. Equal ids are numbered across its files as they are within one, and its flags count
+    together.
 
     Writes ``trajectories/expert.jsonl``; where the flags mark some steps and not others, also
-    ``annotations/SELECTOR.jsonl`` (``imported`` when the file does not name the selector); and keeps what
-    :func:`export_run` needs to write the turns of AgentTraj-L word by word. Everything is read twice, so that records
-    need not be held: nothing is written when one of them is wrong.
+    ``annotations/SELECTOR.jsonl`` (``imported`` when the file does not name the selector); keeps what
+    :func:`export_run` needs to write the turns word by word; and logs in ``events.jsonl`` what was left out or is
+    unknown. One record at a time is held, and nothing is left when one of them is wrong.
+
+    Args:
+        path: the file or folder.
+        run_dir: the run directory.
+        options: how records are read where they leave it open.
+        on_bad: ``"stop"`` raises at the first bad record, ``"skip"`` goes on without it.
+        notices: gets what was left out or is unknown.
 
     Returns:
         How many trajectories were imported.
 
     Raises:
         InputError: the run has expert episodes already; a file is wrong; the flags come from several selectors; a
-            folder holds no file to read.
+            folder holds no file to read; no record has ``options.success_field``.
     """
     path, run_dir = Path(path), Path(run_dir)
     target = run_dir / "trajectories" / "expert.jsonl"
     if target.exists():
         raise InputError("is there already and is not overwritten: choose another run directory", target)
-    files = [(file, key_of(file)) for file in _files(path)]
-    marks, words, count = Marks(), {}, 0
-    for file, talk, item in _read(files):
-        count += 1
-        if talk:
-            marks.add(talk, item)
-        else:
-            marks.bare(InputError("has no flags, but other files of the folder mark some steps", file))
-        if kept := words_of(item):
-            words[item.id] = kept
-    notes = marks.annotations()
+    notices, options = notices or Notices(), options or Options()
+    made = [p for p in (run_dir, target.parent) if not p.exists()]
+    try:
+        with replacing(target) as part:  # in its place last: a run that has it counts as collected
+            marks, words = Marks(), dict[str, Words]()
+            with part.open("w", encoding="utf-8") as file:
+                for item in _usable(_Reading(path, options, on_bad), marks, notices):
+                    if kept := words_of(item):
+                        words[item.id] = kept
+                    file.write(json.dumps(item.row(), ensure_ascii=False) + "\n")
+            _check(path, options, notices)
+            notes = _one_selector(path, marks.annotations())
+            if notes:
+                write_annotations(run_dir / "annotations" / f"{notes[0].selector}.jsonl", notes)
+            if words:
+                write_words(run_dir, words)
+            for kind, values in notices.events():
+                RunLog(run_dir).event("collect", kind, **values)
+    except BaseException:
+        for folder in reversed(made):
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+    return notices.records
+
+
+def _usable(reading: _Reading, marks: Marks, notices: Notices) -> Iterator[Trajectory]:
+    for file, talk, item in reading.items(notices.bad):
+        try:
+            if talk:
+                marks.add(talk, item)
+            else:
+                marks.bare(InputError("has no flags, but other files of the folder mark some steps", file))
+        except InputError as error:
+            refuse(error, reading.on_bad, notices.bad)
+            continue
+        notices.add(talk, item, reading.options)
+        yield item
+
+
+def _check(path: Path, options: Options, notices: Notices) -> None:
+    if not notices.records:
+        raise InputError(f"holds no record that can be read; the first of {len(notices.bad)}: {notices.bad[0]}", path)
+    if options.success_field is not None and notices.without_field == notices.talks:
+        message = f"no record of {path} has the field {options.success_field!r}"
+        raise InputError(message, None, None, "collect.success_field")
+
+
+def _one_selector(path: Path, notes: list[Annotation]) -> list[Annotation]:
     if len({n.selector for n in notes}) > 1:
         raise InputError("its marks come from several selectors: import one selector's export at a time", path)
     if notes and not re.fullmatch(r"[\w-]+", notes[0].selector):
         raise InputError(f"names the selector {notes[0].selector!r}, which cannot be the name of a file", path)
-    if notes:
-        write_annotations(run_dir / "annotations" / f"{notes[0].selector}.jsonl", notes)
-    if words:
-        write_words(run_dir, words)
-    write_trajectories(target, (item for *_, item in _read(files)))  # last: a run that has it counts as collected
-    return count
+    return notes
 
 
-def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    files = sorted(f for f in path.glob("[!.]*") if f.suffix in (".json", ".jsonl") and not f.is_dir())
-    if not files:
-        raise InputError("is a folder without a .json or .jsonl file", path)
-    return files
+def check_file(path: str | Path, options: Options | None = None, on_bad: OnError = "stop") -> str:
+    """Look cheaply whether a file, or every file of a folder, can be read: its shape and its first record.
 
+    Args:
+        path: the file or folder.
+        options: how records are read where they leave it open.
+        on_bad: with ``"skip"`` the first record counts that can be read.
 
-def _read(files: list[tuple[Path, str]]) -> Iterator[tuple[Path, Talk | None, Trajectory]]:
-    """The trajectories of files whose turns stand under these keys, with ids that are unique among all of them.
+    Returns:
+        What it is, in words: ``"AgentTraj-L"``, ``"messages"`` or ``"trajectories"``; several joined by ``", "``.
 
     Raises:
-        InputError: names file, line or record, and field.
+        InputError: it is not there, or its first record cannot be read; names file, line or record, and field.
     """
-    seen: set[str] = set()
-    for file, key in files:
-        if key == "steps":
-            for own in iter_trajectories(file):
-                yield file, None, own.model_copy(update={"id": unique(own.id, seen)})
+    found, options = dict[str, None](), options or Options()
+    for file in files_of(Path(path)):
+        bad: list[InputError] = []
+        for record in read_records(file, on_bad, bad, peek=on_bad == "stop"):
+            try:
+                found[_look(record, options)] = None
+                break
+            except InputError as error:
+                refuse(error, on_bad, bad)
         else:
-            for talk, item in read_items(file, key, _SOURCES[key], True, "stop", None, seen):
-                yield file, talk, item
+            raise bad[0] if bad else InputError("holds no record that can be read", file)
+    return ", ".join(found)
+
+
+def _look(record: Record, options: Options) -> str:
+    """What a record is, in words.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if turns_key(record.value) == "steps":
+        own_trajectory(record)
+        return _NAMES["steps"]
+    talk = read_talk(record, options, lambda: True, placed_by(record))
+    of_fields(record, options.success_field)
+    return _NAMES[talk.key]
+
+
+class _Reading:
+    """A file or a folder, to be read as often as it takes."""
+
+    def __init__(self, path: Path, options: Options, on_bad: OnError) -> None:
+        self._files = [(file, key_of(file)) for file in files_of(path)]
+        self.options, self.on_bad = options, on_bad
+        self._survey = Survey([file for file, _ in self._files])
+
+    def items(self, bad: list[InputError]) -> Iterator[tuple[Path, Talk | None, Trajectory]]:
+        """The trajectories of all files, with ids that are unique among them; ``bad`` gets what was left out.
+
+        Raises:
+            InputError: names file, line or record, and field.
+        """
+        seen: set[str] = set()
+        for file, key in self._files:
+            if key == "steps":
+                for own in own_trajectories(file, self.on_bad, bad):
+                    yield file, None, own.model_copy(update={"id": unique(own.id, seen)})
+                continue
+            more = read_items(file, key, _SOURCES[key], self.options, self.on_bad, bad, seen, self._survey)
+            yield from ((file, talk, item) for talk, item in more)

@@ -1,62 +1,88 @@
-"""Files of records, the turns of a record, and the thought and action in a turn: what the formats have in common."""
+"""A turn of a conversation: whose it is, its text, what was thought beside it, its flag; and how we write one."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from ..errors import InputError
-from ..records import OnError
+from ..parsing import LONGEST_REPLY, parse
+from ..thinking import THINKING
+from .reading import Record
 
-_ROLES = {
+Role = Literal["human", "gpt", "system"]
+FLAGS = ("loss", "trainable", "train", "weight")
+"""Keys on a turn that say whether it is trained."""
+_ROLES: dict[str, Role] = {
     "human": "human",
     "user": "human",
+    "observation": "human",
+    "environment": "human",
     "gpt": "gpt",
     "assistant": "gpt",
+    "model": "gpt",
+    "agent": "gpt",
     "system": "system",
     "developer": "system",
 }
-_HEADING = re.compile(r"^[ \t]*action[ \t]*:", re.IGNORECASE | re.MULTILINE)
-_INLINE = re.compile(r"\bAction[ \t]*:")
-_OPEN = re.compile(r"[ \t\n\r]*(\[)[ \t\n\r]*")
-_NEXT = re.compile(r"[ \t\n\r]*([,\]])[ \t\n\r]*")
-_THOUGHT = re.compile(r"\s*thought[ \t]*:", re.IGNORECASE)
+_TOOLS = ("tool", "function", "function_call", "function_response", "tool_call", "tool_response", "ipython")
+_CALLS = ("tool_calls", "function_call", "tool_call_id")
+_TOLD = 'a tool call, which is not supported yet: write the call as text, "Action: NAME ARGUMENTS"'
+_REASONING = ("reasoning_content", "reasoning")
+_BESIDE = ("system", "system_prompt")
+_OBSERVATION = re.compile(
+    r"\s*(?:[-*>]\s+|#{1,6}\s+)?(?P<b>\*\*|__)?(?:observation|obs)\s*\d*\s*"
+    r"(?(b)(?:(?P=b)\s*[:\uff1a]|[:\uff1a]\s*(?P=b))|[:\uff1a])\s*",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
-class Record:
-    """One JSON object of a file and where it stands: a 1-based ``line``, or the ``index`` in the file's only array."""
+class Turn:
+    """A turn. ``text`` is its content, ``reasoning`` what was thought beside it, ``raw`` what the file holds."""
 
-    value: dict[str, Any]
-    path: Path
-    index: int
-    line: int | None
-
-    def error(self, message: str, field: str = "") -> InputError:
-        """An error that names file, line or record, and field."""
-        if self.line is None:
-            field = f"[{self.index}].{field}".rstrip(".")
-        return InputError(message, self.path, self.line, field)
-
-
-@dataclass(frozen=True)
-class Talk:
-    """A record whose turns are in order: ``turns`` as they are, their ``texts``, and which turns are steps."""
-
-    record: Record
-    key: str
-    turns: list[dict[str, Any]]
-    texts: tuple[str, ...]
-    start: int
+    role: Role
+    text: str
+    reasoning: str
+    raw: dict[str, Any] = field(repr=False)
 
     @property
-    def acts(self) -> range:
-        """Indices of the turns in which the agent acts; the turn before each is what it saw."""
-        return range(self.start + 1, len(self.texts), 2)
+    def flag(self) -> bool | None:
+        """Whether its flag is true; None where it has none, or one that is neither true nor false."""
+        return flag_of(self.raw)
+
+    @property
+    def text_key(self) -> str:
+        """Under which key its text stands."""
+        return _keys(self.raw)[1]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What an agent's turn says: ``action`` is None where it has none, ``problem`` then says why in words.
+
+    ``reasoning``: it also has a block of reasoning, or reasoning beside the text. ``invented``: it went on to write an
+    observation of its own, which is cut. ``behind``: other text behind the action is cut.
+    """
+
+    thought: str | None
+    action: str | None
+    problem: str = ""
+    reasoning: bool = False
+    invented: bool = False
+    behind: bool = False
+
+
+def flag_of(raw: dict[str, Any]) -> bool | None:
+    """Whether a turn's flag is true; None where it has none, or one that is neither true nor false."""
+    value = next((raw[f] for f in FLAGS if raw.get(f) is not None), None)
+    return bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
+
+
+def is_answer(raw: dict[str, Any]) -> bool:
+    """Whether a turn, as it stands in a file, is the agent's."""
+    return _ROLES.get(str(raw.get(_keys(raw)[0])).strip().casefold()) == "gpt"
 
 
 def compose(thought: str | None, action: str) -> str:
@@ -64,161 +90,119 @@ def compose(thought: str | None, action: str) -> str:
     return f"Action:\n{action}" if thought is None else f"Thought:\n{thought}\n\nAction:\n{action}"
 
 
-def parse(text: str) -> tuple[str | None, str] | None:
-    """Thought and action of a turn, stripped; None when no action can be found.
+_WORDS = {
+    "no action": 'has no "Action:", or nothing behind it',
+    "empty": "is empty, so it names no action",
+    "too long": f"is longer than {LONGEST_REPLY:,} characters",
+}
 
-    The last line that begins with ``Action:`` counts, in any case; where no line does, the last ``Action:`` inside
-    one (the AgentGym repository takes the last ``Action:`` anywhere). Text before it that has no ``Thought:`` is the
-    thought all the same, as in AgentGym's reader; no text at all is no thought.
+
+def read_said(text: str, beside: str = "", thinking: Sequence[str] = THINKING, as_thought: bool = False) -> Said:
+    """Thought and action of an agent's turn, by the reader of all model replies (:func:`atlas_ray.parsing.parse`).
+
+    Args:
+        text: its content.
+        beside: what was thought, where the file has it beside the content.
+        thinking: tags around what was thought, as the reader takes them.
+        as_thought: what was thought stands in front of the thought; else it is left out.
     """
-    headings = list(_HEADING.finditer(text)) or list(_INLINE.finditer(text))
-    if not headings:
-        return None
-    before, action = text[: headings[-1].start()], text[headings[-1].end() :].strip()
-    heading = _THOUGHT.match(before)
-    if heading:
-        return before[heading.end() :].strip(), action
-    return before.strip() or None, action
+    found = parse(text, "react", longest=LONGEST_REPLY, thinking=thinking)
+    thinks = [part.strip() for part in (beside, found.reasoning or "") if part.strip()]
+    thought = found.thought
+    if as_thought and thinks:
+        thought = "\n\n".join([*thinks, *([thought] if thought else [])])
+    if found.action is None:
+        return Said(thought, None, _WORDS.get(found.problem, found.problem), bool(thinks))
+    return Said(thought, found.action, "", bool(thinks), found.invented, found.behind)
 
 
-def read_records(path: str | Path, on_error: OnError, dropped: list[InputError] | None) -> Iterator[Record]:
-    """Every object of a file that holds either one JSON array or one object a line; which of the two is seen.
-
-    Of lines one is held at a time; of an array the text is, and one value.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError("no such file", path)
-    rows = _values(path) if _is_array(path) else _lines(path)
-    for index, (number, row) in enumerate(rows):
-        try:
-            value = row if number is None else _json(row, path, number)
-            record = Record(value, path, index, number)
-            _check_characters(record)
-            if not isinstance(value, dict):
-                raise record.error(f"a record must be a JSON object, this is a {type(value).__name__}")
-        except InputError as error:
-            refuse(error, on_error, dropped)
-            continue
-        yield record
+def read_seen(text: str) -> str:
+    """What the agent saw, without a heading ``Observation:``, which our renderers write themselves."""
+    while heading := _OBSERVATION.match(text):
+        text = text[heading.end() :]
+    return text
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Every line that is not blank, with its 1-based number.
+def read_turn(record: Record, raw: object, where: str) -> Turn:
+    """A turn at ``where``, checked.
 
     Raises:
-        InputError: a line is not UTF-8.
+        InputError: it is none, holds a tool call or something else than text; names record and field.
     """
-    offset = 0
-    # binary, because U+2028 and its like stand unescaped inside a JSON string
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise InputError(f"not UTF-8 at byte {offset + error.start}", path, number) from None
-            offset += len(raw)
-            line = (line.removeprefix("\ufeff") if number == 1 else line).removesuffix("\n")
-            if line.strip():
-                yield number, line
+    if not isinstance(raw, dict):
+        raise record.error(f"a turn must be a JSON object, this is a {type(raw).__name__}", where)
+    role_key, text_key = _keys(raw)
+    called = next((k for k in _CALLS if raw.get(k)), None)
+    if called:
+        raise record.error(f"holds {_TOLD}", f"{where}.{called}")
+    name = raw.get(role_key)
+    if isinstance(name, str) and name.casefold() in _TOOLS:
+        raise record.error(f"is {name!r}: {_TOLD}", f"{where}.{role_key}")
+    role = _ROLES.get(name.strip().casefold()) if isinstance(name, str) else None
+    if role is None:
+        raise record.error(f"must be one of {', '.join(_ROLES)}, is {name!r}", f"{where}.{role_key}")
+    content = raw.get(text_key)
+    if content is None and role == "system":
+        content = ""
+    if content is None and text_key in raw:
+        raise record.error("is null, so this turn says nothing: leave the turn out, or give it text", _at(where, raw))
+    text, reasoning = _content(record, content, _at(where, raw))
+    for key in _REASONING:
+        if isinstance(beside := raw.get(key), str) and role == "gpt" and beside not in reasoning:
+            reasoning.append(beside)
+    return Turn(role, text, "\n\n".join(filter(str.strip, reasoning)), raw)
 
 
-def _is_array(path: Path) -> bool:
-    """Whether a file holds one array; all of it is looked at, so that one that is not UTF-8 gives no record."""
-    first = [line.lstrip().startswith("[") for index, (_, line) in enumerate(_lines(path)) if index == 0]
-    return first == [True]
+def _keys(raw: dict[str, Any]) -> tuple[str, str]:
+    role_key = "from" if raw.get("from") is not None else "role"
+    return role_key, "value" if raw.get("value") is not None or ("content" not in raw and "value" in raw) else "content"
 
 
-def _values(path: Path) -> Iterator[tuple[None, Any]]:
-    """The values of a file's only array, one at a time; an array that is broken gives none.
+def _at(where: str, raw: dict[str, Any]) -> str:
+    return f"{where}.{_keys(raw)[1]}"
+
+
+def _content(record: Record, content: object, where: str) -> tuple[str, list[str]]:
+    """(text, reasoning) of a content: a string, or parts of text, which are joined.
 
     Raises:
-        InputError: it is not JSON.
+        InputError: it is neither.
     """
-    text = path.read_bytes().decode("utf-8-sig")
-    decoder = json.JSONDecoder()
-    try:
-        starts = list(_starts(text, decoder))
-    except (ValueError, RecursionError):
-        yield from ((None, value) for value in _json(text, path))  # which names the place
-        return
-    for start in starts:
-        yield None, decoder.raw_decode(text, start)[0]
-
-
-def _starts(text: str, decoder: json.JSONDecoder) -> Iterator[int]:
-    """Where the values of an array begin.
-
-    Raises:
-        ValueError: it is not an array with something in it.
-        RecursionError: it is too deep.
-    """
-    mark = _OPEN.match(text)
-    while mark and mark[1] != "]":
-        yield mark.end()
-        mark = _NEXT.match(text, decoder.raw_decode(text, mark.end())[1])
-    if not mark or mark.end() < len(text):
-        raise ValueError
-
-
-def _check_characters(record: Record) -> None:
-    try:
-        json.dumps(record.value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise record.error("holds half of a surrogate pair, which is no character") from None
-
-
-def _json(text: str, path: Path, line: int | None = None) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        message = f"not JSON at column {error.colno}: {error.msg}"
-        raise InputError(message, path, error.lineno if line is None else line) from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets a thousand deep
-        raise InputError(f"not JSON that can be read: {error}", path, line) from None
-
-
-def refuse(error: InputError, on_error: OnError, dropped: list[InputError] | None) -> None:
-    """Raise ``error``, or note it in ``dropped`` when the reader is to go on."""
-    if on_error == "stop":
-        raise error
-    if dropped is not None:
-        dropped.append(error)
-
-
-def read_talk(record: Record) -> Talk:
-    """The turns of a record, checked.
-
-    ``conversations``: instructions, acknowledgement, then observations and actions in turn. ``messages``: a system
-    message or none, then observations and actions in turn. A last observation without an action may follow.
-
-    Raises:
-        InputError: names record and field.
-    """
-    key = next((k for k in ("conversations", "messages") if k in record.value), "")
-    turns = record.value.get(key)
-    if not isinstance(turns, list):
-        raise record.error("must be a list of turns", key or "conversations")
-    roles: list[str] = []
+    if isinstance(content, str):
+        return content, []
+    if isinstance(content, dict):
+        content = [content]
+    if not isinstance(content, list):
+        raise record.error(f"must be a string, is a {type(content).__name__}", where)
     texts: list[str] = []
-    for number, turn in enumerate(turns):
-        field = f"{key}[{number}]"
-        if not isinstance(turn, dict):
-            raise record.error(f"a turn must be a JSON object, this is a {type(turn).__name__}", field)
-        role_key = "from" if "from" in turn else "role"
-        text_key = "value" if "value" in turn else "content"
-        role, text = turn.get(role_key), turn.get(text_key)
-        if not isinstance(role, str) or role not in _ROLES:
-            raise record.error(f"must be one of {', '.join(_ROLES)}, is {role!r}", f"{field}.{role_key}")
-        if not isinstance(text, str):
-            raise record.error(f"must be a string, is a {type(text).__name__}", f"{field}.{text_key}")
-        due = ("human", "gpt")[(number - (roles[:1] == ["system"])) % 2]
-        opening = number == 0 and key == "messages" and _ROLES[role] == "system"
-        if _ROLES[role] != due and not opening:
-            raise record.error(f"this turn must be the {due}'s, is the {role}'s", f"{field}.{role_key}")
-        roles.append(_ROLES[role])
-        texts.append(text)
-    start = 2 if key == "conversations" else int(roles[:1] == ["system"])
-    if len(texts) < start + 2:
-        raise record.error(f"has {len(texts)} turns, which is no step yet", key)
-    return Talk(record, key, turns, tuple(texts), start)
+    reasoning: list[str] = []
+    for number, part in enumerate(content):
+        at = f"{where}[{number}]"
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(part, str):
+            texts.append(part)
+        elif kind in ("tool_use", "tool_call", "tool_result", "function_call"):
+            raise record.error(f"holds {_TOLD}", at)
+        elif kind in ("thinking", "reasoning") and isinstance(told := part.get(kind, part.get("text")), str):
+            reasoning.append(told)
+        elif kind in ("text", "input_text", "output_text", None) and isinstance(part, dict):
+            if not isinstance(part.get("text"), str):
+                raise record.error("must be a string", f"{at}.text")
+            texts.append(part["text"])
+        else:
+            raise record.error(f"is {kind or type(part).__name__!r}, and only parts of text can be read", at)
+    return "".join(texts), reasoning
+
+
+def beside(record: Record) -> str:
+    """The system prompt that stands beside the turns, or nothing.
+
+    Raises:
+        InputError: it is no text.
+    """
+    key = next((k for k in _BESIDE if record.value.get(k) is not None), None)
+    if key is None:
+        return ""
+    if not isinstance(record.value[key], str):
+        raise record.error(f"must be a string, is a {type(record.value[key]).__name__}", key)
+    return str(record.value[key])

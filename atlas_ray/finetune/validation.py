@@ -10,7 +10,7 @@ from ..agent_spec import agent_spec
 from ..engines import TransformersEngine
 from ..errors import AtlasError
 from ..recipe import Recipe
-from ..rollout import VALIDATE, EnvSpec, env_spec, fresh, play, seed_block
+from ..rollout import VALIDATE, Beginnings, EnvSpec, env_spec, play, seed_block
 from .team import Team
 
 
@@ -47,7 +47,8 @@ def success(recipe: Recipe, model: Any, tokenizer: Any, team: Team) -> float:
     def outcomes() -> list[int]:
         engine = TransformersEngine(model, max(1, min(recipe.num_envs, len(mine))), tokenizer)
         agent = spec.agent({"spec": spec, "engine": engine})
-        ended = list(play(agent, ([fresh(*episode)] for episode in mine)))
+        beginnings = Beginnings()
+        ended = list(play(agent, ([beginnings.start(*episode)] for episode in mine)))
         return [sum(e.success for e in ended), sum(not e.lost for e in ended)]
 
     # agreed on before the sum, in which the others would wait for one that failed

@@ -95,8 +95,8 @@ def _mark(selector: str, annotation: Annotation, step: int) -> _Mark:
     return _Mark(f"{selector}: {short(category, _CATEGORY)}", True, (annotation.reasons or {}).get(step, ""))
 
 
-def _outcome(success: bool) -> str:
-    return "success" if success else "no success"
+def _outcome(success: bool | None) -> str:
+    return "outcome unknown" if success is None else "success" if success else "no success"
 
 
 def londi_replay(run_dir: Path) -> list[Html]:

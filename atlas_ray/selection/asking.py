@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from .. import schema_select
 from ..agent_spec import AgentSpec, agent_spec
 from ..engines import EnginePool
 from ..engines.endpoint import open_endpoint
 from ..engines.openai import ChatEndpoint
-from ..errors import EndpointError
+from ..errors import AtlasError, EndpointError, InputError
 from ..files import RunLog, append_jsonl, recover_jsonl
 from ..models import load_tokenizer
 from ..progress import say, track
 from ..recipe import Recipe
 from ..trajectory import Annotation, Trajectory
 from ..workers import chunks, worker_pool
-from .oracle import Estimate, Oracle, OracleConfig, OracleUsage, Prices, Unannotated, price, share_warnings
+from .oracle import Oracle, Prices, price, share_warnings
+from .oracle_counts import Estimate, OracleConfig, OracleUsage, Unannotated
+from .oracle_stop import Lost, too_many_lost, way_out
 from .oracle_writer import EngineWriter, tokens_of
 from .scored import log_retries, scores_path
 
+_PLAIN = schema_select.Oracle()
 Outcome = Annotation | Unannotated
+Told = Iterator[tuple[Outcome | None, OracleUsage]]
+"""Outcomes as they come, each with what was asked so far."""
 
 
 def oracle_config(recipe: Recipe) -> OracleConfig:
@@ -37,6 +44,7 @@ def oracle_config(recipe: Recipe) -> OracleConfig:
         reasks=asked.reasks,
         batch=asked.batch,
         send_schema=asked.send_schema,
+        stop_after=asked.stop_after,
         thinking=tuple(recipe.agent.thinking),
     )
 
@@ -44,21 +52,44 @@ def oracle_config(recipe: Recipe) -> OracleConfig:
 def _endpoint(recipe: Recipe) -> ChatEndpoint:
     assert recipe.select is not None
     asked = recipe.select.oracle
-    return open_endpoint(asked, asked.concurrency, "select.oracle")
+    return open_endpoint(asked, asked.concurrency, "select.oracle", recipe.agent.thinking)
+
+
+def check_oracle(recipe: Recipe) -> None:
+    """Refuse an oracle that cannot be asked, before anything is begun. Sends and loads nothing.
+
+    Raises:
+        InputError: names the field.
+    """
+    if recipe.select is None or "oracle" not in recipe.select.selectors:
+        return
+    try:
+        oracle_config(recipe)
+    except InputError as error:
+        raise InputError(error.message, field=f"select.oracle.{error.field}") from None
+    asked = recipe.select.oracle
+    if asked.base_url:
+        _endpoint(recipe).close()
+    elif of_servers := [n for n in ("extra", "headers", "send_system") if getattr(asked, n) != getattr(_PLAIN, n)]:
+        raise InputError("is a server's, and base_url is missing", field=f"select.oracle.{of_servers[0]}")
 
 
 def _cache(run_dir: Path) -> Path:
     return run_dir / "annotations" / "scores" / "oracle-answers.jsonl"
 
 
-def _from_endpoint(recipe: Recipe, run_dir: Path, todo: list[Trajectory]) -> Iterator[tuple[Outcome, OracleUsage]]:
+def _from_endpoint(recipe: Recipe, run_dir: Path, todo: list[Trajectory]) -> Told:
     endpoint = _endpoint(recipe)
     try:
         oracle = Oracle(endpoint, oracle_config(recipe), _cache(run_dir))
+        yield None, oracle.usage  # counted further while it goes on, and told of even if it ends before an outcome
         for outcome in oracle.annotate(todo):
             yield outcome, oracle.usage
     finally:
         endpoint.close()
+        for note in endpoint.notes:
+            RunLog(run_dir).event("select", "left out", selector="oracle", why=note)
+            say(f"  oracle: {note}")
 
 
 def _job(
@@ -77,7 +108,7 @@ def _rest(task: tuple[list[Trajectory], AgentSpec, OracleConfig], received: list
     return (left, *task[1:]) if left else None
 
 
-def _from_actors(recipe: Recipe, run_dir: Path, todo: list[Trajectory]) -> Iterator[tuple[Outcome, OracleUsage]]:
+def _from_actors(recipe: Recipe, run_dir: Path, todo: list[Trajectory]) -> Told:
     config, log = oracle_config(recipe), RunLog(run_dir)
     assert recipe.select is not None
     model = recipe.select.oracle.model
@@ -103,41 +134,105 @@ def _sum(parts: Any) -> OracleUsage:
     return whole
 
 
+class _Outcomes:
+    """The outcomes of a run in its file, and those that are not final yet.
+
+    A trajectory whose answers were refused is ``held`` until another one is annotated, for the asking may end because
+    all are refused, and one without an answer until all were asked.
+    """
+
+    def __init__(self, recipe: Recipe, run_dir: Path, path: Path) -> None:
+        assert recipe.select is not None
+        self._log, self._path, self._stop_after = RunLog(run_dir), path, recipe.select.oracle.stop_after
+        self.most = recipe.max_lost_answers
+        self.rows = {row["id"]: row for row in recover_jsonl(path)}
+        self.usage = OracleUsage()
+        self.held, self.lost = list[Unannotated](), list[Unannotated]()
+
+    def take(self, outcome: Outcome) -> None:
+        """Keep an outcome.
+
+        Raises:
+            AtlasError: too many answers are none.
+        """
+        if isinstance(outcome, Annotation):
+            self.settle()
+            self._keep(outcome.trajectory_id, annotation=outcome.row())
+        elif outcome.kind in get_args(Lost):
+            self.lost.append(outcome)
+            self._log.event("select", "no answer", trajectory=outcome.trajectory_id, why=outcome.reason)
+            self.check(early=True)
+        else:
+            self.held.append(outcome)
+            if len(self.held) >= self._stop_after:
+                self.settle()
+
+    def settle(self) -> None:
+        """The trajectories whose answers were refused stay unannotated."""
+        for outcome in self.held:
+            self._keep(outcome.trajectory_id, reason=outcome.reason)
+            self._log.event("select", "unannotated", trajectory=outcome.trajectory_id, why=outcome.reason)
+        self.held = []
+
+    def finish(self, trajectories: int) -> None:
+        """All were asked about.
+
+        Raises:
+            AtlasError: too many answers are none.
+            EndpointError: another time may bring some of them.
+        """
+        self.settle()
+        self.check()
+        again = [outcome for outcome in self.lost if outcome.kind == "endpoint"]
+        self.held = [outcome for outcome in self.lost if outcome.kind != "endpoint"]
+        self.settle()
+        if again:
+            raise EndpointError(
+                f"{len(again)} of {trajectories} trajectories got no answer; the same command asks about them again. "
+                f"The last one: {again[-1].reason}"
+            )
+
+    def check(self, early: bool = False) -> None:
+        """Refuse to go on where too many answers are none."""
+        if too_many_lost(self.usage.failed, self.usage.requests, self.most, early):
+            kinds = Counter(outcome.kind for outcome in self.lost)
+            raise AtlasError(
+                f"the oracle: {self.usage.failed} of {self.usage.requests} answers are none, and max_lost_answers "
+                f"allows {self.most:.0%}: {way_out(kinds.most_common(1)[0][0])}. The last one: {self.lost[-1].reason}"
+            )
+
+    def _keep(self, name: str, **what: Any) -> None:
+        self.rows[name] = {"id": name, **what}
+        append_jsonl(self._path, [self.rows[name]])
+
+
 def by_oracle(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> list[Annotation]:
     """Ask about every trajectory that was not asked about; what stays invalid is unannotated, said and counted.
 
     Raises:
+        AtlasError: too many answers are none, or refused alike; what was answered well is kept.
         EndpointError: the endpoint refuses, or gave no answer about some; all answers so far are kept.
     """
     assert recipe.select is not None
-    log, asked, path = RunLog(run_dir), recipe.select.oracle, scores_path(run_dir, "oracle")
-    rows = {row["id"]: row for row in recover_jsonl(path)}
+    log, asked = RunLog(run_dir), recipe.select.oracle
+    outcomes = _Outcomes(recipe, run_dir, scores_path(run_dir, "oracle"))
+    rows = outcomes.rows
     todo = [t for t in trajectories if t.id not in rows]
-    usage, unanswered = OracleUsage(), list[Unannotated]()
     answers = _from_endpoint if asked.base_url else _from_actors
     if todo:
-        with track("oracle", len(trajectories), len(rows)) as progress:
-            for outcome, usage in answers(recipe, run_dir, todo):
-                if isinstance(outcome, Unannotated) and outcome.kind == "endpoint":
-                    unanswered.append(outcome)
-                    log.event("select", "no answer", trajectory=outcome.trajectory_id, why=outcome.reason)
-                    continue
-                row: dict[str, Any] = {"id": outcome.trajectory_id}
-                if isinstance(outcome, Annotation):
-                    row["annotation"] = outcome.row()
-                else:
-                    row["reason"] = outcome.reason
-                    log.event("select", "unannotated", trajectory=outcome.trajectory_id, why=outcome.reason)
-                append_jsonl(path, [row])
-                rows[outcome.trajectory_id] = row
-                progress.advance(1, f"{usage.prompt_tokens + usage.completion_tokens:,} tokens")
-        log.metric("select", selector="oracle", **_numbers(usage))
-        say(f"  oracle: {_said(usage, Prices(asked.price_prompt, asked.price_completion))}")
-    if unanswered:
-        raise EndpointError(
-            f"{len(unanswered)} of {len(trajectories)} trajectories got no answer; the same command asks about them "
-            f"again. The last one: {unanswered[-1].reason}"
-        )
+        try:
+            with track("oracle", len(trajectories), len(rows)) as progress:
+                for outcome, usage in answers(recipe, run_dir, todo):
+                    outcomes.usage = usage
+                    if outcome is not None:
+                        outcomes.take(outcome)
+                        progress.advance(1, _brief(usage))
+        finally:
+            usage = outcomes.usage
+            log.metric("select", selector="oracle", **_numbers(usage))
+            log.event("select", "answers", selector="oracle", **asdict(usage))
+            say(f"  oracle: {_said(usage, Prices(asked.price_prompt, asked.price_completion))}")
+        outcomes.finish(len(trajectories))
     made = [Annotation.model_validate(rows[t.id]["annotation"]) for t in trajectories if "annotation" in rows[t.id]]
     if len(made) < len(trajectories):
         say(f"  oracle: {len(trajectories) - len(made)} of {len(trajectories)} trajectories stay unannotated")
@@ -180,6 +275,15 @@ def _numbers(usage: OracleUsage) -> dict[str, int]:
     return {k: v if isinstance(v, int) else sum(v.values()) for k, v in counted.items()}
 
 
+def _brief(usage: OracleUsage) -> str:
+    """For the progress line."""
+    parts = [f"{usage.prompt_tokens + usage.completion_tokens:,} tokens"]
+    parts += [
+        f"{count} {what}" for count, what in ((sum(usage.refused.values()), "refused"), (usage.failed, "lost")) if count
+    ]
+    return ", ".join(parts)
+
+
 def _said(usage: OracleUsage, prices: Prices) -> str:
     parts = [
         f"{usage.requests} requests, {usage.reasked} asked again, {usage.cache_hits} from the cache",
@@ -189,6 +293,8 @@ def _said(usage: OracleUsage, prices: Prices) -> str:
         parts.append(f"at the given prices {price(usage, prices):.2f}")
     if usage.refused:
         parts.append("refused: " + ", ".join(f"{n} {kind}" for kind, n in sorted(usage.refused.items())))
+    if usage.failed:
+        parts.append(f"without an answer: {usage.failed}")
     if usage.unannotated:
         parts.append("given up: " + ", ".join(f"{n} {kind}" for kind, n in sorted(usage.unannotated.items())))
     return " · ".join(parts)

@@ -17,14 +17,11 @@ from statistics import fmean, variance
 from typing import NamedTuple
 
 from ..engines.openai import Completion
-from ..errors import EndpointError, InputError
-from ..thinking import THINKING
+from ..errors import AtlasError, EndpointError
+from ..thinking import split_thinking
 from ..trajectory import Annotation, Trajectory, cap
 from .oracle_answer import (
     CATEGORIES,
-    GOAL_TOKENS,
-    MARK_TOKENS,
-    MOST_GOALS,
     Answer,
     AnswerCache,
     Mark,
@@ -33,62 +30,13 @@ from .oracle_answer import (
     read,
     schema,
 )
+from .oracle_counts import Estimate, OracleConfig, OracleUsage, Unannotated
 from .oracle_prompt import Ask, Room, UnfitError, complaint, prompt_sha256, questions
+from .oracle_stop import Alike, Lost, lost_kind
 from .oracle_writer import Writer, tokens_of
 
-_HOPELESS = frozenset({401, 403, 404})
 FEWEST, FAR, ERRORS = 8, 0.15, 3.0
 """A share is far from another from so many trajectories on, by so much, and so many standard errors."""
-
-
-@dataclass(frozen=True)
-class OracleConfig:
-    """How the oracle is asked.
-
-    Args:
-        fraction: m; at most ``cap(fraction, T)`` steps are marked.
-        context: most tokens of a conversation and its answer. What does not fit is asked in windows.
-        max_tokens: most tokens of an answer, thoughts of a reasoning model included.
-        temperature: None leaves it to the server; OpenAI's reasoning models take nothing else.
-        reasks: how often an answer that is not valid is asked for again.
-        batch: trajectories asked about at a time; their answers are lost when the run is killed meanwhile.
-        send_schema: False where the server refuses a JSON schema; answers are checked in any case.
-        thinking: tags of what is thought before an answer (:data:`atlas_ray.thinking.THINKING`).
-
-    Raises:
-        InputError: names the field.
-    """
-
-    fraction: float = 0.3
-    context: int = 32_768
-    max_tokens: int = 4096
-    temperature: float | None = 0.0
-    reasks: int = 2
-    batch: int = 16
-    send_schema: bool = True
-    thinking: tuple[str, ...] = THINKING
-
-    def __post_init__(self) -> None:
-        least = GOAL_TOKENS * MOST_GOALS + MARK_TOKENS
-        for name, holds, message in (
-            ("fraction", 0 < self.fraction <= 1, "must be above 0 and at most 1"),
-            ("max_tokens", self.max_tokens >= least, f"must be at least {least}, to hold a plan and a mark"),
-            ("context", self.context > self.max_tokens, "must be more than max_tokens"),
-            ("temperature", self.temperature is None or self.temperature >= 0, "must be 0 or more"),
-            ("reasks", self.reasks >= 0, "must be 0 or more"),
-            ("batch", self.batch >= 1, "must be 1 or more"),
-        ):
-            if not holds:
-                raise InputError(message, field=name)
-
-
-class Unannotated(NamedTuple):
-    """A trajectory that got no annotation, and why."""
-
-    trajectory_id: str
-    reason: str
-    kind: str = ""
-    """Of the last refusal, ``"endpoint"`` (there was no answer) or ``"too long"``."""
 
 
 class Prices(NamedTuple):
@@ -96,45 +44,6 @@ class Prices(NamedTuple):
 
     prompt: float
     completion: float
-
-
-@dataclass
-class OracleUsage:
-    """What was asked and what came of it.
-
-    ``requests``: conversations sent, of which ``reasked`` followed a refused answer; what an endpoint repeats by itself
-    is in its own counts. ``refused``: answers not taken, by kind. ``failed``: conversations without any answer.
-    ``unannotated``: trajectories, by the kind of the last refusal, ``"endpoint"`` or ``"too long"``. Tokens are the
-    writer's counts, of refused answers too; ``uncounted`` answers came without.
-    """
-
-    annotated: int = 0
-    unannotated: dict[str, int] = field(default_factory=dict)
-    requests: int = 0
-    reasked: int = 0
-    refused: dict[str, int] = field(default_factory=dict)
-    failed: int = 0
-    cache_hits: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    uncounted: int = 0
-
-
-@dataclass
-class Estimate:
-    """What a run would ask if no answer were refused.
-
-    ``calls``: conversations, beside the ``cache_hits`` that are answered already. ``prompt_tokens`` as counted,
-    ``completion_tokens`` at most. ``too_long``: trajectories that no window holds. How a long trajectory falls into
-    windows depends on its plan; while that is not known, sub-goals of equal length are assumed.
-    """
-
-    trajectories: int = 0
-    calls: int = 0
-    cache_hits: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    too_long: int = 0
 
 
 def price(counted: OracleUsage | Estimate, prices: Prices) -> float:
@@ -187,6 +96,7 @@ class Oracle:
         self._room = Room(config.context, config.max_tokens, count)
         self._cache = None if cache is None else AnswerCache(cache, config.thinking)
         self._prompt_sha256 = prompt_sha256()
+        self._alike = Alike(config.stop_after)
 
     def annotate(self, trajectories: Iterable[Trajectory]) -> Iterator[Annotation | Unannotated]:
         """An outcome for every trajectory, as they come, so not in order.
@@ -194,7 +104,8 @@ class Oracle:
         Valid answers are in the cache before the outcome is yielded.
 
         Raises:
-            EndpointError: 401, 403 or 404, which all others would get too.
+            AtlasError: ``stop_after`` refusals of one kind came in a row.
+            EndpointError: one which all others would get too, as of a key or an address.
             InputError: the writer cannot be used.
         """
         waiting, active = iter(trajectories), list[_Job]()
@@ -253,6 +164,8 @@ class Oracle:
     def _question(self, ask: Ask) -> _Question:
         known = self._known(ask)
         self.usage.cache_hits += known is not None
+        if known is not None:
+            self._alike.well()
         return _Question(ask, self._key(ask), ask.messages(ask.word()), known)
 
     def _advance(self, job: _Job) -> Annotation | Unannotated | None:
@@ -261,6 +174,7 @@ class Oracle:
             while True:
                 failed = [q.failure for q in job.questions if q.failure is not None]
                 if failed:
+                    self._alike.ended(*failed[0])
                     return self._unannotated(job.trajectory, *failed[0])
                 answers = [q.answer for q in job.questions if q.answer is not None]
                 if len(answers) < len(job.questions):
@@ -277,53 +191,79 @@ class Oracle:
         alike = defaultdict[tuple[bool, bool], list[_Question]](list)
         for question in asked:
             alike[question.ask.limits.plan, question.ask.limits.most > 0].append(question)
-        for group in alike.values():
-            results = self.writer.complete_each(
-                [q.talk for q in group],
-                max_tokens=self.config.max_tokens,
-                temperature=self.config.temperature,
-                seeds=[int(q.key[:7], 16) + len(q.refused) for q in group],
-                json_schema=schema(group[0].ask.limits) if self.config.send_schema else None,
-            )
-            self.usage.requests += len(group)
-            self.usage.reasked += sum(bool(q.refused) for q in group)
-            for question, result in zip(group, results, strict=True):
+        for waiting in alike.values():
+            while waiting and not self._alike.proven:
+                self._ask_alike(waiting[:1])
+                if waiting[0].answer or waiting[0].failure:
+                    del waiting[0]
+            if waiting:
+                self._ask_alike(waiting)
+
+    def _ask_alike(self, group: Sequence[_Question]) -> None:
+        results = self.writer.complete_each(
+            [q.talk for q in group],
+            max_tokens=self.config.max_tokens,
+            temperature=self.config.temperature,
+            seeds=[int(q.key[:7], 16) + len(q.refused) for q in group],
+            json_schema=schema(group[0].ask.limits) if self.config.send_schema else None,
+        )
+        self.usage.requests += len(group)
+        self.usage.reasked += sum(bool(q.refused) for q in group)
+        ends: AtlasError | None = None
+        for question, result in zip(group, results, strict=True):
+            try:
                 if isinstance(result, Completion):
                     self._take(question, result)
                 else:
-                    self.usage.failed += 1
-                    question.failure = "endpoint", str(result)
-            for result in results:
-                if isinstance(result, EndpointError) and result.status in _HOPELESS:
-                    raise result
+                    self._lose(question, lost_kind(result), str(result))
+            except AtlasError as error:  # the others are paid for, so what they say is kept
+                ends = ends or error
+        for result in results:
+            if isinstance(result, EndpointError) and result.for_all:
+                raise result
+        if ends is not None:
+            raise ends
+
+    def _lose(self, question: _Question, kind: Lost, reason: str) -> None:
+        self.usage.failed += 1
+        question.failure = kind, reason
+        self._alike.refused(kind, reason)
 
     def _take(self, question: _Question, result: Completion) -> None:
-        usage = self.usage
+        usage, cut = self.usage, result.finish_reason == "length"
         usage.prompt_tokens += result.prompt_tokens or 0
         usage.completion_tokens += result.completion_tokens or 0
         usage.uncounted += result.prompt_tokens is None or result.completion_tokens is None
+        if cut and not split_thinking(result.text, self.config.thinking).rest.strip():
+            # with the same limit it would be empty again
+            limit = f"its limit of {self.config.max_tokens} tokens (max_tokens)"
+            return self._lose(question, "out of tokens", f"the answer is empty at {limit}: thinking used it up")
         try:
-            question.answer = read(
-                result.text, question.ask.limits, result.finish_reason == "length", self.config.thinking
-            )
+            question.answer = read(result.text, question.ask.limits, cut, self.config.thinking)
         except RefusedError as error:
-            kind, times = error.kind, len(question.refused)
-            usage.refused[kind] = usage.refused.get(kind, 0) + 1
-            # that none is critical may be what the model thinks: doubted once, then the trajectory is left
-            insists = kind == "nothing marked" and kind in question.refused
-            question.refused.append(kind)
-            if insists or times == self.config.reasks:
-                question.failure = kind, f"{kind}: {error} (answer {times + 1})"
-            else:
-                question.talk = question.talk[:2] + complaint(result.text, str(error))
-            return
+            return self._refuse(question, result.text, error)
+        self._alike.well()
         if self._cache is not None:
             about = {"model": self.writer.model, "temperature": self.config.temperature}
             tokens = {"prompt_tokens": result.prompt_tokens, "completion_tokens": result.completion_tokens}
             self._cache.put(question.key, result.text, **about, **tokens)
+        return None
+
+    def _refuse(self, question: _Question, text: str, error: RefusedError) -> None:
+        kind, times = error.kind, len(question.refused)
+        self.usage.refused[kind] = self.usage.refused.get(kind, 0) + 1
+        # that none is critical may be what the model thinks: doubted once, then the trajectory is left
+        insists = kind == "nothing marked" and kind in question.refused
+        question.refused.append(kind)
+        if insists or times == self.config.reasks:
+            question.failure = kind, f"{kind}: {error} (answer {times + 1})"
+        else:
+            question.talk = question.talk[:2] + complaint(text, str(error))
+        self._alike.refused(kind, str(error), text)
 
     def _annotation(self, trajectory: Trajectory, marks: Sequence[Mark]) -> Annotation:
         self.usage.annotated += 1
+        self._alike.ended(None)
         return Annotation(
             trajectory_id=trajectory.id,
             selector="oracle",

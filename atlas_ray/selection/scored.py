@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..agent_spec import AgentSpec, agent_spec
 from ..engines import EnginePool
+from ..errors import AtlasError
 from ..files import RunLog, append_jsonl, recover_jsonl
 from ..models import load_model, load_tokenizer
 from ..parsing import Style
@@ -16,10 +18,12 @@ from ..recipe import Recipe
 from ..rendering import Prompt
 from ..rendering_chat import make_renderer
 from ..resources import scoring
-from ..rollout import train_specs
+from ..rollout import Beginnings
 from ..trajectory import Annotation, Trajectory
+from ..why import counted, told
 from ..workers import ActorPool, chunks, worker_pool
 from .perplexity import select_by_perplexity, step_perplexities
+from .replays import replay_all, replay_specs, rewarded
 from .value import ValueConfig, estimate_values, gains, select_by_value
 
 Scores = dict[str, list[float]]
@@ -37,47 +41,72 @@ def kept_scores(run_dir: Path, selector: str) -> Scores:
     return {row["id"]: row["scores"] for row in recover_jsonl(scores_path(run_dir, selector))}
 
 
+def kept_rewards(run_dir: Path) -> Scores:
+    """The rewards that the environments gave as trajectories were replayed for their values, by trajectory id."""
+    return {row["id"]: row["rewards"] for row in recover_jsonl(scores_path(run_dir, "value")) if "rewards" in row}
+
+
 def step_scores(run_dir: Path, selector: str, trajectories: list[Trajectory]) -> Scores | None:
     """How critical each step is by a selector, higher is more; None for one that only marks."""
     if selector not in ("value", "perplexity"):
         return None
     found = kept_scores(run_dir, selector)
     here = [t for t in trajectories if t.id in found]
-    return {t.id: gains(t, found[t.id]) if selector == "value" else found[t.id] for t in here}
+    if selector == "perplexity":
+        return {t.id: found[t.id] for t in here}
+    rewards = kept_rewards(run_dir)
+    return {t.id: gains(rewarded(t, rewards.get(t.id)), found[t.id]) for t in here}
 
 
-def _value_job(
-    task: tuple[list[Trajectory], ValueConfig, AgentSpec], kept: dict[str, Any]
-) -> Iterator[tuple[Scores, list[str], int]]:
+_ValueFound = tuple[Scores, list[str], int, dict[str, str], Scores]
+"""Values, what went wrong on the way, steps spent; why trajectories were left out, and rewards, by id."""
+
+
+def _value_job(task: tuple[list[Trajectory], ValueConfig, AgentSpec], kept: dict[str, Any]) -> Iterator[_ValueFound]:
     trajectories, config, spec = task
-    yield estimate_values(spec.agent(kept), trajectories, config)
+    begin = kept.setdefault("beginnings", Beginnings()).begin
+    replays, left_out = replay_all(trajectories, config.specs, begin)
+    there = [t for t in trajectories if t.id in replays]
+    values, problems, steps = estimate_values(spec.agent(kept), there, replace(config, replays=replays))
+    left_out |= {t.id: "every roll-out from one of its states was lost" for t in there if t.id not in values}
+    yield values, problems, steps, left_out, {name: list(replays[name].rewards) for name in values}
 
 
 def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> list[Annotation]:
-    """Roll-outs from every state on Ray actors, then the steps where the value jumps."""
+    """Roll-outs from every state on Ray actors, then the steps where the value jumps.
+
+    Raises:
+        AtlasError: none of the trajectories has values; says why.
+    """
     config, log = recipe.select, RunLog(run_dir)
     assert config is not None
     path, values = scores_path(run_dir, "value"), kept_scores(run_dir, "value")
-    todo = [t for t in trajectories if t.id not in values]
-    settings = ValueConfig(config.rollouts, config.horizon, train_specs(recipe))
+    rewards = kept_rewards(run_dir)
+    specs, unplayable = replay_specs(recipe, trajectories)
+    left_out = {t.id: unplayable[t.env] for t in trajectories if t.env in unplayable and t.id not in values}
+    todo = [t for t in trajectories if t.id not in values and t.id not in left_out]
+    settings = ValueConfig(config.rollouts, config.horizon, specs)
     spec, spent = agent_spec(recipe, config.model, config.temperature), 0
-    with (
-        track("values by roll-out", len(trajectories), len(values)) as progress,
-        worker_pool(recipe, log_retries(log)) as pool,
-        EnginePool(
-            recipe.engine, config.model, recipe.workers, recipe.num_envs, recipe.placement.asks("engines")
-        ) as engines,
-    ):
-        tasks = [(chunk, settings, spec.seated(engines.seats)) for chunk in chunks(todo, _CHUNK)]
-        for task, (found, problems, steps) in pool.stream(_value_job, tasks):
-            append_jsonl(path, [{"id": i, "scores": v} for i, v in found.items()])
-            values.update(found)
-            spent += steps
-            for problem in problems:
-                log.event("select", "dropped", why=problem)
-            progress.advance(len(task[0]), f"{spent} steps")
-    annotated = [t for t in trajectories if t.id in values]
-    _say_missing("value", "could not be replayed", len(trajectories) - len(annotated))
+    if todo:
+        with (
+            track("values by roll-out", len(trajectories) - len(left_out), len(values)) as progress,
+            worker_pool(recipe, log_retries(log)) as pool,
+            EnginePool(
+                recipe.engine, config.model, recipe.workers, recipe.num_envs, recipe.placement.asks("engines")
+            ) as engines,
+        ):
+            tasks = [(chunk, settings, spec.seated(engines.seats)) for chunk in chunks(todo, _CHUNK)]
+            for task, (found, problems, steps, missing, given) in pool.stream(_value_job, tasks):
+                append_jsonl(path, [{"id": i, "scores": v, "rewards": given[i]} for i, v in found.items()])
+                values.update(found)
+                rewards.update(given)
+                left_out |= missing
+                spent += steps
+                for problem in problems:
+                    log.event("select", "dropped", why=problem)
+                progress.advance(len(task[0]), f"{spent} steps")
+    say_left_out(log, "value", left_out, len(trajectories))
+    annotated = [rewarded(t, rewards.get(t.id)) for t in trajectories if t.id in values]
     flat = sum(max(gains(t, values[t.id])) <= config.threshold for t in annotated)
     if flat:
         log.event("select", "no gain", selector="value", trajectories=flat)
@@ -146,3 +175,25 @@ def log_retries(log: RunLog) -> Callable[[Any, int, str], None]:
 def _say_missing(selector: str, why: str, count: int) -> None:
     if count:
         say(f"  {selector}: {count} trajectories {why} and stay unannotated (events.jsonl says which)")
+
+
+def say_left_out(log: RunLog, selector: str, left_out: Mapping[str, str], trajectories: int) -> None:
+    """Say and note why trajectories could not be replayed.
+
+    Args:
+        log: of the run.
+        selector: who is without them.
+        left_out: the reasons, by trajectory id.
+        trajectories: how many there are in all.
+
+    Raises:
+        AtlasError: there are no others.
+    """
+    for name, why in left_out.items():
+        log.event("select", "left out", selector=selector, trajectory=name, why=why)
+    if not left_out:
+        return
+    reasons = told(counted(left_out.values()))
+    if len(left_out) == trajectories:
+        raise AtlasError(f"{selector}: none of {trajectories} trajectories can be replayed: {reasons}")
+    say(f"  {selector}: {len(left_out)} of {trajectories} trajectories could not be replayed, left out: {reasons}")

@@ -15,20 +15,18 @@ from typing import Any
 
 import numpy as np
 
-import envs
-
 from ..agent_spec import AgentSpec, agent_spec
 from ..engines import EnginePool
 from ..files import RunLog, append_jsonl, recover_jsonl, write_json
 from ..flow import Flow, Gauge, gauge
 from ..progress import say, track
 from ..recipe import Recipe
-from ..rollout import EnvSpec, Start, play, train_specs
+from ..rollout import Beginnings, Start, play
 from ..trajectory import Annotation, Trajectory
 from ..workers import chunks, worker_pool
 from .controls import by_trajectory
-from .scored import log_retries, perplexity_model
-from .value import ReplayError, replayed
+from .replays import Begin, Specs, replay_all, replay_specs, start_at
+from .scored import log_retries, perplexity_model, say_left_out
 
 RANDOM, BEGINNING = "random", "beginning"
 _CHUNK = 8
@@ -41,7 +39,7 @@ Places = Mapping[str, Sequence[int]]
 @dataclass(frozen=True)
 class _Task:
     agent: AgentSpec
-    specs: Mapping[str, EnvSpec]
+    specs: Specs
     horizon: int
     work: tuple[tuple[Trajectory, tuple[int, ...]], ...]
 
@@ -61,37 +59,33 @@ def places_of(trajectories: Iterable[Trajectory], annotations: Iterable[Annotati
     return {name: places for name, places in found.items() if places}
 
 
-def _starts(task: _Task, problems: list[str]) -> Iterator[list[Start]]:
+def _starts(task: _Task, begin: Begin, left_out: dict[str, str]) -> Iterator[list[Start]]:
     for trajectory, places in task.work:
-        try:
-            states = replayed(trajectory, task.specs)
-        except (ReplayError, envs.EnvironmentDiedError) as error:
-            problems.append(str(error))
+        replays, missing = replay_all([trajectory], task.specs, begin)
+        left_out |= missing
+        if missing:
             continue
+        states = replays[trajectory.id].states
         # each one's history is a prefix of the next one's, so they share a slot
-        yield [
-            Start(
-                id=f"{trajectory.id}@{place}",
-                env=states[place + 1].clone(),
-                instruction=trajectory.instruction,
-                observation=trajectory.steps[place + 1].observation,
-                steps=list(trajectory.steps[: place + 1]),
-            )
-            for place in places
-        ]
+        yield [start_at(trajectory, states[p + 1], p + 1, f"{trajectory.id}@{p}", begin) for p in places]
 
 
-def _job(task: _Task, kept: dict[str, Any]) -> Iterator[tuple[dict[str, Any] | None, Gauge, list[str]]]:
-    agent, problems = task.agent.agent(kept), list[str]()
-    for finished in play(agent, _starts(task, problems), task.horizon):
+_Found = tuple[dict[str, Any] | None, Gauge, list[str], dict[str, str]]
+"""A start that was played, the gauge of its agent, what went wrong since, and why trajectories were left out."""
+
+
+def _job(task: _Task, kept: dict[str, Any]) -> Iterator[_Found]:
+    agent, problems, left_out = task.agent.agent(kept), list[str](), dict[str, str]()
+    begin = kept.setdefault("beginnings", Beginnings()).begin
+    for finished in play(agent, _starts(task, begin, left_out), task.horizon):
         name, _, place = finished.start.id.rpartition("@")
         if finished.error:
             problems.append(f"{finished.start.id}: {finished.error}")
         row = {"id": name, "after": int(place), "success": finished.success, "steps": len(finished.steps)}
-        yield (None if finished.lost else row), gauge(agent, kept), problems[:]
+        yield (None if finished.lost else row), gauge(agent, kept), problems[:], dict(left_out)
         problems.clear()
-    if problems:
-        yield None, gauge(agent, kept), problems
+    if problems or left_out:
+        yield None, gauge(agent, kept), problems, left_out
 
 
 def start_after(
@@ -122,7 +116,9 @@ def start_after(
         left = tuple(sorted(p for p in asked | ({-1} if asked else set()) if (t.id, p) not in rows))
         if left:
             work.append((t, left))
-    specs = train_specs(recipe)
+    specs, unplayable = replay_specs(recipe, chosen)
+    left_out = {t.id: unplayable[t.env] for t, _ in work if t.env in unplayable}
+    work = [(t, left) for t, left in work if t.id not in left_out]
     spec = agent_spec(recipe, perplexity_model(recipe))
     total = sum(len(places) for _, places in work)
     with (
@@ -135,13 +131,16 @@ def start_after(
         flow = Flow("select", log, progress, recipe.engine.actors or max(1, recipe.workers))
         seated = spec.seated(engines.seats)
         tasks = [_Task(seated, specs, config.start_after_steps, tuple(part)) for part in chunks(work, _CHUNK)]
-        for _, (row, seen, problems) in pool.stream(_job, tasks, _rest):
+        for _, (row, seen, problems, missing) in pool.stream(_job, tasks, _rest):
+            left_out |= missing
             for problem in problems:
                 log.event("select", "dropped", why=problem)
             if row is not None:
                 append_jsonl(target, [row])
                 rows[row["id"], row["after"]] = row
                 flow.add(seen, row["steps"])
+    if left_out:
+        say_left_out(log, "start after", left_out, len({name for places in wanted.values() for name in places}))
     made = [_compared(name, chosen, wanted[name], drawn[name], rows) for name in config.start_after]
     write_json(target.with_suffix(".json"), made)
     for found in made:
@@ -158,7 +157,7 @@ def start_after(
 
 
 def _rest(task: _Task, received: list[Any]) -> _Task | None:
-    done = {(row["id"], row["after"]) for row, _, _ in received if row is not None}
+    done = {(row["id"], row["after"]) for row, *_ in received if row is not None}
     left = tuple((t, tuple(p for p in places if (t.id, p) not in done)) for t, places in task.work)
     left = tuple((t, places) for t, places in left if places)
     return _Task(task.agent, task.specs, task.horizon, left) if left else None

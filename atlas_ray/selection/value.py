@@ -7,104 +7,55 @@ step and a critical step where the value jumps. Threshold, horizon and ties are 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
 
 import envs
 
 from ..agents import Agent
-from ..rollout import EnvSpec, Start, fresh, play
+from ..rollout import Beginnings, Start, fresh, play
 from ..trajectory import Annotation, Trajectory, cap
+from .replays import (
+    Begin,
+    Clonable,
+    Prefix,
+    Replay,
+    ReplayError,
+    Specs,
+    replayed,
+    snapshots,
+    start_at,
+)
+
+__all__ = [
+    "Clonable",
+    "Prefix",
+    "ReplayError",
+    "ValueConfig",
+    "estimate_values",
+    "gains",
+    "replayed",
+    "select_by_value",
+    "snapshots",
+]
 
 
 @dataclass(frozen=True)
 class ValueConfig:
-    """How values are estimated. ``specs`` are the environments of the trajectories, by id."""
+    """How values are estimated.
+
+    ``specs`` are the environments of the trajectories by id, ``replays`` what is replayed already, by trajectory.
+    """
 
     rollouts: int
     horizon: int
-    specs: Mapping[str, EnvSpec]
+    specs: Specs
+    replays: Mapping[str, Replay] = field(default_factory=dict)
 
 
-class ReplayError(RuntimeError):
-    """The environment no longer answers the recorded actions as it did."""
-
-
-class Clonable(Protocol):
-    """Something that gives independent environments in one state."""
-
-    def clone(self) -> envs.TextEnv:
-        """One more."""
-        ...
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """The state behind some actions of an episode, for environments that are replayed rather than copied."""
-
-    spec: EnvSpec
-    seed: int
-    actions: tuple[str, ...]
-
-    def clone(self) -> envs.TextEnv:
-        """An environment brought to this state."""
-        for attempt in range(3):
-            env = fresh(self.spec, self.seed).env
-            try:
-                for action in self.actions:
-                    env.step(action)
-                break
-            except envs.EnvironmentDiedError:
-                envs.release(env)
-                if attempt == 2:
-                    raise
-        return env
-
-
-def snapshots(trajectory: Trajectory, spec: EnvSpec) -> Sequence[Clonable]:
-    """The environment before every step of the trajectory, to be cloned.
-
-    Raises:
-        ReplayError: an observation differs from the recorded one.
-    """
-    start = fresh(spec, trajectory.seed)
-    env, observation = start.env, start.observation
-    actions = tuple(step.action for step in trajectory.steps)
-    found: list[Clonable] = []
-    try:
-        for index, step in enumerate(trajectory.steps):
-            if observation != step.observation:
-                raise ReplayError(f"{trajectory.id}: step {index} shows another observation than the recorded one")
-            found.append(env.clone() if env.cheap_clone else Prefix(spec, trajectory.seed, actions[:index]))
-            observation, _, _, _, _ = env.step(step.action)
-    finally:
-        envs.release(env)
-    return found
-
-
-def replayed(trajectory: Trajectory, specs: Mapping[str, EnvSpec]) -> Sequence[Clonable]:
-    """:func:`snapshots` in the environment of the trajectory, one of ``specs`` by id.
-
-    Raises:
-        ReplayError: the environment is none of them, or an observation differs from the recorded one.
-    """
-    if trajectory.env not in specs:
-        raise ReplayError(
-            f"{trajectory.id}: the recipe collects nothing from {trajectory.env}, so its steps cannot be replayed"
-        )
-    return snapshots(trajectory, specs[trajectory.env])
-
-
-def _lane(trajectory: Trajectory, states: Sequence[Clonable], k: int) -> Iterator[Start]:
+def _lane(trajectory: Trajectory, states: Sequence[Clonable], k: int, begin: Begin = fresh) -> Iterator[Start]:
     """The k-th roll-out from every state in turn: each one's history is a prefix of the next one's."""
     for index, state in enumerate(states):
-        yield Start(
-            id=f"{trajectory.id}@{index}#{k}",
-            env=state.clone(),
-            instruction=trajectory.instruction,
-            observation=trajectory.steps[index].observation,
-            steps=list(trajectory.steps[:index]),
-        )
+        yield start_at(trajectory, state, index, f"{trajectory.id}@{index}#{k}", begin)
 
 
 def estimate_values(
@@ -119,16 +70,17 @@ def estimate_values(
     """
     problems: list[str] = []
     returns: dict[str, list[list[float]]] = {}
+    begin = Beginnings().begin
 
     def lanes() -> Iterator[Iterator[Start]]:
         for trajectory in trajectories:
             try:
-                states = replayed(trajectory, config.specs)
+                replay = config.replays.get(trajectory.id) or replayed(trajectory, config.specs, begin)
             except (ReplayError, envs.EnvironmentDiedError) as error:
                 problems.append(str(error))
                 continue
             returns[trajectory.id] = [[] for _ in trajectory.steps]
-            yield from (_lane(trajectory, states, k) for k in range(config.rollouts))
+            yield from (_lane(trajectory, replay.states, k, begin) for k in range(config.rollouts))
 
     spent = 0
     for finished in play(agent, lanes(), config.horizon):

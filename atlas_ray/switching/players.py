@@ -189,7 +189,7 @@ def open_players(
             if model.model == EXPERT:
                 players.append(ExpertPlayer(settings.num_envs))
             elif model.base_url:
-                endpoint = open_endpoint(model, settings.num_envs, f"switch.models.{number}")
+                endpoint = open_endpoint(model, settings.num_envs, f"switch.models.{number}", recipe.agent.thinking)
                 opened.callback(endpoint.close)
                 players.append(
                     ChatAgent(

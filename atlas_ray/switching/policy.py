@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from .. import files
 from ..errors import InputError
-from .budget import share
+from .budget import QUICK, share, whole
 from .encoders import Encoder, make_encoder
 from .features import BUDGET_ENTRY, EXTRA, Vector, with_shares
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+SIGNALS = frozenset({"entropy", "margin", "catch-up"})
+"""As in the recipe, whose module takes a second to import."""
 
 
 class Situation(NamedTuple):
@@ -50,10 +54,12 @@ class SwitchConfig:
     hidden layers. ``models``: how many there are. ``budget`` n, ``cost`` c of a call, or ``average`` calls an episode.
     """
 
-    features: int
-    hidden: tuple[int, ...]
-    models: int = 2
-    budget: int | None = None
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    features: Annotated[int, Field(ge=0)]
+    hidden: tuple[Annotated[int, Field(ge=1)], ...]
+    models: Annotated[int, Field(ge=2)] = 2
+    budget: Annotated[int, Field(ge=0)] | None = None
     cost: float | str | None = None
     average: float | None = None
     encoder: str = "hashing"
@@ -68,7 +74,7 @@ class SwitchPolicy:
         tensors: of the network, by name, as :class:`atlas_ray.switching.network.SwitchNetwork` calls them.
 
     Raises:
-        ValueError: the tensors are not those of such a network.
+        InputError: the tensors are not those of such a network.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"encoded"})
@@ -80,12 +86,21 @@ class SwitchPolicy:
         shapes = {f"layers.{2 * i}.weight": (after, before) for i, (before, after) in enumerate(pairwise(widths))}
         shapes |= {f"layers.{2 * i}.bias": (after,) for i, after in enumerate(widths[1:])}
         if {name: tensor.shape for name, tensor in tensors.items()} != shapes:
-            raise ValueError(f"the tensors must have the shapes {shapes}")
+            raise InputError(f"the tensors must have the shapes {shapes}")
+        if not all(tensor.dtype == np.float32 and np.isfinite(tensor).all() for tensor in tensors.values()):
+            raise InputError("the tensors must be float32, without NaN and infinities")
 
     @cached_property
     def encoder(self) -> Encoder:
-        """Reads what :meth:`__call__` is given."""
-        return make_encoder(self.config.encoder, self.config.features)
+        """Reads what :meth:`__call__` is given.
+
+        Raises:
+            InputError: it cannot be had, or is another than the switch was trained with.
+        """
+        made, wanted = make_encoder(self.config.encoder, self.config.features), self.config.features
+        if made.width != wanted:
+            raise InputError(f"{self.config.encoder} gives {made.width} entries, and this switch reads {wanted}")
+        return made
 
     def numbers(self, features: Vector) -> Vector:
         """``[N, models]`` for features ``[N, F]``; minus infinity where a call is masked."""
@@ -116,7 +131,7 @@ class SwitchPolicy:
     def _read(self, texts: Sequence[str]) -> Vector:
         if self.config.encoder == "hidden" or self.config.signals:
             reads = [*(["QUICK's hidden state"] if self.config.encoder == "hidden" else []), *self.config.signals]
-            raise ValueError(f"this switch reads {' and '.join(reads)}: give them as `encoded`")
+            raise InputError(f"this switch reads {' and '.join(reads)}: give them as `encoded`")
         return self.encoder(texts)
 
     def __call__(
@@ -130,16 +145,25 @@ class SwitchPolicy:
 
         Args:
             observation: ``"goal\\nobservation"``.
-            budget_left: calls left in this episode; None: the full budget.
-            step_share: steps taken so far, as a share of the limit.
+            budget_left: calls left in this episode, a whole number; None: the full budget, and so is more than that.
+            step_share: steps taken so far, as a share of the limit, 0..1.
             encoded: ``[features]``, what is read in place of the text by a switch with signals or with QUICK's hidden
                 state, in this order.
 
         Returns:
-            0 for QUICK, 1 for DEEPTHINK (with more models their number); always 0 under a budget of which nothing is
-            left.
+            0 for QUICK, 1 for DEEPTHINK (with more models their number); always 0 with ``budget_left`` of 0 or less.
+
+        Raises:
+            InputError: an argument is of another type or out of its range; names it.
         """
-        left = self.config.budget if budget_left is None else budget_left
+        if not isinstance(observation, str):
+            raise InputError(f"must be a str, is {type(observation).__name__}", field="observation")
+        left = self.config.budget if budget_left is None else whole(budget_left, "budget_left")
+        step_share = _share(step_share)
+        if encoded is not None:
+            encoded = _vector(encoded, self.config.features)
+        if left is not None and left <= 0:
+            return QUICK
         return self.decide([Situation(observation, left, step_share, "", 0, encoded)])[0]
 
     def save(self, directory: str | Path) -> None:
@@ -160,11 +184,50 @@ class SwitchPolicy:
             if not (directory / name).is_file():
                 raise InputError(f"is no directory of a switch: it has no {name}", directory)
         try:
-            raw = files.read_json(directory / CONFIG)
-            config = SwitchConfig(**{**raw, "hidden": tuple(raw["hidden"]), "signals": tuple(raw.get("signals", ()))})
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"is no configuration of a switch: {error}", directory / CONFIG) from None
+            config = _CONFIG.validate_json((directory / CONFIG).read_bytes())
+        except ValidationError as error:
+            what, field = _first(error)
+            raise InputError(what, directory / CONFIG, field=field) from None
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror}", directory / CONFIG) from None
+        if unknown := set(config.signals) - SIGNALS:
+            what = f"{min(unknown)!r} is no signal of this version: the switch was saved by another"
+            raise InputError(what, directory / CONFIG, field="signals")
         try:
             return cls(config, load_file(directory / WEIGHTS))
-        except (SafetensorError, ValueError) as error:
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror}", directory / WEIGHTS) from None
+        except (SafetensorError, ValueError, TypeError, KeyError) as error:
             raise InputError(f"does not hold the weights of this switch: {error}", directory / WEIGHTS) from None
+
+
+_CONFIG = TypeAdapter(SwitchConfig)
+
+
+def _first(error: ValidationError) -> tuple[str, str | None]:
+    """What is wrong with a configuration, and with which field."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(map(str, first["loc"])) or None
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return "is no field of this version: the switch was saved by another", field
+    return f"is no configuration of a switch: {first['msg']}", field
+
+
+def _share(value: Any) -> float:
+    """A share as somebody gives it."""
+    number = value.item() if isinstance(value, np.generic) else value
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= 1:
+        raise InputError(f"must be a number from 0 to 1, is {reprlib.repr(value)}", field="step_share")
+    return float(number)
+
+
+def _vector(value: Any, width: int) -> Vector:
+    """What a switch reads, as somebody gives it."""
+    try:
+        with np.errstate(over="ignore"):  # infinities are refused below
+            vector = np.asarray(value, np.float32)
+    except (TypeError, ValueError):
+        raise InputError(f"must be {width} numbers, is {type(value).__name__}", field="encoded") from None
+    if vector.shape != (width,) or not np.isfinite(vector).all():
+        raise InputError(f"must be {width} finite numbers, has the shape {vector.shape}", field="encoded")
+    return vector

@@ -1,0 +1,107 @@
+"""When asking the oracle ends early: where more answers would be paid for in vain. The rules are ours."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from ..engines.chat_refusals import shown
+from ..errors import AtlasError, EndpointError
+
+Lost = Literal["endpoint", "out of tokens", "filtered", "context"]
+"""Why there is no answer: the server failed or takes no such request, which another time or another recipe may mend;
+thinking used up the limit; a filter; the conversation is too long."""
+LOST: dict[str, Lost] = {"empty": "out of tokens", "filtered": "filtered", "context": "context"}
+"""By the kind of an :class:`atlas_ray.errors.EndpointError`; all others are ``"endpoint"``."""
+_WAYS_OUT = {
+    "endpoint": "see whether the server is well, and takes what select.oracle says",
+    "out of tokens": "raise select.oracle.max_tokens, or let the model think less (select.oracle.extra)",
+    "cut off": "raise select.oracle.max_tokens, or let the model think less (select.oracle.extra)",
+    "filtered": "the server's filter refuses what the trajectories say, so take another server",
+    "context": "lower select.oracle.context to what the model can read",
+    "too long": "the model does not end its answers, so take another one (select.oracle.model)",
+}
+_BY_CHANCE, _EARLY = 2, 10
+"""So many lost answers say nothing of an endpoint; from so many on the rest need not be asked for."""
+_QUOTED = 80
+
+
+def lost_kind(error: EndpointError) -> Lost:
+    """What an endpoint's error means here."""
+    return LOST.get(error.kind, "endpoint")
+
+
+def way_out(kind: str) -> str:
+    """What helps against answers that are refused or lost for this reason."""
+    other = "the model does not keep to the form: take another one (select.oracle.model), or look at what it is sent"
+    return _WAYS_OUT.get(kind, other)
+
+
+class Alike:
+    """Counts what fails for the same reason in a row, and ends the asking at so much of it.
+
+    Until the first answer that is taken, answers count, and the oracle asks one question at a time, so that none beyond
+    them is paid for. Then trajectories count that are given up.
+
+    Args:
+        most: 0 never ends it.
+
+    Attributes:
+        proven: an answer was taken, or nothing is counted.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.proven = most, not most
+        self._kind, self._count, self._last = "", 0, ""
+
+    def well(self) -> None:
+        """An answer was taken."""
+        if not self.proven:
+            self.proven, self._count = True, 0
+
+    def refused(self, kind: str, reason: str, answer: str = "") -> None:
+        """An answer was refused, or there was none.
+
+        Raises:
+            AtlasError: it was the last of too many.
+        """
+        self._last = shown(answer[:_QUOTED])
+        if not self.proven:
+            self._note(kind, reason, "answers")
+
+    def ended(self, kind: str | None, reason: str = "") -> None:
+        """A trajectory was annotated (None), or given up.
+
+        Raises:
+            AtlasError: it was the last of too many.
+        """
+        if kind is None:
+            self._count = 0
+        elif self.proven and self.most:
+            self._note(kind, reason, "trajectories")
+
+    def _note(self, kind: str, reason: str, what: str) -> None:
+        self._count = self._count + 1 if kind == self._kind else 1
+        self._kind = kind
+        if self._count == self.most:
+            began = f"; the last answer begins {self._last!r}" if self._last else ""
+            raise AtlasError(
+                f"the oracle: {self._count} {what} in a row {_said(kind)} ({shown(reason)}{began}), so nothing more is "
+                f"asked and paid for: {way_out(kind)}. select.oracle.stop_after says how many it takes; what was "
+                "answered well is kept"
+            )
+
+
+def _said(kind: str) -> str:
+    return f"got none: {kind}" if kind in get_args(Lost) else f"are refused alike, as {kind!r}"
+
+
+def too_many_lost(lost: int, asked: int, most: float, early: bool = False) -> bool:
+    """Whether more of the answers are none than may be.
+
+    Args:
+        lost: answers that are none.
+        asked: conversations.
+        most: the share that may be, ``max_lost_answers`` of the recipe.
+        early: not all have been asked yet.
+    """
+    return lost > most * asked + (_BY_CHANCE if most else 0) and (not early or lost >= _EARLY)

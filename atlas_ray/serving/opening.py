@@ -1,0 +1,94 @@
+"""What of a run can be served, and a desk for it with the models in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..agent_spec import agent_spec
+from ..errors import InputError
+from ..files import read_json
+from ..recipe import Recipe
+from ..schema_switch import EXPERT
+from ..switching.answers import Answers
+from ..switching.baselines import Always
+from ..switching.compare import unlearned
+from ..switching.evaluate import Policy
+from ..switching.players import close_players, open_players
+from ..switching.policy import CONFIG, SwitchPolicy
+from .desk import Desk
+
+
+def policies(recipe: Recipe, run_dir: Path) -> dict[str, Path | int]:
+    """What of a run can be served: directories of switches and of tuned models, numbers of the switch's own models."""
+    made = run_dir / "checkpoints"
+    marks = [*sorted(made.glob("*/run.json")), *sorted(made.glob(f"switch-*/{CONFIG}"))]
+    found: dict[str, Path | int] = {p.parent.name: p.parent for p in marks if not p.parent.name.startswith(".")}
+    if recipe.switch:
+        models = recipe.switch.models
+        found |= {c.name: c.action for c in unlearned(recipe.switch) if models[c.action].model != EXPERT}
+    return found
+
+
+@contextmanager
+def open_desk(run_dir: Path, name: str | None = None, places: int | None = None) -> Iterator[Desk]:
+    """Serve one of :func:`policies` as long as the block lasts, with the models in this process.
+
+    Args:
+        run_dir: a run directory.
+        name: of the policy; None takes the only switch, or the only tuned model where there is no switch.
+        places: episodes at a time; by default what the recipe has.
+
+    Raises:
+        InputError: it is no run directory of this version, has no such policy, or one of its models plays in
+            environments of ours only.
+    """
+    resolved = run_dir / "recipe.resolved.json"
+    if not resolved.is_file():
+        raise InputError("is not a run directory: it has no recipe.resolved.json", run_dir)
+    try:
+        recipe = Recipe.model_validate(read_json(resolved))
+    except ValidationError as error:
+        field = ".".join(map(str, error.errors()[0]["loc"]))
+        raise InputError("the run was made by a version with other fields", resolved, None, field) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"is no JSON: {error}", resolved) from None
+    known = policies(recipe, run_dir)
+    name = name or _only(run_dir, known)
+    if name not in known:
+        raise InputError(f"has no policy {name!r}; it has {', '.join(known) or 'none'}", run_dir)
+    what, settings = known[name], recipe.switch
+    with ExitStack() as stack:
+        if isinstance(what, Path) and not what.name.startswith("switch-"):
+            spec = replace(agent_spec(recipe, str(what)), slots=places or recipe.num_envs)
+            engine = spec.new_engine(0)
+            stack.callback(engine.close)
+            yield Desk(name, Always(0), [spec.new_agent(engine)], [name])
+            return
+        if settings is None:
+            raise InputError(f"{name} is a switch, and the run's recipe has no [switch] table", run_dir)
+        chosen = settings.models if isinstance(what, Path) else [settings.models[what]]
+        if EXPERT in [model.model for model in chosen]:
+            raise InputError(f"{name} asks the environment's expert, who plays in environments of ours only", run_dir)
+        playing = settings.model_copy(update={"models": chosen, "num_envs": places or settings.num_envs})
+        kept: dict[str, Any] = {}
+        stack.callback(close_players, kept)
+        players = open_players(recipe.model_copy(update={"switch": playing}), kept)
+        policy: Policy = SwitchPolicy.load(what) if isinstance(what, Path) else Always(0)
+        budget = policy.config.budget if isinstance(policy, SwitchPolicy) else None
+        answers = Answers() if settings.cache else None
+        yield Desk(name, policy, players, [model.model for model in chosen], budget, answers)
+
+
+def _only(run_dir: Path, known: Mapping[str, Path | int]) -> str:
+    learned = [name for name, what in known.items() if isinstance(what, Path)]
+    switches = [name for name in learned if name.startswith("switch-")]
+    choice = switches or learned
+    if len(choice) != 1:
+        raise InputError(f"say which policy: {', '.join(known) or 'the run has none yet'}", run_dir)
+    return choice[0]

@@ -1,0 +1,477 @@
+"""What chat servers send with status 200, and what they refuse with: an answer, or none, and for which reason."""
+
+import json
+
+import pytest
+from chat_server import ChatServer, status
+
+from atlas_ray.engines import patience
+from atlas_ray.engines.chat_answers import NoCompletionError, completion
+from atlas_ray.engines.chat_refusals import judge, said_in
+from atlas_ray.engines.http_line import Answer
+from atlas_ray.engines.openai import ChatEndpoint, Completion
+from atlas_ray.errors import EndpointError
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr(patience, "rest", lambda stop, _: stop.is_set())
+    made = ChatServer()
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+def connect(server):
+    made = []
+
+    def start(**kwargs):
+        made.append(ChatEndpoint(server.url, "m", **{"retries": 2, **kwargs}))
+        return made[-1]
+
+    yield start
+    for endpoint in made:
+        endpoint.close()
+
+
+def ask(endpoint, text="hi", **kwargs):
+    talk = [{"role": "system", "content": "s"}, {"role": "user", "content": text}]
+    return endpoint.complete([talk], **{"max_tokens": 5, **kwargs})[0]
+
+
+def read(body, limit=5, kind="application/json"):
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return completion(Answer(200, {"content-type": kind}, data), limit, "max_tokens")
+
+
+def choice(reason="stop", **message):
+    return {"choices": [{"finish_reason": reason, "message": {"role": "assistant", **message}}]}
+
+
+TEXT = {"type": "text", "text": "Action: go right"}
+THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "thought"),
+    [
+        ({"content": "Action: go right"}, "Action: go right", None),
+        ({"content": [TEXT]}, "Action: go right", None),
+        ({"content": TEXT}, "Action: go right", None),
+        ({"content": [THOUGHT, TEXT]}, "Action: go right", "hm"),
+        ({"content": [{"type": "thinking", "thinking": "hm"}, TEXT]}, "Action: go right", "hm"),
+        ({"content": [{"type": "reasoning", "text": "hm"}, TEXT]}, "Action: go right", "hm"),
+        ({"content": [{"type": "text", "text": "Action:"}, {"type": "text", "text": " go right"}]}, None, None),
+        ({"content": ["Action:", " go right"]}, None, None),
+        ({"content": [{"type": "output_text", "text": {"value": "Action: go right"}}]}, "Action: go right", None),
+        ({"content": [{"type": "reference", "reference_ids": [1]}, TEXT]}, "Action: go right", None),
+        ({"content": "Action: go right", "reasoning_content": "hm"}, "Action: go right", "hm"),
+        ({"content": "Action: go right", "reasoning": "hm"}, "Action: go right", "hm"),
+        ({"content": "Action: go right", "reasoning": None, "refusal": None, "tool_calls": []}, None, None),
+        ({"content": "", "reasoning_content": "Action: go left"}, "", "Action: go left"),
+        ({"content": None}, "", None),
+        ({"content": []}, "", None),
+    ],
+)
+def test_the_text_of_a_message_is_what_the_model_meant_as_its_answer(message, text, thought):
+    text = "Action: go right" if text is None else text
+    assert read(choice(**message)) == Completion(text, None, None, "stop", thought)
+
+
+@pytest.mark.parametrize(
+    ("reason", "read_as"),
+    [
+        *(("stop", "stop"), ("STOP", "stop"), ("eos_token", "stop"), ("end_turn", "stop")),
+        *(("length", "length"), ("MAX_TOKENS", "length"), ("model_length", "length")),
+        *((None, None), ("own words", "own words")),
+    ],
+)
+def test_why_an_answer_ends_is_read_in_every_servers_words(reason, read_as):
+    assert read(choice(reason, content="x")).finish_reason == read_as
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "again", "words"),
+    [
+        # errors within an answer
+        ({"error": {"message": "overloaded"}}, "error", True, "overloaded"),
+        ({"error": "overloaded"}, "error", True, "overloaded"),
+        ({"error": {"code": 502, "metadata": {"raw": "upstream gone"}}}, "error", True, "upstream gone"),
+        ({"object": "error", "message": "overloaded", "code": 503}, "error", True, r"overloaded \(503\)"),
+        ({"detail": "no such thing"}, "error", True, "no such thing"),
+        ({**choice(content="x"), "error": {"message": "broken off"}}, "error", True, "broken off"),
+        ({"choices": [{"error": {"code": 502, "message": "down"}}]}, "error", True, r"down \(502\)"),
+        (
+            {"choices": [{"finish_reason": "error", "error": {"message": "down"}, "message": {"content": ""}}]},
+            *("error", True, "down"),
+        ),
+        (choice("error", content="half an an"), "error", True, "ended with 'error': half an an"),
+        (choice("abort", content="half"), "error", True, "ended with 'abort'"),
+        (choice("insufficient_system_resource", content=""), "error", True, "insufficient_system_resource"),
+        (choice("network_error", content=""), "error", True, "network_error"),
+        # no answers
+        ({"choices": None, "note": "so"}, "error", True, "no choices: .*so"),
+        ({"choices": []}, "error", True, "no choices"),
+        ({"choices": [None]}, "error", True, "no choices"),
+        ({"choices": "abc"}, "error", True, "no choices"),
+        ({"choices": [{"finish_reason": "stop"}]}, "error", True, r"no choices\[0\].message"),
+        (choice(content=3), "error", True, "no choices.*content"),
+        (choice(content=[3]), "error", True, "no choices.*content"),
+        (choice(None, content=""), "error", True, "empty and ended with None"),
+        (choice("function_call_filter: MALFORMED_FUNCTION_CALL", content=""), "error", True, "MALFORMED"),
+        (b"[]", "error", True, "no JSON object"),
+        (b"", "error", True, "not JSON: it is empty"),
+        (b'{"choices": [', "error", True, "not JSON"),
+        (
+            b"\n<!DOCTYPE html><html><style>p{}</style><h1>502 Bad&nbsp;Gateway</h1>",
+            "error",
+            True,
+            "a web page.*502 Bad",
+        ),
+        (b'data: {"choices": [{"delta": {"content": "x"}}]}\n\ndata: [DONE]\n', "error", True, "a stream of events"),
+        (b': PROCESSING\n\ndata: {"error": {"message": "no credit", "code": 502}}\n', "error", True, "no credit"),
+        (b'event: error\ndata: {"message": "gone"}\n\n', "error", True, "gone"),
+        # nothing written at the limit
+        (choice("length", content=None, reasoning_content="hm"), "empty", False, "max_tokens = 5: thinking used it up"),
+        (choice("length", content=""), "empty", False, "max_tokens = 5: perhaps thinking"),
+        (choice("MAX_TOKENS", content=" \n"), "empty", False, "max_tokens = 5"),
+        (choice("length", content=[THOUGHT]), "empty", False, "max_tokens = 5: thinking"),
+        (
+            {**choice("length", content=""), "usage": {"completion_tokens_details": {"reasoning_tokens": 5}}},
+            *("empty", False, "5: thinking"),
+        ),
+        (choice("length", content="<think>\nAction: go left\nno, wait"), "empty", False, "5: thinking used it up"),
+        (choice("length", content="<think>\nso\n</think>\n\n"), "empty", False, "5: thinking used it up"),
+        (choice("length", content="hm\n</think>\n"), "empty", False, "5: thinking used it up"),
+        ({**choice("stop", content=""), "usage": {"completion_tokens": 5}}, "empty", False, "max_tokens = 5"),
+        ({**choice(None, content=""), "usage": {"completion_tokens": 5}}, "empty", False, "max_tokens = 5"),
+        (choice("model_context_window_exceeded", content=""), "context", False, "fills the model's context"),
+        # filtered
+        (choice("content_filter", content=""), "filtered", False, "filtered"),
+        (choice("content_filter", content="Action: go"), "filtered", False, "filtered"),
+        ({"choices": [{"finish_reason": "content_filter: PROHIBITED_CONTENT"}]}, "filtered", False, "PROHIBITED"),
+        (choice("SAFETY", content=None), "filtered", False, "SAFETY"),
+        (choice("sensitive", content=""), "filtered", False, "sensitive"),
+        (choice(content=None, refusal="I cannot"), "filtered", False, "refused to answer: I cannot"),
+        (choice(content=[{"type": "refusal", "refusal": "I cannot"}]), "filtered", False, "I cannot"),
+        (
+            choice("tool_calls", content=None, tool_calls=[{"function": {"name": "walk", "arguments": "{}"}}]),
+            *("error", False, "calls the tool 'walk'"),
+        ),
+        (choice("function_call", content="", function_call={"name": "walk"}), "error", False, "the tool 'walk'"),
+    ],
+)
+def test_an_answer_that_is_none(body, kind, again, words):
+    with pytest.raises(NoCompletionError, match=words) as caught:
+        read(body)
+    assert (caught.value.kind, caught.value.again) == (kind, again)
+
+
+def test_an_empty_answer_that_the_model_ended_is_one():
+    assert read({**choice(content=""), "usage": {"completion_tokens": 1}}).text == ""
+    assert read({**choice(content="", reasoning="hm"), "usage": {"completion_tokens": 4}}).finish_reason == "stop"
+
+
+def test_thoughts_in_the_text_stay_there_where_more_is_said_or_the_model_ended():
+    for reason, text in (("length", "<think>a</think>Act"), ("stop", "<think>a"), ("length", "[hm] go to the")):
+        assert read(choice(reason, content=text)).text == text
+    own = {"content-type": "application/json"}
+    body = json.dumps(choice("length", content="<<a b")).encode()
+    with pytest.raises(NoCompletionError, match="thinking used it up"):
+        completion(Answer(200, own, body), 5, "max_tokens", thinking=["<< >>"])
+
+
+def test_an_error_that_says_nothing_stands_in_no_ones_way():
+    for nothing in (None, "", {}, []):
+        assert read({**choice(content="x"), "error": nothing}).text == "x"
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "code"),
+    [
+        ({"error": {"message": "overloaded"}}, "error", 200),
+        (choice("error", content=""), "error", 200),
+        ({"choices": None}, "error", 200),
+        (b"data: {}\n\n", "error", 200),
+        (b"<html>busy</html>", "error", 200),
+        ({"error": {"message": "down", "code": "503"}}, "error", 503),
+        ({"error": "down", "status": 503}, "error", 503),
+        ({"choices": [{"error": {"message": "slow down", "code": 429}}]}, "error", 429),
+    ],
+)
+def test_what_may_pass_is_asked_again_as_what_it_is(server, connect, body, kind, code):
+    endpoint = connect()
+    server.faults = [status(200, body)] * 2
+    assert ask(endpoint).text == "hi"
+    server.faults = [status(200, body)] * 3
+    with pytest.raises(EndpointError, match="attempt 3 of 3") as caught:
+        ask(endpoint)
+    assert (caught.value.kind, caught.value.status) == (kind, code)
+    assert (endpoint.usage.requests, endpoint.usage.retried, endpoint.usage.failed) == (6, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "words"),
+    [
+        (choice("length", content="", reasoning="hm"), "empty", "switch.models.1.max_tokens = 5: thinking"),
+        (choice("content_filter", content=""), "filtered", "filtered"),
+        (choice(content=None, refusal="no"), "filtered", "refused to answer: no"),
+        ({"error": {"code": 400, "message": "maximum context length is 9"}}, "context", "switch.models.1.context"),
+        ({"error": {"message": "Your input was flagged"}}, "filtered", "flagged"),
+        ({"error": {"code": 402, "message": "Insufficient credits"}}, "refused", "credits"),
+    ],
+)
+def test_what_cannot_pass_is_asked_once(server, connect, body, kind, words):
+    endpoint = connect(where="switch.models.1")
+    server.script = lambda _: body
+    with pytest.raises(EndpointError, match=words) as caught:
+        ask(endpoint)
+    assert caught.value.kind == kind and "attempt" not in str(caught.value)
+    assert (endpoint.usage.requests, endpoint.usage.failed) == (1, 1)
+
+
+CONTEXT = [
+    {"error": {"message": "This model's maximum context length is 8192 tokens.", "code": "context_length_exceeded"}},
+    {"error": {"message": "too big", "code": "context_length_exceeded", "param": "messages"}},
+    {
+        "object": "error",
+        "message": "This model's maximum context length is 2048 tokens. However, you requested 3000 tokens (2900 in "
+        "the messages, 100 in the completion). Please reduce the length of the messages or completion.",
+        "code": 400,
+    },
+    {"error": {"message": "The decoder prompt (length 50) is longer than the maximum model length of 20."}},
+    {
+        "error": {
+            "message": "'max_tokens' or 'max_completion_tokens' is too large: 256. This model's maximum context "
+            "length is 2048 tokens and your request has 1900 input tokens"
+        }
+    },
+    {
+        "error": {
+            "code": 400,
+            "message": "the request exceeds the available context size. try increasing the context size",
+            "type": "exceed_context_size_error",
+        }
+    },
+    {"error": "request (5000 tokens) exceeds the available context size (4096 tokens), try increasing it"},
+    {"error": {"message": "input length exceeds the context length", "type": "api_error"}},
+    {"error": {"message": "prompt too long; exceeded max context length by 12 tokens"}},
+    {
+        "error": "Trying to keep the first 5000 tokens when context the overflows. However, the model is loaded with "
+        "context length of only 4096 tokens"
+    },
+    {"error": {"message": "prompt is too long: 200010 tokens > 200000 maximum", "type": "invalid_request_error"}},
+    {"error": {"message": "input length and `max_tokens` exceed context limit: 199000 + 4096 > 200000"}},
+    [
+        {
+            "error": {
+                "code": 400,
+                "message": "The input token count (12) exceeds the maximum number of tokens allowed (9).",
+            }
+        }
+    ],
+    {"message": "Prompt contains 40000 tokens, too large for model with 32768 maximum context length"},
+    {"error": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: 5000 and 100"},
+    {"error": "Input validation error: `inputs` must have less than 4095 tokens. Given: 6000"},
+    {"message": "The input (5000 tokens) is longer than the model's context length (4096 tokens)."},
+    {"message": "Input is too long for requested model."},
+]
+FILTERED = [
+    {"error": {"message": "filtered", "code": "content_filter"}},
+    {"error": {"message": "…", "code": "x", "innererror": {"code": "ResponsibleAIPolicyViolation"}}},
+    {
+        "error": {
+            "message": "Your prompt was flagged as potentially violating our usage policy.",
+            "code": "invalid_prompt",
+        }
+    },
+    {"error": {"message": "Input data may contain inappropriate content.", "code": "data_inspection_failed"}},
+    {"error": {"message": "Provider said no", "metadata": {"reasons": ["moderation"]}}},
+    {"error": {"code": "1301", "message": "系统检测到输入或生成内容可能包含不安全或敏感内容"}},
+]
+
+
+@pytest.mark.parametrize("body", CONTEXT)
+@pytest.mark.parametrize("number", [400, 422, 500])
+def test_a_conversation_that_is_too_long_is_told_apart_in_every_servers_words(body, number):
+    verdict = judge(number, said_in(json.dumps(body).encode()), set())
+    assert (verdict.kind, verdict.again) == ("context", False)
+
+
+@pytest.mark.parametrize("body", FILTERED)
+@pytest.mark.parametrize("number", [400, 403])
+def test_a_filter_is_told_apart_in_every_servers_words(body, number):
+    verdict = judge(number, said_in(json.dumps(body).encode()), set())
+    assert (verdict.kind, verdict.again) == ("filtered", False)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (429, "Rate limit reached: too many tokens, please wait before trying again"),
+        (500, "context deadline exceeded"),
+        (503, "the model is loading"),
+        (500, "upstream moderation service is down"),
+    ],
+)
+def test_what_only_sounds_like_it_is_tried_again(number, text):
+    assert judge(number, said_in(json.dumps({"error": {"message": text}}).encode()), set()).again
+
+
+def test_a_request_that_never_fits_the_rate_is_too_long():
+    text = "Request too large for m on tokens per min (TPM): Limit 30000, Requested 50000."
+    assert judge(429, said_in(json.dumps({"error": {"message": text}}).encode()), set()).kind == "context"
+
+
+@pytest.mark.parametrize(
+    ("body", "kwargs", "words"),
+    [
+        ({"error": {"message": "'temperature' only 1", "param": "temperature"}}, {}, r'set x\.temperature = "unset"'),
+        (
+            {"error": {"message": "Unsupported value: 'temperature' does not support 0 with this model."}},
+            *({}, r'set x\.temperature = "unset"'),
+        ),
+        (
+            {
+                "error": {
+                    "message": "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+                    "'max_completion_tokens' instead.",
+                    "param": "max_tokens",
+                    "code": "unsupported_parameter",
+                }
+            },
+            *({}, r'set x\.limit_field = "max_completion_tokens"'),
+        ),
+        (
+            {
+                "detail": [
+                    {"loc": ["body", "max_completion_tokens"], "msg": "Extra inputs are not permitted", "input": 5}
+                ]
+            },
+            *({"limit_field": "max_completion_tokens"}, r'set x\.limit_field = "max_tokens"'),
+        ),
+        (
+            {
+                "error": {
+                    "message": "max_tokens is too large: 100000. This model supports at most 16384 completion tokens"
+                }
+            },
+            *({}, r"lower x\.max_tokens"),
+        ),
+        (
+            {"error": {"message": "Unrecognized request argument supplied: reasoning_effort"}},
+            *({"extra": {"reasoning_effort": "low"}}, r"look at x\.extra"),
+        ),
+        ({"error": {"message": "The model `m` does not exist", "code": "model_not_found"}}, {}, r"look at x\.model"),
+    ],
+)
+def test_a_refusal_names_the_field_to_set(server, connect, body, kwargs, words):
+    endpoint = connect(where="x", **kwargs)
+    server.faults = [status(400, body)]
+    with pytest.raises(EndpointError, match=words) as caught:
+        ask(endpoint)
+    assert (caught.value.kind, caught.value.status, caught.value.for_all) == ("refused", 400, False)
+    assert endpoint.usage.requests == 1
+
+
+def test_a_refusal_that_repeats_the_request_is_not_searched():
+    body = {"detail": [{"loc": ["body", "foo"], "msg": "bad", "input": "maximum context length temperature flagged"}]}
+    verdict = judge(422, said_in(json.dumps(body).encode()), {"seed"})
+    assert (verdict.kind, verdict.part, verdict.field) == ("refused", None, "")
+
+
+SYSTEM = [
+    {"message": "System role not supported", "type": "BadRequestError"},
+    {"message": "Conversation roles must alternate user/assistant/user/assistant/..."},
+    {"message": "After the optional system message, conversation roles must alternate user/assistant"},
+    {"message": "Only user and assistant roles are supported!"},
+    {"message": "Developer instruction is not enabled for models/gemma"},
+    {
+        "message": "Unsupported value: 'messages[0].role' does not support 'system' with this model.",
+        "param": "messages[0].role",
+    },
+    {"message": 'messages: Unexpected role "system".'},
+    {"message": "roles must alternate between user and assistant"},
+    {"message": "This model does not support system messages"},
+]
+SCHEMA = [
+    {"message": "no response_format here"},
+    {
+        "message": "Invalid parameter: 'response_format' of type 'json_schema' is not supported",
+        "param": "response_format",
+    },
+    {"message": "This response_format type is unavailable now"},
+    {"message": "This model does not support response format `json_schema`"},
+    {"message": "failed to parse grammar"},
+    {"message": "Structured outputs are not supported"},
+]
+
+
+@pytest.mark.parametrize("error", SYSTEM)
+@pytest.mark.parametrize("number", [400, 500])
+def test_without_a_system_role_the_endpoint_falls_back_by_itself_and_says_so(server, connect, caplog, error, number):
+    def script(body):
+        roles = [m["role"] for m in body["messages"]]
+        return {"error": error} if "system" in roles else body["messages"][0]["content"]
+
+    refused = status(number, {"error": error})
+    endpoint = connect(concurrency=1)
+    server.faults = [refused]
+    server.script = script
+    assert ask(endpoint, "a").text == "s\n\na"
+    assert ask(endpoint, "b").text == "s\n\nb"
+    assert endpoint.usage.requests == 3 and endpoint.usage.retried == 1 and endpoint.usage.failed == 0
+    (note,) = endpoint.notes
+    assert "takes no system message" in note and "send_system = false" in note and note in caplog.text
+    server.faults = [status(400, {"error": error})]
+    with pytest.raises(EndpointError) as caught:
+        ask(endpoint)
+    assert caught.value.kind == "refused", "there is nothing left to leave out"
+
+
+@pytest.mark.parametrize("error", SCHEMA)
+def test_without_a_json_schema_the_endpoint_falls_back_by_itself_and_says_so(server, connect, error):
+    endpoint = connect(concurrency=1)
+    server.faults = [status(400, {"error": error})]
+    talks = [[{"role": "user", "content": str(i)}] for i in range(3)]
+    made = endpoint.complete(talks, max_tokens=5, json_schema={"type": "object"})
+    assert [c.text for c in made] == ["0", "1", "2"]
+    assert ["response_format" in body for _, body, _ in server.requests] == [True, False, False, False]
+    (note,) = endpoint.notes
+    assert "takes no JSON schema" in note and "send_schema" in note
+
+
+def test_a_seed_is_left_out_where_the_server_knows_none(server, connect):
+    endpoint = connect(concurrency=1)
+    fault = {"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs are not permitted", "type": "extra_forbidden"}]}
+    server.faults = [status(422, fault)]
+    assert ask(endpoint, temperature=1.0, seeds=[3]).text == "hi"
+    assert ["seed" in body for _, body, _ in server.requests] == [True, False]
+    server.requests.clear()
+    assert ask(endpoint, temperature=1.0, seeds=[3]).text == "hi"
+    assert "seed" not in server.requests[0][1] and len(server.requests) == 1
+
+
+def test_a_server_that_knows_none_of_it_is_asked_without_all_of_it(server, connect):
+    server.faults = [
+        status(400, {"error": "System role not supported"}),
+        status(400, {"error": "json_schema is not supported"}),
+        status(400, {"error": "unknown field: seed"}),
+    ]
+    endpoint = connect(retries=0)
+    assert ask(endpoint, "a", temperature=1.0, seeds=[3], json_schema={}).text == "s\n\na"
+    assert len(endpoint.notes) == 3
+    assert server.requests[-1][1].keys() == {"model", "messages", "max_tokens", "temperature"}
+
+
+@pytest.mark.parametrize("number", [401, 402, 403, 404])
+def test_what_all_others_would_get_too_is_asked_once_but_a_filter_is_not(server, connect, number):
+    server.faults = [status(number, {"error": {"message": "no"}})] * 3
+    endpoint = connect(concurrency=1)
+    talks = [[{"role": "user", "content": str(i)}] for i in range(3)]
+    assert all(e.for_all for e in endpoint.complete_each(talks, max_tokens=5))
+    assert len(server.requests) == 1
+    server.faults = [status(403, {"error": {"message": "your input was flagged"}})]
+    made = connect(concurrency=1).complete_each(talks, max_tokens=5)
+    assert [type(e) for e in made] == [EndpointError, Completion, Completion]

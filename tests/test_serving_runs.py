@@ -1,0 +1,209 @@
+"""What of a run can be served, and the command that does it."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from serving_desks import HOST, ask, begin, play_over, switch
+from switch_models import LEVELS, SHAPES, model
+
+from atlas_ray.cli import main
+from atlas_ray.errors import InputError
+from atlas_ray.files import read_json, write_json
+from atlas_ray.recipe import Recipe
+from atlas_ray.serving import Asked, open_desk
+from atlas_ray.serving.app import GRACE, listen
+from atlas_ray.switching import SwitchPolicy
+from atlas_ray.switching.features import EXTRA
+from atlas_ray.tiny import build_tokenizer
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with two switches and a tuned model, as the stages leave them."""
+    folders = {}
+    for name in SHAPES:
+        folders[name] = tmp_path / name
+        model(name).save_pretrained(folders[name])
+        build_tokenizer().save_pretrained(folders[name])
+    recipe = Recipe.model_validate(
+        {
+            "name": "r",
+            "num_envs": 3,
+            "style": "action",
+            "switch": {
+                "models": [str(f) for f in folders.values()],
+                "levels": LEVELS,
+                "num_envs": 5,
+                "budgets": [1, 2],
+            },
+        }
+    )
+    run = tmp_path / "run"
+    run.mkdir()
+    write_json(run / "recipe.resolved.json", recipe.model_dump(mode="json"))
+    for budget in (1, 2):
+        switch(budget, signals=()).save(run / "checkpoints" / f"switch-budget{budget}-seed0")
+    tuned = run / "checkpoints" / "all-s0"
+    model("quick").save_pretrained(tuned)
+    build_tokenizer().save_pretrained(tuned)
+    write_json(tuned / "run.json", {})
+    (run / "checkpoints" / "half-s0").mkdir()
+    write_json(run / "checkpoints" / "half-s0" / "config.json", {})
+    return run
+
+
+def test_switches_tuned_models_and_the_switchs_own_models_can_be_served(run):
+    now = Asked("you see a red ball 1 step forward", ["go forward", "turn left"])
+    shapes = {}
+    for name in ("switch-budget2-seed0", "all-s0", "always-quick", "always-deepthink"):
+        with open_desk(run, name) as desk:
+            key = desk.open("go to the red ball", 5)
+            answer = desk.act({key: now})[key]
+            assert answer.action in now.actions
+            shapes[name] = (desk.budget, desk.rows, len(desk.models), os.path.basename(answer.model))
+    assert shapes["switch-budget2-seed0"][:3] == (2, 5, 2)
+    assert shapes["all-s0"] == (None, 3, 1, "all-s0")
+    assert shapes["always-quick"] == (None, 5, 1, "quick")
+    assert shapes["always-deepthink"] == (None, 5, 1, "deepthink")
+    with open_desk(run, "all-s0", places=2) as desk:
+        assert desk.rows == 2
+
+
+def test_which_policy_has_to_be_said_where_there_are_several(run, tmp_path):
+    known = "all-s0, switch-budget1-seed0, switch-budget2-seed0, always-quick, always-deepthink"
+    with pytest.raises(InputError, match=f"say which policy: {known}"), open_desk(run):
+        pass
+    with pytest.raises(InputError, match="has no policy 'half-s0'; it has all-s0"), open_desk(run, "half-s0"):
+        pass
+    with pytest.raises(InputError, match="is not a run directory"), open_desk(tmp_path):
+        pass
+    recipe = read_json(run / "recipe.resolved.json")
+    write_json(run / "recipe.resolved.json", {**recipe, "novelty": 1})
+    with pytest.raises(InputError, match="recipe.resolved.json: novelty: .* other fields"), open_desk(run, "all-s0"):
+        pass
+    recipe["switch"]["models"][1] = {"model": "expert"}
+    write_json(run / "recipe.resolved.json", recipe)
+    with pytest.raises(InputError, match="the environment's expert"), open_desk(run, "switch-budget1-seed0"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"name"', "is no JSON"),
+        (b"\xff\xfe\x00", "is no JSON"),
+        (b"[" * 100_000, "is no JSON"),
+        (b"[1]", "other fields"),
+    ],
+)
+def test_a_broken_recipe_is_bad_input_that_names_the_file(run, content, said):
+    (run / "recipe.resolved.json").write_bytes(content)
+    with pytest.raises(InputError, match=rf"recipe\.resolved\.json: .*{said}"), open_desk(run, "all-s0"):
+        pass
+
+
+def test_half_of_a_switch_is_bad_input_that_names_the_file(run):
+    weights = run / "checkpoints" / "switch-budget1-seed0" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:50])
+    with pytest.raises(InputError, match=r"model\.safetensors: does not hold"), open_desk(run, "switch-budget1-seed0"):
+        pass
+
+
+def test_bad_arguments_are_refused_before_a_model_is_loaded(run, capsys):
+    pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
+    with listen(0) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["serve", str(run), "all-s0", "--port", port]) == 2
+    assert f"--port: {port}: " in capsys.readouterr().err
+    assert main(["serve", str(run), "all-s0", "--places", "0"]) == 2
+    assert main(["serve", str(run), "all-s0", "--port", "70000"]) == 2
+    assert main(["serve", str(run)]) == 2
+    assert "say which policy" in capsys.readouterr().err
+
+
+@contextlib.contextmanager
+def command(run, policy):
+    """The command as a process, and its port."""
+    pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "atlas_ray", "serve", str(run), policy, "--port", "0"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "SERVED_KEY": "none"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell lets background processes ignore it, and so may whoever runs the tests
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        said = process.stdout.readline()
+        found = re.search(rf"serving {policy} .* on http://127.0.0.1:(\d+)", said)
+        assert found, said + process.stderr.read()
+        yield process, int(found[1]), said
+    finally:
+        process.kill()
+        process.wait()
+
+
+def ended(process, end):
+    """What a process says when a signal ends it within a few seconds."""
+    begun = time.monotonic()
+    process.send_signal(end)
+    out, err = process.communicate(timeout=60)
+    assert time.monotonic() - begun < GRACE + 15, "beside whatever else this machine does"
+    assert "Traceback" not in err, err
+    assert "goes on" not in out + err, "there is nothing to go on with"
+    return err
+
+
+@pytest.mark.parametrize(("end", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_the_command_serves_until_a_signal_ends_it_whoever_stalls(run, end, code):
+    with command(run, "switch-budget1-seed0") as (process, port, said):
+        assert "at most 1 calls an episode" in said
+        client = play_over(port, 3)
+        assert len(client.called_at) <= 1
+        head = b"POST /episodes HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        stalled = [socket.create_connection((HOST, port)) for _ in range(4)]
+        for line, sent in zip(
+            stalled,
+            (b"", head, head + b"Content-Length: 99\r\n\r\n{", head + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{"),
+        ):
+            line.sendall(sent)
+        ask(port, "GET", "/")
+        err = ended(process, end)
+        for line in stalled:
+            line.close()
+    assert process.returncode == code, err
+    assert code == 0 or "terminated; the episodes that were going on have ended with it" in err
+
+
+def test_a_model_that_never_answers_does_not_keep_the_process(run):
+    recipe = read_json(run / "recipe.resolved.json")
+    with listen(0) as silent, ThreadPoolExecutor(1) as threads:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        recipe["switch"] |= {"unit": "seconds"}
+        recipe["switch"]["models"][1] = {"model": "silent", "base_url": url, "key_variable": "SERVED_KEY"}
+        write_json(run / "recipe.resolved.json", recipe)
+        with command(run, "always-deepthink") as (process, port, _):
+            act = {"observation": "a", "actions": ["go forward"]}
+            asked = threads.submit(ask, port, "POST", f"/episodes/{begin(port)}/act", act)
+            silent.accept()  # the model is asked
+            err = ended(process, signal.SIGTERM)
+        assert asked.result() == (503, {"detail": "the server is ending"})
+    assert process.returncode == 143
+    assert "a model was still at work; its answer is lost" in err
+
+
+def test_a_switch_is_served_as_it_was_saved(run):
+    policy = SwitchPolicy.load(run / "checkpoints" / "switch-budget2-seed0")
+    features = np.random.default_rng(0).normal(size=(5, policy.config.features + EXTRA)).astype(np.float32)
+    with open_desk(run, "switch-budget2-seed0") as desk:
+        assert np.array_equal(desk.policy.numbers(features), policy.numbers(features))

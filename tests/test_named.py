@@ -62,6 +62,8 @@ def test_what_is_there_passes(place, capsys):
     build_model(hidden=16, layers=1, heads=2, intermediate=32, seed=0).save_pretrained(place / "model")
     build_tokenizer().save_pretrained(place / "model")
     (place / "data").mkdir()
+    turns = [{"from": "human", "value": "go"}, {"from": "gpt", "value": "Thought: t\nAction: look"}]
+    (place / "data" / "x.jsonl").write_text(json.dumps({"item_id": "a_1", "conversations": turns}) + "\n")
     (place / "marks.jsonl").write_text("")
     text = READ.replace("data.jsonl", "data") + SELECT + '["all", "mine"]\nfiles = { mine = "marks.jsonl" }\n'
     (place / "r.toml").write_text(text + TUNE + '"model"\n')

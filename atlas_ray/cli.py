@@ -16,7 +16,7 @@ import envs
 
 from .causes import culprit, described, passes
 from .cli_arguments import overrides, parser
-from .disk import unwritten
+from .disk import is_full, unwritten
 from .errors import AtlasError, InputError
 from .limits import cores, quota
 from .logs import redact, where
@@ -297,6 +297,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGTERM if _terminated.is_set() else 1
     except Exception as error:
         found = culprit(error)
+        if is_full(found):
+            found = unwritten(getattr(found, "filename", None) or ("a file" if where(error) else "stdout"), found)
+            _flush(asked=False)
         code = found.exit_code if isinstance(found, AtlasError) else 1
         more = (f"; {_GOES_ON}" if passes(found) and where(error) else "") + (where(error) if code == 1 else "")
         print(f"atlas-ray: {redact(described(found))}{more}", file=sys.stderr)

@@ -83,6 +83,11 @@ def _names(error: BaseException, place: Path) -> bool:
     return isinstance(name, str) and Path(name).is_relative_to(place)
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether it is a writer's own error that there is no room, which nobody has made ours of."""
+    return isinstance(error, OSError) and not isinstance(error, StorageError) and error.errno in _ROOM
+
+
 def refuse_device(path: Path) -> None:
     """What takes the place of a device or a pipe would remove it.
 

@@ -17,6 +17,8 @@ from .disk import refuse_device, writing
 from .errors import StorageError
 
 _log = logging.getLogger(__name__)
+_HALVES = "backslashreplace"
+"""Half a character, which UTF-8 has no bytes for, is written as JSON escapes it, and so comes back as it was."""
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -32,7 +34,7 @@ def write_parts(path: str | Path, parts: Iterable[str]) -> None:
     """
     with replacing(path) as temporary:
         with writing(path):
-            file = temporary.open("w", encoding="utf-8")
+            file = temporary.open("w", encoding="utf-8", errors=_HALVES)
         with file:
             file.writelines(parts)
             file.flush()
@@ -110,7 +112,7 @@ def append_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab", buffering=0) as file:
-            _append(file, memoryview(text.encode()))
+            _append(file, memoryview(text.encode("utf-8", _HALVES)))
 
 
 def _append(file: FileIO, data: memoryview) -> None:

@@ -174,6 +174,15 @@ def test_rows_that_do_not_fit_whole_are_not_there_at_all(tmp_path):
     assert [json.loads(line)["number"] for line in path.read_text().splitlines()] == [*range(5), *range(5)]
 
 
+def test_half_a_character_of_a_model_or_a_server_comes_back_as_it_was(tmp_path):
+    row = {"text": "a \ud83d half, \U0001f600 whole, \\ud83d spelt out"}
+    files.append_jsonl(tmp_path / "rows.jsonl", [row])
+    files.write_json(tmp_path / "row.json", row)
+    assert list(files.jsonl_rows(tmp_path / "rows.jsonl")) == [row]
+    assert files.read_json(tmp_path / "row.json") == row
+    (tmp_path / "rows.jsonl").read_text(encoding="utf-8")
+
+
 def test_an_event_that_cannot_be_kept_does_not_end_the_run_and_is_said(tmp_path, caplog):
     log = files.RunLog(tmp_path)
     log.event("collect", "retried", task=1)

@@ -82,6 +82,8 @@ class Head:
         token.write_text(uuid.uuid4().hex + uuid.uuid4().hex)
         gcs, dashboard, agent = free_ports(3)
         clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        # the `python` of a job is the first one on its head's path
+        clean["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{clean['PATH']}"
         self.stranger = {
             **clean,
             "RAY_AUTH_MODE": "token",
@@ -156,8 +158,7 @@ def test_the_first_command_of_the_docs_runs_as_it_stands(head, tmp_path):
     for ours, theirs in (("http://127.0.0.1:8265", head.address), ("s3://BUCKET/runs", str(tmp_path))):
         assert ours in command
         command = command.replace(ours, theirs)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    plain_user = {k: v for k, v in head.environment.items() if k != "RAY_AUTH_MODE"} | {"PATH": path}
+    plain_user = {k: v for k, v in head.environment.items() if k != "RAY_AUTH_MODE"}
     done = subprocess.run(
         f"{command} {shlex.join(small(**SMALLEST))}",
         shell=True,

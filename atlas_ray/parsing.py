@@ -35,11 +35,11 @@ _LISTED = rf"(?:(?:[-+*>\u2022]|(?P<hash>\#{{1,6}})|\(?\d{{1,2}}[.)]){_S}+)?"
 _NUMBER = rf"(?:{_S}*(?:\#?\d{{1,4}}|\(\d{{1,4}}\)|\[\d{{1,4}}\]))?"
 # with a colon; or, as a Markdown heading or in bold, alone on its line
 _WITH_COLON = rf"(?(mark)(?:(?P=mark){_S}*{_C}|{_S}*{_C}(?:{_S}*(?P=mark))?)|{_S}*{_C})"
-_ALONE = rf"(?(mark)(?P=mark)|(?(hash)|(?!))){_S}*$"
+_ALONE = rf"(?(mark)(?P=mark)|(?(hash)(?:{_S}*\#{{1,6}})?|(?!))){_S}*$"
 
 
 def _headed(words: str) -> re.Pattern[str]:
-    heading = rf"^{_S}*{_LISTED}(?P<mark>\*{{1,3}}|_{{1,2}}|`)?(?:{words}){_NUMBER}(?:{_WITH_COLON}|{_ALONE})"
+    heading = rf"^{_S}*{_LISTED}(?P<mark>\*{{1,3}}|_{{1,2}}|`)?{_S}*(?:{words}){_NUMBER}(?:{_WITH_COLON}|{_ALONE})"
     return re.compile(heading, re.IGNORECASE | re.MULTILINE)
 
 
@@ -50,10 +50,11 @@ _OBSERVATION = _headed("observations?|obs|environment|user|human")
 _INLINE = re.compile(rf"(?:(?<=[.!?;:)\]\"'”*…]){_S}+|^)(?:Action|ACTION){_NUMBER}{_S}*{_C}", re.MULTILINE)
 _ANYWHERE = re.compile(rf"\b(?:Action|ACTION){_NUMBER}{_S}*{_C}")
 _TAGGED = re.compile(r"<(action|act)>(?P<inside>.*?)(?:</\1>|\Z)", re.IGNORECASE | re.DOTALL)
-_THOUGHT_TAG = re.compile(r"</?(?:thought|reasoning)>", re.IGNORECASE)
+_THOUGHT_TAG = re.compile(r"<(thoughts?|reasoning|reflection)>(?P<inside>.*?)</\1>", re.IGNORECASE | re.DOTALL)
 _FENCE = re.compile(r"^[ \t]*(```|~~~)[ \t]*([^`\s]*)[^`\n]*$", re.MULTILINE)
-_WRAPS = (("```", "```"), ("`", "`"), ("**", "**"), ('"', '"'), ("'", "'"), ("“", "”"))
+_WRAPS = (("```", "```"), ("`", "`"), ("**", "**"), ("__", "__"), ("*", "*"), ('"', '"'), ("'", "'"), ("“", "”"))
 _SENTENCE = re.compile(r"[.!?;](?=[ \t])")
+_COUNTED = re.compile(r"\(?\d{1,2}[.)][ \t]+(?=\S)")
 _BRACKET = re.compile(r"[ \t]+\([^()]*\)[.!]?$")
 _BREAK = re.compile("\r\n|[\r\x85\u2028\u2029]")
 
@@ -133,12 +134,15 @@ def parse(
     if not text.strip():
         return Parsed(None, None, "empty", reasoning)
     offers = _Offers(admissible)
+    tagged = [s for found in _THOUGHT_TAG.finditer(text) if (s := found["inside"].strip())]
+    text = _THOUGHT_TAG.sub("", text)
     turn, invented = _take_apart(text, offers)
     if turn.loose and style == "react":
         whole = offers.find(turn.section)
         return Parsed(None, whole, "no action" if whole is None else "ok", reasoning, invented)
     written, named, behind = _written(turn)
-    thought = None if style == "action" else _thought(turn.before, written)
+    thought = _thought(turn.before, written)
+    thought = None if style == "action" else ("\n".join(tagged) if tagged and not thought else thought)
     candidates = _candidates(turn.section, [written, *named], offers.bare)
     found = next((a for c in candidates if (a := offers.find(c)) is not None), None)
     if found is None and turn.loose:
@@ -157,7 +161,7 @@ def _take_apart(text: str, offers: _Offers) -> tuple[_Turn, bool]:
     """The turn, and whether an observation was invented behind it."""
     headings = list(_ACTION.finditer(text))
     if not headings and (tagged := list(_TAGGED.finditer(text))):
-        return _Turn(_THOUGHT_TAG.sub("", text[: tagged[0].start()]), tagged[0]["inside"]), len(tagged) > 1
+        return _Turn(text[: tagged[0].start()], tagged[0]["inside"]), len(tagged) > 1
     headings = headings or list(_INLINE.finditer(text)) or _offered(text, offers)
     if not headings:
         section, invented = _own(text, len(text) - len(text.lstrip()) + 1)
@@ -296,6 +300,8 @@ def _candidates(section: str, written: Sequence[str], brackets: bool) -> Iterato
     yield from written
     line = next((s for part in written[0].split("\n") if (s := part.strip())), "")
     yield line
+    if counted := _COUNTED.match(line):
+        yield line[counted.end() :]
     if len(line) <= LONGEST_ACTION:
         cuts = list(islice(_SENTENCE.finditer(line), 8))
         if brackets and (remark := _BRACKET.search(line)):

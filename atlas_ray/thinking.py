@@ -12,6 +12,7 @@ THINKING = (
     "<thinking>",
     "[THINK]",
     "<seed:think>",
+    "◁think▷ ◁/think▷",
     "<|START_THINKING|> <|END_THINKING|>",
     "<|channel|>analysis<|message|> <|end|>",
 )

@@ -50,6 +50,12 @@ OK = "ok"
         ("Thought\uff1aa\nAction\uff1a turn left", "a", "turn left"),
         ("turn left", None, "turn left"),
         ("```\nTurn left!\n```", None, "turn left"),
+        ("Action:\n1. turn left", None, "turn left"),
+        (
+            "<thought>\nAction: drop\nObservation: a pit\n</thought>\nAction: turn left",
+            "Action: drop\nObservation: a pit",
+            "turn left",
+        ),
     ],
 )
 def test_thought_and_action_are_found(reply, thought, action):
@@ -175,6 +181,15 @@ def test_without_a_list_any_action_counts_as_it_is_written():
         "Thought: a\nAction: open box\nThought: it may be in there",
         "Thought: a\nAction: open box\nAction Input: none",
         "<thought>a</thought>\n<action>open box</action>",
+        "<thought>a</thought>\nAction: open box",
+        "<Reasoning>a</Reasoning>\n**Action:** open box",
+        "- **Thought:** a\n- **Action:** **open box**",
+        "## Thought:\na\n## Action:\nopen box",
+        "**Thought:**\n\na\n\n**Action:**\n\nopen box",
+        "Thought : a\nAction : *open box*",
+        "** Thought: ** a\n** Action: ** open box",
+        "### THOUGHT ###\na\n### ACTION ###\nopen box",
+        "**Thought 3:** a\n**Action 3:** open box",
         "<|im_start|>assistant\nThought: a\nAction: open box<|im_end|>",
         "Thought: a\nAction: open box</s></s>",
         "Thought: a\nAction: open box<|eot_id|>\n",

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import pickle
 import socket
 import threading
 import time
@@ -11,7 +12,7 @@ import pytest
 from serving_desks import HOST, STEPS, ask, begin, play_over, served, serving, stubbed, switch
 from switch_models import SHAPES, agents, specs
 
-from atlas_ray.serving import bodies
+from atlas_ray.serving import Refused, bodies
 from atlas_ray.switching.baselines import Always
 from atlas_ray.switching.evaluate import play_switching
 
@@ -88,6 +89,12 @@ TEXTS = {
     "bytes": (b"\xff\xfe\xfa", []),
     "Latin-1": ('{"instruction":"\xe9"}'.encode("latin-1"), []),
 }
+
+
+def test_refusals_cross_between_processes():
+    for error in (Refused("no", 409), Refused("is blank", 422, ("actions", 1)), bodies.BadBody([{"msg": "no"}])):
+        twin = pickle.loads(pickle.dumps(error))
+        assert (type(twin), str(twin), twin.status, twin.where) == (type(error), str(error), error.status, error.where)
 
 
 @pytest.fixture(scope="module")

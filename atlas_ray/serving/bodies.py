@@ -57,6 +57,9 @@ class BadBody(Refused):
         super().__init__(problems[0]["msg"], 422)
         self.problems = problems
 
+    def __reduce__(self) -> tuple[type[BadBody], tuple[list[dict[str, Any]]]]:
+        return type(self), (self.problems,)
+
 
 def read(body: bytes, kind: str, model: type[M]) -> M:
     """The body of a request.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -48,7 +49,7 @@ class Line:
                 result = what(*arguments)
             except Exception as error:
                 failed = error
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
                 loop.call_soon_threadsafe(settle, result, failed)
 
         self._jobs.put(job)

@@ -51,6 +51,7 @@ SMALLEST = {
     "collect.levels": "{ GoToLocalS5N2 = 4 }",
     "select.selectors": '["all", "random"]',
     "finetune.arms": '[{ selector = "all" }]',
+    "finetune.workers": "0",
     "evaluate.held_in": '["GoToLocalS5N2"]',
     "evaluate.episodes": "2",
     "switch.levels": '["GoToLocalS5N2"]',

@@ -105,4 +105,5 @@ def test_a_training_goes_on_in_a_directory_of_any_name(ray_session, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train()
     assert train().config == terms
-    assert [row["step"] for row in rows] == [32, 64]
+    first, second = (row["step"] for row in rows)
+    assert 32 <= first < 64 <= second, "it went on where it was"

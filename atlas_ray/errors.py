@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+
+PLACES = {
+    getattr(errno, name)
+    for name in ("EACCES", "EPERM", "EROFS", "ENAMETOOLONG", "ENOENT", "ENOTDIR", "EEXIST", "EISDIR", "ELOOP", "EINVAL")
+}
+"""``errno`` of what a place is at fault for that somebody has named, not the room on it."""
 
 
 class AtlasError(Exception):
@@ -47,7 +54,7 @@ class DivergedError(AtlasError, ArithmeticError):
 
 
 class StorageError(AtlasError, OSError):
-    """Something could not be written: the disk is full, or the place cannot be written to.
+    """Something could not be written: the disk is full, or the place is at fault, which is bad input.
 
     Args:
         message: the file, what happened, and what to do.
@@ -56,6 +63,7 @@ class StorageError(AtlasError, OSError):
 
     def __init__(self, message: str, number: int | None = None) -> None:
         self.number = number
+        self.exit_code = 2 if number in PLACES else 1
         super().__init__(message)
 
     def __reduce__(self) -> tuple[type[StorageError], tuple[object, ...]]:

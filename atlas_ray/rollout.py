@@ -147,13 +147,13 @@ def fresh(spec: EnvSpec, seed: int, episode_id: str | None = None, attempts: int
     raise AssertionError("unreachable")
 
 
-_NOWHERE = envs.TextEnv("nowhere")
+NOWHERE = envs.TextEnv("nowhere")
 """Stands in an episode that did not begin; nobody plays it."""
 
 
 def unbegun(episode_id: str, why: str) -> Start:
     """An episode that does not begin, and why."""
-    return Start(episode_id, _NOWHERE, "", "", lost=why)
+    return Start(episode_id, NOWHERE, "", "", lost=why)
 
 
 class Beginnings:

@@ -8,7 +8,8 @@ import math
 import uuid
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal, Protocol, Self
@@ -21,8 +22,10 @@ from .errors import InputError
 from .parsing import LONGEST_ACTION, Parsed, Style, Tally, parse
 from .rendering import Prompt
 from .rendering_chat import make_renderer
+from .replies import Replies
 from .thinking import THINKING, split_thinking
 from .trajectory import Step
+from .unknown import Reader
 
 Decide = Literal["score", "generate"]
 
@@ -55,7 +58,8 @@ class Decision:
     """What an agent does: its thought, if it has one, and its action, by which decisions compare.
 
     Where the action is the likeliest of those offered: ``entropy`` of their probabilities over its largest value,
-    0..1, and ``margin``, the probability of the likeliest less that of the next, 0..1.
+    0..1, and ``margin``, the probability of the likeliest less that of the next, 0..1. Where the model writes,
+    ``replies`` are counted as :class:`atlas_ray.replies.Replies` does.
     """
 
     thought: str | None
@@ -63,6 +67,30 @@ class Decision:
     entropy: float | None = field(default=None, compare=False)
     margin: float | None = field(default=None, compare=False)
     spent: Spent = field(default=Spent(), compare=False, repr=False)
+    replies: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class LostAnswer:
+    """A model gave no answer. That is no decision: its episode ends and says nothing of the model.
+
+    Args:
+        reason: a line that names the field which would help, if there is one.
+        kind: of an :class:`atlas_ray.errors.EndpointError`; ``"blank"`` where the model wrote nothing, even when asked
+            again.
+        spent: what was used nevertheless.
+        replies: what came before it was given up, itself ``lost``.
+    """
+
+    reason: str
+    kind: str = ""
+    spent: Spent = field(default=Spent(), repr=False)
+    replies: Mapping[str, int] = field(default_factory=lambda: {"lost": 1}, repr=False)
+
+    @property
+    def passing(self) -> bool:
+        """Whether there may be an answer at another time."""
+        return self.kind in ("", "error")
 
 
 def confidence(logprobs: Sequence[float]) -> tuple[float, float]:
@@ -120,8 +148,10 @@ class Player(Protocol):
         """Whether there is room for one more turn."""
         ...
 
-    def act(self, slots: Sequence[int], actions: Sequence[Sequence[str]], seeds: Sequence[int]) -> Sequence[Decision]:
-        """One decision for each of ``slots``; ``actions`` are those offered to it."""
+    def act(
+        self, slots: Sequence[int], actions: Sequence[Sequence[str]], seeds: Sequence[int]
+    ) -> Sequence[Decision | LostAnswer]:
+        """One decision for each of ``slots``, or why there is none; ``actions`` are those offered to it."""
         ...
 
 
@@ -140,8 +170,9 @@ class Agent:
     To ``score``, a thought is generated freely up to the separator, and the action is the likeliest of the offered ones
     (as GLAM scores them), or a sample of them. To ``generate``, the model writes the whole turn, which
     :func:`atlas_ray.parsing.parse` reads; the offered actions may be none, and then any will do. Where that is not
-    "ok", the action as written, or the whole reply where there is none, goes to the environment, which answers it.
-    Sampling depends on the seed given for the decision, never on the batch.
+    "ok", the action as written, or the whole reply where there is none, goes to the environment, which answers it. Only
+    what was thinking up to the limit is a :class:`LostAnswer`: what the model would do is not known then. Sampling
+    depends on the seed given for the decision, never on the batch.
 
     Args:
         engine: the model.
@@ -158,6 +189,8 @@ class Agent:
         thinking: tags of what it thinks before it answers (:data:`atlas_ray.thinking.THINKING`).
         name: tells the model apart from others whose answers are kept beside its; by default none has the same.
         price: of a million tokens read and of a million written.
+        unknown_share: most tokens, of the first few thousand of instructions and observations and of all later ones,
+            that the tokenizer may not know; None does not count.
 
     Raises:
         InputError: ``window`` is negative, or the tokenizer cannot be used so; see the renderers.
@@ -180,12 +213,14 @@ class Agent:
         thinking: Sequence[str] = THINKING,
         name: str | None = None,
         price: tuple[float, float] = (0.0, 0.0),
+        unknown_share: float | None = None,
     ) -> None:
         if window is not None and window < 0:
             raise InputError("must be 0 or more", field="window")
         self.engine, self.temperature = engine, temperature
         self.name, self.price = name or uuid.uuid4().hex, price
         self.renderer = make_renderer(engine.tokenizer, style, prompt)
+        self._reader = None if unknown_share is None else Reader(self.renderer, unknown_share, name or "the model")
         self.decide, self.window = decide, window
         self.thought_tokens, self.action_tokens = thought_tokens, action_tokens
         self.thinking = tuple(thinking)
@@ -204,17 +239,25 @@ class Agent:
         return twin
 
     def start(self, slot: int, instruction: str, steps: Sequence[Step], observation: str) -> None:
-        """Begin an episode in ``slot``, with the ``steps`` that were already taken."""
+        """Begin an episode in ``slot``, with the ``steps`` that were already taken.
+
+        Raises:
+            InputError: more words are unknown than may be; so does :meth:`advance`.
+        """
         past = map(self.renderer.past, steps)
-        self._episodes[slot] = _Episode(
-            self.renderer.header(instruction), deque(past, self.window), self.renderer.context(observation)
-        )
+        with self._reading():
+            header, present = self.renderer.header(instruction), self.renderer.context(observation)
+        self._episodes[slot] = _Episode(header, deque(past, self.window), present)
 
     def advance(self, slot: int, step: Step, observation: str) -> None:
         """Append a step, whoever took it, and the observation that followed."""
         episode = self._episodes[slot]
         episode.past.append(episode.present + self.renderer.turn(step) + self.renderer.gap)
-        episode.present = self.renderer.context(observation)
+        with self._reading():
+            episode.present = self.renderer.context(observation)
+
+    def _reading(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._reader is None else self._reader.reading()
 
     def prompt(self, slot: int) -> list[int]:
         """What the model sees when it has to act in ``slot``."""
@@ -239,13 +282,15 @@ class Agent:
         shown = len(episode.header) + sum(map(len, episode.past)) + len(episode.present)
         return shown + more <= self.engine.context
 
-    def act(self, slots: Sequence[int], actions: Sequence[Sequence[str]], seeds: Sequence[int]) -> list[Decision]:
-        """One decision for each of ``slots``; ``actions`` are those offered to it."""
+    def act(
+        self, slots: Sequence[int], actions: Sequence[Sequence[str]], seeds: Sequence[int]
+    ) -> list[Decision | LostAnswer]:
+        """One decision for each of ``slots``, or why there is none; ``actions`` are those offered to it."""
         if not slots:
             return []
         prompts = [self.prompt(s) for s in slots]
         if self.decide == "score":
-            return self._score(prompts, slots, actions, seeds)
+            return [*self._score(prompts, slots, actions, seeds)]
         stop, most = self.renderer.stops, self._longest_reply
         written = self.engine.generate(prompts, slots, stop, most, self.temperature, seeds)
         return [
@@ -306,14 +351,23 @@ class Agent:
         thought = self.thought_tokens if self.renderer.style == "react" else 0
         return thought + len(self.renderer.separator) + self.action_tokens
 
-    def _read(self, written: Sequence[int], offered: Sequence[str]) -> Decision:
+    def _read(self, written: Sequence[int], offered: Sequence[str]) -> Decision | LostAnswer:
         reply = self.renderer.tokenizer.decode(list(written), skip_special_tokens=True)
-        parsed = self._parse(reply, offered, cut=len(written) >= self._longest_reply)
+        cut = len(written) >= self._longest_reply
+        parsed, said = self._parse(reply, offered, cut)
         self.tally.note(parsed)
-        action = reply.strip() if parsed.action is None else parsed.action
-        return Decision(parsed.thought, action[:LONGEST_ACTION] or NO_ANSWER)
+        replies = counted(parsed, cut)
+        if cut and parsed.problem == "empty" and parsed.reasoning is not None:
+            replies["lost"] += 1
+            field = "thought_tokens" if self.renderer.style == "react" else "action_tokens"
+            reason = f"thinking used up all {self._longest_reply} tokens of a reply: raise agent.{field}"
+            return LostAnswer(reason, "empty", replies=replies.row())
+        replies["fallen back"] += parsed.problem != "ok"
+        action = said if parsed.action is None else parsed.action
+        return Decision(parsed.thought, action[:LONGEST_ACTION] or NO_ANSWER, replies=replies.row())
 
-    def _parse(self, reply: str, offered: Sequence[str], cut: bool) -> Parsed:
+    def _parse(self, reply: str, offered: Sequence[str], cut: bool) -> tuple[Parsed, str]:
+        """What was found in a reply, and the reply without what was thought before."""
         style = self.renderer.style
         reasoning, said, _ = split_thinking(reply, self.thinking)
         # the cue ends the prompt; without it the first heading would be that of a turn the model went on to imagine
@@ -321,11 +375,19 @@ class Agent:
         if "\n" not in said:  # a tokenizer of words writes no line feed before the separator
             text = text.replace(" Action:", "\nAction:")
         parsed = replace(parse(text, style, offered, thinking=()), reasoning=reasoning)
-        if not cut:
-            return parsed
-        # "go to 1" may have become "go to 12", so only whole lines count
-        whole = parse(text.rpartition("\n")[0], style, offered, thinking=())
-        return replace(whole if whole.problem == "ok" else replace(parsed, problem="too long"), reasoning=reasoning)
+        if cut and parsed.problem != "empty":
+            # "go to 1" may have become "go to 12", so only whole lines count
+            whole = parse(text.rpartition("\n")[0], style, offered, thinking=())
+            parsed = replace(
+                whole if whole.problem == "ok" else replace(parsed, problem="too long"), reasoning=reasoning
+            )
+        return parsed, said.strip()
+
+
+def counted(parsed: Parsed, cut: bool) -> Replies:
+    """The count of one reply; ``cut``: it ended at the limit."""
+    outcome = "cut off" if cut and parsed.problem == "too long" else parsed.problem
+    return Replies({outcome: 1, "invented": int(parsed.invented)})
 
 
 def _scored(fed: list[int], tail: list[int], candidates: Sequence[Sequence[int]]) -> Spent:

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
-from .agents import Decision, Spent, digest
+from .agents import Decision, LostAnswer, Spent, counted, digest
 from .engines.openai import ChatEndpoint, Completion
-from .errors import InputError
+from .errors import EndpointError, InputError
 from .exchange.turns import compose
 from .parsing import LONGEST_ACTION, Parsed, Style, Tally, parse
-from .thinking import THINKING
+from .replies import Replies, because
+from .thinking import THINKING, split_thinking
 from .trajectory import Step
 
 LONGEST_LIST = 4000
@@ -62,6 +63,8 @@ class ChatAgent:
 
     A reply that cannot be used is asked for again, with a message that says what is wrong and is not kept. If that does
     not help, the action as written, or the whole reply where there is none, goes to the environment, which answers it.
+    A reply without text is a :class:`LostAnswer` then, at once where thinking has used up its tokens, and so is an
+    answer that the endpoint could not give.
 
     Args:
         endpoint: the model; its ``slots`` are the episodes at a time.
@@ -73,12 +76,14 @@ class ChatAgent:
             that keeps prefixes pays for the new ones alone. With a window the beginning moves at every step and all
             of the prompt is paid for, but it stops growing.
         context: most tokens of a conversation and its reply, which ends an episode that would outgrow it; estimated
-            from the server's counts. None never does, and the server's refusal then ends everything.
+            from the server's counts. None never does, and the server's refusal then loses the episode.
         price: of a million prompt tokens and of a million written.
         thinking: tags of what it thinks before it answers (:data:`atlas_ray.thinking.THINKING`).
+        where: dotted name of the recipe's table that asks for it, for messages.
 
     Attributes:
         tally: outcomes of all replies, those that were asked for again too.
+        decisions: made so far; ``lost``: that were none.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class ChatAgent:
         context: int | None = None,
         price: tuple[float, float] = (0.0, 0.0),
         thinking: Sequence[str] = THINKING,
+        where: str = "",
     ) -> None:
         if window is not None and window < 0:
             raise InputError("must be 0 or more", field="window")
@@ -100,7 +106,8 @@ class ChatAgent:
         self.engine, self.style, self.temperature = endpoint, style, temperature
         self.max_tokens, self.reasks, self.window, self.context = max_tokens, reasks, window, context
         self.tally = Tally()
-        self.decisions = self.reasked = self.fell_back = 0
+        self.decisions = self.reasked = self.fell_back = self.lost = 0
+        self._limit = f"{where}.max_tokens" if where else "max_tokens"
         self._episodes = [_Episode() for _ in range(endpoint.slots)]
 
     @property
@@ -171,22 +178,25 @@ class ChatAgent:
         if decision.spent.first:
             self._episodes[slot].tokens_per_byte = decision.spent.first / _size(self.messages(slot))
 
-    def act(self, slots: Sequence[int], actions: Sequence[Sequence[str]], seeds: Sequence[int]) -> list[Decision]:
-        """One decision for each of ``slots``; ``actions`` are those offered to it, none if the environment lists none.
+    def act(
+        self, slots: Sequence[int], actions: Sequence[Sequence[str]], seeds: Sequence[int]
+    ) -> list[Decision | LostAnswer]:
+        """One decision for each of ``slots``, or why there is none.
+
+        ``actions`` are those offered to each, none if the environment lists none.
 
         Raises:
-            EndpointError: a reply could not be had.
+            EndpointError: one that all others would get too.
         """
         shown = [self._offer(slot, offered) for slot, offered in zip(slots, actions, strict=True)]
         talks = [self.messages(slot) for slot in slots]
-        decided: dict[int, Decision] = {}
-        spent = [Spent() for _ in slots]
+        decided: dict[int, Decision | LostAnswer] = {}
+        spent, replies = [Spent() for _ in slots], [Replies() for _ in slots]
         pending = list(range(len(slots)))
         for attempt in range(self.reasks + 1):
             if not pending:
                 break
-            self.reasked += len(pending) if attempt else 0
-            answers = self.engine.complete(
+            answers = self.engine.complete_each(
                 [talks[i] for i in pending],
                 max_tokens=self.max_tokens,
                 temperature=self.temperature,
@@ -194,20 +204,45 @@ class ChatAgent:
             )
             again = []
             for i, answer in zip(pending, answers, strict=True):
+                if attempt:
+                    self.reasked += 1
+                    replies[i]["asked again"] += 1
+                if isinstance(answer, EndpointError):
+                    if answer.for_all:
+                        raise answer
+                    if answer.kind == "empty":
+                        self.tally["empty"] += 1
+                        replies[i]["empty"] += 1
+                    decided[i] = self._lost(because(answer), answer.kind, spent[i], replies[i])
+                    continue
                 spent[i] = _more(spent[i], answer, not attempt)
-                parsed = self._parse(answer, shown[i])
+                cut = answer.finish_reason == "length"
+                parsed, said = self._parse(answer, shown[i])
                 self.tally.note(parsed)
-                if parsed.problem == "ok" or attempt == self.reasks:
-                    self.fell_back += parsed.problem != "ok"
-                    action = answer.text.strip() if parsed.action is None else parsed.action
-                    decided[i] = Decision(parsed.thought, action[:LONGEST_ACTION], spent=spent[i])
-                    self.recall(slots[i], decided[i])
-                else:
+                replies[i].add(counted(parsed, cut))
+                if cut and parsed.problem == "empty":
+                    reason = f"thinking used up {self._limit} = {self.max_tokens} tokens"
+                    decided[i] = self._lost(f"the answer is empty: {reason}", "empty", spent[i], replies[i])
+                elif parsed.problem != "ok" and attempt < self.reasks:
                     again.append(i)
-                    talks[i] += self._complaint(answer.text, parsed)
+                    talks[i] += self._complaint(said, parsed)
+                elif parsed.problem == "empty":
+                    reason = f"{self.engine.model} wrote nothing ({attempt + 1} times)"
+                    decided[i] = self._lost(reason, "blank", spent[i], replies[i])
+                else:
+                    self.fell_back += parsed.problem != "ok"
+                    replies[i]["fallen back"] += parsed.problem != "ok"
+                    action = said if parsed.action is None else parsed.action
+                    decision = Decision(parsed.thought, action[:LONGEST_ACTION], None, None, spent[i], replies[i].row())
+                    decided[i] = decision
+                    self.recall(slots[i], decision)
             pending = again
-        self.decisions += len(slots)
+        self.decisions += sum(isinstance(d, Decision) for d in decided.values())
         return [decided[i] for i in range(len(slots))]
+
+    def _lost(self, reason: str, kind: str, spent: Spent, replies: Replies) -> LostAnswer:
+        self.lost += 1
+        return LostAnswer(reason, kind, spent, Replies(replies).add({"lost": 1}).row())
 
     def describe(self) -> dict[str, Any]:
         """The totals so far, ready for JSON."""
@@ -233,18 +268,22 @@ class ChatAgent:
         turns[-1].offered = listed if listed != known else None
         return listed
 
-    def _parse(self, answer: Completion, shown: Sequence[str]) -> Parsed:
+    def _parse(self, answer: Completion, shown: Sequence[str]) -> tuple[Parsed, str]:
+        """What was found in an answer, and the answer without what was thought before."""
+        said = split_thinking(answer.text, self.thinking).rest.strip()
         parsed = parse(answer.text, self.style, shown, thinking=self.thinking)
-        if answer.finish_reason != "length":
-            return parsed
-        # cut off: "go to 1" may have become "go to 12", so only whole lines count
-        whole = parse(answer.text.rpartition("\n")[0], self.style, shown, thinking=self.thinking)
-        return whole if whole.problem == "ok" else replace(parsed, problem="too long")
+        if answer.finish_reason == "length" and parsed.problem != "empty":
+            # cut off: "go to 1" may have become "go to 12", so only whole lines count
+            whole = parse(answer.text.rpartition("\n")[0], self.style, shown, thinking=self.thinking)
+            parsed = whole if whole.problem == "ok" else replace(parsed, problem="too long")
+        return parsed, said
 
-    def _complaint(self, reply: str, parsed: Parsed) -> list[dict[str, str]]:
+    def _complaint(self, said: str, parsed: Parsed) -> list[dict[str, str]]:
         text = f"Your answer cannot be used: {_WRONG[parsed.problem]}.\n{_FORMS[self.style]}"
-        said = reply.strip()[:LONGEST_ACTION] or "(no answer)"
-        return [{"role": "assistant", "content": said}, {"role": "user", "content": text}]
+        return [
+            {"role": "assistant", "content": said[:LONGEST_ACTION] or "(no answer)"},
+            {"role": "user", "content": text},
+        ]
 
 
 def _more(spent: Spent, answer: Completion, first: bool) -> Spent:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,12 @@ from .agent_spec import AgentSpec, agent_spec
 from .engines import EnginePool, Seat
 from .errors import AtlasError
 from .files import RunLog, append_jsonl, jsonl_rows, mend_jsonl, read_json, write_text
-from .finetune import checkpoint_dir
+from .finetune import checkpoint_dir, refuse_other_base
 from .finetune.card import card
-from .flow import Flow, Gauge, gauge, summary
+from .flow import Flow, Gauge, gauge, replies_told, summary
 from .progress import say, track
 from .recipe import Evaluate, Finetune, Recipe
+from .replies import Losses, Replies, summed
 from .results import Arm, Atlas, Cell, Score, interval
 from .rollout import EVALUATE, Beginnings, EnvSpec, Finished, Start, env_spec, play, seed_block
 from .selection.stage import fraction_of
@@ -31,7 +32,8 @@ _MOST_ATTEMPTS = 3
 Episode = tuple[str, EnvSpec, int]
 """Level, environment and seed."""
 
-_LOST, _FAILED, _SUCCEEDED = 1, 2, 3
+_LOST, _FAILED, _SUCCEEDED, _UNANSWERED = 1, 2, 3, 4
+_SAYS_NOTHING = (_LOST, _UNANSWERED)
 
 
 class Outcomes:
@@ -40,22 +42,30 @@ class Outcomes:
     Args:
         first: the smallest seed.
         count: how many seeds a level has at most; rows of others are not noted.
+
+    Attributes:
+        replies: of each model that writes, in all its episodes.
     """
 
     def __init__(self, first: int, count: int) -> None:
         self._first, self._count = first, count
         self._ends: dict[tuple[str, str], bytearray] = {}
+        self.replies: dict[str, Replies] = {}
         self.why: str | None = None
         """Of the last episode that was lost."""
 
     def note(self, row: Row) -> None:
-        """An episode has ended, or was lost to its environment."""
+        """An episode has ended, or was lost to its environment or for want of an answer."""
         at = row["seed"] - self._first
         if 0 <= at < self._count:
             ends = self._ends.setdefault((row["model"], row["level"]), bytearray())
             ends.extend(bytes(max(0, at + 1 - len(ends))))
             self.why = row.get("error") if row["lost"] else self.why
-            ends[at] = _LOST if row["lost"] else _SUCCEEDED if row["success"] else _FAILED
+            replies = row.get("replies", {})
+            lost = _UNANSWERED if replies.get("lost") else _LOST
+            ends[at] = lost if row["lost"] else _SUCCEEDED if row["success"] else _FAILED
+            if replies:
+                self.replies.setdefault(row["model"], Replies()).add(replies)
 
     def _end(self, model: str, level: str, seed: int) -> int:
         ends, at = self._ends.get((model, level), b""), seed - self._first
@@ -68,12 +78,25 @@ class Outcomes:
     def success(self, model: str, level: str, seed: int) -> bool | None:
         """None of one that was lost or never played."""
         end = self._end(model, level, seed)
-        return None if end in (0, _LOST) else end == _SUCCEEDED
+        return None if end in (0, *_SAYS_NOTHING) else end == _SUCCEEDED
+
+    def unanswered(self, model: str, level: str, seed: int) -> bool:
+        """Whether the model gave no answer."""
+        return self._end(model, level, seed) == _UNANSWERED
 
     @property
     def lost(self) -> int:
         """Episodes that say nothing of their model."""
-        return sum(ends.count(_LOST) for ends in self._ends.values())
+        return self.lost_by({model for model, _ in self._ends})
+
+    def lost_by(self, models: Collection[str]) -> int:
+        """Of these models."""
+        own = (ends for (model, _), ends in self._ends.items() if model in models)
+        return sum(ends.count(_LOST) + ends.count(_UNANSWERED) for ends in own)
+
+    def all_replies(self) -> Replies:
+        """Of all models together."""
+        return summed(self.replies.values())
 
     def __len__(self) -> int:
         return sum(len(ends) - ends.count(0) for ends in self._ends.values())
@@ -101,10 +124,10 @@ def _job(task: _Task, kept: dict[str, Any]) -> Iterator[tuple[Row, Gauge]]:
         lost = []
         for finished in play(agent, starts(left)):
             level, spec, seed = playing.pop(id(finished.start))
-            if finished.lost and attempt < _MOST_ATTEMPTS:
+            if finished.again and attempt < _MOST_ATTEMPTS:
                 lost.append((level, spec, seed))
                 continue
-            row = {
+            row: Row = {
                 "model": task.key,
                 "level": level,
                 "seed": seed,
@@ -116,6 +139,8 @@ def _job(task: _Task, kept: dict[str, Any]) -> Iterator[tuple[Row, Gauge]]:
                 "attempts": attempt,
                 "trajectory": _played(finished, spec, seed, task.key),
             }
+            if replies := finished.replies.row():
+                row["replies"] = replies
             yield row, gauge(agent, kept)
         left = lost
 
@@ -147,6 +172,7 @@ def _models(recipe: Recipe, run_dir: Path) -> dict[str, str]:
     """Key of a model in the episode file -> what to load."""
     config = recipe.finetune
     assert config is not None
+    refuse_other_base(recipe, run_dir)
     models = {} if config.scratch else {"none": config.base}
     for arm in config.arms:
         for seed in config.seeds:
@@ -158,10 +184,15 @@ def _play_all(recipe: Recipe, run_dir: Path, config: Evaluate, models: dict[str,
     log, path = RunLog(run_dir), run_dir / "evaluation" / "episodes.jsonl"
     mend_jsonl(path)
     first, levels = seed_block(recipe.seed, EVALUATE), _levels(recipe)
-    ends = Outcomes(first, max(count for _, count in levels.values()))
+    ends, losses = Outcomes(first, max(count for _, count in levels.values())), Losses(recipe.max_lost_answers)
+
+    def note(row: Row) -> None:
+        ends.note(row)
+        losses.note(row["model"], row.get("replies", {}), row["error"] if row["lost"] else None)
+
     for row in jsonl_rows(path):
         if not row["lost"]:  # said nothing of the model: a command that is given again plays it again
-            ends.note(row)
+            note(row)
     if ends:
         log.event("evaluate", "resumed", found=len(ends))
     plan: dict[str, tuple[AgentSpec, list[Episode]]] = {}
@@ -182,23 +213,28 @@ def _play_all(recipe: Recipe, run_dir: Path, config: Evaluate, models: dict[str,
     retried = lambda task, n, why: log.event("evaluate", "retried", model=task.key, attempt=n, why=why)  # noqa: E731
     with track("evaluation episodes", total, len(ends)) as progress:
         flow = Flow("evaluate", log, progress, recipe.engine.actors or max(1, recipe.workers))
-        with worker_pool(recipe, retried) as pool:
+        with replies_told(log, "evaluate", ends.all_replies), worker_pool(recipe, retried) as pool:
             for tasks, engines in _phases(recipe, plan):
                 with engines:
                     for _, (row, seen) in pool.stream(_job, tasks(engines.seats), _rest):
                         append_jsonl(path, [row])
-                        ends.note(row)
-                        about = {"model": row["model"], "level": row["level"], "seed": row["seed"]}
+                        note(row)
+                        which = {"model": row["model"], "level": row["level"], "seed": row["seed"]}
                         if row["attempts"] > 1:
                             log.event(
-                                "evaluate", "lost episode", **about, attempts=row["attempts"], dropped=row["lost"]
+                                "evaluate", "lost episode", **which, attempts=row["attempts"], dropped=row["lost"]
                             )
                         if row["error"]:
-                            log.event("evaluate", "failed episode", **about, why=row["error"])
-                        flow.add(seen, row["steps"], f"{row['model']} on {row['level']}")
+                            log.event("evaluate", "failed episode", **which, why=row["error"])
+                        told = ends.all_replies().words()
+                        about = f"{row['model']} on {row['level']}{told and f' · replies: {told}'}"
+                        flow.add(seen, row["steps"], about)
+                        losses.check(early=True)
+            losses.check()
     if dropped := ends.lost:
         say(
-            f"  {dropped} episodes were lost to their environment {_MOST_ATTEMPTS} times and are left out of the scores"
+            f"  {dropped} episodes were lost to their environment {_MOST_ATTEMPTS} times, or to a model that gave no "
+            "answer, and are left out of the scores"
         )
     if flow.episodes:
         log.metric("evaluate", **flow.totals())
@@ -241,16 +277,22 @@ def _levels(recipe: Recipe) -> dict[str, tuple[EnvSpec, int]]:
     return found
 
 
-def _score(ends: Outcomes, keys: list[str], levels: dict[str, list[int]]) -> Score | None:
+def _score(ends: Outcomes, keys: list[str], levels: dict[str, list[int]], others: Collection[str] = ()) -> Score | None:
     """Success of the models ``keys`` (training seeds of one arm) over the episodes of ``levels``.
 
-    An episode that one of them lost to its environment is left out for all of them.
+    An episode that one of them lost to its environment is left out for all of them, and so is one in which one of them
+    or of the ``others``, the models of other arms, gave no answer: that may depend on the episode.
     """
+
+    def counts(level: str, seed: int) -> bool:
+        lost = any(ends.success(key, level, seed) is None for key in keys)
+        return not lost and not any(ends.unanswered(other, level, seed) for other in others)
+
     if not levels:
         return None
 
     def cell(chosen: list[str]) -> dict[str, Any]:
-        played = [(c, s) for c in chosen for s in levels[c] if None not in [ends.success(key, c, s) for key in keys]]
+        played = [(c, s) for c in chosen for s in levels[c] if counts(c, s)]
         if not played:
             because = f", the last because {ends.why}" if ends.why else ""
             raise AtlasError(f"no episode of {', '.join(chosen)} could be played: every one was lost{because}")
@@ -260,13 +302,16 @@ def _score(ends: Outcomes, keys: list[str], levels: dict[str, list[int]]) -> Sco
     return Score(**cell(list(levels)), levels={level: Cell(**cell([level])) for level in levels})
 
 
-def _arm(ends: Outcomes, recipe: Recipe, keys: list[str], about: list[Row], **fields: Any) -> Arm:
+def _arm(ends: Outcomes, recipe: Recipe, run_dir: Path, keys: list[str], about: list[Row], **fields: Any) -> Arm:
     config = recipe.evaluate
     assert config is not None
     first = seed_block(recipe.seed, EVALUATE)
     seeds = {level: list(range(first, first + episodes)) for level, (_, episodes) in _levels(recipe).items()}
-    held_in = _score(ends, keys, {level: seeds[level] for level in config.held_in})
+    others = _models(recipe, run_dir)
+    held_in = _score(ends, keys, {level: seeds[level] for level in config.held_in}, others)
     assert held_in is not None
+
+    replies: Any = summed(ends.replies.get(key, {}) for key in keys).row()
 
     def mean(name: str) -> float:
         return fmean(a[name] for a in about) if about else 0.0
@@ -277,7 +322,9 @@ def _arm(ends: Outcomes, recipe: Recipe, keys: list[str], about: list[Row], **fi
         context_tokens=round(mean("context_tokens") + mean("anchored_tokens")),
         train_seconds=mean("seconds"),
         held_in=held_in,
-        held_out=_score(ends, keys, {level: seeds[level] for level in config.held_out}),
+        held_out=_score(ends, keys, {level: seeds[level] for level in config.held_out}, others),
+        replies=replies or None,
+        lost_episodes=ends.lost_by(keys),
         **fields,
     )
 
@@ -289,14 +336,14 @@ def evaluate(recipe: Recipe, run_dir: Path) -> Atlas:
     ends = _play_all(recipe, run_dir, config, _models(recipe, run_dir))
     arms = []
     if not tuning.scratch:
-        arms.append(_arm(ends, recipe, ["none"], [], selector="none", fraction=0.0, seeds=()))
+        arms.append(_arm(ends, recipe, run_dir, ["none"], [], selector="none", fraction=0.0, seeds=()))
     for arm in tuning.arms:
         about = [read_json(checkpoint_dir(run_dir, arm, seed) / "run.json") for seed in tuning.seeds]
         kind = {"selector": arm.selector, "fraction": fraction_of(recipe, run_dir, arm.selector), "anchor": arm.anchor}
         keys = [f"{arm.name}/{seed}" for seed in tuning.seeds]
-        arms.append(_arm(ends, recipe, keys, about, seeds=tuple(tuning.seeds), **kind))
+        arms.append(_arm(ends, recipe, run_dir, keys, about, seeds=tuple(tuning.seeds), **kind))
         for key, seed, run in zip(keys, tuning.seeds, about, strict=True):
-            alone = _arm(ends, recipe, [key], [run], seeds=(seed,), **kind)
+            alone = _arm(ends, recipe, run_dir, [key], [run], seeds=(seed,), **kind)
             scores = {"held-in success": _words(alone.held_in), "held-out success": _words(alone.held_out)}
             write_text(checkpoint_dir(run_dir, arm, seed) / "README.md", card(recipe, run, scores))
     return Atlas(arms=tuple(arms))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ from .agents import Agent
 from .engines import RemoteEngine
 from .engines.base import Meter
 from .files import RunLog, jsonl_rows
-from .progress import Tracker
+from .progress import Tracker, say
+from .replies import Replies
 
 _EVERY = 10.0
 _WINDOW = 30.0
@@ -123,6 +126,27 @@ class Flow:
         }
 
 
+@contextmanager
+def replies_told(
+    log: RunLog, stage: str, count: Callable[[], Replies], said: Callable[[str], None] = say, **about: Any
+) -> Iterator[None]:
+    """At the end of the block, whatever it is, say and note as an event what became of the replies of models.
+
+    Args:
+        log: of the run.
+        stage: of the run.
+        count: all replies of the stage, those of earlier starts of the run too; nothing is said where there are none.
+        said: told the line.
+        **about: stands in the event besides.
+    """
+    try:
+        yield
+    finally:
+        if replies := count():
+            log.event(stage, "replies", **about, **replies.row())
+            said(f"  replies of the models: {replies.words()}")
+
+
 def summary(totals: dict[str, Any], run_dir: Path, stage: str) -> str:
     """Totals in a line, with what all runs of this stage had to do again."""
     seconds, again = max(totals["seconds"], 1e-9), Counter[str]()
@@ -141,6 +165,5 @@ def summary(totals: dict[str, Any], run_dir: Path, stage: str) -> str:
         "lost episode": "episodes lost to their environment",
         "resumed": "times resumed",
     }
-    parts += [f"{n} replies {k[8:].replace('_', ' ')}" for k, n in totals.items() if k.startswith("replies_")]
     parts += [f"{again[event]} {name}" for event, name in names.items() if again[event]]
     return " · ".join(parts)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 
 from .errors import InputError
 from .files import write_json
+from .replies import Outcome
 from .trajectory import first_problem
 
 ALWAYS_QUICK = "always-quick"
@@ -26,6 +27,9 @@ DECILES = 10
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+Replies = dict[Outcome, Count]
+"""How often what came of asking a model that writes, see :class:`atlas_ray.replies.Replies`; what never came is left
+out."""
 
 
 class _Strict(BaseModel):
@@ -79,6 +83,10 @@ class Arm(_Strict):
     """On levels of which other episodes were trained on."""
     held_out: Score | None
     """On levels that were never trained on; null when the recipe names none."""
+    replies: Replies | None = None
+    """What became of the replies of models that write, in all episodes; left out where none does."""
+    lost_episodes: Count = 0
+    """Its own episodes in which the environment or the model gave no answer, scored for nobody; left out when 0."""
 
     @property
     def name(self) -> str:
@@ -158,6 +166,10 @@ class Policy(_Strict):
     """Training seeds of a learned switch, one switch each."""
     success_by_seed: tuple[Share, ...] = ()
     """Success of each of them, in their order."""
+    replies: Replies | None = None
+    """What became of the replies of models that write, in all episodes; left out where none does."""
+    lost_episodes: Count = 0
+    """Its own episodes in which a model gave no answer, scored for nobody; left out when 0."""
 
     @property
     def learned(self) -> bool:

@@ -7,11 +7,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import gymnasium as gym
+
 import envs
 
-from .agents import Player
+from .agents import LostAnswer, Player
 from .errors import EnvironmentGoneError
 from .recipe import Recipe
+from .replies import Replies
 from .trajectory import Step
 
 # Seeds of a run lie in blocks that never meet: training episodes, evaluation, the switch, validation.
@@ -31,6 +34,10 @@ def seed_block(run_seed: int, use: int) -> int:
 def decision_seed(episode: str, step: int) -> int:
     """Seed of one sampled decision: the same wherever and beside whatever the episode is played."""
     return int.from_bytes(hashlib.sha256(f"{episode}/{step}".encode()).digest()[:7], "big")
+
+
+UNANSWERED = "the model gave no answer"
+"""So begins the error of an episode that was lost for want of one."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +104,9 @@ class Start:
 class Finished:
     """How an episode ended.
 
-    ``error`` says what is wrong with it. ``lost`` means that the environment is at fault: such an episode says nothing
-    of the agent and is to be played again or dropped, never scored.
+    ``error`` says what is wrong with it. ``lost`` means that the environment is at fault, or that the model gave no
+    answer (then ``unanswered`` says why): such an episode says nothing of the agent and is to be played again or
+    dropped, never scored. ``replies``: what became of those that the agent's model wrote.
     """
 
     start: Start
@@ -107,6 +115,13 @@ class Finished:
     success: bool
     error: str | None = None
     lost: bool = False
+    unanswered: LostAnswer | None = None
+    replies: Replies = field(default_factory=Replies)
+
+    @property
+    def again(self) -> bool:
+        """Whether it is lost and may go well when it is played again."""
+        return self.lost and (self.unanswered is None or self.unanswered.passing)
 
     @property
     def reward(self) -> float:
@@ -132,13 +147,13 @@ def fresh(spec: EnvSpec, seed: int, episode_id: str | None = None, attempts: int
     raise AssertionError("unreachable")
 
 
-_NOWHERE = envs.TextEnv("nowhere")
+NOWHERE = envs.TextEnv("nowhere")
 """Stands in an episode that did not begin; nobody plays it."""
 
 
 def unbegun(episode_id: str, why: str) -> Start:
     """An episode that does not begin, and why."""
-    return Start(episode_id, _NOWHERE, "", "", lost=why)
+    return Start(episode_id, NOWHERE, "", "", lost=why)
 
 
 class Beginnings:
@@ -157,21 +172,22 @@ class Beginnings:
         Raises:
             envs.EnvironmentDiedError: the episode is lost.
             EnvironmentGoneError: so are :data:`MOST_UNBEGUN` different ones of this environment, one after the other.
-                One that it says it does not have (``ValueError``) does not count.
+                One that it says it does not have (``ValueError``, Gymnasium's own errors) does not count.
         """
         failed = self._failed.setdefault(spec.id, set())
         try:
             start = fresh(spec, seed, episode_id, 1 if failed else MOST_RESETS)
         except (envs.MissingExtraError, envs.UnknownEnvironmentError):
             raise
-        except ValueError as error:
+        except (ValueError, gym.error.Error) as error:
             raise envs.EnvironmentDiedError(str(error)) from error
         except Exception as error:
             failed.add(episode_id or f"{spec.id}/{seed}")
             why = str(error) if isinstance(error, envs.EnvironmentDiedError) else f"{type(error).__name__}: {error}"
             if len(failed) >= MOST_UNBEGUN:
                 raise EnvironmentGoneError(
-                    f"{spec.id}: {len(failed)} episodes one after the other did not begin, the last because {why}"
+                    f"{spec.id}: {len(failed)} episodes one after the other did not begin, the last because {why}. "
+                    "Once it runs again, the same command goes on"
                 ) from error
             raise envs.EnvironmentDiedError(why) from error
         failed.clear()
@@ -211,14 +227,21 @@ def play(agent: Player, lanes: Iterable[Iterable[Start]], horizon: int | None = 
 
     needs_list = agent.needs_list
     running: dict[int, tuple[Start, list[Step], str]] = {}
+    replies: dict[int, Replies] = {}
     free = list(range(agent.engine.slots))
 
-    def end(slot: int, info: dict[str, Any] | None = None, error: str | None = None, lost: bool = False) -> Finished:
+    def end(
+        slot: int,
+        info: dict[str, Any] | None = None,
+        error: str | None = None,
+        lost: bool = False,
+        unanswered: LostAnswer | None = None,
+    ) -> Finished:
         start, steps, _ = running.pop(slot)
         free.append(slot)
         envs.release(start.env)
         score, success = (info["score"], info["success"]) if info else (0.0, False)
-        return Finished(start, steps, score, success, error, lost)
+        return Finished(start, steps, score, success, error, lost, unanswered, replies.pop(slot))
 
     def failed(slot: int, error: Exception) -> Finished:
         # a crashed environment must not end the others' episodes
@@ -232,7 +255,7 @@ def play(agent: Player, lanes: Iterable[Iterable[Start]], horizon: int | None = 
                 continue
             free.remove(slot)
             agent.start(slot, start.instruction, start.steps, start.observation)
-            running[slot] = (start, [], start.observation)
+            running[slot], replies[slot] = (start, [], start.observation), Replies()
         if not running:
             return
         for slot in [s for s in running if not agent.fits(s)]:
@@ -248,6 +271,10 @@ def play(agent: Player, lanes: Iterable[Iterable[Start]], horizon: int | None = 
         seeds = [decision_seed(running[s][0].id, len(running[s][1])) for s in slots]
         for slot, decision in zip(slots, agent.act(slots, list(offered.values()), seeds), strict=True):
             start, steps, observation = running[slot]
+            replies[slot].add(decision.replies)
+            if isinstance(decision, LostAnswer):
+                yield end(slot, error=f"{UNANSWERED}: {decision.reason}", lost=True, unanswered=decision)
+                continue
             try:
                 following, reward, terminated, truncated, info = start.env.step(decision.action)
             except Exception as error:

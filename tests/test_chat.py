@@ -8,7 +8,7 @@ import pytest
 from chat_server import ChatServer, answer, status
 
 import envs
-from atlas_ray.agents import Decision
+from atlas_ray.agents import Decision, LostAnswer
 from atlas_ray.chat import ChatAgent
 from atlas_ray.engines import patience
 from atlas_ray.engines.openai import ChatEndpoint
@@ -131,8 +131,7 @@ def test_a_reply_that_cannot_be_used_is_asked_for_again_and_forgotten(make, serv
     [
         ("Thought: a\nAction: fly", "word for word", Decision("a", "fly")),
         (" I cannot. ", "holds no action", Decision(None, "I cannot.")),
-        ("", "it is empty", Decision(None, "")),
-        (None, "it is empty", Decision(None, "")),
+        ("<think>fly</think>No idea.", "holds no action", Decision(None, "No idea.")),
     ],
 )
 def test_a_reply_that_stays_bad_goes_to_the_environment_and_is_counted(make, server, reply, said, decision):
@@ -144,6 +143,16 @@ def test_a_reply_that_stays_bad_goes_to_the_environment_and_is_counted(make, ser
     assert (sum(agent.tally.values()), agent.tally["ok"], agent.reasked, agent.fell_back) == (3, 0, 2, 1)
     agent.advance(0, Step(observation="room", thought=decision.thought, action=decision.action), "door")
     assert all(m["content"] for m in agent.messages(0))
+
+
+@pytest.mark.parametrize("reply", ["", None, " \n", "<think>fly</think>"])
+def test_a_reply_that_stays_empty_goes_nowhere(make, server, reply):
+    agent = make(lambda _: answer(reply), reasks=2)
+    lost = act(agent)
+    assert (type(lost), lost.kind, lost.passing) == (LostAnswer, "blank", False)
+    assert [len(t) for t in sent(server)] == [2, 4, 6]
+    assert "it is empty" in sent(server)[-1][-1]["content"]
+    assert (agent.tally, agent.reasked, agent.fell_back, agent.lost) == ({"empty": 3}, 2, 0, 1)
 
 
 def test_the_environment_answers_what_is_no_action(make):

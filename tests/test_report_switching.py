@@ -1,5 +1,7 @@
 """The report on the switches: what it says of made-up numbers, and what its pictures show."""
 
+import re
+
 import pytest
 from test_report import POLICIES, check, policy, write_run
 
@@ -7,6 +9,7 @@ from atlas_ray.files import write_json
 from atlas_ray.report import build_report, write_plots
 from atlas_ray.report.switch_plots import called_figure, londi_figure
 from atlas_ray.report.switch_reading import above_line, read_londi, twins
+from atlas_ray.report.switching import londi_part
 from atlas_ray.results import Policy
 
 EVENLY = [0.1] * 10
@@ -170,3 +173,13 @@ def test_the_histogram_shows_learned_switches_one_random_and_the_oracle():
         "random(p=0.35)": EVENLY,
         "oracle": EVENLY,
     }
+
+
+def test_lost_episodes_and_replies_have_columns_where_there_are_any(tmp_path):
+    quiet = londi_part(as_policies(QUICK, DEEP))[0]
+    assert "replies" not in quiet and "lost episodes" not in quiet
+    deep = policy("always-deepthink", 0.8, 10.0, replies={"ok": 1200, "empty": 3, "lost": 3}, lost_episodes=3)
+    table, note, *_ = londi_part(as_policies(QUICK, deep))
+    assert "<th>lost episodes</th><th>replies</th>" in re.sub(r"<th[^>]*>", "<th>", table)
+    assert "1,200 ok, 3 empty, 3 lost" in table
+    assert "left out for all policies" in note

@@ -237,3 +237,18 @@ def test_combine_covers_differences():
     a = cells[0]
     mean, low, high = combine([(1, a), (-0.5, a), (-0.5, a)])
     assert mean == pytest.approx(0) and low < 0 < high
+
+
+@pytest.mark.parametrize(("part", "rows"), [("atlas", "arms"), ("londi", "policies")])
+def test_replies_and_lost_episodes_are_optional_and_known_by_name(tmp_path, part, rows):
+    path = tmp_path / "results.json"
+    given = copy.deepcopy(ROWS)
+    given[part][rows][0] |= {"replies": {"ok": 120, "cut off": 2, "lost": 1}, "lost_episodes": 1}
+    path.write_text(json.dumps(given))
+    write_results(path, load_results(path))
+    assert json.loads(path.read_text()) == given
+    for wrong in ({"fine": 1}, {"ok": -1}, {"ok": 1.5}):
+        given[part][rows][0]["replies"] = wrong
+        path.write_text(json.dumps(given))
+        with pytest.raises(InputError, match="replies"):
+            load_results(path)

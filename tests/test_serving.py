@@ -1,23 +1,16 @@
 """Serving a switch: the same episodes as in play, budgets, faults, and what is refused."""
 
 import re
-from typing import NamedTuple
 
 import pytest
 from serving_desks import STEPS, Client, refused, served, stubbed, switch
 from switch_models import agents, specs
 
+from atlas_ray.agents import LostAnswer
 from atlas_ray.errors import EndpointError
 from atlas_ray.serving import Answer, Asked, Refused, desk
 from atlas_ray.switching.baselines import Always
 from atlas_ray.switching.evaluate import play_switching
-
-
-class LostAnswer(NamedTuple):
-    """As a game tells of an endpoint that gave no answer."""
-
-    reason: str
-    kind: str
 
 
 def play_at(desk, seeds):

@@ -10,7 +10,7 @@ from .plots import svg
 from .reading import signed, span
 from .switch_plots import called_figure, londi_figure
 from .switch_reading import above_line, ends, read_londi
-from .tables import rate
+from .tables import rate, told, told_heads
 
 
 def reading_part(policies: Sequence[Policy]) -> list[Html]:
@@ -68,6 +68,12 @@ def _note(policies: Sequence[Policy]) -> str:
         note += " Of use: the budget is this share of the calls that the first cost's switch makes."
     if any(p.calls_by_model for p in policies):
         note += " Calls and shares are of all models but QUICK; calls of each model go from QUICK to DEEPTHINK."
+    if any(p.lost_episodes for p in policies):
+        note += " Lost: a model gave no answer. Such an episode is left out for all policies."
+    if any(p.replies for p in policies):
+        note += (
+            " Replies: of the models that write, in all episodes; fallen back: the last one went to the environment."
+        )
     if any(p.learned and len(p.seeds) < 2 for p in policies):
         note += " Switches that were trained once have intervals that know nothing of the spread between trainings."
     return note
@@ -79,7 +85,7 @@ def policies_table(policies: Sequence[Policy]) -> Html:
     several = any(p.calls_by_model for p in policies)
     heads = ["policy", "success", "above random mixing", "return", "calls an episode"]
     heads += [*(["calls of each model"] if several else []), "share of steps", f"compute ({policies[0].compute_unit})"]
-    heads += ["seconds an episode", "budget exceeded", "seeds", "episodes"]
+    heads += ["seconds an episode", "budget exceeded", "seeds", "episodes", *told_heads(policies)]
     rows: list[list[str | Html]] = []
     for policy in policies:
         line: str | Html = NOTHING
@@ -101,6 +107,7 @@ def policies_table(policies: Sequence[Policy]) -> Html:
                 NOTHING if policy.budget is None else f"{policy.budget_violations:,}",
                 f"{len(policy.seeds)}" if policy.seeds else NOTHING,
                 f"{policy.episodes:,}",
+                *told(policy, policies),
             ]
         )
     return table(heads, rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ..replies import Replies
 from ..results import Arm, Cell, Policy
 from .page import NOTHING, Html, el, table
 from .reading import arm_labels
@@ -20,7 +21,7 @@ def rate(cell: Cell | Policy | None) -> Html:
 def arms_table(arms: Sequence[Arm]) -> Html:
     """The ATLaS arms with cost and success."""
     heads = ["arm", "cap m", "anchor", "share of steps", "held-in success", "held-out success", "trained tokens"]
-    heads += ["context tokens", "seconds", "seeds"]
+    heads += ["context tokens", "seconds", "seeds", *told_heads(arms)]
     rows: list[list[str | Html]] = [
         [
             label,
@@ -33,10 +34,26 @@ def arms_table(arms: Sequence[Arm]) -> Html:
             f"{arm.context_tokens:,}",
             f"{arm.train_seconds:.1f}",
             ", ".join(map(str, arm.seeds)) or NOTHING,
+            *told(arm, arms),
         ]
         for label, arm in zip(arm_labels(arms), arms, strict=True)
     ]
     return table(heads, rows)
+
+
+def told_heads(scored: Sequence[Arm] | Sequence[Policy]) -> list[str]:
+    """Heads of the columns of :func:`told`; none where no model writes and nothing was lost."""
+    heads = ["lost episodes"] if any(s.lost_episodes for s in scored) else []
+    return heads + (["replies"] if any(s.replies for s in scored) else [])
+
+
+def told(one: Arm | Policy, scored: Sequence[Arm] | Sequence[Policy]) -> list[str | Html]:
+    """Episodes that were lost, and what became of the replies."""
+    cells: dict[str, str] = {
+        "lost episodes": f"{one.lost_episodes:,}",
+        "replies": Replies(one.replies or {}).words() or NOTHING,
+    }
+    return [cells[head] for head in told_heads(scored)]
 
 
 def levels_table(arms: Sequence[Arm]) -> Html | None:

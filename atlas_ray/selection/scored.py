@@ -11,15 +11,18 @@ from ..agent_spec import AgentSpec, agent_spec
 from ..engines import EnginePool
 from ..errors import AtlasError
 from ..files import RunLog, append_jsonl, recover_jsonl
+from ..flow import replies_told
 from ..models import load_model, load_tokenizer
 from ..parsing import Style
 from ..progress import say, track
 from ..recipe import Recipe
 from ..rendering import Prompt
 from ..rendering_chat import make_renderer
+from ..replies import Losses, Replies, summed
 from ..resources import scoring
-from ..rollout import Beginnings
+from ..rollout import UNANSWERED, Beginnings
 from ..trajectory import Annotation, Trajectory
+from ..unknown import Reader, refuse, survey, warning
 from ..why import counted, told
 from ..workers import ActorPool, chunks, worker_pool
 from .perplexity import select_by_perplexity, step_perplexities
@@ -58,8 +61,8 @@ def step_scores(run_dir: Path, selector: str, trajectories: list[Trajectory]) ->
     return {t.id: gains(rewarded(t, rewards.get(t.id)), found[t.id]) for t in here}
 
 
-_ValueFound = tuple[Scores, list[str], int, dict[str, str], Scores]
-"""Values, what went wrong on the way, steps spent; why trajectories were left out, and rewards, by id."""
+_ValueFound = tuple[Scores, list[str], int, dict[str, str], Scores, dict[str, Replies]]
+"""Values, what went wrong on the way, steps spent; why trajectories were left out, rewards and replies, by id."""
 
 
 def _value_job(task: tuple[list[Trajectory], ValueConfig, AgentSpec], kept: dict[str, Any]) -> Iterator[_ValueFound]:
@@ -67,16 +70,37 @@ def _value_job(task: tuple[list[Trajectory], ValueConfig, AgentSpec], kept: dict
     begin = kept.setdefault("beginnings", Beginnings()).begin
     replays, left_out = replay_all(trajectories, config.specs, begin)
     there = [t for t in trajectories if t.id in replays]
-    values, problems, steps = estimate_values(spec.agent(kept), there, replace(config, replays=replays))
+    replies: dict[str, Replies] = {}
+    settings = replace(config, replays=replays, replies=replies)
+    values, problems, steps = estimate_values(spec.agent(kept), there, settings)
     left_out |= {t.id: "every roll-out from one of its states was lost" for t in there if t.id not in values}
-    yield values, problems, steps, left_out, {name: list(replays[name].rewards) for name in values}
+    yield values, problems, steps, left_out, {name: list(replays[name].rewards) for name in values}, replies
+
+
+def _check_words(
+    recipe: Recipe, log: RunLog, selector: str, model: str, trajectories: list[Trajectory], enough: int = 0
+) -> None:
+    """Refuse trajectories whose words the tokenizer of a selector's model does not know, or say which it does not.
+
+    ``enough``: tokens below which nothing is refused.
+
+    Raises:
+        InputError: there are too many.
+    """
+    renderer = make_renderer(load_tokenizer(model), recipe.style, recipe.prompt)
+    row = survey(renderer, trajectories).row()
+    if row["tokens"] >= enough:
+        refuse(row, recipe.unknown_share, model, f"Let a model that knows them read for {selector}")
+    if why := warning(row, model):
+        log.event("select", "unknown tokens", selector=selector, why=why)
+        say(f"  {selector}: {why}")
 
 
 def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> list[Annotation]:
     """Roll-outs from every state on Ray actors, then the steps where the value jumps.
 
     Raises:
-        AtlasError: none of the trajectories has values; says why.
+        AtlasError: none of the trajectories has values; or too many of the model's answers are none. Says why.
     """
     config, log = recipe.select, RunLog(run_dir)
     assert config is not None
@@ -87,8 +111,13 @@ def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> l
     todo = [t for t in trajectories if t.id not in values and t.id not in left_out]
     settings = ValueConfig(config.rollouts, config.horizon, specs)
     spec, spent = agent_spec(recipe, config.model, config.temperature), 0
+    written = {row["id"]: Replies(row.get("replies", {})) for row in recover_jsonl(path)}
+    losses = Losses(recipe.max_lost_answers)
+    losses.note(config.model, summed(written.values()))
     if todo:
+        _check_words(recipe, log, "value", config.model, todo, Reader.enough)
         with (
+            replies_told(log, "select", lambda: summed(written.values()), selector="value"),
             track("values by roll-out", len(trajectories) - len(left_out), len(values)) as progress,
             worker_pool(recipe, log_retries(log)) as pool,
             EnginePool(
@@ -96,15 +125,25 @@ def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> l
             ) as engines,
         ):
             tasks = [(chunk, settings, spec.seated(engines.seats)) for chunk in chunks(todo, _CHUNK)]
-            for task, (found, problems, steps, missing, given) in pool.stream(_value_job, tasks):
-                append_jsonl(path, [{"id": i, "scores": v, "rewards": given[i]} for i, v in found.items()])
+            for task, (found, problems, steps, missing, given, replies) in pool.stream(_value_job, tasks):
+                said = {i: {"replies": replies[i].row()} if i in replies else {} for i in found}
+                append_jsonl(path, [{"id": i, "scores": v, "rewards": given[i], **said[i]} for i, v in found.items()])
+                written |= replies
+                losses.note(
+                    config.model,
+                    summed(replies.values()),
+                    next((p for p in reversed(problems) if UNANSWERED in p), None),
+                )
+                losses.check(early=True)
                 values.update(found)
                 rewards.update(given)
                 left_out |= missing
                 spent += steps
                 for problem in problems:
                     log.event("select", "dropped", why=problem)
-                progress.advance(len(task[0]), f"{spent} steps")
+                words = summed(written.values()).words()
+                progress.advance(len(task[0]), f"{spent} steps{words and f' · replies: {words}'}")
+            losses.check()
     say_left_out(log, "value", left_out, len(trajectories))
     annotated = [rewarded(t, rewards.get(t.id)) for t in trajectories if t.id in values]
     flat = sum(max(gains(t, values[t.id])) <= config.threshold for t in annotated)
@@ -121,16 +160,16 @@ def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> l
 
 
 def _perplexity_job(
-    task: tuple[list[Trajectory], str, Style, Prompt], kept: dict[str, Any]
+    task: tuple[list[Trajectory], str, Style, Prompt, tuple[int | None, str]], kept: dict[str, Any]
 ) -> Iterator[tuple[Scores, list[str]]]:
-    trajectories, name, style, prompt = task
+    trajectories, name, style, prompt, context = task
     if "model" not in kept:
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         kept["model"] = load_model(name).to(device).eval(), make_renderer(load_tokenizer(name), style, prompt)
     model, renderer = kept["model"]
-    yield step_perplexities(model, renderer, trajectories, _MICRO_TOKENS)
+    yield step_perplexities(model, renderer, trajectories, _MICRO_TOKENS, *context)
 
 
 def perplexity_model(recipe: Recipe) -> str:
@@ -140,6 +179,14 @@ def perplexity_model(recipe: Recipe) -> str:
     return tuned.base if tuned and not tuned.scratch else recipe.select.model
 
 
+def _context(recipe: Recipe) -> tuple[int | None, str]:
+    """What the recipe says of the longest text of :func:`perplexity_model`, and where."""
+    tuned = recipe.finetune
+    if tuned and not tuned.scratch:
+        return tuned.context, "finetune.context"
+    return recipe.engine.context, "engine.context"
+
+
 def by_perplexity(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> list[Annotation]:
     """One pass over every trajectory, then the steps of the highest perplexity under the base model."""
     config, log, model = recipe.select, RunLog(run_dir), perplexity_model(recipe)
@@ -147,6 +194,8 @@ def by_perplexity(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory])
     path, found = scores_path(run_dir, "perplexity"), kept_scores(run_dir, "perplexity")
     # chunks are the same in a run that goes on, because padding shows in the last digits
     parts = [part for part in chunks(trajectories, 4 * _CHUNK) if any(t.id not in found for t in part)]
+    if parts:
+        _check_words(recipe, log, "perplexity", model, trajectories)
     one = scoring(recipe)
     asked = recipe.placement.asks("engines" if one.who == "engines" else "workers")
     with (
@@ -155,7 +204,7 @@ def by_perplexity(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory])
             one.count, on_retry=log_retries(log), cpus=one.cpus, gpus=one.gpus, resources=asked
         ) as pool,
     ):
-        tasks = [(part, model, recipe.style, recipe.prompt) for part in parts]
+        tasks = [(part, model, recipe.style, recipe.prompt, _context(recipe)) for part in parts]
         for task, (measured, problems) in pool.stream(_perplexity_job, tasks):
             append_jsonl(path, [{"id": i, "scores": v} for i, v in measured.items() if i not in found])
             found.update(measured)

@@ -18,10 +18,11 @@ import numpy as np
 from ..agent_spec import AgentSpec, agent_spec
 from ..engines import EnginePool
 from ..files import RunLog, append_jsonl, recover_jsonl, write_json
-from ..flow import Flow, Gauge, gauge
+from ..flow import Flow, Gauge, gauge, replies_told
 from ..progress import say, track
 from ..recipe import Recipe
-from ..rollout import Beginnings, Start, play
+from ..replies import Losses, Replies, summed
+from ..rollout import UNANSWERED, Beginnings, Start, play
 from ..trajectory import Annotation, Trajectory
 from ..workers import chunks, worker_pool
 from .controls import by_trajectory
@@ -70,8 +71,8 @@ def _starts(task: _Task, begin: Begin, left_out: dict[str, str]) -> Iterator[lis
         yield [start_at(trajectory, states[p + 1], p + 1, f"{trajectory.id}@{p}", begin) for p in places]
 
 
-_Found = tuple[dict[str, Any] | None, Gauge, list[str], dict[str, str]]
-"""A start that was played, the gauge of its agent, what went wrong since, and why trajectories were left out."""
+_Found = tuple[dict[str, Any] | None, Gauge, list[str], dict[str, str], Replies]
+"""A start that was played, the gauge of its agent, what went wrong since, why trajectories were left out, replies."""
 
 
 def _job(task: _Task, kept: dict[str, Any]) -> Iterator[_Found]:
@@ -81,11 +82,12 @@ def _job(task: _Task, kept: dict[str, Any]) -> Iterator[_Found]:
         name, _, place = finished.start.id.rpartition("@")
         if finished.error:
             problems.append(f"{finished.start.id}: {finished.error}")
-        row = {"id": name, "after": int(place), "success": finished.success, "steps": len(finished.steps)}
-        yield (None if finished.lost else row), gauge(agent, kept), problems[:], dict(left_out)
+        row: dict[str, Any] = {"id": name, "after": int(place), "success": finished.success}
+        row |= {"steps": len(finished.steps), **({"replies": r} if (r := finished.replies.row()) else {})}
+        yield (None if finished.lost else row), gauge(agent, kept), problems[:], dict(left_out), finished.replies
         problems.clear()
     if problems or left_out:
-        yield None, gauge(agent, kept), problems, left_out
+        yield None, gauge(agent, kept), problems, left_out, Replies()
 
 
 def start_after(
@@ -99,6 +101,9 @@ def start_after(
     Returns:
         A row a selector: ``selector``, ``trajectories``, ``starts``, and for it, ``random`` and ``beginning`` the
         ``success`` and mean ``place`` in the episode (0 to 1); ``difference`` to random with its ``ci95``.
+
+    Raises:
+        AtlasError: too many of the model's answers are none; says why.
     """
     config, log = recipe.select, RunLog(run_dir)
     assert config is not None
@@ -110,6 +115,7 @@ def start_after(
         for name, places in wanted.items()
     }
     rows = {(row["id"], row["after"]): row for row in recover_jsonl(target)}
+    replies, losses = summed(row.get("replies", {}) for row in rows.values()), Losses(recipe.max_lost_answers)
     work = []
     for t in chosen:
         asked = {p for each in (*wanted.values(), *drawn.values()) for p in each.get(t.id, ())}
@@ -121,7 +127,9 @@ def start_after(
     work = [(t, left) for t, left in work if t.id not in left_out]
     spec = agent_spec(recipe, perplexity_model(recipe))
     total = sum(len(places) for _, places in work)
+    losses.note(spec.model, replies)
     with (
+        replies_told(log, "select", lambda: replies, about="start-after"),
         track("starts after marked steps", total) as progress,
         worker_pool(recipe, log_retries(log)) as pool,
         EnginePool(
@@ -131,14 +139,18 @@ def start_after(
         flow = Flow("select", log, progress, recipe.engine.actors or max(1, recipe.workers))
         seated = spec.seated(engines.seats)
         tasks = [_Task(seated, specs, config.start_after_steps, tuple(part)) for part in chunks(work, _CHUNK)]
-        for _, (row, seen, problems, missing) in pool.stream(_job, tasks, _rest):
+        for _, (row, seen, problems, missing, written) in pool.stream(_job, tasks, _rest):
             left_out |= missing
             for problem in problems:
                 log.event("select", "dropped", why=problem)
+            replies.add(written)
+            losses.note(spec.model, written, next((p for p in reversed(problems) if UNANSWERED in p), None))
+            losses.check(early=True)
             if row is not None:
                 append_jsonl(target, [row])
                 rows[row["id"], row["after"]] = row
-                flow.add(seen, row["steps"])
+                flow.add(seen, row["steps"], (words := replies.words()) and f"replies: {words}")
+        losses.check()
     if left_out:
         say_left_out(log, "start after", left_out, len({name for places in wanted.values() for name in places}))
     made = [_compared(name, chosen, wanted[name], drawn[name], rows) for name in config.start_after]

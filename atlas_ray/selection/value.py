@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import envs
 
 from ..agents import Agent
+from ..replies import Replies
 from ..rollout import Beginnings, Start, fresh, play
 from ..trajectory import Annotation, Trajectory, cap
 from .replays import (
@@ -44,12 +45,14 @@ class ValueConfig:
     """How values are estimated.
 
     ``specs`` are the environments of the trajectories by id, ``replays`` what is replayed already, by trajectory.
+    ``replies`` takes what became of those that the agent's model wrote, by trajectory.
     """
 
     rollouts: int
     horizon: int
     specs: Specs
     replays: Mapping[str, Replay] = field(default_factory=dict)
+    replies: dict[str, Replies] = field(default_factory=dict)
 
 
 def _lane(trajectory: Trajectory, states: Sequence[Clonable], k: int, begin: Begin = fresh) -> Iterator[Start]:
@@ -86,6 +89,8 @@ def estimate_values(
     for finished in play(agent, lanes(), config.horizon):
         spent += len(finished.steps)
         trajectory_id, _, rest = finished.start.id.rpartition("@")
+        if finished.replies:
+            config.replies.setdefault(trajectory_id, Replies()).add(finished.replies)
         if finished.error:
             problems.append(f"{finished.start.id}: {finished.error}")
         if not finished.lost:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..agents import Agent, Decision
+from ..agents import Agent, Decision, LostAnswer
 from ..errors import EndpointError
 from ..switching.answers import Answers
 from ..switching.budget import Budget
@@ -292,7 +292,7 @@ class Desk:
         decisions = self._game.decisions(choices)
         return {place.id: self._said(place, choices[place.row], decisions[place.row]) for place in places}
 
-    def _said(self, place: _Place, number: int, decision: Any) -> Answer | Refused:
+    def _said(self, place: _Place, number: int, decision: Decision | LostAnswer) -> Answer | Refused:
         if not isinstance(decision, Decision):
             return _lost(place, decision.reason, decision.kind)
         made, left = self._guard.made[place.row], self._guard.left[place.row]

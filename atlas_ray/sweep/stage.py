@@ -138,7 +138,7 @@ def train_switches(
 def _switch(
     recipe: Recipe, run_dir: Path, trials: Sequence[Trial], unfinished: Sequence[Trial]
 ) -> tuple[list[table.Row], list[table.Row]]:
-    from ..switching.compare import unlearned
+    from ..switching.compare import lost_seeds, scored, summary, unlearned
     from ..switching.stage import score
     from ..switching.train import HISTORY
     from ..switching.work import seats, switch_of
@@ -148,19 +148,29 @@ def _switch(
     if unfinished:
         train_switches(recipe, run_dir, unfinished)
     lost = lambda task, attempt, why: say(f"  {task.who}: a worker died ({attempt})")  # noqa: E731
-    rows, ends = [], []
-    with worker_pool(recipe, lost, len(switch_of(recipe).local)) as pool, seats(recipe) as seated:
+    settings, played, beside = switch_of(recipe), {}, []
+    with worker_pool(recipe, lost, len(settings.local)) as pool, seats(recipe) as seated:
         for trial in trials:
-            if trial.outcome()["status"] == "failed":
-                rows.append(table.begun(trial))
-                continue
-            ((scored, episodes),) = score(trial.recipe, trial.directory, [contestant_of(trial)], pool, seated)
-            files.write_json(trial.directory / "switch" / "policies.json", [scored])
-            objective = fmean(row["objective"] for row in episodes)
-            steps = files.read_json(trial.directory / HISTORY)[-1]["step"]
-            rows.append(table.switch_row(trial, recipe.sweep.judged_by, scored, objective, steps))
+            if trial.outcome()["status"] != "failed":
+                played[trial.number] = score(trial.recipe, trial.directory, [contestant_of(trial)], pool, seated)
         if all(f.removeprefix("switch.") in _TRAINING for t in trials for f in t.values):
-            ends = [row for row, _ in score(trials[0].recipe, run_dir, unlearned(switch_of(recipe)), pool, seated)]
+            beside = score(trials[0].recipe, run_dir, unlearned(settings), pool, seated)
+    without = lost_seeds([*beside, *(row for own in played.values() for row in own)])
+    rows = []
+    for trial in trials:
+        if trial.number not in played:
+            rows.append(table.begun(trial))
+            continue
+        contestant, own = contestant_of(trial), played[trial.number]
+        made = summary(contestant, own, switch_of(trial.recipe).unit, len(switch_of(trial.recipe).models), without)
+        files.write_json(trial.directory / "switch" / "policies.json", [made])
+        objective = fmean(row["objective"] for row in scored(own, contestant.name, without))
+        steps = files.read_json(trial.directory / HISTORY)[-1]["step"]
+        rows.append(table.switch_row(trial, recipe.sweep.judged_by, made, objective, steps))
+    ends = [
+        summary(c, [r for r in beside if r["policy"] == c.name], settings.unit, len(settings.models), without)
+        for c in (unlearned(settings) if beside else ())
+    ]
     return rows, ends
 
 

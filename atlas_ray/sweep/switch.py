@@ -66,7 +66,7 @@ class _SwitchTrial:
         name = f"atlas-ray-sweep/{trial.directory}"
         made = configuration(name, own.make_env, own.settings, own.terms, seed, first, asked)
         super().__init__(made, **more)  # type: ignore[call-arg]
-        self.training = Training(self, own.settings, own.terms, own.evaluate, own.first_episode, [])
+        self.training = self._training([])
         if done:
             self._go_on(state)
 
@@ -108,8 +108,12 @@ class _SwitchTrial:
 
     def _go_on(self, directory: Path) -> None:
         super().load_checkpoint(str(directory))  # type: ignore[misc]
-        history, own = files.read_json(directory / HISTORY), self.lesson
-        self.training = Training(self, own.settings, own.terms, own.evaluate, own.first_episode, history)
+        self.training = self._training(files.read_json(directory / HISTORY))
+
+    def _training(self, history: list[dict[str, Any]]) -> Training:
+        own, most = self.lesson, self.trial.recipe.max_lost_answers
+        about = (own.settings, own.terms, own.evaluate, own.first_episode, history, self.trial.about, most)
+        return Training(self, *about)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """For another trial: the state and the best policy."""

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import ray
@@ -109,9 +110,9 @@ class _OffPolicy:
 
     @property
     def steps(self) -> int:
-        """Environment steps sampled so far."""
+        """Environment steps sampled so far, those without an answer too."""
         buffer: TransitionBuffer = self.buffer  # type: ignore[attr-defined]
-        return buffer.count
+        return buffer.count + buffer.dropped
 
     def training_step(self) -> None:
         """Sample, store, update."""
@@ -121,7 +122,7 @@ class _OffPolicy:
         algorithm.metrics.aggregate(results, key=ENV_RUNNER_RESULTS)
         before = buffer.count
         buffer.add(episodes)
-        steps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: buffer.count}
+        steps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: algorithm.steps}
         if len(buffer) >= config.num_steps_sampled_before_learning_starts:
             algorithm._due += (buffer.count - before) * config.env_config["updates_per_step"]
             updates, algorithm._due = int(algorithm._due), algorithm._due % 1
@@ -239,7 +240,8 @@ def configuration(
     """
     quiet()
     _environments[name] = make_env
-    register_env(name, _RunnersEnvironment(make_env) if settings.env_runners else _own_environment)
+    known_as = quote(name)  # Ray keeps names in ASCII
+    register_env(known_as, _RunnersEnvironment(make_env) if settings.env_runners else _own_environment)
     sac = settings.algorithm == "sac"
     rate = [[0, settings.learning_rate], [settings.steps, settings.learning_rate / 10]]
     config: Any = SACConfig(algo_class=SwitchSAC) if sac else DQNConfig(algo_class=SwitchDQN)
@@ -254,7 +256,7 @@ def configuration(
         "log_name": f"runner-{Path(name).name}",
     }
     config = (
-        config.environment(name, env_config=context)
+        config.environment(known_as, env_config=context)
         .env_runners(
             env_runner_cls=SwitchRunner,
             num_env_runners=settings.env_runners,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ..errors import AtlasError
 from ..home import local
 from ..recipe import Switch
+from ..replies import summed
 from ..results import ALWAYS_DEEPTHINK, ALWAYS_QUICK, DECILES, interval
 from ..schema_switch import MEASURED
 from .baselines import Always, EveryKth, Oracle, Random, Threshold, calibrate
@@ -120,6 +122,27 @@ def budget_of(percentage: str, calls: float) -> int:
     return max(1, math.ceil(round(int(percentage.rstrip("%")) * calls / 100, 9)))
 
 
+def lost_seeds(rows: Sequence[Row]) -> frozenset[int]:
+    """Episodes in which a model gave no answer to one policy: they are left out for all, so that they stay paired."""
+    return frozenset(row["seed"] for row in rows if row.get("lost"))
+
+
+def scored(rows: Sequence[Row], who: str, without: Collection[int] | None = None) -> list[Row]:
+    """The episodes that say something, less those of the seeds ``without`` (by default the lost ones of these rows).
+
+    Raises:
+        AtlasError: there is none; gives the last reason.
+    """
+    left_out = lost_seeds(rows) if without is None else without
+    kept = [row for row in rows if row["seed"] not in left_out]
+    if not kept:
+        why = [row["error"] for row in rows if row.get("lost")]
+        raise AtlasError(
+            f"{who}: no episode is left to score, each was lost{f'. The last one: {why[-1]}' if why else ''}"
+        )
+    return kept
+
+
 def rate_of(rows: Sequence[Row]) -> float:
     """Share of the steps with a call, to two digits."""
     return round(sum(r["calls"] for r in rows) / sum(r["steps"] for r in rows), 2)
@@ -152,7 +175,9 @@ def baselines(
     return list(found.values())
 
 
-def summary(contestant: Contestant, rows: Sequence[Row], unit: str, models: int = 2) -> Row:
+def summary(
+    contestant: Contestant, rows: Sequence[Row], unit: str, models: int = 2, without: Collection[int] | None = None
+) -> Row:
     """One policy's row: ``success`` with its 95 % interval over episodes and training seeds, and means.
 
     Args:
@@ -160,7 +185,13 @@ def summary(contestant: Contestant, rows: Sequence[Row], unit: str, models: int 
         rows: its episodes; every training seed has played the same.
         unit: of the recipe.
         models: how many there are.
+        without: seeds that are left out; by default those of its own lost episodes.
+
+    Raises:
+        AtlasError: no episode is left.
     """
+    lost, replies = sum(bool(r.get("lost")) for r in rows), summed(c for r in rows for c in r.get("replies", ()))
+    rows = scored(rows, contestant.name, without)
     runs = [
         sorted((r for r in rows if r["training"] == member), key=lambda r: int(r["seed"]))
         for member in contestant.members
@@ -189,6 +220,7 @@ def summary(contestant: Contestant, rows: Sequence[Row], unit: str, models: int 
         row["called_at"] = tenths
     if models > 2:
         row["calls_by_model"] = [fmean(r["calls_by_model"][n] for r in rows) for n in range(models)]
+    row |= {name: value for name, value in (("lost_episodes", lost), ("replies", replies.row())) if value}
     if contestant.seeds:
         row["seeds"] = list(contestant.seeds)
         row["success_by_seed"] = [fmean(r["success"] for r in run) for run in runs]

@@ -28,7 +28,9 @@ PENALTY = 1.0
 class Outcome:
     """What one step of an episode brought. ``timeout`` is the level's step limit, ``cut`` a limit of ours.
 
-    ``used`` is what the step took, in mean calls of DEEPTHINK, where that is measured.
+    ``used`` is what the step took, in mean calls of DEEPTHINK, where that is measured. ``lost`` says why the model gave
+    no answer, so that there was no step and the episode is over. ``replies``: what each model wrote for it, nothing
+    where none writes (:class:`atlas_ray.replies.Replies`).
 
     The step limit belongs to the task (it is in the reward, and the policy sees the share of it that is used), so
     learning treats a timeout as an end and not as something to bootstrap from; a cut is bootstrapped from.
@@ -40,11 +42,13 @@ class Outcome:
     cut: bool = False
     success: bool = False
     used: float = 0.0
+    lost: str | None = None
+    replies: tuple[Mapping[str, int], ...] = ()
 
     @property
     def over(self) -> bool:
         """Whether the episode goes on no more."""
-        return self.ended or self.timeout or self.cut
+        return self.ended or self.timeout or self.cut or self.lost is not None
 
 
 class Game(Protocol):
@@ -93,7 +97,9 @@ class SwitchingVectorEnv(gym.vector.VectorEnv[Vector, NDArray[np.int64], NDArray
             game says that the step used (:attr:`Outcome.used`).
         stride: between the seeds of episodes, for several environments that share them out.
 
-    ``info`` holds for every row ``calls`` and ``overrides`` of the episode so far, and ``success``.
+    ``info`` holds for every row ``calls`` and ``overrides`` of the episode so far, and ``success``; where there is one
+    :attr:`Outcome.lost`, and the step is then none to learn from (:class:`atlas_ray.switching.replay.TransitionBuffer`
+    leaves it out); and where models write ``replies`` of the step.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
@@ -128,14 +134,14 @@ class SwitchingVectorEnv(gym.vector.VectorEnv[Vector, NDArray[np.int64], NDArray
             self.next_seed = seed
         for row in range(self.num_envs):
             self._begin(row)
-        return self._observations(), self._info(np.zeros(self.num_envs, np.bool_))
+        return self._observations(), self._info({})
 
     def step(
         self, actions: NDArray[np.int64]
     ) -> tuple[Vector, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """Decide for every row; rows whose episode is over begin a new one instead."""
         rewards = np.zeros(self.num_envs, np.float64)
-        terminated, truncated, success = (np.zeros(self.num_envs, np.bool_) for _ in range(3))
+        terminated, truncated = (np.zeros(self.num_envs, np.bool_) for _ in range(2))
         choices = {}
         for row in range(self.num_envs):
             if self._over[row]:
@@ -147,14 +153,17 @@ class SwitchingVectorEnv(gym.vector.VectorEnv[Vector, NDArray[np.int64], NDArray
         for row, choice in choices.items():
             if choice:
                 self.budget.record(row)
-        for row, outcome in self.game.advance(choices).items():
+        outcomes = self.game.advance(choices)
+        for row, outcome in outcomes.items():
+            self._over[row] = outcome.over
+            if outcome.lost is not None:
+                rewards[row], truncated[row] = 0.0, True
+                continue
             units = outcome.used if self.weights is None else self.weights[choices[row]]
             rewards[row] += outcome.reward - self.cost * units
             terminated[row] = outcome.ended or outcome.timeout
             truncated[row] = outcome.cut and not terminated[row]
-            success[row] = outcome.success
-            self._over[row] = outcome.over
-        return self._observations(), rewards, terminated, truncated, self._info(success)
+        return self._observations(), rewards, terminated, truncated, self._info(outcomes)
 
     def _begin(self, row: int) -> None:
         self.game.begin(row, self.next_seed)
@@ -165,11 +174,19 @@ class SwitchingVectorEnv(gym.vector.VectorEnv[Vector, NDArray[np.int64], NDArray
     def _observations(self) -> Vector:
         return features(self.game, self.budget, list(range(self.num_envs)))
 
-    def _info(self, success: NDArray[np.bool_]) -> dict[str, Any]:
-        values = {
-            "calls": np.array(self.budget.made, np.int64),
-            "overrides": np.array(self.budget.overrides, np.int64),
-            "success": success,
-        }
-        everywhere = {f"_{name}": np.ones(self.num_envs, np.bool_) for name in values}
-        return {**values, **everywhere}
+    def _info(self, outcomes: Mapping[int, Outcome]) -> dict[str, Any]:
+        success = [row in outcomes and outcomes[row].success for row in range(self.num_envs)]
+        info: dict[str, Any] = {}
+        for name, values in (
+            ("calls", np.array(self.budget.made, np.int64)),
+            ("overrides", np.array(self.budget.overrides, np.int64)),
+            ("success", np.array(success, np.bool_)),
+        ):
+            info |= {name: values, f"_{name}": np.ones(self.num_envs, np.bool_)}
+        told = {row: o for row, o in outcomes.items() if o.lost is not None or o.replies}
+        for name in ("lost", "replies") if told else ():
+            values, there = np.full(self.num_envs, None, object), np.zeros(self.num_envs, np.bool_)
+            for row, outcome in told.items():
+                values[row], there[row] = getattr(outcome, name), True
+            info |= {name: values, f"_{name}": there}
+        return info

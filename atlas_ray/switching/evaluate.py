@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
+from ..replies import Losses, Replies
 from ..rollout import EnvSpec
 from .budget import Budget
 from .encoders import make_encoder
+from .episode import Episode
 from .players import SwitchPlayer
 from .policy import Situation, SwitchPolicy
-from .text import Episode, TextGame
+from .text import TextGame
+
+_ATTEMPTS = 3
+"""How often an episode is begun at most that a passing failure of a model's endpoint has ended."""
 
 encoder_of = lru_cache(maxsize=1)(make_encoder)
 """The encoder of a recipe, loaded once a process."""
@@ -35,12 +41,26 @@ def play_switching(
     agents: Sequence[SwitchPlayer],
     specs: Sequence[EnvSpec],
     seeds: Sequence[int],
+    *terms: Any,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """:func:`played` to the end: the rows in the order of ``seeds``."""
+    rows = {row["seed"]: row for row in played(policy, agents, specs, seeds, *terms, **options)}
+    return [rows[seed] for seed in seeds]
+
+
+def played(
+    policy: Policy,
+    agents: Sequence[SwitchPlayer],
+    specs: Sequence[EnvSpec],
+    seeds: Sequence[int],
     budget: int | None = None,
     cost: float = 0.0,
     record: bool = False,
     weights: Sequence[float] | None = (),
+    most_lost: float = 1.0,
     **game_options: Any,
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Play the episodes of ``seeds``, as many side by side as the engines have slots.
 
     Args:
@@ -53,30 +73,45 @@ def play_switching(
         record: also keep the steps.
         weights: what a step of each model costs in c; by default 0 for the first and 1 for the others. None: what the
             step really took.
+        most_lost: share of a model's answers above which episodes without one are not played again.
         **game_options: of :class:`TextGame`.
 
-    Returns:
-        A row an episode, in the order of ``seeds``: ``level``, ``seed``, ``success``, ``return`` (of the environment),
+    Yields:
+        A row an episode, as they end: ``level``, ``seed``, ``success``, ``return`` (of the environment),
         ``objective`` (return less c times the weights or what was used), ``calls`` (steps of any model but the first),
         ``calls_by_model`` (steps of each), ``called_at`` (which steps were calls), ``steps``, ``overrides``,
         ``violations`` (calls over the budget: 0, or the guard is broken), ``tokens`` (fed to each model), ``flops``,
         ``seconds`` and ``money`` (of all models), with a policy that needs them the ``margins`` of all steps, and with
         ``record`` the ``episode`` itself: ``env``, ``instruction`` and the ``steps`` with the ``actor`` of each.
+        ``lost``: a model gave no answer, so the episode says nothing; then ``error`` says why and ``lost_by`` is the
+        number of the model. Where that may pass, it was played ``attempts`` times. ``replies`` where models write: what
+        became of those of each (:class:`atlas_ray.replies.Replies`), in all attempts.
     """
     rows = min(*(agent.engine.slots for agent in agents), len(seeds))
     game = game_for(policy, agents, specs, rows, game_options)
-    guard = Budget(budget, rows)
+    guard, losses = Budget(budget, rows), Losses(most_lost)
     charges = [0.0] + [1.0] * (len(agents) - 1) if weights == () else weights
-    waiting = list(seeds)[::-1]
-    results: dict[int, dict[str, Any]] = {}
+    waiting = deque(seeds)
+    attempts = dict.fromkeys(seeds, 0)
+    before: dict[int, list[Replies]] = {}
     playing: list[int] = []
     charged = [0.0] * rows
     margins: list[list[float]] = [[] for _ in range(rows)]
 
     def begin(row: int) -> None:
-        game.begin(row, waiting.pop())
+        seed = waiting.popleft()
+        game.begin(row, seed)
+        attempts[seed] += 1
         guard.start(row)
         charged[row], margins[row] = 0.0, []
+
+    def goes_on(episode: Episode) -> bool:
+        """Whether a lost episode is to be played again."""
+        for number, replies in enumerate(episode.replies):
+            losses.note(str(number), replies)
+        if episode.lost is None or not episode.lost.passing or attempts[episode.seed] >= _ATTEMPTS:
+            return False
+        return not losses.over(str(episode.lost_by))
 
     for row in range(rows):
         begin(row)
@@ -95,16 +130,27 @@ def play_switching(
             if not outcome.over:
                 continue
             episode = game.episodes[row]
-            results[episode.seed] = {
-                **_result(game, guard, row, cost * charged[row]),
-                **({"margins": margins[row]} if margins[row] else {}),
-                **({"episode": _replay(episode, game.models)} if record else {}),
-            }
+            told = [mine.add(r) for mine, r in zip(before.pop(episode.seed, _none(game)), episode.replies, strict=True)]
+            if goes_on(episode):
+                before[episode.seed] = told
+                waiting.append(episode.seed)
+            else:
+                yield {
+                    **_result(game, guard, row, cost * charged[row]),
+                    **({"margins": margins[row]} if margins[row] else {}),
+                    **({"error": episode.lost.reason, "lost_by": episode.lost_by} if episode.lost else {}),
+                    **({"attempts": attempts[episode.seed]} if attempts[episode.seed] > 1 else {}),
+                    **({"replies": [r.row() for r in told]} if any(told) else {}),
+                    **({"episode": _replay(episode, game.models)} if record else {}),
+                }
             if waiting:
                 begin(row)
             else:
                 playing.remove(row)
-    return [results[s] for s in seeds]
+
+
+def _none(game: TextGame) -> list[Replies]:
+    return [Replies() for _ in game.agents]
 
 
 def game_for(
@@ -142,6 +188,7 @@ def _result(game: TextGame, guard: Budget, row: int, charge: float) -> dict[str,
         "level": episode.spec.name,
         "seed": episode.seed,
         "success": episode.success,
+        "lost": episode.lost is not None,
         "return": reward,
         "objective": reward - charge,
         "calls": len(called_at),

@@ -201,6 +201,7 @@ def open_players(
                         thinking=recipe.agent.thinking,
                         context=model.context,
                         price=price,
+                        where=f"switch.models.{number}",
                     )
                 )
             else:

@@ -16,6 +16,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.policy.sample_batch import SampleBatch
 from ray.rllib.utils.replay_buffers.replay_buffer import ReplayBufferInterface
 
+from ..replies import Replies
 from .features import BUDGET_ENTRY
 
 
@@ -30,16 +31,24 @@ class TransitionBuffer(ReplayBufferInterface):
             drawn is shown with any number of them that allows it, and one episode teaches every budget [ours; the idea
             is that of counterfactual experience for reward machines, Toro Icarte et al. 2022].
 
+    A step whose model gave no answer (``info["lost"]`` says why) was none: it is left out, what came before it in the
+    episode is kept, and its state is bootstrapped from like that of any cut [ours].
+
     Attributes:
         count: transitions that were ever added.
+        dropped: steps that were left out.
         ended: episodes that ended.
+        replies: of each model in all steps, by ``info["replies"]``; nothing where no model writes.
+        reasons: of each model's last answer that was none.
         charge: what an action costs, ``[actions]``; it is taken from the rewards of whatever is drawn, so that a price
             that changes holds for old transitions too.
     """
 
     def __init__(self, capacity: int, width: int, seed: int, budget: int | None = None) -> None:
         self.capacity, self.budget = capacity, budget
-        self.count = self.ended = 0
+        self.count = self.dropped = self.ended = 0
+        self.replies: dict[int, Replies] = {}
+        self.reasons: dict[int, str] = {}
         self._first = 0  # transitions before this one were not kept
         self.charge: NDArray[np.float32] | None = None
         self._arrays: dict[str, NDArray[Any]] = {
@@ -62,15 +71,30 @@ class TransitionBuffer(ReplayBufferInterface):
                 continue
             # negative indices would reach into what was sampled before this chunk
             observations = np.asarray(episode.get_observations(slice(0, length + 1)), np.float32)
+            lost = self._take_infos(episode, length)
+            self.ended += bool(episode.is_done)
+            self.dropped += lost
+            length -= lost
+            if not length:
+                continue
             places = (self.count + np.arange(length)) % self.capacity
-            self._arrays[Columns.OBS][places] = observations[:-1]
-            self._arrays[Columns.NEXT_OBS][places] = observations[1:]
+            self._arrays[Columns.OBS][places] = observations[:length]
+            self._arrays[Columns.NEXT_OBS][places] = observations[1 : length + 1]
             self._arrays[Columns.ACTIONS][places] = np.asarray(episode.get_actions(slice(0, length)))
             self._arrays[Columns.REWARDS][places] = np.asarray(episode.get_rewards(slice(0, length)), np.float32)
             self._arrays[Columns.TERMINATEDS][places] = False
             self._arrays[Columns.TERMINATEDS][places[-1]] = episode.is_terminated
             self.count += length
-            self.ended += bool(episode.is_done)
+
+    def _take_infos(self, episode: SingleAgentEpisode, length: int) -> bool:
+        """Count what the models wrote in the steps of a chunk; whether the last of these is none."""
+        infos = episode.get_infos(slice(0, length + 1))
+        for info in infos[1:]:
+            for number, replies in enumerate(info.get("replies", ())):
+                self.replies.setdefault(number, Replies()).add(replies)
+                if info["lost"] is not None and replies.get("lost"):
+                    self.reasons[number] = info["lost"]
+        return infos[-1].get("lost") is not None
 
     def sample(self, num_items: int, **kwargs: Any) -> SampleBatch:
         """``num_items`` transitions, in columns."""
@@ -94,6 +118,7 @@ class TransitionBuffer(ReplayBufferInterface):
     def get_state(self, transitions: bool = True) -> dict[str, Any]:
         """What :meth:`set_state` needs to go on drawing the same transitions; without them only the counts."""
         state = {"count": self.count, "ended": self.ended, "rng": self._rng.bit_generator.state}
+        state |= {"dropped": self.dropped, "replies": {n: r.row() for n, r in self.replies.items()}}
         if transitions:
             used = min(self.count, self.capacity)
             state |= {"first": self._first, "arrays": {name: a[:used].copy() for name, a in self._arrays.items()}}
@@ -102,6 +127,8 @@ class TransitionBuffer(ReplayBufferInterface):
     def set_state(self, state: dict[str, Any]) -> None:
         """Take over the state of a buffer of the same shape."""
         self.count, self.ended = state["count"], state["ended"]
+        self.dropped = state.get("dropped", 0)
+        self.replies = {number: Replies(row) for number, row in state.get("replies", {}).items()}
         self._first = state.get("first", self.count)
         for name, array in state.get("arrays", {}).items():
             self._arrays[name][: len(array)] = array

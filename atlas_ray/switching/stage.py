@@ -14,13 +14,25 @@ from typing import Any
 
 from .. import files
 from ..errors import InputError
+from ..flow import replies_told
 from ..progress import duration, say, track
 from ..recipe import Recipe, Switch
+from ..replies import Losses, Replies, summed
 from ..rollout import SWITCH_SELECT, SWITCH_TEST, seed_block
 from ..schema_switch import MEASURED
 from ..workers import ActorPool, chunks, worker_pool
-from .compare import Contestant, Row, baselines, budget_of, learned_switches, summary, unlearned
-from .work import PlayTask, Tally, TrainTask, play_chunk, seats, train
+from .compare import (
+    Contestant,
+    Row,
+    baselines,
+    budget_of,
+    learned_switches,
+    lost_seeds,
+    scored,
+    summary,
+    unlearned,
+)
+from .work import STOPPED, PlayTask, Tally, TrainTask, note_losses, play_chunk, rest, seats, train
 
 
 def switch_stage(recipe: Recipe, run_dir: str | Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -40,10 +52,17 @@ def switch_stage(recipe: Recipe, run_dir: str | Path, say: Callable[[str], None]
         A row a policy, as in ``results.json``.
 
     Raises:
+        AtlasError: more of a model's answers than ``max_lost_answers`` are none, or no episode is left to score. What
+            ended is kept, and a later call plays what was lost again.
         InputError: the cost is measured in something that no call takes any of.
     """
     stage = _Stage(recipe, Path(run_dir), say)
-    settings, folder = stage.settings, stage.run_dir / "switch"
+    with replies_told(stage.log, "switch", stage.replies, say):
+        return _compared(stage)
+
+
+def _compared(stage: _Stage) -> list[dict[str, Any]]:
+    recipe, settings, folder = stage.recipe, stage.settings, stage.run_dir / "switch"
     runners = settings.env_runners * max(1, recipe.workers)
     apart = recipe.placement.trainers != recipe.placement.workers
     with (
@@ -61,38 +80,42 @@ def switch_stage(recipe: Recipe, run_dir: str | Path, say: Callable[[str], None]
         test = _Episodes(stage, folder / "episodes.jsonl", "test", SWITCH_TEST, settings.test_episodes)
         plain = unlearned(settings)
         rows = test.play([*plain, *learned])
-        rules = baselines(settings, learned, rows, stage.margins(selection))
+        rules = baselines(settings, learned, scored(rows, "the comparison"), stage.margins(selection))
         rows += test.play(rules)
+        kept = scored(rows, "the comparison")
         if not (folder / "replay.json").is_file():
-            stage.replay(learned, rows)
+            stage.replay(learned, kept)
 
     if stage.usage:
         files.write_json(folder / "usage.json", {"unit": settings.unit, **stage.usage})
     policies = [
-        summary(c, [r for r in rows if r["policy"] == c.name], settings.unit, len(settings.models))
+        summary(c, [r for r in rows if r["policy"] == c.name], settings.unit, len(settings.models), lost_seeds(rows))
         for c in [*plain, *learned, *rules]
     ]
     files.write_json(folder / "policies.json", policies)
     stage.close()
+    if left_out := lost_seeds(rows):
+        stage.say(f"  {len(left_out)} of {len(test.seeds)} episodes are left out for all, as one was lost")
     return policies
 
 
 def score(
     recipe: Recipe, run_dir: Path, contestants: Sequence[Contestant], pool: ActorPool[Any, Any], seated: Any
-) -> list[tuple[dict[str, Any], list[Row]]]:
+) -> list[Row]:
     """Play policies that are there already on the test episodes of a recipe, those that are missing in
     ``switch/episodes.jsonl``.
 
     Returns:
-        For each policy its row as in ``results.json``, and its episodes.
+        Their episodes, lost ones too.
+
+    Raises:
+        AtlasError: more of a model's answers are none than may be.
     """
     stage = _Stage(recipe, run_dir, say)
     stage.pool, stage.seats = pool, seated
-    settings = stage.settings
     path = run_dir / "switch" / "episodes.jsonl"
-    rows = _Episodes(stage, path, "test", SWITCH_TEST, settings.test_episodes).play(contestants)
-    own = {c.name: [r for r in rows if r["policy"] == c.name] for c in contestants}
-    return [(summary(c, own[c.name], settings.unit, len(settings.models)), own[c.name]) for c in contestants]
+    with replies_told(stage.log, "switch", stage.replies):
+        return _Episodes(stage, path, "test", SWITCH_TEST, stage.settings.test_episodes).play(contestants)
 
 
 class _Stage:
@@ -110,6 +133,16 @@ class _Stage:
         self.tally: Tally = Counter()
         self.usage: dict[str, Any] = {}
         self.mean_call: float | None = None
+        self.played: list[_Episodes] = []
+        self._events = len(list(files.jsonl_rows(self.run_dir / "events.jsonl")))
+
+    def replies(self) -> Replies:
+        """Of all episodes and trainings so far, those of earlier starts of the run too."""
+        taught, stopped = {}, list(files.jsonl_rows(self.run_dir / "events.jsonl"))[self._events :]
+        for row in [*files.jsonl_rows(self.run_dir / "metrics.jsonl"), *(r for r in stopped if r["event"] == STOPPED)]:
+            if row["stage"] == "switch" and "replies" in row:
+                taught[row["policy"]] = row["replies"]
+        return summed([*taught.values(), *(c for e in self.played for r in e.rows for c in r.get("replies", ()))])
 
     def retried(self, task: TrainTask | PlayTask, attempt: int, reason: str) -> None:
         """A worker was lost."""
@@ -121,7 +154,7 @@ class _Stage:
         """What a mean call of DEEPTHINK takes, where the cost is measured."""
         if MEASURED not in self.settings.costs:
             return
-        rows = selection.play([unlearned(self.settings)[-1]])
+        rows = scored(selection.play([unlearned(self.settings)[-1]]), "the mean call")
         self.mean_call = sum(r[self.settings.unit] for r in rows) / sum(r["calls"] for r in rows)
         if not self.mean_call:
             hint = ": give the models a price" if self.settings.unit == "money" else ""
@@ -133,7 +166,8 @@ class _Stage:
         given = [n for n in self.settings.budgets if isinstance(n, str)]
         if not given:
             return {}
-        rows = selection.play(learned_switches(self.settings, self.run_dir)[:1])
+        first = learned_switches(self.settings, self.run_dir)[:1]
+        rows = scored(selection.play(first), first[0].name)
         calls = fmean(r["calls"] for r in rows)
         budgets = {n: budget_of(n, calls) for n in given}
         self.usage |= {"calls": calls, "budgets": budgets}
@@ -146,7 +180,7 @@ class _Stage:
             return []
         # below no threshold, so QUICK acts alone, and is asked for its margin
         watched = Contestant("quick, watched", "threshold", tau=-math.inf)
-        return [m for row in selection.play([watched]) for m in row["margins"]]
+        return [m for row in scored(selection.play([watched]), watched.name) for m in row["margins"]]
 
     def train(self, contestants: Sequence[Contestant]) -> None:
         """Train those that are not there."""
@@ -180,10 +214,13 @@ class _Stage:
         # a success with calls in it, the one with most QUICK steps; else any episode
         best = max(own, key=lambda r: (r["success"] and r["calls"] > 0, r["calls"] > 0, r["steps"] - r["calls"]))
         task = PlayTask(self.recipe, shown, training, (best["seed"],), "test", self.mean_call, self.seats, record=True)
-        _, (played, tally) = next(iter(self.pool.stream(play_chunk, [task])))
+        _, (row, tally) = next(iter(self.pool.stream(play_chunk, [task])))
         self.tally += tally
-        about = {"policy": shown.name, "budget": shown.budget, "seed": best["seed"], "success": played[0]["success"]}
-        files.write_json(self.run_dir / "switch" / "replay.json", {**about, **played[0]["episode"]})
+        if row["lost"]:
+            self.log.event("switch", "no replay", policy=task.who, seed=row["seed"], why=row["error"])
+            return
+        about = {"policy": shown.name, "budget": shown.budget, "seed": best["seed"], "success": row["success"]}
+        files.write_json(self.run_dir / "switch" / "replay.json", {**about, **row["episode"]})
 
     def close(self) -> None:
         """Say how often the answers that were kept spared a model, and what was lost on the way."""
@@ -199,18 +236,27 @@ class _Stage:
 
 
 class _Episodes:
-    """Episodes of policies in a file: what is there is not played again."""
+    """Episodes of policies in a file: what is there is not played again, but what was lost when the file was opened."""
 
     def __init__(self, stage: _Stage, path: Path, split: str, use: int, count: int) -> None:
         self.stage, self.path, self.split = stage, path, split
         first = seed_block(stage.recipe.seed, use)
         self.seeds = range(first, first + count)
-        self.rows: list[Row] = files.recover_jsonl(path)
+        self.rows: list[Row] = [row for row in files.recover_jsonl(path) if not row.get("lost")]
+        stage.played.append(self)
 
     def play(self, contestants: Sequence[Contestant]) -> list[Row]:
-        """All rows of these policies, every training seed of each on the same episodes."""
+        """All rows of these policies, every training seed of each on the same episodes.
+
+        Raises:
+            AtlasError: more of a model's answers are none than may be.
+        """
         stage = self.stage
+        names, losses = {c.name for c in contestants}, Losses(stage.recipe.max_lost_answers)
         known = {(r["policy"], r["training"], r["seed"]) for r in self.rows}
+        for row in self.rows:
+            if row["policy"] in names:
+                note_losses(losses, row["policy"], stage.settings, [row])
         tasks = []
         for c in contestants:
             for training in c.members:
@@ -220,13 +266,19 @@ class _Episodes:
                     tasks.append(PlayTask(*about))
         label = "test episodes" if self.split == "test" else "episodes before the test"
         with track(label, sum(len(t.seeds) for t in tasks)) as progress:
-            for task, (played, tally) in stage.pool.stream(play_chunk, tasks):
-                rows = [{"policy": task.contestant.name, "training": task.training, **row} for row in played]
-                files.append_jsonl(self.path, rows)
-                self.rows += rows
+            for task, (found, tally) in stage.pool.stream(play_chunk, tasks, rest):
+                row = {"policy": task.contestant.name, "training": task.training, **found}
+                files.append_jsonl(self.path, [row])
+                self.rows.append(row)
                 stage.tally += tally
-                progress.advance(len(rows), task.who)
-        names = {c.name for c in contestants}
+                if row["lost"] or row.get("attempts"):
+                    lost = {"policy": task.who, "seed": row["seed"], "attempts": row.get("attempts", 1)}
+                    stage.log.event("switch", "lost episode", **lost, dropped=row["lost"], why=row.get("error"))
+                note_losses(losses, row["policy"], stage.settings, [row])
+                losses.check(early=True)
+                told = summed(losses.counts.values()).words()
+                progress.advance(1, f"{task.who}{told and f' · replies: {told}'}")
+        losses.check()
         return [r for r in self.rows if r["policy"] in names]
 
 
@@ -250,9 +302,11 @@ def _following(path: Path, say: Callable[[str], None]) -> Iterator[None]:
             position += len(complete)
             for row in map(json.loads, complete.splitlines()):
                 if row["stage"] == "switch" and "policy" in row:
+                    told = Replies(row.get("replies", {})).words()
                     say(
                         f"  {row['policy']}: step {row['step']}, objective {row['objective']:.3f}, "
                         f"best {row['best']:.3f}, about {duration(row['eta_seconds'])} left"
+                        f"{told and f' · replies: {told}'}"
                     )
 
     thread = threading.Thread(target=follow, daemon=True)

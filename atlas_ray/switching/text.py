@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
 import envs
 
-from ..agents import NO_ANSWER, Agent, Decision
-from ..errors import InputError
-from ..rollout import EnvSpec, decision_seed, fresh
+from ..agents import NO_ANSWER, Agent, Decision, LostAnswer
+from ..errors import EndpointError, InputError
+from ..replies import Replies, because
+from ..rollout import Beginnings, EnvSpec, decision_seed
 from ..trajectory import Step
 from .answers import Answer, Answers
 from .encoders import Encoder, unit
 from .environment import Outcome
+from .episode import Episode, advised, expert_of, replay, surviving, take_step
 from .features import Vector
 from .players import ExpertPlayer, SwitchPlayer
 from .usage import Ledger, Unit, Usage, check_unit, units
 
 HIDDEN = "hidden"
-_MOST_DEATHS = 3
-T = TypeVar("T")
 
 
 class Confidence(NamedTuple):
@@ -39,40 +40,11 @@ OVER = Confidence(0.0, 1.0)
 
 
 @dataclass
-class Episode:
-    """A text episode in play. ``acted`` tells for every step which model took it."""
-
-    spec: EnvSpec
-    seed: int
-    own_seed: int
-    env: envs.TextEnv
-    goal: str
-    observation: str
-    steps: list[Step] = field(default_factory=list)
-    acted: list[int] = field(default_factory=list)
-    success: bool = False
-    over: bool = False
-    deaths: int = 0
-    expert: envs.Expert | None = None
-    charged: float = 0.0
-    """Units of :class:`Usage` that outcomes have told of."""
-
-    @property
-    def id(self) -> str:
-        """The same for the same environment and seed, wherever it is played."""
-        return f"{self.spec.id}/{self.seed}"
-
-    @property
-    def text(self) -> str:
-        """What a switch reads: goal and observation."""
-        return f"{self.goal}\n{self.observation}"
-
-
-@dataclass
 class _Known:
-    """What was found out about a state."""
+    """What was found out about a state. ``replies``: of each model, as it was asked here."""
 
     decisions: dict[int, Decision] = field(default_factory=dict)
+    replies: dict[int, Replies] = field(default_factory=dict)
     hidden: Vector | None = None
     advice: str | None = None
 
@@ -82,7 +54,8 @@ class TextGame:
 
     All models hold the true history, whoever acted; one that was not asked for some steps catches up at its next call,
     so an episode costs each model the tokens it had to read. In a vector step each model is asked once, for all of
-    its rows. Several games may share players: each has the episodes of its own.
+    its rows. Several games may share players: each has the episodes of its own. An episode whose model gives no answer
+    when it has to act is over and ``lost``, at the state in which it was asked; such an answer is not kept.
 
     Args:
         specs: drawn in turn: seed s plays ``specs[s % len(specs)]``.
@@ -93,6 +66,8 @@ class TextGame:
         answers: what the models answered already; None asks every time.
         unit: what ``mean_call`` is in.
         mean_call: what a mean call of DEEPTHINK takes; None leaves ``Outcome.used`` at 0.
+        spares: an episode whose environment dies too often, or does not begin it, is over and lost; its next step says
+            so. Without it :class:`envs.EnvironmentDiedError` is raised.
 
     Raises:
         InputError: a signal, the encoder or the unit cannot be had of these models.
@@ -111,6 +86,7 @@ class TextGame:
         answers: Answers | None = None,
         unit: Unit = "flops",
         mean_call: float | None = None,
+        spares: bool = False,
     ) -> None:
         if min(agent.engine.slots for agent in agents) < rows:
             raise ValueError(f"{rows} episodes side by side need as many slots in all engines")
@@ -118,7 +94,7 @@ class TextGame:
         self.agents: tuple[SwitchPlayer, ...] = tuple(agent.fork() for agent in agents)
         self.rows, self.models = rows, len(self.agents)
         self.encoder, self.signals, self.answers = encoder, tuple(signals), answers
-        self.unit, self.mean_call = unit, mean_call
+        self.unit, self.mean_call, self.spares = unit, mean_call, spares
         if mean_call is not None:
             check_unit(self.agents, unit)
         for agent in self.agents:
@@ -133,6 +109,7 @@ class TextGame:
         self.width = width + len(self.signals)
         self.episodes: dict[int, Episode] = {}
         self.speechless = 0
+        self._beginnings = Beginnings()
         self._ledger = Ledger(self.agents, rows)
         self._known = [_Known() for _ in range(rows)]
 
@@ -144,13 +121,19 @@ class TextGame:
         return quick
 
     def begin(self, row: int, seed: int) -> None:
-        """Start the episode of ``seed``, with all models."""
-        if row in self.episodes:
-            envs.release(self.episodes[row].env)
+        """Start the episode of ``seed``, with all models.
+
+        Raises:
+            envs.EnvironmentDiedError: it does not begin, and is not spared.
+            EnvironmentGoneError: no episode of its environment begins any more.
+        """
+        if (before := self.episodes.pop(row, None)) is not None:
+            envs.release(before.env)
         spec = self.specs[seed % len(self.specs)]
         # the seeds of one of several environments are len(specs) apart, and would skip episodes where they are few
         own = seed if spec.endless else seed // len(self.specs)
-        start = fresh(spec, own, f"{spec.id}/{seed}")
+        begin = self._beginnings.start if self.spares else self._beginnings.begin
+        start = begin(spec, own, f"{spec.id}/{seed}")
         for agent in self.agents:
             if isinstance(agent, Agent):
                 agent.engine.forget(row)
@@ -158,8 +141,11 @@ class TextGame:
         self._ledger.start(row)
         self._known[row] = _Known()
         episode = Episode(spec, seed, own, start.env, start.instruction, start.observation)
-        if any(isinstance(agent, ExpertPlayer) for agent in self.agents):
-            episode.expert = _expert(episode)
+        episode.replies = [Replies() for _ in self.agents]
+        if start.lost is not None:
+            episode.fail(start.lost)
+        elif any(isinstance(agent, ExpertPlayer) for agent in self.agents):
+            episode.expert = expert_of(episode)
         self.episodes[row] = episode
 
     def observe(self, rows: Sequence[int]) -> Vector:
@@ -191,8 +177,8 @@ class TextGame:
             if self.episodes[row].over:
                 found.append(OVER)
                 continue
-            decision = self._known[row].decisions[0]
-            if decision.entropy is None or decision.margin is None:
+            decision = self._known[row].decisions.get(0)
+            if decision is None or decision.entropy is None or decision.margin is None:
                 raise InputError("the first model must score the actions to be sure of them", field="agent.decide")
             found.append(Confidence(decision.entropy, decision.margin))
         return found
@@ -200,11 +186,16 @@ class TextGame:
     def agrees(self, rows: Sequence[int]) -> list[bool]:
         """Whether QUICK's action in the present state is what the environment's expert would do, who may not know.
 
+        True where QUICK gives no answer: if it then has to act, it is asked again.
+
         Raises:
             InputError: the environment has no expert.
         """
-        self._ask(0, [row for row in rows if not self.episodes[row].over])
-        return [self.episodes[row].over or self._known[row].decisions[0].action == self._advice(row) for row in rows]
+        unknown = self._ask(0, [row for row in rows if not self.episodes[row].over])
+        return [
+            self.episodes[row].over or row in unknown or self._known[row].decisions[0].action == self._advice(row)
+            for row in rows
+        ]
 
     def step_share(self, row: int) -> float:
         """Steps taken over the step limit."""
@@ -215,20 +206,43 @@ class TextGame:
         """What each model has used in this episode."""
         return self._ledger.usage(row)
 
-    def decisions(self, choices: Mapping[int, int]) -> dict[int, Decision]:
-        """What the chosen model of every row would do now; one batch for each model."""
+    def decisions(self, choices: Mapping[int, int]) -> dict[int, Decision | LostAnswer]:
+        """What the chosen model of every row would do now; one batch for each model.
+
+        A model that gives no answer is asked again the next time. Rows whose episode is over are left out.
+
+        Raises:
+            EndpointError: a model's endpoint gives none at all.
+        """
+        return self._decided(choices, absorb=False)
+
+    def _decided(self, choices: Mapping[int, int], absorb: bool) -> dict[int, Decision | LostAnswer]:
+        found: dict[int, Decision | LostAnswer] = {}
         for number in range(self.models):
-            self._ask(number, sorted(r for r, choice in choices.items() if choice == number))
-        return {row: self._known[row].decisions[number] for row, number in choices.items()}
+            own = sorted(r for r, choice in choices.items() if choice == number and not self.episodes[r].over)
+            lost = self._ask(number, own, absorb)
+            own = [row for row in own if not self.episodes[row].over]
+            found |= {row: lost[row] if row in lost else self._known[row].decisions[number] for row in own}
+        return {row: found[row] for row in choices if row in found}
 
     def advance(self, choices: Mapping[int, int]) -> dict[int, Outcome]:
         """One step of every row in ``choices``; one batch for each model."""
-        self.decisions(choices)
-        return {row: self._move(row, choices[row]) for row in sorted(choices)}
+        found = self._decided(choices, absorb=True)
+        return {row: self._move(row, choices[row], found.get(row)) for row in sorted(choices)}
 
-    def _move(self, row: int, number: int) -> Outcome:
-        episode, decision = self.episodes[row], self._known[row].decisions[number]
-        following, reward, terminated, truncated, info = self._surviving(episode, lambda: _step(episode, decision))
+    def _move(self, row: int, number: int, decision: Decision | LostAnswer | None) -> Outcome:
+        episode = self.episodes[row]
+        asked = self._known[row].replies
+        replies = tuple(asked.get(n, Replies()) for n in range(self.models)) if asked else ()
+        if isinstance(decision, LostAnswer):
+            episode.over, episode.success, episode.lost, episode.lost_by = True, False, decision, number
+        elif decision is not None:
+            with self._spared(row):
+                taken = surviving(episode, lambda: take_step(episode, decision))
+        if episode.lost is not None or decision is None or isinstance(decision, LostAnswer):
+            assert episode.lost is not None
+            return Outcome(0.0, lost=episode.lost.reason, replies=replies)
+        following, reward, terminated, truncated, info = taken
         step = Step(observation=episode.observation, thought=decision.thought, action=decision.action, reward=reward)
         episode.steps.append(step)
         episode.acted.append(number)
@@ -241,17 +255,27 @@ class TextGame:
         if self.mean_call is not None:
             total = units(self.usage(row), self.unit)
             used, episode.charged = (total - episode.charged) / self.mean_call, total
-        outcome = Outcome(reward, terminated, truncated, full, info["success"], used)
+        outcome = Outcome(reward, terminated, truncated, full, info["success"], used, replies=replies)
         episode.over = outcome.over
         return outcome
 
-    def _ask(self, number: int, rows: Sequence[int]) -> None:
-        """Let a model answer where it has not yet; what is known of it is not asked, but costs the same."""
+    def _ask(self, number: int, rows: Sequence[int], absorb: bool = True) -> dict[int, LostAnswer]:
+        """Let a model answer where it has not yet; what is known of it is not asked, but costs the same.
+
+        ``absorb``: an endpoint that gives no answer at all loses these episodes, in place of raising its error.
+
+        Returns:
+            The rows in which it gave no answer.
+        """
         agent, missing, offers, keys = self.agents[number], [], [], []
         for row in rows:
             if number in self._known[row].decisions:
                 continue
-            offered = self._offered(row, agent)
+            offered: list[str] = []
+            with self._spared(row):
+                offered = self._offered(row, agent)
+            if self.episodes[row].over:
+                continue
             key = None if self.answers is None else agent.key(row, offered)
             answer = None if self.answers is None or key is None else self.answers.get(key)
             if answer is None:
@@ -260,20 +284,41 @@ class TextGame:
                 keys.append(key)
                 continue
             agent.recall(row, answer.decision)
-            self._ledger.charge(row, number, answer.decision.spent, answer.seconds)
-            self._known[row].decisions[number] = answer.decision
+            self._take(row, number, answer.decision, answer.seconds)
+        lost: dict[int, LostAnswer] = {}
         if not missing:
-            return
-        seeds = [decision_seed(self.episodes[r].id, len(self.episodes[r].steps)) for r in missing]
+            return lost
         begun = time.perf_counter()
-        decisions = agent.act(missing, offers, seeds)
+        decisions = self._answers(agent, missing, offers, absorb)
         seconds = time.perf_counter() - begun
         tokens = [self._ledger.tokens(r, number, d.spent) for r, d in zip(missing, decisions, strict=True)]
         for row, decision, key, share in zip(missing, decisions, keys, _shares(tokens), strict=True):
-            self._ledger.charge(row, number, decision.spent, seconds * share)
-            self._known[row].decisions[number] = decision
-            if self.answers is not None and key is not None:
+            self._take(row, number, decision, seconds * share)
+            if isinstance(decision, LostAnswer):
+                lost[row] = decision
+            elif self.answers is not None and key is not None:
                 self.answers.put(key, Answer(decision, seconds * share))
+        return lost
+
+    def _answers(
+        self, agent: SwitchPlayer, rows: Sequence[int], offers: Sequence[Sequence[str]], absorb: bool
+    ) -> Sequence[Decision | LostAnswer]:
+        seeds = [decision_seed(self.episodes[r].id, len(self.episodes[r].steps)) for r in rows]
+        try:
+            return agent.act(rows, offers, seeds)
+        except EndpointError as error:
+            if not absorb:
+                raise
+            return [LostAnswer(because(error), error.kind or "refused")] * len(rows)
+
+    def _take(self, row: int, number: int, decision: Decision | LostAnswer, seconds: float) -> None:
+        """Count what a model answered, and keep it until the next step if it is an answer."""
+        self._ledger.charge(row, number, decision.spent, seconds)
+        if decision.replies:
+            self.episodes[row].replies[number].add(decision.replies)
+            self._known[row].replies.setdefault(number, Replies()).add(decision.replies)
+        if isinstance(decision, Decision):
+            self._known[row].decisions[number] = decision
 
     def _hidden(self, rows: Sequence[int]) -> Vector:
         """QUICK's hidden states ``[len(rows), H]``, 0 where the episode is over."""
@@ -289,92 +334,49 @@ class TextGame:
         nothing = np.zeros(self._reader.engine.capabilities.hidden, np.float32)
         return np.stack([nothing if (h := self._known[row].hidden) is None else h for row in rows])
 
+    @contextmanager
+    def _spared(self, row: int) -> Iterator[None]:
+        """Whatever asks the environment of an episode; where that is gone, the episode is lost or the error raised."""
+        try:
+            yield
+        except envs.EnvironmentDiedError as error:
+            if not self.spares:
+                raise
+            self.episodes[row].fail(error)
+
     def _offered(self, row: int, agent: SwitchPlayer) -> list[str]:
         episode = self.episodes[row]
         if agent.needs_list or episode.env.cheap_list:
-            return self._surviving(episode, lambda: episode.env.admissible())
+            return surviving(episode, lambda: episode.env.admissible())
         return []
 
     def _advice(self, row: int) -> str | None:
-        """What the expert would do now, None where it gives up."""
+        """What the expert would do now, None where it gives up or its environment is gone."""
+        advice: str | None = None
+        with self._spared(row):
+            advice = self._expected(row)
+        return advice
+
+    def _expected(self, row: int) -> str | None:
         episode, known = self.episodes[row], self._known[row]
         if episode.expert is None and not episode.steps:
-            episode.expert = _expert(episode)
-        elif episode.expert is None and not _replay(episode, guided=True):
+            episode.expert = expert_of(episode)
+        elif episode.expert is None and not replay(episode, guided=True):
             raise envs.EnvironmentDiedError(f"{episode.id}: its replay for the expert went another way")
         if known.advice is None:
             try:
-                known.advice = self._surviving(episode, lambda: _advised(episode))
+                known.advice = surviving(episode, lambda: advised(episode))
             except envs.ExpertGaveUpError:
                 known.advice = ""
         return known.advice or None
 
     def _expert_decision(self, row: int) -> Decision:
         advice = self._advice(row)
-        self.speechless += advice is None
+        self.speechless += advice is None and not self.episodes[row].over
         return Decision(None, advice or NO_ANSWER)
-
-    def _surviving(self, episode: Episode, do: Callable[[], T]) -> T:
-        """Do something with the episode's environment; if that dies, the episode is replayed to the same state.
-
-        The models' answers would be lost otherwise.
-
-        Raises:
-            envs.EnvironmentDiedError: it died ``_MOST_DEATHS`` times, or its replay went another way.
-        """
-        while True:
-            try:
-                return do()
-            except envs.EnvironmentDiedError:
-                episode.deaths += 1
-                if episode.deaths >= _MOST_DEATHS or not _replay(episode, episode.expert is not None):
-                    raise
 
 
 def _shares(tokens: Sequence[int]) -> list[float]:
     """Of the time of a batch."""
     total = sum(tokens)
     return [n / total if total else 1 / len(tokens) for n in tokens]
-
-
-class _NoExpert:
-    """Of an episode for which the environment's expert has no plan."""
-
-    def act(self) -> envs.ExpertStep:
-        raise envs.ExpertGaveUpError("this episode has no expert")
-
-    def follow(self, action: str) -> None:
-        pass
-
-
-def _expert(episode: Episode) -> envs.Expert:
-    if type(episode.env).expert is envs.TextEnv.expert:
-        raise InputError(f"{episode.spec.id} has no expert", field="switch.levels")
-    try:
-        return episode.env.expert()
-    except envs.ExpertGaveUpError:
-        return _NoExpert()
-
-
-def _advised(episode: Episode) -> str:
-    assert episode.expert is not None
-    return episode.expert.act().action
-
-
-def _step(episode: Episode, decision: Decision) -> tuple[str, float, bool, bool, dict[str, Any]]:
-    if episode.expert is not None:
-        episode.expert.follow(decision.action)
-    return episode.env.step(decision.action)
-
-
-def _replay(episode: Episode, guided: bool) -> bool:
-    """Bring a new environment to the state of the episode, ``guided`` with its expert; whether it came there."""
-    envs.release(episode.env)
-    episode.env, episode.expert = fresh(episode.spec, episode.own_seed).env, None
-    episode.expert = _expert(episode) if guided else None
-    observation = episode.observation
-    for step in episode.steps:
-        if episode.expert is not None:
-            episode.expert.follow(step.action)
-        observation = episode.env.step(step.action)[0]
-    return observation == episode.observation

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import files
+from ..errors import AtlasError
 from ..recipe import Switch
+from ..replies import Losses, Replies, summed
 from ..workers import ensure_ray
 from .policy import CONFIG, SwitchConfig, SwitchPolicy
 
@@ -27,12 +29,15 @@ def train_switch(
     settings: Switch,
     terms: SwitchConfig,
     make_env: MakeEnv,
-    evaluate: Callable[[SwitchPolicy], dict[str, float]],
+    evaluate: Callable[[SwitchPolicy], dict[str, Any]],
     first_episode: int,
     seed: int = 0,
     on_evaluation: Callable[[dict[str, Any]], None] = lambda row: None,
     on_fault: Callable[[int], None] = lambda lost: None,
+    on_stop: Callable[[dict[str, int]], None] = lambda replies: None,
     resources: dict[str, float] | None = None,
+    who: str = "training",
+    most_lost: float = 1.0,
 ) -> SwitchPolicy:
     """Train a switch with RLlib's DQN or SAC inside this process.
 
@@ -50,16 +55,24 @@ def train_switch(
         settings: hyper-parameters.
         terms: shape of the switch, its cost, budget or average.
         make_env: the environment whose first episode has the seed given; the reward holds the cost, unless it is dual.
-        evaluate: scores a policy, always on the same episodes, as ``objective``, and for an average ``calls``.
+        evaluate: scores a policy, always on the same episodes, as ``objective``, and for an average ``calls``; where
+            models write, ``replies`` of the episodes.
         first_episode: seed of the first training episode.
         seed: of weights, exploration and replay.
         on_evaluation: told a row of numbers after each evaluation: ``step``, ``objective``, ``best``, what ``evaluate``
-            returned, ``price`` for an average, ``seconds`` so far and ``eta_seconds``.
+            returned, ``price`` for an average, ``seconds`` so far and ``eta_seconds``; where models write, ``replies``
+            of the whole training so far.
         on_fault: told of environment runners that were lost and started again.
+        on_stop: told the ``replies`` of a training that cannot go on, since too many of them are none.
         resources: custom ones of Ray that each environment runner asks for.
+        who: name in messages.
+        most_lost: share of a model's answers that may be none.
 
     Returns:
         The best policy.
+
+    Raises:
+        AtlasError: more of a model's answers are none. A later call goes on from the last evaluation.
     """
     directory = Path(directory)
     work = directory.parent / f"{directory.name}.train"
@@ -80,9 +93,13 @@ def train_switch(
     try:
         if history:
             algorithm.restore_from_path(str(saved.resolve()))
-        training = Training(algorithm, settings, terms, evaluate, first_episode, history)
+        training = Training(algorithm, settings, terms, evaluate, first_episode, history, who, most_lost)
         while not training.over:
-            policy, is_best = training.stretch(algorithm.train)
+            try:
+                policy, is_best = training.stretch(algorithm.train)
+            except AtlasError:
+                on_stop(training.replies())
+                raise
             if algorithm.lost_runners() > lost:
                 on_fault(algorithm.lost_runners() - lost)
                 lost = algorithm.lost_runners()
@@ -111,6 +128,8 @@ class Training:
         evaluate: see :func:`train_switch`.
         first_episode: seed of the first training episode.
         history: rows of the evaluations so far, which grow.
+        who: name in messages.
+        most_lost: see :func:`train_switch`.
     """
 
     def __init__(
@@ -118,12 +137,16 @@ class Training:
         algorithm: Any,
         settings: Switch,
         terms: SwitchConfig,
-        evaluate: Callable[[SwitchPolicy], dict[str, float]],
+        evaluate: Callable[[SwitchPolicy], dict[str, Any]],
         first_episode: int,
         history: list[dict[str, Any]],
+        who: str = "training",
+        most_lost: float = 1.0,
     ) -> None:
         self.algorithm, self.settings, self.terms, self.evaluate = algorithm, settings, terms, evaluate
         self.first_episode, self.history = first_episode, history
+        self.who, self.most_lost = who, most_lost
+        self._counted = self._sampled()
         self._begun, self._clock = (history[-1] if history else {"step": 0, "seconds": 0.0}), time.monotonic()
 
     @property
@@ -132,7 +155,11 @@ class Training:
         return bool(self.algorithm.steps >= self.settings.steps)
 
     def stretch(self, train: Callable[[], object]) -> tuple[SwitchPolicy, bool]:
-        """Go on to the next evaluation by calling ``train``: the greedy policy, and whether it is the best so far."""
+        """Go on to the next evaluation by calling ``train``: the greedy policy, and whether it is the best so far.
+
+        Raises:
+            AtlasError: see :func:`train_switch`.
+        """
         from .algorithm import charges
 
         algorithm, settings, terms, history = self.algorithm, self.settings, self.terms, self.history
@@ -142,8 +169,13 @@ class Training:
         target = min(settings.steps, algorithm.steps + settings.evaluate_every)
         while algorithm.steps < target:
             train()
+            self._check(early=True)
+        self._check()
         policy = SwitchPolicy(terms, {k: v.numpy() for k, v in algorithm.get_module().net.state_dict().items()})
         row: dict[str, Any] = {"step": algorithm.steps, **self.evaluate(policy)}
+        if replies := self.replies(row.pop("replies", {})):
+            row["replies"] = replies
+        self._counted = self._sampled()
         if terms.average is not None:
             row["price"] = _dual_step(price, row["calls"], terms.average)
         is_best = all(_merit(row, terms) >= _merit(other, terms) for other in history)
@@ -161,6 +193,23 @@ class Training:
             }
         )
         return policy, is_best
+
+    def _sampled(self) -> Replies:
+        """What the models wrote in all steps of the training."""
+        return summed(self.algorithm.buffer.replies.values())
+
+    def replies(self, evaluated: Mapping[str, int] | None = None) -> dict[str, int]:
+        """Counts of the whole training so far, with those of an evaluation that has just been."""
+        before = self.history[-1].get("replies", {}) if self.history else {}
+        total = summed([before, evaluated or {}, self._sampled()])
+        total.subtract(self._counted)
+        return total.row()
+
+    def _check(self, early: bool = False) -> None:
+        losses, buffer = Losses(self.most_lost), self.algorithm.buffer
+        for number, replies in buffer.replies.items():
+            losses.note(f"{self.who}, {self.settings.models[number].model}", replies, buffer.reasons.get(number))
+        losses.check(early)
 
 
 def _dual_step(price: float, calls: float, average: float) -> float:

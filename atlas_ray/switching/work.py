@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 from ..engines import Seat
 from ..home import place
 from ..recipe import Recipe, Switch
+from ..replies import Losses, summed
 from ..rollout import SWITCH_SELECT, SWITCH_TRAIN, EnvSpec, env_spec, seed_block
 from .answers import Answers
-from .compare import Contestant, Row
+from .compare import Contestant, Row, scored
 from .encoders import encoder_width
 from .environment import SwitchingVectorEnv
-from .evaluate import encoder_of, play_switching
+from .evaluate import encoder_of, play_switching, played
 from .players import close_players, engine_actors, lost, open_players
 from .policy import SwitchConfig, SwitchPolicy
 from .text import TextGame
@@ -27,6 +28,8 @@ Seats = tuple[tuple[Seat, ...], ...]
 Tally = Counter[str]
 """How often something happened."""
 
+STOPPED = "training stopped"
+"""Event of a training that cannot go on."""
 BETWEEN_SEEDS = 1_000
 """Training seeds begin with episodes so far apart."""
 
@@ -103,7 +106,7 @@ def _specs(recipe: Recipe, split: str) -> list[EnvSpec]:
 def _game_options(recipe: Recipe, mean_call: float | None) -> dict[str, Any]:
     settings = switch_of(recipe)
     answers = _process.setdefault("answers", Answers()) if settings.cache else None
-    return {"answers": answers, "unit": settings.unit, "mean_call": mean_call}
+    return {"answers": answers, "unit": settings.unit, "mean_call": mean_call, "spares": True}
 
 
 @dataclass(frozen=True)
@@ -132,18 +135,18 @@ class MakeEnv:
         return SwitchingVectorEnv(game, first_seed, contestant.budget, cost, weights, stride)
 
 
-def play_chunk(task: PlayTask, kept: dict[str, Any]) -> Iterator[tuple[list[Row], Tally]]:
+def play_chunk(task: PlayTask, kept: dict[str, Any]) -> Iterator[tuple[Row, Tally]]:
     """Play the episodes of a task.
 
     Yields:
-        A row an episode, as :func:`play_switching` returns them, and what was counted on the way.
+        A row an episode, as :func:`played` does, and what was counted since the last.
     """
     _process["index"] = kept["index"]
     settings = switch_of(task.recipe)
     players = open_players(task.recipe, _process, task.seats)
     before = _counts(players)
     cost, weights = task.contestant.charges(settings)
-    rows = play_switching(
+    for row in played(
         task.contestant.policy(task.recipe.seed, task.training),
         players,
         _specs(task.recipe, task.split),
@@ -152,9 +155,27 @@ def play_chunk(task: PlayTask, kept: dict[str, Any]) -> Iterator[tuple[list[Row]
         cost,
         task.record,
         weights,
+        task.recipe.max_lost_answers,
         **_game_options(task.recipe, task.mean_call),
-    )
-    yield rows, _counts(players) - before
+    ):
+        now = _counts(players)
+        yield row, now - before
+        before = now
+
+
+def rest(task: PlayTask, received: list[tuple[Row, Tally]]) -> PlayTask | None:
+    """What is left of a task of which these rows are there."""
+    done = {row["seed"] for row, _ in received}
+    left = tuple(seed for seed in task.seeds if seed not in done)
+    return replace(task, seeds=left) if left else None
+
+
+def note_losses(losses: Losses, who: str, settings: Switch, rows: Iterable[Row]) -> None:
+    """Count the answers in these episodes, for each model of a policy by itself."""
+    for row in rows:
+        for number, replies in enumerate(row.get("replies", ())):
+            reason = row["error"] if row.get("lost_by") == number else None
+            losses.note(f"{who}, {settings.models[number].model}", replies, reason)
 
 
 @dataclass(frozen=True)
@@ -164,7 +185,7 @@ class Lesson:
     settings: Switch
     terms: SwitchConfig
     make_env: Callable[[int, int], SwitchingVectorEnv]
-    evaluate: Callable[[SwitchPolicy], dict[str, float]]
+    evaluate: Callable[[SwitchPolicy], dict[str, Any]]
     first_episode: int
     seed: int
 
@@ -179,7 +200,7 @@ def lesson(task: TrainTask, index: int) -> Lesson:
     players = open_players(recipe, _process, task.seats)
     cost, weights = contestant.charges(settings)
 
-    def evaluate(policy: SwitchPolicy) -> dict[str, float]:
+    def evaluate(policy: SwitchPolicy) -> dict[str, Any]:
         first = seed_block(recipe.seed, SWITCH_SELECT)
         rows = play_switching(
             policy,
@@ -189,9 +210,15 @@ def lesson(task: TrainTask, index: int) -> Lesson:
             contestant.budget,
             cost,
             weights=weights,
+            most_lost=recipe.max_lost_answers,
             **_game_options(recipe, task.mean_call),
         )
-        return {name: fmean(r[name] for r in rows) for name in ("objective", "return", "success", "calls")}
+        losses = Losses(recipe.max_lost_answers)
+        note_losses(losses, task.who, settings, rows)
+        losses.check()
+        kept = scored(rows, f"{task.who}, evaluated in training")
+        means = {name: fmean(r[name] for r in kept) for name in ("objective", "return", "success", "calls")}
+        return {**means, "replies": summed(losses.counts.values())}
 
     encoded = encoder_width(settings.encoder, settings.features, settings.models[0].model)
     terms = SwitchConfig(
@@ -240,7 +267,10 @@ def train(task: TrainTask, kept: dict[str, Any]) -> Iterator[Tally]:
         own.seed,
         on_evaluation=on_evaluation,
         on_fault=on_fault,
+        on_stop=lambda replies: at.log.event("switch", STOPPED, policy=task.who, replies=replies),
         resources=task.recipe.placement.asks("workers"),
+        who=task.who,
+        most_lost=task.recipe.max_lost_answers,
     )
     at.send(name)
     at.drop(f"{name}.train")

@@ -1,0 +1,134 @@
+"""An episode in which models take turns, its environment, and its expert; one that dies is replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import envs
+
+from ..agents import Decision, LostAnswer
+from ..errors import InputError
+from ..replies import Replies
+from ..rollout import NOWHERE, EnvSpec, fresh
+from ..trajectory import Step
+
+_MOST_DEATHS = 3
+NOBODY = -1
+"""Number of the model that has lost an episode whose environment died."""
+T = TypeVar("T")
+
+
+@dataclass
+class Episode:
+    """A text episode in play. ``acted`` tells for every step which model took it, ``replies`` what each wrote.
+
+    ``lost``: the answer of model ``lost_by`` that was none, which has ended it; or its environment has (``NOBODY``).
+    """
+
+    spec: EnvSpec
+    seed: int
+    own_seed: int
+    env: envs.TextEnv
+    goal: str
+    observation: str
+    steps: list[Step] = field(default_factory=list)
+    acted: list[int] = field(default_factory=list)
+    success: bool = False
+    over: bool = False
+    deaths: int = 0
+    expert: envs.Expert | None = None
+    replies: list[Replies] = field(default_factory=list)
+    lost: LostAnswer | None = None
+    lost_by: int = 0
+    charged: float = 0.0
+    """Units of :class:`Usage` that outcomes have told of."""
+
+    @property
+    def id(self) -> str:
+        """The same for the same environment and seed, wherever it is played."""
+        return f"{self.spec.id}/{self.seed}"
+
+    def fail(self, why: object) -> None:
+        """Its environment is gone: it is over, and says nothing of the models."""
+        self.over, self.success, self.lost_by = True, False, NOBODY
+        self.lost = LostAnswer(f"the environment failed: {why}", replies={})
+
+    @property
+    def text(self) -> str:
+        """What a switch reads: goal and observation."""
+        return f"{self.goal}\n{self.observation}"
+
+
+def surviving(episode: Episode, do: Callable[[], T]) -> T:
+    """Do something with the episode's environment; if that dies, the episode is replayed to the same state.
+
+    The models' answers would be lost otherwise. A death in a replay counts like any other.
+
+    Raises:
+        envs.EnvironmentDiedError: it died ``_MOST_DEATHS`` times, or its replay went another way.
+    """
+    guided, died = episode.expert is not None, False
+    while True:
+        try:
+            if died and not replay(episode, guided):
+                episode.deaths = _MOST_DEATHS
+                raise envs.EnvironmentDiedError("the environment died, and the replay of its episode went another way")
+            return do()
+        except envs.EnvironmentDiedError:
+            episode.deaths, died = episode.deaths + 1, True
+            if episode.deaths >= _MOST_DEATHS:
+                raise
+
+
+class _NoExpert:
+    """Of an episode for which the environment's expert has no plan."""
+
+    def act(self) -> envs.ExpertStep:
+        raise envs.ExpertGaveUpError("this episode has no expert")
+
+    def follow(self, action: str) -> None:
+        pass
+
+
+def expert_of(episode: Episode) -> envs.Expert:
+    """The expert of its environment, in its present state.
+
+    Raises:
+        InputError: the environment has none.
+    """
+    if type(episode.env).expert is envs.TextEnv.expert:
+        raise InputError(f"{episode.spec.id} has no expert", field="switch.levels")
+    try:
+        return episode.env.expert()
+    except envs.ExpertGaveUpError:
+        return _NoExpert()
+
+
+def advised(episode: Episode) -> str:
+    """What its expert would do now."""
+    assert episode.expert is not None
+    return episode.expert.act().action
+
+
+def take_step(episode: Episode, decision: Decision) -> tuple[str, float, bool, bool, dict[str, Any]]:
+    """Do it in the environment, with the expert looking on."""
+    if episode.expert is not None:
+        episode.expert.follow(decision.action)
+    return episode.env.step(decision.action)
+
+
+def replay(episode: Episode, guided: bool) -> bool:
+    """Bring a new environment to the state of the episode, ``guided`` with its expert; whether it came there."""
+    envs.release(episode.env)
+    # what was given back may be leased to another episode, so it is held no longer, whatever happens next
+    episode.env, episode.expert = NOWHERE, None
+    episode.env = fresh(episode.spec, episode.own_seed).env
+    episode.expert = expert_of(episode) if guided else None
+    observation = episode.observation
+    for step in episode.steps:
+        if episode.expert is not None:
+            episode.expert.follow(step.action)
+        observation = episode.env.step(step.action)[0]
+    return observation == episode.observation

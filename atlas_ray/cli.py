@@ -182,7 +182,7 @@ def _look_for_names(recipe: Recipe, arguments: argparse.Namespace, rest: Sequenc
     by_name = [values for values in trials if any(isinstance(value, str) for value in values.values())]
     try:
         for made in (recipe, *(with_values(recipe, values) for values in by_name)):
-            check_there(made)
+            check_there(made, marks=arguments.command != "collect")
     except InputError as error:
         field = error.field or ""
         given = any(f"{field}.".startswith(f"{key}.") for key in overrides(rest))

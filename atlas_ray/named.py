@@ -36,25 +36,26 @@ def models(recipe: Recipe) -> Iterator[tuple[str, str]]:
         )
 
 
-def files(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """(field, path) of every file or folder that is read."""
+def files(recipe: Recipe, marks: bool = True) -> Iterator[tuple[str, str]]:
+    """(field, path) of every file or folder that is read; with ``marks`` also those of annotations."""
     if recipe.collect and recipe.collect.file:
         yield "collect.file", recipe.collect.file
-    if recipe.select:
+    if recipe.select and marks:
         yield from ((f"select.files.{name}", path) for name, path in recipe.select.files.items())
 
 
-def check_there(recipe: Recipe, fetched: bool = False) -> None:
+def check_there(recipe: Recipe, fetched: bool = False, marks: bool = True) -> None:
     """Refuse a recipe that names what is not on this machine. A name on the hub is taken as it is.
 
     Args:
         recipe: whose names are looked at.
         fetched: also refuse models that would have to be fetched first.
+        marks: also look for files of annotations, which may be made when episodes are collected.
 
     Raises:
         InputError: names the field and what is missing.
     """
-    for field, path in files(recipe):
+    for field, path in files(recipe, marks):
         _under(field, lambda path=path: _check_file(path))  # type: ignore[misc]
     _under("collect.file", lambda: check_collected(recipe))
     for field, name in dict.fromkeys(models(recipe)):

@@ -217,7 +217,7 @@ def run(recipe: Recipe, run_dir: Path, stages: tuple[str, ...] = STAGES, verbose
         if not all(ready for stage, ready in done_stages(recipe, run_dir).items() if stage in stages):
             if demands(recipe) or recipe.switch:
                 check_address()
-            check_there(recipe, fetched=True)
+            check_there(recipe, fetched=True, marks=stages != ("collect",))
             from .preflight import check  # (imports torch, which takes seconds)
 
             check(recipe)

@@ -83,6 +83,13 @@ def test_what_is_there_passes(place, capsys):
     assert json.loads(capsys.readouterr().out)["finetune"]["base"] == "model"
 
 
+def test_annotations_may_be_made_when_episodes_are_collected(place, capsys):
+    (place / "r.toml").write_text(PLAY + SELECT + '["all", "mine"]\nfiles = { mine = "marks.jsonl" }\n')
+    assert main(["collect", "r.toml", "--dry-run"]) == 0
+    assert main(["select", "r.toml", "--dry-run"]) == 2
+    assert "marks.jsonl: select.files.mine: there is no such file" in capsys.readouterr().err
+
+
 def test_the_file_of_a_recipe_is_looked_into(place, capsys):
     (place / "data.jsonl").write_text("Thought: x\nAction: y\n")
     (place / "r.toml").write_text(READ)

@@ -83,6 +83,7 @@ tiny().save_pretrained(root / "base")
 TOKENIZER.save_pretrained(root / "base")
 recipe = Recipe.model_validate({
     "name": "full",
+    "unknown_share": 1.0,
     "collect": {"levels": {"GoToLocalS5N2": 3}},
     "select": {"selectors": ["value"]},
     "finetune": {"base": str(root / "base"), "arms": [{"selector": "value", "anchor": 0.5}], "workers": 0},

@@ -28,6 +28,7 @@ class AgentSpec:
     temperature: float = 0.0
     seats: tuple[Seat, ...] = ()
     prompt: Prompt = "plain"
+    unknown_share: float | None = None
 
     def seated(self, seats: tuple[Seat, ...]) -> AgentSpec:
         """The same at engine actors."""
@@ -62,6 +63,7 @@ class AgentSpec:
             thinking=self.act.thinking,
             name=self.model,
             price=price,
+            unknown_share=self.unknown_share,
         )
 
     def agent(self, kept: dict[str, Any]) -> Agent:
@@ -77,5 +79,12 @@ class AgentSpec:
 def agent_spec(recipe: Recipe, model: str, temperature: float = 0.0) -> AgentSpec:
     """A model that plays as a recipe says."""
     return AgentSpec(
-        model, recipe.engine, recipe.agent, recipe.style, recipe.num_envs, temperature, prompt=recipe.prompt
+        model,
+        recipe.engine,
+        recipe.agent,
+        recipe.style,
+        recipe.num_envs,
+        temperature,
+        prompt=recipe.prompt,
+        unknown_share=recipe.unknown_share,
     )

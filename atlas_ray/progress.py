@@ -16,9 +16,14 @@ _EVERY = 10.0
 
 
 def say(message: str) -> None:
-    """A line for the user, taken literally (no markup)."""
+    """A line for the user, taken literally (no markup). A full disk behind stdout loses the line, not the run."""
     logs.said(message)
-    console.print(message, markup=False)
+    try:
+        console.print(message, markup=False)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
 
 
 def duration(seconds: float) -> str:

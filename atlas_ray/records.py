@@ -130,9 +130,23 @@ def _refuse(error: InputError, on_error: OnError, dropped: list[InputError] | No
         dropped.append(error)
 
 
+class _TwiceError(ValueError):
+    """A key stands twice in an object, of which Python's reader would take the last."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _TwiceError(next(name for name in names if names.count(name) > 1))
+    return made
+
+
 def _parse(kind: type[Row], raw: bytes, path: Path, number: int) -> Row:
     try:
-        value = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+        value = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"), object_pairs_hook=_object)
+    except _TwiceError as error:
+        raise InputError(f"has the key {error.args[0]!r} twice in one object", path, number) from None
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 at byte {error.start}", path, number) from None
     except json.JSONDecodeError as error:

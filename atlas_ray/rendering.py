@@ -21,6 +21,7 @@ from typing import Any, Literal
 from .errors import InputError
 from .parsing import Style
 from .trajectory import Step, Trajectory
+from .unknown import Unknown
 
 Prompt = Literal["plain", "chat"]
 
@@ -51,9 +52,11 @@ class Renderer:
         stops: tokens with which a model ends its turn; the first is ``end_of_turn``.
         separator: what stands between thought and action.
         gap: what stands between a turn and the next observation.
+        unknown: counts what is encoded, if somebody asks for it.
     """
 
     def __init__(self, tokenizer: Any, style: Style = "react") -> None:
+        self.unknown: Unknown | None = None
         if tokenizer.eos_token_id is None:
             raise InputError("the tokenizer has no end-of-sequence token, which is needed to end a turn")
         self.tokenizer = tokenizer
@@ -71,9 +74,15 @@ class Renderer:
         if ids is None:
             if len(self._pieces) > 50_000:
                 self._pieces.clear()
-            ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            ids = self._tokens(text)
             self._pieces[text] = ids
+        if self.unknown is not None:
+            self.unknown.note(text, len(ids))
         return list(ids)
+
+    def _tokens(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, special tokens left out, white space folded to single spaces."""

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import gymnasium as gym
+
 import envs
 
 from .agents import LostAnswer, Player
@@ -145,13 +147,13 @@ def fresh(spec: EnvSpec, seed: int, episode_id: str | None = None, attempts: int
     raise AssertionError("unreachable")
 
 
-_NOWHERE = envs.TextEnv("nowhere")
+NOWHERE = envs.TextEnv("nowhere")
 """Stands in an episode that did not begin; nobody plays it."""
 
 
 def unbegun(episode_id: str, why: str) -> Start:
     """An episode that does not begin, and why."""
-    return Start(episode_id, _NOWHERE, "", "", lost=why)
+    return Start(episode_id, NOWHERE, "", "", lost=why)
 
 
 class Beginnings:
@@ -170,21 +172,22 @@ class Beginnings:
         Raises:
             envs.EnvironmentDiedError: the episode is lost.
             EnvironmentGoneError: so are :data:`MOST_UNBEGUN` different ones of this environment, one after the other.
-                One that it says it does not have (``ValueError``) does not count.
+                One that it says it does not have (``ValueError``, Gymnasium's own errors) does not count.
         """
         failed = self._failed.setdefault(spec.id, set())
         try:
             start = fresh(spec, seed, episode_id, 1 if failed else MOST_RESETS)
         except (envs.MissingExtraError, envs.UnknownEnvironmentError):
             raise
-        except ValueError as error:
+        except (ValueError, gym.error.Error) as error:
             raise envs.EnvironmentDiedError(str(error)) from error
         except Exception as error:
             failed.add(episode_id or f"{spec.id}/{seed}")
             why = str(error) if isinstance(error, envs.EnvironmentDiedError) else f"{type(error).__name__}: {error}"
             if len(failed) >= MOST_UNBEGUN:
                 raise EnvironmentGoneError(
-                    f"{spec.id}: {len(failed)} episodes one after the other did not begin, the last because {why}"
+                    f"{spec.id}: {len(failed)} episodes one after the other did not begin, the last because {why}. "
+                    "Once it runs again, the same command goes on"
                 ) from error
             raise envs.EnvironmentDiedError(why) from error
         failed.clear()

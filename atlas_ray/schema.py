@@ -167,6 +167,8 @@ class Recipe(Section):
     """Thought and action, or actions only."""
     prompt: Literal["plain", "chat"] = "plain"
     """How a model is prompted: plain text, or its own chat template."""
+    unknown_share: float = Field(default=0.05, ge=0, le=1)
+    """Most tokens, of those that a model is trained on or reads, that its tokenizer may not know; more is an error."""
     worker_cpus: float = Field(default=1.0, gt=0)
     """CPUs of an actor that plays; less than 1 suits workers that wait for engine actors or slow environments."""
     engine: Engine = Engine()

@@ -16,7 +16,7 @@ UNSET = "unset"
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VARIABLE = re.compile(r"\$(?:\{(?P<braced>[A-Za-z_]\w*)\}|(?P<plain>[A-Za-z_]\w*))")
-_SECRET_HEADER = re.compile(r"auth|key|token|secret|passw|credential|cookie|session", re.IGNORECASE)
+_SECRET_HEADER = re.compile(r"auth(?!or)|key|token|secret|passw|credential|cookie", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"\s*(?:(?:bearer|basic|token)\s|sk-|gsk_|hf_|xox|eyj)", re.IGNORECASE)
 _SECRET_FIELD = re.compile(r"(?:.*[_-])?(?:api[_-]?key|authorization|password|secret|access[_-]?token)", re.IGNORECASE)
 _OWN_HEADERS = ("accept-encoding", "connection", "content-length", "content-type", "host", "transfer-encoding")
@@ -44,6 +44,12 @@ def _temperature(given: Any) -> float | str | None:
     if isinstance(given, int | float) and not isinstance(given, bool) and 0 <= given < float("inf"):
         return float(given)
     raise ValueError(f"must be a number of at least 0, or {UNSET!r} (got {given!r})")
+
+
+def _variable(given: str | None) -> str | None:
+    if given and (not re.fullmatch(r"[A-Za-z_]\w*", given) or _SECRET_VALUE.match(given)):
+        raise ValueError("must be the name of an environment variable; a key itself does not belong into a recipe")
+    return given
 
 
 def _headers(given: dict[str, str]) -> dict[str, str]:
@@ -82,6 +88,7 @@ def _refuse_secrets(value: JsonValue) -> None:
 
 
 Temperature = Annotated[float | str | None, PlainValidator(_temperature)]
+Variable = Annotated[str | None, AfterValidator(_variable)]
 Headers = Annotated[dict[str, str], AfterValidator(_headers)]
 Extra = Annotated[dict[str, JsonValue], AfterValidator(_extra)]
 
@@ -93,10 +100,10 @@ class EndpointFields(Section):
     """A shipped name, a directory or a hub id; with `base_url` the name by which the server knows it."""
     base_url: str | None = None
     """An OpenAI-compatible server, up to what stands before `/chat/completions`."""
-    key_variable: str | None = "OPENAI_API_KEY"
-    """The environment variable that holds the server's key."""
+    key_variable: Variable = "OPENAI_API_KEY"
+    """The environment variable that holds the server's key; an empty text sends none."""
     rate: float | None = Field(default=None, gt=0)
-    """Most requests a second."""
+    """Most requests a second, of each process that asks."""
     timeout: float = Field(default=60.0, gt=0)
     """Seconds for a request."""
     retries: int = Field(default=4, ge=0)

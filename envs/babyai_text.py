@@ -16,7 +16,7 @@ import numpy as np
 from minigrid.core.constants import IDX_TO_COLOR, IDX_TO_OBJECT
 from minigrid.envs.babyai.core import roomgrid_level
 
-from .core import SPLITS, Expert, TextEnv, Turn
+from .core import SPLITS, Expert, TextEnv, Turn, UnknownEnvironmentError
 
 ACTIONS: tuple[str, ...] = ("turn left", "turn right", "go forward", "pick up", "drop", "toggle")
 UNKNOWN_ACTION = "That is not an action. Actions: " + ", ".join(ACTIONS)
@@ -125,6 +125,8 @@ class BabyAIText(TextEnv):
 
     def __init__(self, task: str, max_steps: int | None = None, split: str | None = None) -> None:
         super().__init__(task, max_steps, split)
+        if task not in levels():
+            raise UnknownEnvironmentError(f"no BabyAI level named {task!r}: envs.ids() lists them")
         self._grid_env = gym.make(levels()[task], disable_env_checker=True).unwrapped
         self._actions = {a: i for i, a in enumerate(ACTIONS)}
 

@@ -136,11 +136,14 @@ def _launch(jar: str) -> tuple[int, str, subprocess.Popen[str]]:
             for number, line in enumerate(stream):
                 if most is None or number < most:
                     take(line.strip())
-        take("")
+        if most is not None:
+            for _ in range(most):
+                take("")  # whoever waits for a line hears that there is none
 
     # both are read to their end, or Java would wait for somebody to read what simulators print
-    for stream, take, most in ((process.stderr, complaints.append, None), (process.stdout, lines.put, 2)):
-        threading.Thread(target=read, args=(stream, take, most), daemon=True).start()
+    listening = threading.Thread(target=read, args=(process.stderr, complaints.append, None), daemon=True)
+    listening.start()
+    threading.Thread(target=read, args=(process.stdout, lines.put, 2), daemon=True).start()
     end = time.monotonic() + START_SECONDS
     try:
         port, token = (lines.get(timeout=max(0.0, end - time.monotonic())) for _ in range(2))
@@ -148,6 +151,7 @@ def _launch(jar: str) -> tuple[int, str, subprocess.Popen[str]]:
     except (queue.Empty, ValueError) as error:
         process.kill()
         process.wait()
+        listening.join(1.0)
         why = f"not within {START_SECONDS:g} s" if isinstance(error, queue.Empty) else "it ended"
         raise EnvironmentDiedError("; ".join(filter(None, [why, *complaints]))) from None
 

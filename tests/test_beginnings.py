@@ -5,6 +5,7 @@ import threading
 from collections import Counter
 
 import dying_env
+import numpy as np
 import pytest
 from agentgym_server import broken, drop, hang, quick, raw, serving, vanish  # noqa: F401
 from test_rollout import Fixed, recipe, scored
@@ -16,6 +17,13 @@ from atlas_ray.errors import AtlasError, EnvironmentGoneError, InputError
 from atlas_ray.files import recover_jsonl
 from atlas_ray.finetune import validation
 from atlas_ray.rollout import Beginnings, EnvSpec, play
+from atlas_ray.switching.baselines import Always
+from atlas_ray.switching.compare import scored as lost_out
+from atlas_ray.switching.encoders import make_encoder
+from atlas_ray.switching.environment import SwitchingVectorEnv
+from atlas_ray.switching.evaluate import played
+from atlas_ray.switching.players import ExpertPlayer
+from atlas_ray.switching.text import TextGame
 
 NAME = "dying_env:Dying/Doors-v0"
 BAD = Counter()
@@ -206,6 +214,70 @@ def test_an_environment_of_ones_own_that_raises_anything_loses_that_episode_only
 def test_what_cannot_run_here_at_all_is_said_at_once(monkeypatch):
     with pytest.raises(envs.MissingExtraError, match="AGENTGYM_MAZE_URL"):
         Beginnings().start(EnvSpec("AgentGym/maze"), 0)
+
+
+# ---- the switch ----
+
+
+def switched(seeds, spares=True):
+    """Rows of episodes in which the expert plays as both models, by the number of the episode."""
+    players = [ExpertPlayer(4), ExpertPlayer(4)]
+    rows = played(Always(0), players, [EnvSpec(NAME)], seeds, spares=spares)
+    return {row["seed"]: row for row in rows}
+
+
+@pytest.mark.parametrize(("fault", "where"), [(BAD, "connection refused"), (dying_env.DEATHS, "the process is gone")])
+@pytest.mark.parametrize(("times", "attempts", "lost"), [(2, 1, False), (3, 2, False), (6, 3, False), (99, 3, True)])
+def test_the_switch_plays_a_lost_episode_again_and_leaves_out_what_stays_lost(fault, where, times, attempts, lost):
+    whole = switched(range(8))
+    fault[5] = times
+    rows = switched(range(8))
+    assert (rows[5].get("attempts", 1), rows[5]["lost"]) == (attempts, lost)
+    for seed in range(8):
+        if seed != 5 or not lost:
+            assert {**rows[seed], "attempts": 1, "seconds": 0} == {**whole[seed], "attempts": 1, "seconds": 0}
+    if lost:
+        assert (rows[5]["error"], rows[5]["lost_by"]) == (f"the environment failed: {where}", -1)
+        assert sorted(r["seed"] for r in lost_out(list(rows.values()), "x")) == [0, 1, 2, 3, 4, 6, 7]
+
+
+def test_an_environment_that_is_gone_ends_the_switch_with_its_reason():
+    BAD.update(dict.fromkeys(range(2, 60), 10**6))
+    with pytest.raises(EnvironmentGoneError, match="because connection refused"):
+        switched(range(40))
+
+
+def test_a_death_in_a_replay_counts_like_any_other(monkeypatch):
+    whole = switched([2])
+    dying_env.DEATHS[2] = 1
+    begin, begun = dying_env.Doors.begin, []
+
+    def failing(self, variation):
+        begun.append(variation)
+        if 2 <= len(begun) <= 4:  # the three attempts of the replay
+            raise envs.EnvironmentDiedError("connection refused")
+        return begin(self, variation)
+
+    monkeypatch.setattr(dying_env.Doors, "begin", failing)
+    assert switched([2])[2]["steps"] == whole[2]["steps"]
+    assert len(begun) == 5
+
+
+def test_a_switch_learns_nothing_of_an_episode_that_did_not_begin():
+    BAD[1] = 99
+    game = TextGame([EnvSpec(NAME)], [ExpertPlayer(2), ExpertPlayer(2)], 2, make_encoder("hashing", 32), spares=True)
+    env = SwitchingVectorEnv(game, 0)
+    env.reset()
+    _, rewards, ended, cut, info = env.step(np.zeros(2, np.int64))
+    assert (rewards[1], ended[1], cut[1]) == (0.0, False, True)
+    assert info["lost"].tolist() == [None, "the environment failed: connection refused"]
+    env.step(np.zeros(2, np.int64))
+    assert game.episodes[1].seed == 2
+    plain = TextGame([EnvSpec(NAME)], [ExpertPlayer(1), ExpertPlayer(1)], 1)
+    for _ in range(2):
+        with pytest.raises(envs.EnvironmentDiedError, match="connection refused"):
+            plain.begin(0, 1)
+    plain.begin(0, 0)
 
 
 # ---- why there is no expert episode ----

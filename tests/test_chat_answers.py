@@ -1,9 +1,10 @@
 """What chat servers send with status 200, and what they refuse with: an answer, or none, and for which reason."""
 
 import json
+import pickle
 
 import pytest
-from chat_server import ChatServer, status
+from chat_server import ChatServer, answer, status
 
 from atlas_ray.engines import patience
 from atlas_ray.engines.chat_answers import NoCompletionError, completion
@@ -211,6 +212,20 @@ def test_what_may_pass_is_asked_again_as_what_it_is(server, connect, body, kind,
     assert (endpoint.usage.requests, endpoint.usage.retried, endpoint.usage.failed) == (6, 4, 1)
 
 
+def test_answers_that_are_none_are_counted_where_they_are_paid_for(server, connect):
+    usage = {"usage": {"prompt_tokens": 30, "completion_tokens": 5}}
+    server.script = lambda _: choice("length", content="") | usage
+    server.faults = [status(200, choice("error", content="") | usage)]
+    endpoint = connect()
+    with pytest.raises(EndpointError) as caught:
+        ask(endpoint)
+    assert pickle.loads(pickle.dumps(caught.value)).tokens == (60, 10)
+    server.script = lambda _: answer("x")
+    server.faults = [status(200, choice("error", content="") | usage)]
+    ask(endpoint)
+    assert (endpoint.usage.prompt_tokens, endpoint.usage.completion_tokens) == (60 + 30 + 10, 10 + 5 + 2)
+
+
 @pytest.mark.parametrize(
     ("body", "kind", "words"),
     [
@@ -276,6 +291,12 @@ CONTEXT = [
     {"error": "Input validation error: `inputs` must have less than 4095 tokens. Given: 6000"},
     {"message": "The input (5000 tokens) is longer than the model's context length (4096 tokens)."},
     {"message": "Input is too long for requested model."},
+    {"error": {"message": "Your input exceeds the context window of this model. Please adjust your input."}},
+    {"error": "Prompt is 11543 tokens but the model context window is 4096 tokens."},
+    {"error": {"message": "Input tokens exceed the configured limit of 272000 tokens"}},
+    {"error": {"code": 500, "message": "Context size has been exceeded.", "type": "server_error"}},
+    {"error": {"message": "Invalid 'messages[1].content': string too long. Expected a string with maximum length 10"}},
+    {"error": {"message": "the prompt exceeds the model's token limit"}},
 ]
 FILTERED = [
     {"error": {"message": "filtered", "code": "content_filter"}},
@@ -386,6 +407,8 @@ SYSTEM = [
     {"message": "Conversation roles must alternate user/assistant/user/assistant/..."},
     {"message": "After the optional system message, conversation roles must alternate user/assistant"},
     {"message": "Only user and assistant roles are supported!"},
+    {"message": "Only user, assistant and tool roles are supported, got system. at row 189, column 164"},
+    {"message": "Template error: invalid operation: Conversation roles must alternate (in <string>:1)"},
     {"message": "Developer instruction is not enabled for models/gemma"},
     {
         "message": "Unsupported value: 'messages[0].role' does not support 'system' with this model.",
@@ -397,6 +420,8 @@ SYSTEM = [
 ]
 SCHEMA = [
     {"message": "no response_format here"},
+    {"message": '{"error": {"message": "Invalid input", "param": "response_format"}}', "code": "invalid_request_error"},
+    {"message": "response_format.type `json_schema` is unavailable now"},
     {
         "message": "Invalid parameter: 'response_format' of type 'json_schema' is not supported",
         "param": "response_format",

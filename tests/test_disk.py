@@ -5,10 +5,12 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from atlas_ray import files, logs
-from atlas_ray.disk import is_place, writing
+from atlas_ray.cli import main
+from atlas_ray.disk import writing
 from atlas_ray.errors import AtlasError, StorageError
 from atlas_ray.storage import Storage
 
@@ -61,9 +64,10 @@ def test_what_a_writer_raises_becomes_one_clear_line(tmp_path, error, why, way_o
     assert text.startswith(f"{path}: could not be written (")
     assert why in text and way_out in text and "\n" not in text
     assert isinstance(caught.value, AtlasError) and isinstance(caught.value, OSError)
-    assert caught.value.exit_code == 1
+    whole = "What was saved before is whole" in text
+    assert caught.value.exit_code == pickle.loads(pickle.dumps(caught.value)).exit_code == (1 if whole else 2)
+    assert whole == ("another place" not in text and "not read-only" not in text and "a shorter name" not in text)
     assert ("MiB free" in text) == ("; " in why)
-    assert ("What was saved before is whole" in text) == (not is_place(caught.value))
 
 
 def test_other_errors_stay_what_they_are(tmp_path):
@@ -136,8 +140,17 @@ def test_every_writer_says_what_is_wrong_with_the_place(tmp_path, write, made, w
     path = tmp_path / ("file/x" if made == "file" else "x" * 300)
     with pytest.raises(StorageError, match=way_out) as caught:
         write(path)
-    assert str(path) in str(caught.value) and is_place(caught.value)
+    assert str(path) in str(caught.value) and caught.value.exit_code == 2
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_device_is_not_replaced_by_a_file(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(StorageError, match="name a file") as caught:
+        files.write_text(pipe, "x")
+    assert caught.value.exit_code == 2
+    assert pipe.is_fifo() and [p.name for p in tmp_path.iterdir()] == ["pipe"]
 
 
 def test_what_was_there_stays_where_its_successor_does_not_fit(tmp_path):
@@ -159,6 +172,15 @@ def test_rows_that_do_not_fit_whole_are_not_there_at_all(tmp_path):
     assert path.stat().st_size == size
     files.append_jsonl(path, rows)
     assert [json.loads(line)["number"] for line in path.read_text().splitlines()] == [*range(5), *range(5)]
+
+
+def test_half_a_character_of_a_model_or_a_server_comes_back_as_it_was(tmp_path):
+    row = {"text": "a \ud83d half, \U0001f600 whole, \\ud83d spelt out"}
+    files.append_jsonl(tmp_path / "rows.jsonl", [row])
+    files.write_json(tmp_path / "row.json", row)
+    assert list(files.jsonl_rows(tmp_path / "rows.jsonl")) == [row]
+    assert files.read_json(tmp_path / "row.json") == row
+    (tmp_path / "rows.jsonl").read_text(encoding="utf-8")
 
 
 def test_an_event_that_cannot_be_kept_does_not_end_the_run_and_is_said(tmp_path, caplog):
@@ -200,21 +222,12 @@ def test_storage_that_is_full_or_closed_says_so_with_the_way_out(tmp_path):
         store.write("file/x.json", b"x")
 
 
-def run(folder, *arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "atlas_ray", *arguments],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output="stdout" not in options,
-        text=True,
-        **options,
-    )
-
-
 RECIPE = 'name = "full"\nworkers = 0\nnum_envs = 4\n[collect]\nlevels = { GoToLocalS5N2 = 40 }\n'
 
 
-def test_a_disk_that_is_full_while_trajectories_are_written_is_one_line_and_the_run_goes_on_afterwards(tmp_path):
+def test_a_disk_that_is_full_while_trajectories_are_written_is_one_line_and_the_run_goes_on_afterwards(
+    tmp_path, monkeypatch
+):
     (tmp_path / "r.toml").write_text(RECIPE)
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
@@ -229,6 +242,75 @@ def test_a_disk_that_is_full_while_trajectories_are_written_is_one_line_and_the_
     for path in (tmp_path / "run").rglob("*.jsonl"):
         assert all(json.loads(line) for line in path.read_text().splitlines()), path
     assert not list((tmp_path / "run").rglob("*.tmp"))
-    again = run(tmp_path, "collect", "r.toml", "--out", "run")
-    assert again.returncode == 0, again.stderr
+    monkeypatch.chdir(tmp_path)
+    assert main(["collect", "r.toml", "--out", "run"]) == 0
     assert len((tmp_path / "run" / "trajectories" / "expert.jsonl").read_text().splitlines()) == 40
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "said"),
+    [
+        ("from atlas_ray.progress import say; [say('x' * 999) for _ in range(99)]; from atlas_ray import cli; "
+         "cli._report = lambda *_: 0; sys.exit(cli.main(['report', 'run']))", 0, ""),
+        ("from atlas_ray.cli import main; sys.exit(main(['demo', '--dry-run']))", 1, "atlas-ray: stdout: could not be"),
+    ],
+    ids=["told on the way", "asked for"],
+)  # fmt: skip
+def test_a_full_disk_behind_stdout_loses_the_lines_and_not_the_run(code, exit_code, said):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", f"import sys; {code}"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == exit_code, done.stderr
+    assert done.stderr.startswith(said) and len(done.stderr.splitlines()) == exit_code
+
+
+def test_one_line_of_a_place_that_is_none(tmp_path, capsys):
+    (tmp_path / "r.toml").write_text(RECIPE.replace("40", "4"))
+    (tmp_path / "file").write_text("mine")
+    recipe, out = str(tmp_path / "r.toml"), str(tmp_path / "run")
+    assert main(["collect", recipe, "--out", out]) == 0
+    capsys.readouterr()
+    export = ["export", out, "--format", "messages", "--selector", "every-step", "--out"]
+    long = "x" * 300
+    for command, said in (
+        (["collect", recipe, "--out", str(tmp_path / "file")], "--out: is a file: name a directory"),
+        (["collect", recipe, "--out", str(tmp_path / "file" / "x")], "a file stands where a directory has to be"),
+        (["collect", recipe, "--out", str(tmp_path / long)], "File name too long"),
+        (["collect", recipe, "--out", "/proc/run"], "cannot be made there"),
+        (["report", str(tmp_path / "none")], "is not a run directory"),
+        (["report", str(tmp_path / long)], "File name too long"),
+        (["report", out], "holds neither scores nor annotations"),
+        ([*export, str(tmp_path / "file" / "x")], "a file stands where a directory has to be"),
+        ([*export, str(tmp_path)], "a directory stands where the file has to be"),
+        ([*export, str(tmp_path / long)], "File name too long"),
+        ([*export, "/proc/x.jsonl"], "cannot be made there"),
+        (["select", recipe, "--out", str(tmp_path / "none"), "--compare", "a", "b"], "no [select] table"),
+    ):
+        assert main(command) == 2, command
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert said in line, line
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_odd_names_of_recipe_run_and_storage_are_names_like_others(tmp_path, monkeypatch, capsys):
+    """Whatever a path holds, nothing takes it for a pattern, an address or an escape."""
+    place = tmp_path / "a b#c[d]%20é;x"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    text = RECIPE.replace("40", "4").replace("[collect]", 'trackers = ["tensorboard"]\n[collect]')
+    Path("r #[1]%41.toml").write_text(text + '[select]\nselectors = ["all", "random"]\n')
+    out = "runs/ö [a]#b%41"
+    command = ["run", "r #[1]%41.toml", "--out", out, "--storage", "st #[x]%20ü?"]
+    assert main(command) == 0
+    for name in ("trajectories/expert.jsonl", "annotations/random.jsonl", "report.html"):
+        assert (Path("st #[x]%20ü?", "ö [a]#b%41") / name).read_bytes() == (Path(out) / name).read_bytes()
+    assert list(Path(out, "tensorboard").iterdir())
+    shutil.rmtree("runs")
+    capsys.readouterr()
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert said.count("already done") == 3 and "fetched" in said
+    assert main(["export", out, "--format", "messages", "--selector", "all", "--out", "out #[1]/x.jsonl"]) == 0
+    assert main(["report", out]) == 0
+    assert Path("out #[1]/x.jsonl").is_file()

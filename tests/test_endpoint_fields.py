@@ -3,9 +3,10 @@
 import json
 
 import pytest
-from chat_server import ChatServer, answer
+from chat_server import ChatServer, answer, status
 from pydantic import ValidationError
 
+from atlas_ray.chat import ChatAgent
 from atlas_ray.engines.endpoint import open_endpoint
 from atlas_ray.engines.openai import ChatEndpoint
 from atlas_ray.errors import EndpointError, InputError
@@ -138,6 +139,47 @@ def test_what_a_header_holds_is_shown_nowhere(server, monkeypatch, caplog):
 def test_secrets_and_what_is_no_header_are_refused(headers, words):
     with pytest.raises(ValidationError, match=words):
         served(headers=headers)
+
+
+def test_headers_that_are_no_secrets_may_be_written():
+    plain = {"HTTP-Referer": "https://a.b", "OpenAI-Organization": "org", "X-Session-Id": "7", "X-Author": "me"}
+    assert served(headers=plain).headers == plain
+
+
+def test_what_a_decision_depends_on_is_the_same_before_and_after_a_fallback(server):
+    agent = ChatAgent(open_endpoint(served(base_url=server.url), 1, "x"), "action")
+    agent.start(0, "go", [], "a room")
+    server.script = lambda body: "look"
+    server.faults = [status(400, {"error": {"message": "System role not supported"}})]
+    before = agent.key(0, ["look"])
+    assert agent.act([0], [["look"]], [0])[0].action == "look"
+    assert agent.key(0, ["look"]) == before
+    assert [m["role"] for _, body, _ in server.requests for m in body["messages"]] == ["system", "user", "user"]
+    agent.engine.close()
+
+
+@pytest.mark.parametrize("key", ["sk-abc123", "hf_abcdef", "two words", "$KEY"])
+def test_a_key_in_place_of_its_variable_is_refused_without_being_shown(tmp_path, key):
+    path = tmp_path / "r.toml"
+    path.write_text(REASONING.replace("NONE_SET", key))
+    with pytest.raises(InputError, match=r"r.toml:12: switch.models.1.key_variable: must be the name of") as caught:
+        load(path)
+    assert key not in str(caught.value)
+    path.write_text(REASONING.replace("NONE_SET", ""))
+    check_players(load(path))
+
+
+@pytest.mark.parametrize(
+    "extra", ["{ a = 2020-01-01 }", "{ a = nan }", "{ a = { b = [inf] } }", "{ api_key = 'x' }", "3", "[1]"]
+)
+def test_what_cannot_be_sent_is_refused_with_its_line(tmp_path, extra):
+    path = tmp_path / "r.toml"
+    path.write_text(
+        REASONING.replace('[switch.models.extra]\nreasoning_effort = "low"', "").replace("rate = 5", f"extra = {extra}")
+    )
+    with pytest.raises(InputError, match=r"r.toml:17: switch.models.1.extra") as caught:
+        load(path)
+    assert caught.value.field.startswith("switch.models.1.extra")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,12 @@
-"""Runs under `ray job submit`, on a head of our own with token authentication: what a user of a cluster does."""
+"""Runs under `ray job submit`, on a head of our own with token authentication: what a user of a cluster does.
+
+What is not slow is the first command of docs/jobs.md, as it stands there.
+"""
 
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -18,7 +22,6 @@ import pytest
 from atlas_ray.files import jsonl_rows, read_json
 from atlas_ray.keeping import LEASE
 
-pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).with_name("ray"))
 STOPPING = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}  # seconds between SIGTERM and SIGKILL
@@ -44,6 +47,21 @@ SMALL = {
     "switch.baselines": '["random"]',
 }
 
+SMALLEST = {
+    "collect.levels": "{ GoToLocalS5N2 = 4 }",
+    "select.selectors": '["all", "random"]',
+    "finetune.arms": '[{ selector = "all" }]',
+    "finetune.workers": "0",
+    "evaluate.held_in": '["GoToLocalS5N2"]',
+    "evaluate.episodes": "2",
+    "switch.levels": '["GoToLocalS5N2"]',
+    "switch.steps": "64",
+    "switch.evaluate_every": "64",
+    "switch.evaluate_episodes": "2",
+    "switch.test_episodes": "2",
+    "switch.num_envs": "4",
+}
+
 
 def free_ports(count):
     sockets = [socket.socket() for _ in range(count)]
@@ -60,11 +78,20 @@ class Head:
 
     def __init__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="aj"))
-        (self.folder / "token").write_text(uuid.uuid4().hex + uuid.uuid4().hex)
+        token = self.folder / ".ray" / "auth_token"  # where Ray looks for it by itself
+        token.parent.mkdir()
+        token.write_text(uuid.uuid4().hex + uuid.uuid4().hex)
         gcs, dashboard, agent = free_ports(3)
         clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-        self.stranger = {**clean, "RAY_AUTH_MODE": "token", "HOME": str(self.folder), "RAY_USAGE_STATS_ENABLED": "0"}
-        self.environment = {**self.stranger, "RAY_AUTH_TOKEN_PATH": str(self.folder / "token")}
+        # the `python` of a job is the first one on its head's path
+        clean["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{clean['PATH']}"
+        self.stranger = {
+            **clean,
+            "RAY_AUTH_MODE": "token",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "HOME": str(self.folder / "s"),
+        }
+        self.environment = {**self.stranger, "HOME": str(self.folder)}
         self.address = f"http://127.0.0.1:{dashboard}"
         self.process = subprocess.Popen(
             [
@@ -119,6 +146,44 @@ def head():
         made.close()
 
 
+def first_command():
+    """The first command of docs/jobs.md."""
+    text = (ROOT / "docs" / "jobs.md").read_text(encoding="utf-8")
+    return re.search(r"```bash\n(.*?)```", text, re.DOTALL)[1].strip()
+
+
+def test_the_first_command_of_the_docs_runs_as_it_stands(head, tmp_path):
+    """Of it, only the port and the bucket are the test's, and a small run takes the demo's place."""
+    command = first_command()
+    assert "ray job submit" in command and "python -m atlas_ray run demo" in command
+    for ours, theirs in (("http://127.0.0.1:8265", head.address), ("s3://BUCKET/runs", str(tmp_path))):
+        assert ours in command
+        command = command.replace(ours, theirs)
+    plain_user = {k: v for k, v in head.environment.items() if k != "RAY_AUTH_MODE"}
+    done = subprocess.run(
+        f"{command} {shlex.join(small(**SMALLEST))}",
+        shell=True,
+        cwd=ROOT,
+        env=plain_user,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "succeeded" in plain(done.stdout)
+    assert (tmp_path / "demo" / "report.html").exists() and read_json(tmp_path / "demo" / LEASE)["ended"]
+
+
+def test_doctor_says_where_a_head_and_its_clients_disagree(head):
+    plain_user = {k: v for k, v in head.environment.items() if k != "RAY_AUTH_MODE"}
+    for mode, said in ((None, "`ray job` sends none: RAY_AUTH_MODE is not set"), ("token", "on")):
+        environment = {**plain_user, "RAY_ADDRESS": head.address, **({"RAY_AUTH_MODE": mode} if mode else {})}
+        command = [sys.executable, "-m", "atlas_ray", "doctor", "--json"]
+        answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        line = next(each for each in json.loads(answer.stdout) if each["name"] == "token authentication")
+        assert said in line["found"], line
+        assert (line["state"] == "ok") == (mode == "token")
+
+
 def small(**more):
     return [part for key, value in {**SMALL, **more}.items() for part in (f"--{key}", value)]
 
@@ -127,6 +192,7 @@ def plain(output):
     return re.sub(r"\x1b\[[0-9;]*m", "", output)
 
 
+@pytest.mark.slow
 def test_a_small_demo_runs_as_a_job_whose_logs_stream_and_whose_exit_code_is_the_pipelines(head, tmp_path):
     done = head.submit("run", "demo", "--storage", tmp_path, *small())
     output = plain(done.stdout)
@@ -143,6 +209,7 @@ def test_a_small_demo_runs_as_a_job_whose_logs_stream_and_whose_exit_code_is_the
     assert plain(again.stdout).count("already done") == 6, "the results are found on the storage"
 
 
+@pytest.mark.slow
 def test_bad_input_and_a_run_directory_that_would_be_thrown_away_end_the_job_with_2(head, tmp_path):
     bad = head.submit("run", "demo", "--select.fractoin", "0.2")
     assert bad.returncode == 1, "ray says 1 for any job that fails"
@@ -153,6 +220,7 @@ def test_bad_input_and_a_run_directory_that_would_be_thrown_away_end_the_job_wit
     assert "give --out a directory that stays, or --storage" in plain(lost.stdout)
 
 
+@pytest.mark.slow
 def test_without_the_token_nothing_can_be_submitted(head):
     for wrong in (None, "0" * 64):
         environment = dict(head.stranger)
@@ -163,6 +231,7 @@ def test_without_the_token_nothing_can_be_submitted(head):
         assert "stranger" not in head.job("list").stdout
 
 
+@pytest.mark.slow
 def test_stop_ends_a_job_cleanly_and_a_resubmit_goes_on_from_the_storage(head, tmp_path):
     # a name of its own: jobs of the same code may share their copy of it
     more = ["--out", "runs/ended", *small(**{"evaluate.episodes": "400", "evaluate.held_out": '["GoToLocalS6N4"]'})]

@@ -62,11 +62,21 @@ def test_what_is_there_passes(place, capsys):
     build_model(hidden=16, layers=1, heads=2, intermediate=32, seed=0).save_pretrained(place / "model")
     build_tokenizer().save_pretrained(place / "model")
     (place / "data").mkdir()
+    chat = [{"role": "user", "content": "o"}, {"role": "assistant", "content": "Action: x"}]
+    (place / "data" / "a.jsonl").write_text(json.dumps({"messages": chat}))
     (place / "marks.jsonl").write_text("")
     text = READ.replace("data.jsonl", "data") + SELECT + '["all", "mine"]\nfiles = { mine = "marks.jsonl" }\n'
     (place / "r.toml").write_text(text + TUNE + '"model"\n')
     assert main(["run", "r.toml", "--dry-run", "--storage", str(place / "kept")]) == 0
     assert json.loads(capsys.readouterr().out)["finetune"]["base"] == "model"
+
+
+def test_the_file_of_a_recipe_is_looked_into(place, capsys):
+    (place / "data.jsonl").write_text("Thought: x\nAction: y\n")
+    (place / "r.toml").write_text(READ)
+    assert main(["run", "r.toml", "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "data.jsonl:1: collect.file: not JSON at column 1" in said and 'collect.on_bad = "skip"' in said
 
 
 def test_a_name_that_nothing_uses_and_one_on_the_hub_or_a_server_are_not_looked_for(place):

@@ -2,6 +2,7 @@
 
 import pytest
 from oracle_script import INJECTIONS, good, trajectory
+from test_chat_families import FAMILIES, REFUSED, ids_of, own, tokenizer_of
 from test_oracle_endpoint import by_id
 from tokenizers.processors import TemplateProcessing
 
@@ -71,6 +72,73 @@ def test_a_model_without_a_system_message_gets_it_with_the_first_one():
 def test_a_template_that_loses_messages_is_refused(template):
     with pytest.raises(InputError, match="chat template of m"):
         EngineWriter(Echo(template=template), "m").prompt(TALK)
+
+
+class Named:
+    """An engine with a tokenizer of a family, which writes nothing."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.context, self.slots, self.stops = tokenizer, 10_000, 1, []
+
+    def generate(self, prompts, slots, stop, max_tokens, temperature=0.0, seeds=None):
+        self.stops = stop
+        return [[] for _ in prompts]
+
+
+MOVED = (
+    "{%- set system = messages[0].content if messages[0].role == 'system' else '' -%}"
+    "{%- set rest = messages[1:] if system else messages -%}{%- for m in rest -%}"
+    "{%- if m.role == 'user' -%}"
+    "{{ '[INST] ' + (system + '\n\n' if loop.last and system else '') + m.content + ' [/INST]' }}"
+    "{%- else -%}{{ ' ' + m.content + '</s>' }}{%- endif -%}{%- endfor -%}"
+)
+TALKS = [
+    [{"role": "system", "content": "Judge. "}, {"role": "user", "content": "  Goal: go to the red ball\n"}],
+    [*TALK, {"role": "assistant", "content": "not JSON\n"}, {"role": "user", "content": "again: a blue key."}],
+]
+
+
+@pytest.mark.parametrize("talk", TALKS)
+@pytest.mark.parametrize("kind", ["bytes", "space first", "space always"])
+@pytest.mark.parametrize("family", [*FAMILIES, *REFUSED, "moved"])
+def test_a_prompt_is_what_the_tokenizer_makes_of_the_conversation(family, kind, talk):
+    if family == "moved":
+        tokenizer = tokenizer_of(kind, ["<s>", "</s>"], None, "</s>", MOVED)
+    elif family in FAMILIES:
+        tokenizer = tokenizer_of(kind, *FAMILIES[family])
+    else:
+        specials, end, template, _ = REFUSED[family]
+        tokenizer = tokenizer_of(kind, specials, None, end, template)
+    writer = EngineWriter(Named(tokenizer), "m")
+    if family == "gemma" or (family == "moved" and len(talk) > 2) or family == "mistral":
+        talk = [{"role": "user", "content": "\n\n".join(m["content"] for m in talk[:2])}, *talk[2:]]
+    given = talk if family != "needs a system message" else TALK
+    if family == "needs a system message":
+        with pytest.raises(InputError, match="does not show every message"):
+            writer.prompt(given)
+        return
+    assert writer.prompt(given) == ids_of(tokenizer, own(tokenizer, given, add_generation_prompt=True))
+
+
+@pytest.mark.parametrize(
+    ("family", "ends"),
+    [("gemma", ["<eos>", "<end_of_turn>"]), ("phi", ["<|endoftext|>", "<|end|>"]), ("granite", ["<|end_of_text|>"])],
+)
+def test_an_answer_ends_where_the_template_ends_one(family, ends):
+    tokenizer = tokenizer_of("bytes", *FAMILIES[family])
+    engine = Named(tokenizer)
+    EngineWriter(engine, "m").complete_each([TALK], max_tokens=3)
+    assert engine.stops == tokenizer.convert_tokens_to_ids(ends)
+    specials, end, template, _ = REFUSED["glm"]
+    glm = tokenizer_of("bytes", specials, None, end, template)
+    assert EngineWriter(Named(glm), "m").stops == glm.convert_tokens_to_ids(["<|endoftext|>", "<|user|>"])
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0].content + 1 }}", "{{ messages[0].contents.x }}", "{% if %}"])
+def test_whatever_a_template_raises_is_one_line(template):
+    with pytest.raises(InputError, match="^the chat template of m takes no such messages: ") as caught:
+        EngineWriter(Echo(template=template), "m").prompt(TALK)
+    assert "\n" not in str(caught.value)
 
 
 def test_without_a_template_the_layout_is_plain():

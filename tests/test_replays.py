@@ -95,6 +95,7 @@ def test_what_cannot_be_replayed_is_left_out_and_counted_with_the_reason(tmp_pat
         "no server": made[0].model_copy(update={"env": "AgentGym/maze-v0"}),
         "longer": made[3].model_copy(update={"steps": (*made[3].steps, last)}),
         "no level": made[1].model_copy(update={"env": "BabyAIText/GoToNowhere-v0"}),
+        **{f"below {n}": made[1].model_copy(update={"seed": -n}) for n in range(1, 7)},
         "unread": made[1].model_copy(update={"env": "unread_module:Un/Read-v0"}),
     }
     mixed = [*made, *(t.model_copy(update={"id": name}) for name, t in others.items())]
@@ -102,7 +103,7 @@ def test_what_cannot_be_replayed_is_left_out_and_counted_with_the_reason(tmp_pat
     notes = by_value(theirs, tmp_path / "run", mixed)
     assert [n.trajectory_id for n in notes] == [t.id for t in made], "never valued"
     said = capsys.readouterr().out
-    assert "6 of 10 trajectories could not be replayed, left out: 1 times" in said
+    assert "12 of 16 trajectories could not be replayed, left out: 6 times Seed must be" in said
     why = {e["trajectory"]: e["why"] for e in events(tmp_path / "run", "left out")}
     assert list(sorted(why)) == sorted(others)
     assert "shows another observation" in why["another way"]

@@ -330,7 +330,10 @@ def test_how_many_it_takes_is_the_recipes(recipe, server, tmp_path, stop_after):
     assert len(server.requests) == (stop_after or 3 * 12)
 
 
-THOUGHT = {"choices": [{"finish_reason": "length", "message": {"content": None, "reasoning_content": "hm"}}]}
+THOUGHT = {
+    "choices": [{"finish_reason": "length", "message": {"content": None, "reasoning_content": "hm"}}],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 4096},
+}
 FILTERED = {"choices": [{"finish_reason": "content_filter", "message": {"content": ""}}]}
 
 

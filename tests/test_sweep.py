@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import switch_mdps
+from ray.tune.error import _TuneStopTrialError
 from switch_models import LEVELS, SHAPES, model
 from test_sweep_shared import recipe_of
 
@@ -101,6 +102,43 @@ def test_a_trial_that_fails_is_counted_and_the_others_go_on(ray_session, models,
     said = capsys.readouterr().out
     assert "1 done, 1 failed" in said and "trial 0 (finetune.context = 8) failed: " in said
     assert "Trials that failed" in (tmp_path / "run" / "report.html").read_text()
+
+
+def of_tune(error):
+    """As Tune keeps what a trial raised: as text."""
+    return _TuneStopTrialError(f"Traceback (most recent call last):\n  File x\natlas_ray.errors.{error}")
+
+
+@pytest.mark.parametrize(
+    ("errors", "kind", "why"),
+    [
+        (
+            ["InputError: select.model: is none", "InputError: select.model: is none"],
+            InputError,
+            "select.model: is none",
+        ),
+        (["InputError: select.model: is none", "DivergedError: NaN"], AtlasError, "select.model: is none"),
+        ([None, None], AtlasError, "its process ended without a word"),
+    ],
+    ids=["bad input", "not all of it", "killed"],
+)
+def test_a_sweep_whose_trials_all_fail_ends_with_what_the_first_met_and_as_bad_input_if_all_were(
+    models, tmp_path, monkeypatch, errors, kind, why
+):
+    recipe = recipe_of(str(models / "quick"), {"seed": {"grid": [1, 2]}})
+
+    def fail(recipe, run_dir, trials, trainable, name):
+        met = [
+            SimpleNamespace(path=f"/x/{t.name}", error=e and of_tune(e)) for t, e in zip(trials, errors, strict=True)
+        ]
+        tuning._take_failures(trials, met)
+
+    monkeypatch.setattr(tuning, "tune", fail)
+    with pytest.raises(AtlasError) as caught:
+        sweep(recipe, tmp_path / "run")
+    assert type(caught.value) is kind
+    assert str(caught.value) == f"all 2 trials failed; trial 0 (seed = 1): {why}"
+    assert read_json(tmp_path / "run" / "sweep.json")["trials"][0]["why"] == why
 
 
 def test_a_sweep_whose_trials_all_fail_fails_and_leaves_its_table(models, tmp_path, monkeypatch):

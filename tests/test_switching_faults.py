@@ -84,3 +84,26 @@ def test_what_a_model_raises_ends_the_training_as_it_is(ray_session, tmp_path, w
         train_switch(tmp_path / "switch", settings, terms, partial(broken, where), lambda p: {"objective": 0.0}, 0)
     found = culprit(caught.value)
     assert (type(found), str(found)) == (InputError, "switch.models.1: is no model of the server")
+
+
+def test_a_training_goes_on_in_a_directory_of_any_name(ray_session, tmp_path):
+    """Ray keeps the names of environments in ASCII, and pyarrow takes some paths for addresses."""
+    mdp, rows = MDPS["chain-12"], []
+    settings = Switch(levels=["GoToLocal"], costs=[0.05], steps=64, num_envs=8, evaluate_every=32)
+    terms = SwitchConfig(mdp.code.shape[1], (128, 64), budget=None, cost=0.05)
+
+    def note(row):
+        rows.append(row)
+        if len(rows) == 1:
+            raise KeyboardInterrupt
+
+    def train():
+        make_env = switch_mdps.maker("chain-12", None, 0.05, rows=8)
+        directory = tmp_path / "ö [a]#b%41 ?" / "switch"
+        return train_switch(directory, settings, terms, make_env, lambda p: {"objective": 0.0}, 0, on_evaluation=note)
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert train().config == terms
+    first, second = (row["step"] for row in rows)
+    assert 32 <= first < 64 <= second, "it went on where it was"

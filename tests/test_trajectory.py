@@ -195,6 +195,21 @@ def test_every_key_of_a_trajectory_is_required(tmp_path, key):
     assert "required" in error.message
 
 
+def test_an_unknown_outcome_is_null(tmp_path):
+    path = write_rows(tmp_path / "t.jsonl", row(score=None, success=None), row(id="b", success=None))
+    items = read_trajectories(path)
+    assert [(t.success, t.score) for t in items] == [(None, None), (None, 1.0)]
+    write_trajectories(path, items)
+    assert [json.loads(line)["success"] for line in path.read_text().splitlines()] == [None, None]
+    assert read_trajectories(path) == items
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), "0.5"])
+def test_a_probability_is_one(tmp_path, value):
+    path = write_rows(tmp_path / "t.jsonl", row(steps=step(actor="quick", probability=value)))
+    assert refused(path).field == "steps.0.probability"
+
+
 def test_an_integer_is_fine_where_a_number_is_wanted(tmp_path):
     path = write_rows(tmp_path / "t.jsonl", row(score=1, steps=step(reward=2)))
     read = read_trajectories(path)[0]
@@ -214,6 +229,7 @@ def test_an_integer_is_fine_where_a_number_is_wanted(tmp_path):
         ('{"id": "a\\ud800"}', ""),
         ('{"seed": ' + "1" * 5000 + "}", "digits"),
         ("[" * 100_000, "not JSON"),
+        (json.dumps(row())[:-1] + ', "success": false}', "has the key 'success' twice"),
     ],
 )
 def test_a_line_that_is_no_object_is_named(tmp_path, line, says):

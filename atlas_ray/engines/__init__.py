@@ -1,5 +1,6 @@
 """Where text comes from: a causal language model behind one small protocol."""
 
+from ..errors import InputError
 from ..home import local
 from ..models import adapted
 from ..schema import Engine as Settings
@@ -36,6 +37,10 @@ def make_engine(settings: Settings, model: str, slots: int) -> LocalEngine:
     model = local(model)
     if settings.kind == "vllm":
         base = adapted(model)
+        if base and adapted(base):
+            raise InputError(
+                "lies over another adapter, and vLLM takes one at a time: merge them, or take another engine", model
+            )
         return VllmEngine(
             base or model,
             slots,

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import ContextOverflowError, InputError
+from ..model_config import longest
 
 
 @dataclass(frozen=True)
@@ -280,12 +281,13 @@ def advance(engine: LocalEngine) -> list[Request]:
     return answered
 
 
-def own_context(asked: int | None, own: int) -> int:
-    """Most tokens of an engine whose model takes ``own``.
+def own_context(asked: int | None, config: Any) -> int:
+    """Most tokens of an engine whose model has this configuration.
 
     Raises:
-        InputError: more are asked for.
+        InputError: more are asked for than the model takes, or nobody says how many that are.
     """
+    own = longest(config, asked, "engine.context")
     if asked is not None and asked > own:
-        raise InputError(f"the model takes at most {own} tokens", field="context")
+        raise InputError(f"the model takes at most {own} tokens", field="engine.context")
     return own if asked is None else asked

@@ -53,11 +53,15 @@ class NoCompletionError(Exception):
         kind: of an :class:`atlas_ray.errors.EndpointError`.
         again: whether the same request may be answered.
         said: an error that the answer holds, which says more.
+
+    Attributes:
+        tokens: read and written nevertheless, as far as the server counts them.
     """
 
     def __init__(self, message: str, kind: str = "error", again: bool = True, said: Said | None = None) -> None:
         super().__init__(message)
         self.kind, self.again, self.said = kind, again, said
+        self.tokens = (0, 0)
 
 
 def completion(
@@ -76,6 +80,22 @@ def completion(
         NoCompletionError: it holds no completion.
     """
     value = _json(answer, secrets)
+    try:
+        return _read(value, answer, limit, limit_name, secrets, thinking)
+    except NoCompletionError as error:
+        sent, written = _counts(value)
+        error.tokens = sent or 0, written or 0
+        raise
+
+
+def _read(
+    value: dict[str, Any],
+    answer: Answer,
+    limit: int,
+    limit_name: str,
+    secrets: Sequence[str],
+    thinking: Sequence[str],
+) -> Completion:
     said_whole = shown(answer.data.decode("utf-8", "replace"), secrets)
     choices = value.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None

@@ -36,7 +36,9 @@ _TOO_LONG = re.compile(
     r"|(?:prompt|input)s? (?:is |are )?too (?:long|large)|too large for model with"
     r"|inputs?\W+(?:tokens )?must have less than|tokens\W+\+\W+max_new_tokens|string_above_max_length"
     r"|reduce the length of the (?:messages|prompt|input)|context the overflows|context length of only"
-    r"|reached (?:the )?context length|too many (?:input )?tokens\b|request(?: entity)? too large|payload too large",
+    r"|context window (?:is|of|full)|exceed\w*[^.]{0,30}token limit|maximum number of (?:input )?tokens"
+    r"|expected a string with maximum length|reached (?:the )?context length"
+    r"|too many (?:input )?tokens\b|request(?: entity)? too large|payload too large",
     re.IGNORECASE,
 )
 _NEVER_FITS = re.compile(r"request too large", re.IGNORECASE)
@@ -96,8 +98,8 @@ def plain(data: bytes) -> str:
     text = data.decode("utf-8", "replace")
     if not text.lstrip("\ufeff \r\n\t").startswith("<"):
         return text
-    text = re.sub(r"<(script|style)\b.*?</\1\s*>", " ", text[:100_000], flags=re.DOTALL | re.IGNORECASE)
-    return " ".join(re.sub(r"<[^>]*>", " ", text).split())
+    text = re.sub(r"<(script|style)\b.*?</\1\s*>", " ", text[:20_000], flags=re.DOTALL | re.IGNORECASE)
+    return " ".join(re.sub(r"<[^<>]*>", " ", text).split())
 
 
 def said_in(data: bytes) -> Said:
@@ -237,8 +239,6 @@ def _field(words: Said, extra: Iterable[str]) -> str:
         return "temperature"
     if re.search(r"\bmax_(?:completion_)?tokens\b", text):
         return "limit_field" if _UNKNOWN.search(text) else "max_tokens"
-    if about := _about(words):
-        return {"schema": "send_schema", "system": "send_system", "seed": "seed"}[about]
     if parameter == "model" or re.search(r"model[ _]not[ _]found|\bmodel\b[^.]{0,80}(?:not exist|not found)", text):
         return "model"
     return "stop" if parameter == "stop" or re.search(r"'stop'", text) else ""
@@ -262,13 +262,10 @@ def advice(verdict: Verdict, where: str, limit_field: str) -> str:
     if verdict.kind == "filtered":
         return "the server's filter"
     other = "max_tokens" if limit_field == "max_completion_tokens" else "max_completion_tokens"
-    field, own = named(verdict.field, where), bool(where)
+    field = named(verdict.field, where)
     known = {
-        "temperature": f'set {field} = "unset"' if own else "set temperature to None",
+        "temperature": f'set {field} = "unset"' if where else "set temperature to None",
         "limit_field": f'set {field} = "{other}"',
         "max_tokens": f"lower {field}",
-        "send_schema": f"set {field} = false" if own else "give no json_schema",
-        "send_system": f"set {field} = {'false' if own else 'False'}",
-        "seed": f"none is sent with {named('temperature', where)} = 0",
     }
     return known.get(verdict.field, f"look at {field}") if verdict.field else ""

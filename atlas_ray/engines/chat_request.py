@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..errors import EndpointError
+from . import patience
+
 Part = Literal["schema", "system", "seed"]
 """Of a request, what a server may not know and what can be left out: a JSON schema, system messages and neighbours of
 one role, a seed."""
+
+
+class Batch:
+    """What the conversations of one call share: ``stop`` ends them all, ``error`` says why."""
+
+    def __init__(self, together: bool) -> None:
+        self.together, self.stop = together, threading.Event()
+        self.error: EndpointError | None = None
+
+    def rest(self, seconds: float) -> None:
+        """Wait, unless the others already failed."""
+        if patience.rest(self.stop, seconds):
+            raise self.error or EndpointError("stopped")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ..model_config import text_config
+
 NAME = "atlas_grouped"
 
 
@@ -63,9 +65,9 @@ def grouped_attention(
 
 def use_grouped_attention(model: Any) -> None:
     """Let a model whose query heads share keys attend this way, if it would use torch's attention."""
-    config = model.config
+    config = text_config(model.config)
     shared = getattr(config, "num_key_value_heads", None)
-    if config._attn_implementation == "sdpa" and shared and shared < config.num_attention_heads:
+    if model.config._attn_implementation == "sdpa" and shared and shared < config.num_attention_heads:
         ALL_ATTENTION_FUNCTIONS.register(NAME, grouped_attention)
         # without it a mask of padding would be dropped for whoever else uses the model
         ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)

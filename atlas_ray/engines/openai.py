@@ -22,7 +22,7 @@ from . import patience
 from .base import Capabilities
 from .chat_answers import Completion, NoCompletionError, completion
 from .chat_refusals import Verdict, advice, judge, named, said_in, shown
-from .chat_request import Part, Request
+from .chat_request import Batch, Part, Request
 from .http_line import Lines, NoAnswerError
 
 __all__ = ["ChatEndpoint", "Completion", "Usage"]
@@ -42,7 +42,7 @@ class Usage:
     """What was asked of an endpoint so far.
 
     ``requests``: sent, repetitions included. ``retried``: of them, repetitions. ``failed``: conversations that were
-    given up. Tokens are those of the answers that were used; ``uncounted`` of these came without counts.
+    given up. Tokens are those of all answers, as far as they are counted; ``uncounted`` that were used came without.
     """
 
     requests: int = 0
@@ -54,7 +54,12 @@ class Usage:
 
 
 class _Trouble(Exception):
-    """One attempt failed. ``asked``: seconds the server wants to be left alone; ``part``: what it does not know."""
+    """One attempt failed. ``asked``: seconds the server wants to be left alone; ``part``: what it does not know.
+
+    ``tokens``: read and written for it nevertheless.
+    """
+
+    tokens = (0, 0)
 
     def __init__(
         self,
@@ -67,19 +72,6 @@ class _Trouble(Exception):
     ) -> None:
         super().__init__(message)
         self.status, self.again, self.asked, self.kind, self.part = status, again, asked, kind, part
-
-
-class _Batch:
-    """What the conversations of one call share: ``stop`` ends them all, ``error`` says why."""
-
-    def __init__(self, together: bool) -> None:
-        self.together, self.stop = together, threading.Event()
-        self.error: EndpointError | None = None
-
-    def rest(self, seconds: float) -> None:
-        """Wait, unless the others already failed."""
-        if patience.rest(self.stop, seconds):
-            raise self.error or EndpointError("stopped")
 
 
 class ChatEndpoint:
@@ -141,7 +133,7 @@ class ChatEndpoint:
         if wrong:
             raise InputError("is too small", field=wrong[0])
         self._lines = Lines(base_url, "/chat/completions")
-        self.model, self.key_variable, self.slots = model, key_variable, concurrency
+        self.model, self.key_variable, self.slots = model, key_variable or None, concurrency
         self.timeout, self.deadline, self.retries = timeout, deadline, retries
         self.limit_field, self.extra = limit_field, dict(extra or {})
         self.send_system, self._headers, self._where = send_system, dict(headers or {}), where
@@ -192,7 +184,7 @@ class ChatEndpoint:
             EndpointError: the first failure; conversations not yet sent are left out.
             InputError: the key cannot be used.
         """
-        batch = _Batch(together=True)
+        batch = Batch(together=True)
         answers = self._all(batch, conversations, max_tokens, temperature, seeds, stop, json_schema)
         if batch.error is not None:
             raise batch.error
@@ -212,11 +204,11 @@ class ChatEndpoint:
 
         What fails them all (401, 403, 404) is asked once: those not yet sent get the same error.
         """
-        return self._all(_Batch(False), conversations, max_tokens, temperature, seeds, stop, json_schema)
+        return self._all(Batch(False), conversations, max_tokens, temperature, seeds, stop, json_schema)
 
     def _all(
         self,
-        batch: _Batch,
+        batch: Batch,
         conversations: Sequence[Sequence[Mapping[str, str]]],
         max_tokens: int,
         temperature: float | None,
@@ -244,7 +236,7 @@ class ChatEndpoint:
                 job.cancel()
             raise
 
-    def _one(self, request: Request, batch: _Batch) -> Completion | EndpointError:
+    def _one(self, request: Request, batch: Batch) -> Completion | EndpointError:
         if batch.error is not None:
             return batch.error
         try:
@@ -263,9 +255,9 @@ class ChatEndpoint:
             usage.uncounted += made.completion_tokens is None
         return made
 
-    def _persist(self, request: Request, batch: _Batch) -> Completion:
+    def _persist(self, request: Request, batch: Batch) -> Completion:
         """Try until there is an answer, within the retries and the deadline."""
-        until, attempt, sent = None, 0, 0
+        until, attempt, sent, spent = None, 0, 0, (0, 0)
         while True:
             batch.rest(self._pace.reserve())
             until = patience.now() + self.deadline if until is None else until
@@ -278,6 +270,11 @@ class ChatEndpoint:
                 return self._attempt(request, parts, min(self.timeout, max(until - patience.now(), 0.01)))
             except _Trouble as error:
                 trouble, times = error, f" (attempt {attempt + 1} of {self.retries + 1})" if error.again else ""
+            read, written = trouble.tokens
+            spent = spent[0] + read, spent[1] + written
+            with self._lock:
+                self._usage.prompt_tokens += read
+                self._usage.completion_tokens += written
             if trouble.part is not None:  # at most once each, and it costs nothing: it was refused
                 self._leave_out(trouble.part, str(trouble))
                 continue
@@ -290,7 +287,7 @@ class ChatEndpoint:
             _log.info("%s: %s%s; again in %.1f s", self._lines.where, trouble, times, seconds)
             batch.rest(seconds)
             attempt += 1
-        raise EndpointError(f"{self._lines.where}: {trouble}{times}", trouble.status, trouble.kind)
+        raise EndpointError(f"{self._lines.where}: {trouble}{times}", trouble.status, trouble.kind, spent)
 
     def _leave_out(self, part: Part, why: str) -> None:
         note = f"{self._where or self._lines.where}: {self.model} takes {_LEFT_OUT[part]}; it said {why}"
@@ -316,11 +313,15 @@ class ChatEndpoint:
         try:
             return completion(answer, request.limit, named("max_tokens", self._where), secrets, self._thinking)
         except NoCompletionError as error:
-            if error.said is None:
-                raise _Trouble(str(error), status, error.again, kind=error.kind) from None
-            inside, text = error.said, str(error)
-        verdict = judge(inside.code or 0, inside, parts, self.extra)
-        raise self._refusal(text, inside.code or status, verdict, answer.headers, inside=True)
+            none, text = error, str(error)
+        if none.said is None:
+            trouble = _Trouble(text, status, none.again, kind=none.kind)
+        else:
+            status = none.said.code or status
+            verdict = judge(none.said.code or 0, none.said, parts, self.extra)
+            trouble = self._refusal(text, status, verdict, answer.headers, inside=True)
+        trouble.tokens = none.tokens
+        raise trouble
 
     def _refusal(
         self, said: str, status: int, verdict: Verdict, headers: Mapping[str, str], inside: bool = False

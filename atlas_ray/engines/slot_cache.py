@@ -56,6 +56,7 @@ class SlotCache(Cache):
 
     Attributes:
         valid: ``[slots, capacity]`` bool, which columns a slot attends to.
+        places: ``[slots, capacity]``, of the token in a column in its text.
         columns: for every slot, the column of each of its tokens in order.
         rows: the slots of the forward pass in progress, None for all of them in order.
     """
@@ -64,6 +65,7 @@ class SlotCache(Cache):
         self.slots, self.capacity, self.cursor = slots, capacity, 0
         self.rows: torch.Tensor | None = None
         self.valid = torch.zeros(slots, capacity, dtype=torch.bool, device=device)
+        self.places = torch.zeros(slots, capacity, dtype=torch.long, device=device)
         self.columns: list[list[int]] = [[] for _ in range(slots)]
         super().__init__(layers=[_Layer(self) for _ in range(layers)])
 
@@ -92,6 +94,7 @@ class SlotCache(Cache):
                 layer.keys = self._moved(layer.keys, held, capacity)
                 layer.values = self._moved(layer.values, held, capacity)
         self.valid = torch.zeros(self.slots, capacity, dtype=torch.bool, device=self.valid.device)
+        self.places = torch.arange(capacity, device=self.valid.device).repeat(self.slots, 1)
         for slot, columns in enumerate(self.columns):
             self.valid[slot, : len(columns)] = True
             self.columns[slot] = list(range(len(columns)))

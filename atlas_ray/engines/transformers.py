@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from ..model_config import text_config
 from ..models import load_model, load_tokenizer
 from .base import Batches, Capabilities, Meter, Reading, Request, Scoring, Writing, check, finish, own_context
 from .grouped_attention import use_grouped_attention
+from .reach import added_mask, check_kept, reaches
 from .slot_cache import SlotCache
 
 
@@ -24,7 +26,8 @@ class TransformersEngine(Batches):
         context: most tokens of prompt and continuation; the model's own limit by default.
 
     Raises:
-        InputError: the model takes fewer tokens than ``context``.
+        InputError: the model takes fewer tokens than ``context`` or does not say how many, or nothing can be kept of a
+            text for it, as of recurrent models.
 
     Attributes:
         tree_tokens: candidates of a row that share a pass, in tokens; each attends to all of them, masked or not.
@@ -43,13 +46,17 @@ class TransformersEngine(Batches):
         use_grouped_attention(self.model)
         self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(str(model))
         self.slots = slots
-        self.context = own_context(context, int(self.model.config.max_position_embeddings))
+        self.context = own_context(context, self.model.config)
+        check_kept(self.model)
+        shape = text_config(self.model.config)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.capabilities = Capabilities(hidden=int(self.model.get_output_embeddings().in_features))
         self.tokens_fed = [0] * slots
         self.meter = Meter()
         self._kept: list[list[int]] = [[] for _ in range(slots)]
-        self._cache = SlotCache(slots, self.model.config.num_hidden_layers, self.device)
+        self._cache = SlotCache(slots, shape.num_hidden_layers, self.device)
+        self._reaches = reaches(self.model, self.context)
+        self._widths = int(shape.vocab_size), int(shape.num_attention_heads)
         self._waiting: list[Request] = []
         self._active: dict[int, Writing] = {}
         self._generators: dict[int, torch.Generator] = {}
@@ -146,7 +153,8 @@ class TransformersEngine(Batches):
             for row, request in enumerate(requests)
         ]
         context = self._cache.cursor + self.tree_tokens
-        numbers = self.model.config.vocab_size + self.model.config.num_attention_heads * context
+        vocabulary, heads = self._widths
+        numbers = vocabulary + heads * context
         most = max(1, min(self.pass_tokens, self.pass_numbers // numbers))
         for trees in zip_longest(*(plant(r.candidates, min(most, self.tree_tokens)) for r in requests)):
             by_size = sorted(((len(t.tokens), r, t) for r, t in enumerate(trees) if t is not None), reverse=True)
@@ -261,14 +269,12 @@ class TransformersEngine(Batches):
             )
         # padding attends to itself, or its softmax over nothing would put NaN into the cache
         seen_RLL = seen_RLL | torch.eye(longest, dtype=torch.bool, device=self.device)
-        past_R1C = (cache.valid[:, :start] if everyone else cache.valid[order, :start])[:, None]
-        # added to the weights: what sdpa makes of a boolean mask in every layer, and eager attention cannot
-        past_R1C, new_RLL = (
-            torch.zeros(x.shape, dtype=self.model.dtype, device=self.device).masked_fill_(~x, -torch.inf)
-            for x in (past_R1C, seen_RLL)
-        )
-        mask_R1LC = torch.cat([past_R1C.expand(-1, longest, -1), new_RLL], dim=-1)[:, None]
-
+        rows = slice(None) if everyone else order
+        past_RC, places_RC = cache.valid[rows, :start], cache.places[rows, :start]
+        masks = {
+            kind: added_mask(past_RC, seen_RLL, reach, places_RC, positions_RL, self.model.dtype)
+            for kind, reach in self._reaches.items()
+        }
         cache.rows = None if everyone else order
         heads: list[torch.Tensor] = []
         # families differ in what they do between the last layer and the head; a hook sees what comes of it
@@ -277,7 +283,7 @@ class TransformersEngine(Batches):
             logits_RLV = self.model(
                 input_ids=ids_RL,
                 position_ids=positions_RL,
-                attention_mask=mask_R1LC,
+                attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1 if keep else longest,
@@ -292,7 +298,7 @@ class TransformersEngine(Batches):
                 cache.columns[slot].extend(range(end - len(new), end))
         if keep:
             cache.cursor = end
-            cache.valid[slice(None) if everyone else order, start:end] = real_RL
+            cache.valid[rows, start:end], cache.places[rows, start:end] = real_RL, positions_RL
         if everyone and list(slots) != list(range(self.slots)):
             logits_RLV, hidden_RLH = logits_RLV[order], hidden_RLH[order]
         return logits_RLV.float(), hidden_RLH.float()

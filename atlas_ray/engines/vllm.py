@@ -23,8 +23,8 @@ import torch
 
 from .. import logs
 from ..errors import AtlasError, InputError
-from ..files import read_json
-from ..models import load_tokenizer, resolve
+from ..model_config import text_config
+from ..models import adapter_config, load_config, load_tokenizer, resolve
 from .base import Batches, Capabilities, Meter, Reading, Request, Scoring, Writing, check, finish, own_context
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_rank
@@ -72,8 +72,9 @@ class VllmEngine(Batches):
         source = resolve(model)
         lora = {} if adapter is None else _lora_settings(Path(adapter))
         self.tokenizer = load_tokenizer(model)
-        self.parameters, most, head_size = _shape(source)
-        self.context = own_context(context, most)
+        config = load_config(model)
+        self.parameters, head_size = _shape(config)
+        self.context = own_context(context, config)
         if threads is not None:
             torch.set_num_threads(threads)
         with _tidy():
@@ -316,15 +317,15 @@ def _import_vllm() -> Any:
     return vllm
 
 
-def _shape(source: str) -> tuple[int, int, int]:
-    """Number of weights (tied ones once), most tokens and head size of a model, without loading it."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _shape(config: Any) -> tuple[int, int]:
+    """Number of weights (tied ones once) and head size of a model, without loading it."""
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(source)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return sum(p.numel() for p in model.parameters()), int(config.max_position_embeddings), int(head_size)
+    text = text_config(config)
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return sum(p.numel() for p in model.parameters()), int(head_size)
 
 
 def _check_head(head_size: int, model: str) -> None:
@@ -341,8 +342,11 @@ def _lora_settings(adapter: Path) -> dict[str, Any]:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (adapter / name).is_file():
             raise InputError(f"is no LoRA adapter: it has no {name}", adapter)
-    config = read_json(adapter / "adapter_config.json")
-    rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
+    config = adapter_config(adapter)
+    ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
+    if not all(isinstance(rank, int) for rank in ranks):
+        raise InputError("must be the rank of a LoRA adapter", adapter / "adapter_config.json", None, "r")
+    rank = max(ranks)
     if rank > _RANKS[-1]:
         raise InputError(f"vLLM takes adapters up to rank {_RANKS[-1]}, this one has {rank}", adapter)
     return {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(r for r in _RANKS if r >= rank)}

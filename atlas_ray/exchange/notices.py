@@ -14,15 +14,16 @@ from .talks import Options, Talk
 
 _SHOWN = 3
 _WORDS = {
-    "invented": "{turns} turns of {records} trajectories went on with rounds that the agent invented: cut there",
-    "reasoning": (
-        "{turns} turns of {records} trajectories have reasoning beside the answer, which is left out: "
-        'collect.reasoning = "thought" takes it for the thought'
-    ),
-    "behind": "{turns} turns of {records} trajectories have text behind the action, which is left out",
-    "examples": "{turns} rounds of another problem stand in front of {records} trajectories: they are no steps",
-    "closing": "{turns} turns of {records} trajectories stand behind the end: they are no steps",
+    "invented": "{of} went on with rounds that the agent invented, and end before them",
+    "reasoning": '{of} came with reasoning, which is left out; collect.reasoning = "thought" takes it for the thought',
+    "behind": "{of} had text behind the action, which is left out",
+    "examples": "{of} are of another problem and stand in front as an example: they are no steps",
+    "closing": "{of} stand behind the end: they are no steps",
 }
+
+
+def _many(count: int, word: str, words: str) -> str:
+    return f"{count:,} {word if count == 1 else words}"
 
 
 @dataclass
@@ -65,7 +66,7 @@ class Notices:
     def lines(self) -> Iterator[str]:
         """A sentence for everything that is worth one."""
         if self.bad:
-            yield f"{len(self.bad)} records cannot be read and are left out (events.jsonl says why), the first ones:"
+            yield f"{_many(len(self.bad), 'record', 'records')} could not be read and left out; the first:"
             yield from (f"  {error}" for error in self.bad[:_SHOWN])
         if self.without_field:
             yield f"{self.without_field} of {self.talks} records do not have the field of collect.success_field"
@@ -76,7 +77,8 @@ class Notices:
             )
         for kind, words in _WORDS.items():
             if self.counts[kind]:
-                yield words.format(turns=self.counts[kind], records=self.of[kind])
+                turns = _many(self.counts[kind], "turn", "turns")
+                yield words.format(of=f"{turns} of {_many(self.of[kind], 'trajectory', 'trajectories')}")
 
     def events(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(kind, values) of what goes to ``events.jsonl``."""

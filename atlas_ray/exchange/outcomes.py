@@ -30,7 +30,7 @@ _INSIDE = ("metadata", "meta", "info", "extra_info")
 _YES = ("true", "yes", "success", "succeeded", "successful", "won", "win", "pass", "passed", "solved", "resolved", "1")
 _NO = ("false", "no", "failure", "fail", "failed", "unsuccessful", "lost", "loss", "unsolved", "unresolved", "0")
 _MARKS = r"[\"'*`_\s]*"
-_NUMBER = r"(?P<{0}>[-\u2212]?(?:\d+(?:\.\d+)?|\.\d+))(?!\w|[.,]\d)"
+_NUMBER = r"(?P<{0}>zero\b|[-\u2212]?(?:\d+(?:\.\d+)?|\.\d+))(?!\w|[.,]\d)"
 _SCORE = re.compile(
     r"(?:\b(?:reward|score|return)s?\b(?:\s*\((?:min|max|range)?[^()\n]{0,30}\))?"
     rf"(?:{_MARKS}(?:=|:|\uff1a|\[SEP\]|\b(?:is|was|of|equals)\b){_MARKS}(?:only\s+|just\s+)?|\s+(?=[-\d.]+\W*\Z))"
@@ -48,7 +48,7 @@ _FAILED = re.compile(
     rf"\b{_THING}\b(?:\s+\w+)?\s*(?:is|was|has|:)?\s*(?:been\s+)?"
     r"(?:failed|failure|unsuccessful|unsolved|not\s+(?:been\s+)?(?:solved|completed|successful|finished))\b"
     rf"|\byou\s+(?:have\s+)?(?:failed|lost)(?:\s+(?:the|this)\s+{_THING})?\W*$"
-    rf"|\bfailed to (?:solve|complete|finish) the {_THING}\b",
+    rf"|\bfailed to (?:solve|complete|finish) the {_THING}\b|\A\W*(?:failed|failure|fail|unsuccessful)\W*\Z",
     re.IGNORECASE,
 )
 
@@ -167,7 +167,8 @@ def of_text(text: str) -> Outcome:
     found = Outcome()
     if scores:
         match = scores[-1]
-        value = float(match["value"].replace("\u2212", "-"))
+        word = match["value"].casefold().replace("\u2212", "-")
+        value = 0.0 if word == "zero" else float(word)
         most = 100.0 if match["percent"] else float(match["most"]) if match["most"] else 1.0
         found = of_number(value / most) if most > 0 else Outcome()
     said = list(_SUCCESS.finditer(text))

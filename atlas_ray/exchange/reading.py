@@ -88,8 +88,9 @@ def refuse(error: InputError, on_error: OnError, dropped: list[InputError] | Non
 
 
 def turns_key(value: object) -> str | None:
-    """Under which key a record has its turns, the first of two; None where there are none."""
-    return next((k for k in KEYS if value.get(k) is not None), None) if isinstance(value, dict) else None
+    """Under which key a record has its turns, the first of two that are not empty; None where there is none."""
+    there = [k for k in KEYS if value.get(k) is not None] if isinstance(value, dict) else []
+    return next((k for k in there if value[k]), there[0] if there else None)  # type: ignore[index]
 
 
 def _record(row: _Row, path: Path, index: int) -> Record:

@@ -222,12 +222,12 @@ def _look(record: Record, options: Options) -> str:
 
 
 class _Reading:
-    """A file or a folder, to be read as often as it takes."""
+    """A file or a folder, to be read."""
 
     def __init__(self, path: Path, options: Options, on_bad: OnError) -> None:
-        self._files = [(file, key_of(file)) for file in files_of(path)]
+        self._files = files_of(path)
         self.options, self.on_bad = options, on_bad
-        self._survey = Survey([file for file, _ in self._files])
+        self._survey = Survey(self._files)
 
     def items(self, bad: list[InputError]) -> Iterator[tuple[Path, Talk | None, Trajectory]]:
         """The trajectories of all files, with ids that are unique among them; ``bad`` gets what was left out.
@@ -236,10 +236,18 @@ class _Reading:
             InputError: names file, line or record, and field.
         """
         seen: set[str] = set()
-        for file, key in self._files:
-            if key == "steps":
-                for own in own_trajectories(file, self.on_bad, bad):
-                    yield file, None, own.model_copy(update={"id": unique(own.id, seen)})
-                continue
-            more = read_items(file, key, _SOURCES[key], self.options, self.on_bad, bad, seen, self._survey)
-            yield from ((file, talk, item) for talk, item in more)
+        for file in self._files:
+            try:
+                yield from ((file, talk, item) for talk, item in self._of_file(file, bad, seen))
+            except InputError as error:
+                if len(self._files) == 1:
+                    raise
+                refuse(error, self.on_bad, bad)
+
+    def _of_file(self, file: Path, bad: list[InputError], seen: set[str]) -> Iterator[tuple[Talk | None, Trajectory]]:
+        key = key_of(file)
+        if key != "steps":
+            yield from read_items(file, key, _SOURCES[key], self.options, self.on_bad, bad, seen, self._survey)
+            return
+        for own in own_trajectories(file, self.on_bad, bad):
+            yield None, own.model_copy(update={"id": unique(own.id, seen)})

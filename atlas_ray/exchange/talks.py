@@ -87,12 +87,21 @@ class Talk:
 
     @property
     def instruction(self) -> str:
-        """What the agent was told beforehand: system prompts, and the first turn where an answer came before a step."""
+        """What the agent was told beforehand: system prompts, and the first turn where it was acknowledged.
+
+        Where an example stands in front of all, and there is no system prompt, its first turn holds the instructions.
+        """
         head = self.turns[: self.head]
         told = [self.beside, *(t.text for t in head if t.role == "system")]
-        told += [t.text for t in head if t.role == "human"][:1]
+        first = next((n for n, t in enumerate(head) if t.role == "human"), None)
+        if first is not None and (not any(map(str.strip, told)) or self._acknowledged(first + 1)):
+            told.append(head[first].text)
         parts = list(dict.fromkeys(part for part in told if part.strip()))
         return "\n\n".join(parts) if parts else max(told, key=len)
+
+    def _acknowledged(self, number: int) -> bool:
+        said = self.said.get(number)
+        return said is None or said.action is None or _ACKNOWLEDGED.match(self.turns[number].text) is not None
 
     @property
     def last_words(self) -> list[str]:
@@ -175,7 +184,8 @@ def _steps(talk: Talk) -> Talk:
             continue
         over = [of_text(t.text) != Outcome() for t in turns[last + 1 : number] if t.role != "gpt"]
         if number < last or not acts or not any(over):
-            raise talk.record.error(said[number].problem, talk.where(number))
+            hint = "; an acknowledgement needs a flag loss that is false" if number == opening + 1 and acts else ""
+            raise talk.record.error(said[number].problem + hint, talk.where(number))
     made = Talk(talk.record, talk.key, turns, head, tuple(acts), said, talk.beside)
     _check_steps(made)
     return made
@@ -228,7 +238,7 @@ def _example_rounds(talk: Talk, options: Options, masked: Callable[[], bool]) ->
     count = flags.index(True) if True in flags else 0
     flagged = bool(count) and flags == [False] * count + [True] * (len(flags) - count)
     begun = _EXAMPLE.match(_seen(talk, 0)) is not None
-    if not flagged and (False in flags or not begun):
+    if not flagged and (not begun or any(flag is not None for flag in flags)):
         return talk
     if not flagged:
         again = [step for step in range(1, len(flags)) if _told_anew(talk, step)]

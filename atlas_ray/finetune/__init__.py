@@ -1,6 +1,6 @@
 """ATLaS fine-tuning: the whole trajectory is the context, the loss is computed on the selected steps only."""
 
-from .run import checkpoint_dir
+from .run import checkpoint_dir, refuse_other_base
 from .stage import finetune
 
-__all__ = ["checkpoint_dir", "finetune"]
+__all__ = ["checkpoint_dir", "finetune", "refuse_other_base"]

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..files import replacing
+from ..model_config import text_config
 from .packing import hidden_at, packed, packs
 from .store import TokenStore
 
@@ -19,7 +20,7 @@ MOST_BYTES = 1 << 30
 
 def worth_keeping(model: Any, store: TokenStore) -> bool:
     """Whether the log-probabilities of the base are few enough to be kept."""
-    return packs(model) and 4 * store.turn_tokens * model.config.vocab_size <= MOST_BYTES
+    return packs(model) and 4 * store.turn_tokens * text_config(model.config).vocab_size <= MOST_BYTES
 
 
 def base_logps(path: Path, model: Any, store: TokenStore, micro_tokens: int) -> Any:
@@ -32,7 +33,7 @@ def base_logps(path: Path, model: Any, store: TokenStore, micro_tokens: int) -> 
         micro_tokens: most tokens of a pass over more than one trajectory.
     """
     if not path.exists():
-        shape = (store.turn_tokens, model.config.vocab_size)
+        shape = (store.turn_tokens, text_config(model.config).vocab_size)
         # (not mapped: a full disk would end the process)
         with replacing(path) as temporary, temporary.open("wb") as file:
             header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False}

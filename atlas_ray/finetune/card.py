@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..recipe import Recipe
+from ..unknown import NOTHING, warning
 
 
 def card(recipe: Recipe, about: dict[str, Any], scores: dict[str, str] | None = None) -> str:
@@ -39,6 +40,8 @@ def card(recipe: Recipe, about: dict[str, Any], scores: dict[str, str] | None = 
         "seed": str(about["seed"]),
         "prompt": f"{recipe.prompt}, style {recipe.style}",
     }
+    if why := warning(about.get("unknown", NOTHING), "this model"):
+        rows["unknown tokens"] = why
     if about["best"] is not None:
         rows["weights of step"] = f"{about['best']} of {about['steps']}, the best on held-in episodes"
     rows |= scores or {"scores": "not measured yet"}

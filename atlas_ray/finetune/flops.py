@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..model_config import text_config
+
 if TYPE_CHECKING:
     import torch
 
@@ -58,7 +60,10 @@ class Shape:
 
 def shape_of(config: Any) -> Shape | None:
     """The shape behind a transformers config; None for kinds of models that are not known to have one."""
-    kind = getattr(config, "model_type", None)
+    if getattr(config, "model_type", None) is None:
+        return None
+    config = text_config(config)
+    kind = config.model_type
     if kind not in _GATED | _NOT_GATED:
         return None
     return Shape(

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..model_config import text_config
 from .data import Example
 from .packing import hidden_at, packs
 
@@ -109,7 +110,7 @@ class MaskedModel(nn.Module):
         self.lockstep = lockstep and base is not None
         self.adapters = base if base is not None and hasattr(base, "disable_adapter") else None
         self.base = None if self.adapters is not None else base
-        self.narrow, self.rows = True, max(16, _LOGITS // model.config.vocab_size)
+        self.narrow, self.rows = True, max(16, _LOGITS // text_config(model.config).vocab_size)
 
     def forward(self, batch: Sequence[Example], scale: Scale) -> torch.Tensor:
         """The share of one micro-batch in the loss of an optimiser step.

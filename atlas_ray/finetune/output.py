@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from ..disk import writing
 from ..errors import AtlasError
 from ..files import atomic_directory, write_json, write_text
-from ..models import adapted, context_of, load_model, load_tokenizer, resolve
+from ..models import adapter_config, base_from, context_of, load_config, load_model, load_tokenizer, whole
 from ..recipe import Recipe
 from ..tiny import build_model, build_tokenizer
 from .card import card
@@ -45,7 +45,7 @@ def make_model(recipe: Recipe, device: torch.device, words: Sequence[str] = ()) 
             lora_dropout=config.lora.dropout,
             target_modules=config.lora.targets,
         )
-        model.name_or_path = resolve(config.base)
+        model.name_or_path = whole(config.base)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             try:
@@ -70,14 +70,18 @@ def outline(recipe: Recipe, words: Sequence[str] = ()) -> tuple[Any, Any]:
     with torch.device("meta"):
         if config.scratch:
             return _new_model(recipe, words), build_tokenizer(words)
-        shape = AutoConfig.from_pretrained(resolve(adapted(config.base) or config.base))
-        return AutoModelForCausalLM.from_config(shape), load_tokenizer(config.base)
+        return AutoModelForCausalLM.from_config(load_config(config.base)), load_tokenizer(config.base)
 
 
 def context(recipe: Recipe, model: Any) -> int:
-    """Longest trajectory in tokens."""
+    """Longest trajectory in tokens.
+
+    Raises:
+        InputError: neither the recipe nor the model's configuration says.
+    """
     assert recipe.finetune is not None
-    return min(recipe.finetune.context or context_of(model), context_of(model))
+    own = context_of(model, recipe.finetune.context, "finetune.context")
+    return min(recipe.finetune.context or own, own)
 
 
 def weights(model: nn.Module, team: Team) -> dict[str, torch.Tensor]:
@@ -111,6 +115,11 @@ def write_model(target: Path, model: Any, tokenizer: Any, recipe: Recipe, about:
     causal_lm(model).should_save_on_this_rank = lambda is_main_process: is_main_process
     with writing(target), atomic_directory(target) as directory:
         model.save_pretrained(directory)
+        if recipe.finetune.lora:
+            about_adapter = adapter_config(directory) | {
+                "base_model_name_or_path": base_from(recipe.finetune.base, target)
+            }
+            write_json(directory / "adapter_config.json", about_adapter)
         tokenizer.save_pretrained(directory)
         write_json(directory / "run.json", about)
         write_text(directory / "README.md", card(recipe, about))

@@ -13,12 +13,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..disk import writing
-from ..files import atomic_directory
+from ..errors import InputError
+from ..files import atomic_directory, read_json
 from ..home import place
-from ..recipe import Arm, Recipe
+from ..models import note_base
+from ..recipe import Arm, Finetune, Recipe
 from ..rendering_chat import make_renderer
 from ..tiny import frequent_words
 from ..trajectory import iter_trajectories, read_annotations
+from ..unknown import refuse, warning
 from . import output
 from .base_logps import base_logps, worth_keeping
 from .data import Examples, steps_of
@@ -53,6 +56,25 @@ def data_digest(run_dir: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def refuse_other_base(recipe: Recipe, run_dir: Path) -> None:
+    """A relative `finetune.base` means something else where a run is gone on with in another directory.
+
+    Raises:
+        InputError: the models that are there were tuned from other weights than the recipe's base has now.
+    """
+    config = recipe.finetune
+    assert config is not None
+    for arm, seed in ((arm, seed) for arm in config.arms for seed in config.seeds):
+        about = checkpoint_dir(run_dir, arm, seed) / "run.json"
+        base = read_json(about).get("base") if about.exists() else None
+        if base and "sha256" in base and note_base(config.base).get("sha256") != base["sha256"]:
+            raise InputError(
+                f"{config.base} holds another model here ({Path(config.base).absolute()}) than {about.parent.name} was "
+                "tuned from: start where the run was begun, or give the whole path",
+                field="finetune.base",
+            )
+
+
 def new_words(recipe: Recipe, run_dir: Path) -> list[str]:
     """What a new model's tokenizer learns from the trajectories."""
     config = recipe.finetune
@@ -63,7 +85,7 @@ def new_words(recipe: Recipe, run_dir: Path) -> list[str]:
     return frequent_words(texts, config.scratch.words)
 
 
-def prepare(recipe: Recipe, run_dir: Path, device: torch.device) -> None:
+def prepare(recipe: Recipe, run_dir: Path, device: torch.device) -> TokenStore:
     """Render all trajectories, and keep what the base says of them if an arm is anchored and it is little enough.
 
     Call it in one process before any :func:`train_arm`; what is there already stays.
@@ -71,6 +93,7 @@ def prepare(recipe: Recipe, run_dir: Path, device: torch.device) -> None:
     Raises:
         ContextOverflowError: a trajectory is too long and shall not lose steps.
         StorageError: the disk is full.
+        InputError: the tokenizer knows too little of the trajectories.
     """
     config = recipe.finetune
     assert config is not None
@@ -91,9 +114,27 @@ def prepare(recipe: Recipe, run_dir: Path, device: torch.device) -> None:
         config.too_long,
         key,
     )
+    refuse(store.unknown, recipe.unknown_share, _reader(config), _way_out(config))
     if any(arm.anchor for arm in config.arms) and not config.lora and worth_keeping(outline, store):
         model, _ = output.make_model(recipe, device, words)
         base_logps(_kept(recipe, run_dir, key), model, store, config.micro_tokens)
+    return store
+
+
+def _reader(config: Finetune) -> str:
+    return "the new model" if config.scratch else config.base
+
+
+def _way_out(config: Finetune) -> str:
+    if config.scratch:
+        return f"Let it learn more words (finetune.scratch.words is {config.scratch.words})"
+    return "Take a finetune.base that knows them, or a new model with finetune.scratch.words"
+
+
+def unknown_warning(recipe: Recipe, store: TokenStore) -> str | None:
+    """What is to be said of words of the trajectories that the tokenizer does not know, if there are any."""
+    assert recipe.finetune is not None
+    return warning(store.unknown, _reader(recipe.finetune))
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:
@@ -233,5 +274,7 @@ def _about(
         "peak_share": counts.flops / counts.seconds / peak if counts.flops else None,
         "workers": team.size,
         "data_sha256": data_digest(run_dir),
+        "unknown": examples.store.unknown,
+        "base": None if config.scratch else note_base(config.base),
     }
     return about

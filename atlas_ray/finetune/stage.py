@@ -27,7 +27,8 @@ from ..recipe import Arm, Finetune, Recipe
 from ..trajectory import iter_trajectories, read_annotations
 from ..workers import check_room, ensure_ray, resources_of, wait_for_groups
 from .data import steps_of
-from .run import checkpoint_dir, expert_file, prepare, scratch_dir, train_arm
+from .run import checkpoint_dir, expert_file, prepare, refuse_other_base, scratch_dir, train_arm, unknown_warning
+from .store import TokenStore
 from .team import Team, make_team, threads
 
 
@@ -138,6 +139,7 @@ def finetune(recipe: Recipe, run_dir: Path) -> list[Path]:
     if not missing:
         return targets
     if not config.scratch:
+        refuse_other_base(recipe, run_dir)
         load_tokenizer(config.base)  # a wrong name should fail here and now, not in a worker
     for selector in dict.fromkeys(arm.selector for arm in config.arms):
         read_annotations(run_dir / "annotations" / f"{selector}.jsonl", iter_trajectories(expert_file(run_dir)))
@@ -153,7 +155,7 @@ def finetune(recipe: Recipe, run_dir: Path) -> list[Path]:
     try:
         if config.workers == 0:
             _quiet()
-            prepare(recipe, run_dir, Team().device)
+            _say_unknown(recipe, run_dir, prepare(recipe, run_dir, Team().device))
             for number, arm, seed in missing:
                 train_arm(recipe, run_dir, arm, seed, Team(), number)
         else:
@@ -167,6 +169,12 @@ def finetune(recipe: Recipe, run_dir: Path) -> list[Path]:
     _sum_up(run_dir, [checkpoint_dir(run_dir, arm, seed) for _, arm, seed in missing], time.monotonic() - start)
     shutil.rmtree(scratch_dir(run_dir), ignore_errors=True)
     return targets
+
+
+def _say_unknown(recipe: Recipe, run_dir: Path, store: TokenStore) -> None:
+    if why := unknown_warning(recipe, store):
+        RunLog(run_dir).event("finetune", "unknown tokens", why=why)
+        say(f"  {why}")
 
 
 def _sum_up(run_dir: Path, made: list[Path], seconds: float) -> None:
@@ -210,7 +218,8 @@ def _fit(recipe: Recipe, run_dir: Path, config: Finetune, missing: list[tuple[in
     teams = _teams(config, len(missing), there)
     workers = teams * config.workers
     check_room(workers, workers if gpu else 0, "the models that are trained ask for", ("finetune.workers",) * 2)
-    prepare(recipe, run_dir, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    _say_unknown(recipe, run_dir, prepare(recipe, run_dir, device))
     trainer = TorchTrainer(
         _worker,
         train_loop_config={

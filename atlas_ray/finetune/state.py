@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..disk import writing
-from ..files import read_json, write_json
+from ..files import open_up, read_json, write_json
 from .team import Team
 
 _KEYS = ("exp_avg", "exp_avg_sq")
@@ -56,6 +56,7 @@ def save_state(
     def finish() -> None:
         with writing(path):
             write_json(temporary / "state.json", {**about, "shares": shares})
+            open_up(temporary)
             if (path / name / "state.json").exists():  # a resumed run came here again
                 shutil.rmtree(temporary)
             else:

@@ -15,6 +15,7 @@ from ..errors import ContextOverflowError
 from ..files import atomic_directory, read_json, write_json
 from ..rendering import Rendered, Renderer
 from ..trajectory import Trajectory
+from ..unknown import Unknown, survey
 
 
 class Entry(NamedTuple):
@@ -39,12 +40,16 @@ class TokenStore:
 
     Args:
         path: directory that :func:`build_store` wrote.
+
+    Attributes:
+        unknown: what the tokenizer does not know of them, see :meth:`atlas_ray.unknown.Unknown.row`.
     """
 
     def __init__(self, path: Path) -> None:
         about = read_json(path / "store.json")
         self.path, self.key, self.context = path, str(about["key"]), int(about["context"])
         self.entries = [Entry(*row) for row in about["entries"]]
+        self.unknown: dict[str, Any] = about["unknown"]
         self._arrays = _Arrays(
             **{name: np.load(path / f"{name}.npy", mmap_mode="r") for name in ("ids", "spans", "starts", "turns")}
         )
@@ -89,14 +94,18 @@ def build_store(
     Raises:
         ContextOverflowError: an episode is too long and shall not lose steps, or not even one step fits.
     """
-    if (path / "store.json").exists() and read_json(path / "store.json")["key"] == key:
-        return TokenStore(path)
+    if (path / "store.json").exists():
+        about = read_json(path / "store.json")
+        if about["key"] == key and "unknown" in about:  # (older ones did not count)
+            return TokenStore(path)
     ids: list[Any] = []
     spans: list[tuple[int, int]] = []
     starts, turns, entries = [(0, 0)], [0], []
-    total = 0
+    total, unknown = 0, Unknown(renderer.tokenizer)
     for trajectory in trajectories:
         first, rendered = fit(trajectory, renderer, context, too_long)
+        kept = trajectory.steps[first : first + len(rendered.spans)]
+        survey(renderer, [trajectory.model_copy(update={"steps": kept})], unknown)
         ids.append(np.asarray(rendered.ids, dtype=np.int32))
         total += len(rendered.ids)
         spans += rendered.spans
@@ -108,7 +117,8 @@ def build_store(
         np.save(directory / "spans.npy", np.asarray(spans, dtype=np.int64).reshape(-1, 2))
         np.save(directory / "starts.npy", np.asarray(starts, dtype=np.int64))
         np.save(directory / "turns.npy", np.asarray(turns, dtype=np.int64))
-        write_json(directory / "store.json", {"key": key, "context": context, "entries": entries})
+        about = {"key": key, "context": context, "entries": entries, "unknown": unknown.row()}
+        write_json(directory / "store.json", about)
     return TokenStore(path)
 
 

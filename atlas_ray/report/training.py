@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..files import read_json
+from ..unknown import NOTHING as NO_WORDS
+from ..unknown import warning
 from .page import NOTHING, Html, el, table
 
 
@@ -57,4 +59,6 @@ def _left_out(runs: dict[str, dict[str, Any]]) -> list[Html]:
         for name, run in runs.items()
         if run["shortened"] or run["lost_critical_steps"]
     ]
+    unknown = {name: warning(run.get("unknown", NO_WORDS), name) for name, run in runs.items()}
+    lines += [f"{why}." for why in unknown.values() if why]
     return [el("ul", (el("li", line) for line in lines))] if lines else []

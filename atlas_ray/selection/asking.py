@@ -87,6 +87,7 @@ def _from_endpoint(recipe: Recipe, run_dir: Path, todo: list[Trajectory]) -> Tol
             yield outcome, oracle.usage
     finally:
         endpoint.close()
+        RunLog(run_dir).event("select", "endpoint", selector="oracle", model=endpoint.model, **asdict(endpoint.usage))
         for note in endpoint.notes:
             RunLog(run_dir).event("select", "left out", selector="oracle", why=note)
             say(f"  oracle: {note}")

@@ -215,6 +215,8 @@ class Oracle:
                 if isinstance(result, Completion):
                     self._take(question, result)
                 else:
+                    self.usage.prompt_tokens += result.tokens[0]
+                    self.usage.completion_tokens += result.tokens[1]
                     self._lose(question, lost_kind(result), str(result))
             except AtlasError as error:  # the others are paid for, so what they say is kept
                 ends = ends or error

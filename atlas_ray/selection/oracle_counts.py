@@ -69,8 +69,8 @@ class OracleUsage:
 
     ``requests``: conversations sent, of which ``reasked`` followed a refused answer; what an endpoint repeats by itself
     is in its own counts. ``refused``: answers not taken, by kind. ``failed``: conversations without any answer.
-    ``unannotated``: trajectories, by :attr:`Unannotated.kind`. Tokens are the writer's counts, of refused answers too;
-    ``uncounted`` answers came without.
+    ``unannotated``: trajectories, by :attr:`Unannotated.kind`. Tokens are the writer's counts, of refused answers and
+    of those that are none too; ``uncounted`` answers came without.
     """
 
     annotated: int = 0

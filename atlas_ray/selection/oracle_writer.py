@@ -8,8 +8,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from jinja2 import TemplateError
-
+from ..chat_template import write
 from ..engines import Engine
 from ..engines.openai import Completion
 from ..errors import EndpointError, InputError
@@ -42,8 +41,11 @@ class Writer(Protocol):
 class EngineWriter:
     """A :class:`Writer` on a model in this process, or in an engine's actor.
 
-    Messages are put into the tokenizer's chat template as token ids, each tokenised alone, so that a special token in
-    one stays text. Without a template they stand below each other, behind their roles. A schema is not enforced.
+    A conversation has the token ids that the tokenizer makes of it in its chat template. Where a message holds the text
+    of a special token, each is tokenised alone, so that it stays text. A system message that the template refuses is
+    joined with the first of the user, and templates that write the date get one day. An answer ends where the template
+    ends one, or with the end of sequence. Without a template messages stand below each other, behind their roles. A
+    schema is not enforced.
 
     Args:
         engine: the model; as many conversations as it has slots are written side by side.
@@ -57,6 +59,10 @@ class EngineWriter:
         if engine.tokenizer.eos_token_id is None:
             raise InputError("the tokenizer has no end-of-sequence token, which is needed to end an answer")
         self.engine, self.model = engine, model
+        tokenizer = engine.tokenizer
+        added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._special = added | set(tokenizer.all_special_ids)
+        self.stops = list(dict.fromkeys([tokenizer.eos_token_id, *self._end_of_turn()]))
 
     def count(self, text: str) -> int:
         """Tokens of a text."""
@@ -85,7 +91,7 @@ class EngineWriter:
             written = self.engine.generate(
                 [prompts[i] for i in rows],
                 range(len(rows)),
-                [self.engine.tokenizer.eos_token_id],
+                self.stops,
                 max_tokens,
                 temperature or 0.0,
                 None if seeds is None else [seeds[i] for i in rows],
@@ -106,9 +112,12 @@ class EngineWriter:
         if self.engine.tokenizer.chat_template:
             try:
                 return self._templated(talk)
-            except TemplateError as error:  # Gemma's and others' know no system message
+            except InputError:
+                raise
+            except Exception as error:  # templates are programs; Gemma's and others' know no system message
                 if talk[0]["role"] != "system" or len(talk) < 2:
-                    raise InputError(f"the chat template of {self.model} takes no such messages: {error}") from None
+                    why = " ".join(str(error).split())
+                    raise InputError(f"the chat template of {self.model} takes no such messages: {why}") from None
                 joined = "\n\n".join(m["content"] for m in talk[:2])
                 return self.prompt([{"role": "user", "content": joined}, *talk[2:]])
         start = self.engine.tokenizer.bos_token_id
@@ -116,20 +125,47 @@ class EngineWriter:
         return ([] if start is None else [start]) + self._encode(f"{plain}Assistant:\n")
 
     def _templated(self, talk: Sequence[Mapping[str, str]]) -> list[int]:
+        """The ids of the whole, or of its pieces where a message would become special tokens in it."""
+        pieces = self._in_pieces(talk, True)
+        whole = self._with_specials(write(self.engine.tokenizer, [dict(m) for m in talk], True))
+        return whole if self._specials_of(whole) == self._specials_of(pieces) else pieces
+
+    def _in_pieces(self, talk: Sequence[Mapping[str, str]], ask: bool) -> list[int]:
         """The template's own text with its special tokens, and in its holes the messages without any."""
-        tokenizer, hole = self.engine.tokenizer, secrets.token_hex(8)
-        holes = [{"role": m["role"], "content": f"{hole}-{i}-{hole}"} for i, m in enumerate(talk)]
-        text = tokenizer.apply_chat_template(holes, tokenize=False, add_generation_prompt=True)
-        pieces = re.split(f"{hole}-([0-9]+)-{hole}", text)
-        if pieces[1::2] != [str(i) for i in range(len(talk))]:
-            raise InputError(f"the chat template of {self.model} does not show every message once and in order")
         ids = []
-        for i, piece in enumerate(pieces):
-            if i % 2:
-                ids += self._encode(talk[int(piece)]["content"])
-            elif piece:
-                ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
+        for i, piece in enumerate(self._holes(talk, ask)):
+            ids += self._encode(talk[i // 2]["content"]) if i % 2 else self._with_specials(piece) if piece else []
         return ids
+
+    def _holes(self, talk: Sequence[Mapping[str, str]], ask: bool) -> list[str]:
+        """What the template writes around messages, and between it their numbers."""
+        hole = secrets.token_hex(8)
+        holes = [{"role": m["role"], "content": f"{hole}-{i}-{hole}"} for i, m in enumerate(talk)]
+        pieces = re.split(f"{hole}-([0-9]+)-{hole}", write(self.engine.tokenizer, holes, ask))
+        shown, wanted = pieces[1::2], [str(i) for i in range(len(talk))]
+        if shown != wanted and sorted(shown, key=int) == wanted:  # Mistral's move a system message to the last question
+            raise ValueError("it shows the messages in another order")
+        if shown != wanted:
+            raise InputError(f"the chat template of {self.model} does not show every message once and in order")
+        return pieces
+
+    def _end_of_turn(self) -> list[int]:
+        """The special token with which the template ends an answer; none where it has no such token."""
+        if not self.engine.tokenizer.chat_template:
+            return []
+        try:
+            pieces = self._holes([{"role": role, "content": ""} for role in ("user", "assistant", "user")], True)
+        except Exception:  # it will be refused when it is to be used
+            return []
+        first = self._with_specials(pieces[4])[:1]
+        return first if set(first) <= self._special else []
+
+    def _specials_of(self, ids: Sequence[int]) -> list[int]:
+        return [i for i in ids if i in self._special]
+
+    def _with_specials(self, text: str) -> list[int]:
+        # tokenizers keep the flag as state, so that leaving it out would not do
+        return self.engine.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
 
     def _encode(self, text: str) -> list[int]:
         return self.engine.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]

@@ -21,7 +21,12 @@ from ..trajectory import Annotation, Trajectory, cap
 
 @torch.inference_mode()
 def step_perplexities(
-    model: Any, renderer: Renderer, trajectories: Sequence[Trajectory], micro_tokens: int = 4096
+    model: Any,
+    renderer: Renderer,
+    trajectories: Sequence[Trajectory],
+    micro_tokens: int = 4096,
+    asked: int | None = None,
+    field: str = "finetune.context",
 ) -> tuple[dict[str, list[float]], list[str]]:
     """Perplexity of every step, in one pass over each whole trajectory, many trajectories to a pass.
 
@@ -30,12 +35,17 @@ def step_perplexities(
         renderer: of the model's tokenizer.
         trajectories: with distinct ids.
         micro_tokens: most tokens, padding included, of a pass over more than one trajectory.
+        asked: most tokens of a trajectory where the model's configuration states none.
+        field: of the recipe that says so.
 
     Returns:
         (perplexities, problems): T numbers for each trajectory id, in the order of ``trajectories``; why others have
         none, because they are longer than the model's context or because it gives no finite probability.
+
+    Raises:
+        InputError: nobody says how long a trajectory may be.
     """
-    context = context_of(model)
+    context = context_of(model, asked, field)
     rendered: dict[str, Rendered] = {}
     problems = []
     for trajectory in trajectories:

@@ -22,6 +22,7 @@ from ..replies import Losses, Replies, summed
 from ..resources import scoring
 from ..rollout import UNANSWERED, Beginnings
 from ..trajectory import Annotation, Trajectory
+from ..unknown import Reader, refuse, survey, warning
 from ..why import counted, told
 from ..workers import ActorPool, chunks, worker_pool
 from .perplexity import select_by_perplexity, step_perplexities
@@ -76,6 +77,25 @@ def _value_job(task: tuple[list[Trajectory], ValueConfig, AgentSpec], kept: dict
     yield values, problems, steps, left_out, {name: list(replays[name].rewards) for name in values}, replies
 
 
+def _check_words(
+    recipe: Recipe, log: RunLog, selector: str, model: str, trajectories: list[Trajectory], enough: int = 0
+) -> None:
+    """Refuse trajectories whose words the tokenizer of a selector's model does not know, or say which it does not.
+
+    ``enough``: tokens below which nothing is refused.
+
+    Raises:
+        InputError: there are too many.
+    """
+    renderer = make_renderer(load_tokenizer(model), recipe.style, recipe.prompt)
+    row = survey(renderer, trajectories).row()
+    if row["tokens"] >= enough:
+        refuse(row, recipe.unknown_share, model, f"Let a model that knows them read for {selector}")
+    if why := warning(row, model):
+        log.event("select", "unknown tokens", selector=selector, why=why)
+        say(f"  {selector}: {why}")
+
+
 def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> list[Annotation]:
     """Roll-outs from every state on Ray actors, then the steps where the value jumps.
 
@@ -95,6 +115,7 @@ def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> l
     losses = Losses(recipe.max_lost_answers)
     losses.note(config.model, summed(written.values()))
     if todo:
+        _check_words(recipe, log, "value", config.model, todo, Reader.enough)
         with (
             replies_told(log, "select", lambda: summed(written.values()), selector="value"),
             track("values by roll-out", len(trajectories) - len(left_out), len(values)) as progress,
@@ -139,16 +160,16 @@ def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> l
 
 
 def _perplexity_job(
-    task: tuple[list[Trajectory], str, Style, Prompt], kept: dict[str, Any]
+    task: tuple[list[Trajectory], str, Style, Prompt, tuple[int | None, str]], kept: dict[str, Any]
 ) -> Iterator[tuple[Scores, list[str]]]:
-    trajectories, name, style, prompt = task
+    trajectories, name, style, prompt, context = task
     if "model" not in kept:
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         kept["model"] = load_model(name).to(device).eval(), make_renderer(load_tokenizer(name), style, prompt)
     model, renderer = kept["model"]
-    yield step_perplexities(model, renderer, trajectories, _MICRO_TOKENS)
+    yield step_perplexities(model, renderer, trajectories, _MICRO_TOKENS, *context)
 
 
 def perplexity_model(recipe: Recipe) -> str:
@@ -158,6 +179,14 @@ def perplexity_model(recipe: Recipe) -> str:
     return tuned.base if tuned and not tuned.scratch else recipe.select.model
 
 
+def _context(recipe: Recipe) -> tuple[int | None, str]:
+    """What the recipe says of the longest text of :func:`perplexity_model`, and where."""
+    tuned = recipe.finetune
+    if tuned and not tuned.scratch:
+        return tuned.context, "finetune.context"
+    return recipe.engine.context, "engine.context"
+
+
 def by_perplexity(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> list[Annotation]:
     """One pass over every trajectory, then the steps of the highest perplexity under the base model."""
     config, log, model = recipe.select, RunLog(run_dir), perplexity_model(recipe)
@@ -165,6 +194,8 @@ def by_perplexity(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory])
     path, found = scores_path(run_dir, "perplexity"), kept_scores(run_dir, "perplexity")
     # chunks are the same in a run that goes on, because padding shows in the last digits
     parts = [part for part in chunks(trajectories, 4 * _CHUNK) if any(t.id not in found for t in part)]
+    if parts:
+        _check_words(recipe, log, "perplexity", model, trajectories)
     one = scoring(recipe)
     asked = recipe.placement.asks("engines" if one.who == "engines" else "workers")
     with (
@@ -173,7 +204,7 @@ def by_perplexity(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory])
             one.count, on_retry=log_retries(log), cpus=one.cpus, gpus=one.gpus, resources=asked
         ) as pool,
     ):
-        tasks = [(part, model, recipe.style, recipe.prompt) for part in parts]
+        tasks = [(part, model, recipe.style, recipe.prompt, _context(recipe)) for part in parts]
         for task, (measured, problems) in pool.stream(_perplexity_job, tasks):
             append_jsonl(path, [{"id": i, "scores": v} for i, v in measured.items() if i not in found])
             found.update(measured)

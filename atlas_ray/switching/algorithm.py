@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import ray
@@ -239,7 +240,8 @@ def configuration(
     """
     quiet()
     _environments[name] = make_env
-    register_env(name, _RunnersEnvironment(make_env) if settings.env_runners else _own_environment)
+    known_as = quote(name)  # Ray keeps names in ASCII
+    register_env(known_as, _RunnersEnvironment(make_env) if settings.env_runners else _own_environment)
     sac = settings.algorithm == "sac"
     rate = [[0, settings.learning_rate], [settings.steps, settings.learning_rate / 10]]
     config: Any = SACConfig(algo_class=SwitchSAC) if sac else DQNConfig(algo_class=SwitchDQN)
@@ -254,7 +256,7 @@ def configuration(
         "log_name": f"runner-{Path(name).name}",
     }
     config = (
-        config.environment(name, env_config=context)
+        config.environment(known_as, env_config=context)
         .env_runners(
             env_runner_cls=SwitchRunner,
             num_env_runners=settings.env_runners,

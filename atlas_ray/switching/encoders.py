@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from .. import logs
 from ..errors import InputError
 from ..files import read_json
+from ..model_config import limit_of, text_config
 from .features import FACT_ENDS, LONGEST_PART, Vector, encode
 
 FIELD = "switch.encoder"
@@ -94,7 +95,7 @@ class SentenceEncoder:
             raise InputError(f"{name} is no model of transformers: {error}", field=FIELD) from None
         if self._config.is_encoder_decoder:
             raise InputError(f"{name} has a decoder: give a plain encoder", field=FIELD)
-        self.width = 2 * int(self._config.hidden_size)
+        self.width = 2 * int(text_config(self._config).hidden_size)
         self._known: OrderedDict[str, Vector] = OrderedDict()
 
     def __reduce__(self) -> tuple[type[SentenceEncoder], tuple[str]]:
@@ -149,7 +150,7 @@ class SentenceEncoder:
                 model = AutoModel.from_pretrained(self.name, dtype=torch.float32, use_safetensors=True, **place)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(f"{self.name} cannot be loaded: {error}", field=FIELD) from error
-        limits = [self._limits.get("max_seq_length"), getattr(self._config, "max_position_embeddings", None)]
+        limits = [self._limits.get("max_seq_length"), limit_of(self._config)]
         most = min(int(limit) for limit in [*limits, tokenizer.model_max_length] if limit)
         return tokenizer, model.eval(), most
 
@@ -245,8 +246,6 @@ def encoder_width(name: str, features: int, quick: str) -> int:
     """
     if name != "hidden":
         return make_encoder(name, features).width
-    from transformers import AutoConfig
+    from ..models import load_config
 
-    from ..models import adapted, resolve
-
-    return int(AutoConfig.from_pretrained(resolve(adapted(quick) or quick)).hidden_size)
+    return int(text_config(load_config(quick)).hidden_size)

@@ -11,10 +11,12 @@ import envs
 from ..agents import Decision, LostAnswer
 from ..errors import InputError
 from ..replies import Replies
-from ..rollout import EnvSpec, fresh
+from ..rollout import NOWHERE, EnvSpec, fresh
 from ..trajectory import Step
 
 _MOST_DEATHS = 3
+NOBODY = -1
+"""Number of the model that has lost an episode whose environment died."""
 T = TypeVar("T")
 
 
@@ -22,7 +24,7 @@ T = TypeVar("T")
 class Episode:
     """A text episode in play. ``acted`` tells for every step which model took it, ``replies`` what each wrote.
 
-    ``lost``: the answer of model ``lost_by`` that was none, which has ended it.
+    ``lost``: the answer of model ``lost_by`` that was none, which has ended it; or its environment has (``NOBODY``).
     """
 
     spec: EnvSpec
@@ -48,6 +50,11 @@ class Episode:
         """The same for the same environment and seed, wherever it is played."""
         return f"{self.spec.id}/{self.seed}"
 
+    def fail(self, why: object) -> None:
+        """Its environment is gone: it is over, and says nothing of the models."""
+        self.over, self.success, self.lost_by = True, False, NOBODY
+        self.lost = LostAnswer(f"the environment failed: {why}", replies={})
+
     @property
     def text(self) -> str:
         """What a switch reads: goal and observation."""
@@ -57,17 +64,21 @@ class Episode:
 def surviving(episode: Episode, do: Callable[[], T]) -> T:
     """Do something with the episode's environment; if that dies, the episode is replayed to the same state.
 
-    The models' answers would be lost otherwise.
+    The models' answers would be lost otherwise. A death in a replay counts like any other.
 
     Raises:
         envs.EnvironmentDiedError: it died ``_MOST_DEATHS`` times, or its replay went another way.
     """
+    guided, died = episode.expert is not None, False
     while True:
         try:
+            if died and not replay(episode, guided):
+                episode.deaths = _MOST_DEATHS
+                raise envs.EnvironmentDiedError("the environment died, and the replay of its episode went another way")
             return do()
         except envs.EnvironmentDiedError:
-            episode.deaths += 1
-            if episode.deaths >= _MOST_DEATHS or not replay(episode, episode.expert is not None):
+            episode.deaths, died = episode.deaths + 1, True
+            if episode.deaths >= _MOST_DEATHS:
                 raise
 
 
@@ -111,7 +122,9 @@ def take_step(episode: Episode, decision: Decision) -> tuple[str, float, bool, b
 def replay(episode: Episode, guided: bool) -> bool:
     """Bring a new environment to the state of the episode, ``guided`` with its expert; whether it came there."""
     envs.release(episode.env)
-    episode.env, episode.expert = fresh(episode.spec, episode.own_seed).env, None
+    # what was given back may be leased to another episode, so it is held no longer, whatever happens next
+    episode.env, episode.expert = NOWHERE, None
+    episode.env = fresh(episode.spec, episode.own_seed).env
     episode.expert = expert_of(episode) if guided else None
     observation = episode.observation
     for step in episode.steps:

@@ -95,7 +95,7 @@ def _compared(stage: _Stage) -> list[dict[str, Any]]:
     files.write_json(folder / "policies.json", policies)
     stage.close()
     if left_out := lost_seeds(rows):
-        stage.say(f"  {len(left_out)} of {len(test.seeds)} episodes are left out for all: a model gave no answer")
+        stage.say(f"  {len(left_out)} of {len(test.seeds)} episodes are left out for all, as one was lost")
     return policies
 
 

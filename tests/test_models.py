@@ -1,0 +1,439 @@
+"""Models by name: what is a path, what a hub id, where an adapter's base is found, and how long a text may be."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from atlas_ray import home, models
+from atlas_ray.engines import TransformersEngine
+from atlas_ray.errors import InputError
+from atlas_ray.files import atomic_directory
+from atlas_ray.finetune import output
+from atlas_ray.finetune.flops import shape_of
+from atlas_ray.model_config import limit_of
+from atlas_ray.models import (
+    adapted,
+    base_from,
+    load_config,
+    load_model,
+    load_tokenizer,
+    look,
+    note_base,
+    resolve,
+    whole,
+)
+from atlas_ray.preflight import check
+from atlas_ray.recipe import Recipe
+from atlas_ray.selection.perplexity import step_perplexities
+from atlas_ray.switching.encoders import encoder_width
+from atlas_ray.tiny import build_model, build_tokenizer
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+TEXT = {**SIZES, "vocab_size": 97, "intermediate_size": 48, "pad_token_id": 1, "bos_token_id": None, "eos_token_id": 2}
+VISION = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+GEMMA3 = {"text_config": {**TEXT, "max_position_embeddings": 64, "sliding_window": 64}, "vision_config": VISION}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working directory, without a hub."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path
+
+
+def model_dir(path, seed=0):
+    """A small model of its own."""
+    build_model(hidden=16, layers=1, heads=2, intermediate=32, seed=seed).save_pretrained(path)
+    build_tokenizer().save_pretrained(path)
+    return path
+
+
+# --- names ---
+
+
+@pytest.mark.parametrize("name", ["./x", "../x", "~/nope-x", "/nope/x", "runs/demo/checkpoints/all-s0", "org/x/", "."])
+def test_what_looks_like_a_path_is_never_a_hub_id(here, name):
+    with pytest.raises(InputError, match="no such directory|is no model directory") as caught:
+        resolve(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_below_a_folder_that_is_here_is_a_path(here, monkeypatch):
+    assert resolve("runs/demo") == "runs/demo"
+    (here / "runs").mkdir()
+    with pytest.raises(InputError, match=f"^runs/demo: there is no such directory in {here}/runs; if the hub's"):
+        resolve("runs/demo")
+    model_dir(here / "runs" / "demo")
+    assert resolve("runs/demo") == "runs/demo"
+    assert load_model("runs/demo").config.hidden_size == 16
+
+
+def test_a_hub_id_that_was_fetched_stays_one_beside_a_folder(here, monkeypatch):
+    (here / "org").mkdir()
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda hub_id, file: f"/cache/{hub_id}/{file}")
+    assert resolve("org/name") == "org/name"
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (lambda p: p.write_text("x"), "is a file"),
+        (lambda p: p.mkdir(), "has no config.json"),
+        (lambda p: (p.mkdir(), (p / "config.json").write_text("{}")), r"has no \*.safetensors"),
+    ],
+)
+def test_a_path_without_a_model_says_what_is_missing(here, made, says):
+    made(here / "m")
+    with pytest.raises(InputError, match=f"^m: .*{says}"):
+        resolve("m")
+
+
+def test_names_that_nothing_has(here):
+    with pytest.raises(InputError, match=f"tiny-quick, tiny-deepthink, .*looked for {here}/tiny-quik"):
+        resolve("tiny-quik")
+    with pytest.raises(InputError, match="^finetune.base: tiny-quik: no model of that name"):
+        look("tiny-quik", "finetune.base")
+    for load in (load_config, load_model, load_tokenizer):
+        with pytest.raises(InputError, match="^no/such: cannot be loaded: .*was asked of the hub") as caught:
+            load("no/such")
+        assert "\n" not in str(caught.value)
+    look("tiny-quick", "finetune.base")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model_type": "no-such"}', '{"model_type": "vit"}'])
+def test_a_broken_configuration_is_one_line_that_names_the_model(here, content):
+    (model_dir(here / "m") / "config.json").write_text(content)
+    with pytest.raises(InputError, match="^m: cannot be loaded: ") as caught:
+        load_model("m")
+    assert "\n" not in str(caught.value)
+
+
+# --- adapters ---
+
+
+def adapter_of(path, base, noted=True, recorded=None, seed=0):
+    """An adapter over ``base`` as a run of ours leaves it; ``recorded`` is another word for its base."""
+    from peft import LoraConfig, get_peft_model
+
+    model = load_model(base)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        made = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear"))
+        for name, p in made.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.1)
+    made.save_pretrained(path)
+    build_tokenizer().save_pretrained(path)
+    config = json.loads((path / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = recorded or base_from(base, path)
+    (path / "adapter_config.json").write_text(json.dumps(config))
+    if noted is not None:
+        (path / "run.json").write_text(json.dumps({"base": note_base(base)} if noted else {"seed": 0}))
+    return path
+
+
+def run_of(folder, **given):
+    """A run over ``folder/m``, made in ``folder``, beside another folder that has an ``m`` of its own."""
+    model_dir(folder / "m", seed=1)
+    model_dir(folder / "other" / "m", seed=2)
+    return adapter_of(folder / "runs" / "demo" / "checkpoints" / "all-s0", "m", **given)
+
+
+def test_the_base_of_an_adapter_is_that_beside_it_wherever_one_starts(here, monkeypatch):
+    path = run_of(here)
+    assert json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"] == "../../../../m"
+    wanted = load_model(str(path)).state_dict()
+    monkeypatch.chdir(here / "other")
+    assert adapted(str(path)) == str(here / "m")
+    assert all(bool((wanted[name] == p).all()) for name, p in load_model(str(path)).state_dict().items())
+    shutil.move(here / "runs", here / "other" / "elsewhere")
+    shutil.move(here / "m", here / "other" / "elsewhere" / "m")
+    shutil.rmtree(here / "other" / "m")
+    moved = here / "other" / "elsewhere" / "demo" / "checkpoints" / "all-s0"
+    assert adapted(str(moved)) == str(here / "other" / "elsewhere" / "m"), "above the run, with the same weights"
+    load_model(str(moved))
+
+
+def test_another_directory_of_the_base_s_name_is_never_merged(here, monkeypatch):
+    path = run_of(here)
+    monkeypatch.chdir(here / "other")
+    shutil.rmtree(here / "m")
+    with pytest.raises(InputError) as caught:
+        load_model(str(path))
+    says = str(caught.value)
+    assert says.startswith(f"{path}/adapter_config.json: base_model_name_or_path: the base of this adapter")
+    assert str(here / "m") in says and str(here / "other" / "m") in says and "holds another model" in says
+    shutil.copytree(here / "other" / "m", here / "m")
+    with pytest.raises(InputError, match=f"{here}/m holds another model"):
+        resolve(str(path))
+    shutil.rmtree(here / "m")
+    model_dir(here / "other" / "m", seed=1)
+    assert adapted(str(path)) == str(here / "other" / "m"), "the same weights under the recipe's name"
+
+
+@pytest.mark.parametrize("noted", [False, None])
+def test_what_older_adapters_and_those_of_others_name_is_not_looked_for_where_one_starts(here, monkeypatch, noted):
+    path = run_of(here, noted=noted, recorded="m")
+    monkeypatch.chdir(here / "other")
+    if noted is None:
+        with pytest.raises(InputError, match=f"the base of this adapter, m, is not here: looked for {path}/m"):
+            adapted(str(path))
+    else:
+        assert adapted(str(path)) == str(here / "m"), "above the run of ours"
+    shutil.copytree(here / "m", path / "m")
+    assert adapted(str(path)) == str(path / "m")
+
+
+def test_shipped_names_hub_ids_and_whole_paths_are_kept_as_they_are(here):
+    path = here / "a"
+    assert [base_from(name, path) for name in ("tiny-quick", "org/name", "smollm2-135m")] == [
+        "tiny-quick",
+        "org/name",
+        "smollm2-135m",
+    ]
+    assert note_base("tiny-quick") == {"name": "tiny-quick"}
+    model_dir(here / "m")
+    assert base_from("m", here) == "./m"
+    assert base_from(str(here / "m"), path) == "../m"
+    adapter_of(path, "tiny-quick", noted=None)
+    assert adapted(str(path)) == "tiny-quick" and whole(str(path)) == resolve("tiny-quick")
+    for recorded, wanted in [
+        ("org/name", "org/name"),
+        (str(here / "m"), str(here / "m")),
+        ("/gone/site-packages/atlas_ray/weights/tiny-deepthink", "tiny-deepthink"),
+    ]:
+        adapter_of(path, "tiny-quick", noted=None, recorded=recorded)
+        assert adapted(str(path)) == wanted
+
+
+def test_a_hub_id_is_not_taken_from_a_directory_that_stands_in_its_way(here):
+    path = adapter_of(here / "a", "tiny-quick", noted=None, recorded="org/name")
+    model_dir(here / "org" / "name")
+    with pytest.raises(InputError, match="org/name is meant from the hub"):
+        load_model(str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "adapter_config.json: is no JSON"),
+        ("[]", "adapter_config.json: must be a JSON object"),
+        ('"m"', "adapter_config.json: must be a JSON object"),
+        ("{}", "adapter_config.json: base_model_name_or_path: is missing"),
+        (
+            '{"base_model_name_or_path": null}',
+            "adapter_config.json: base_model_name_or_path: must name a model, is None",
+        ),
+        ('{"base_model_name_or_path": ""}', "adapter_config.json: base_model_name_or_path: must name a model"),
+        ('{"base_model_name_or_path": 3}', "adapter_config.json: base_model_name_or_path: must name a model, is 3"),
+        ('{"base_model_name_or_path": "gone"}', "base_model_name_or_path: the base of this adapter, gone, is not here"),
+        ('{"base_model_name_or_path": "tiny-quick", "peft_type": "NONE"}', "a: is no adapter that can be merged into"),
+    ],
+)
+def test_a_broken_adapter_names_its_file_and_field(here, content, says):
+    (adapter_of(here / "a", "tiny-quick") / "adapter_config.json").write_text(content)
+    with pytest.raises(InputError, match=says) as caught:
+        load_model("a")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_of_another_model_is_refused_in_one_line(here):
+    path = adapter_of(here / "a", "tiny-quick", noted=None, recorded="tiny-deepthink")
+    with pytest.raises(InputError, match="is no adapter that can be merged into tiny-deepthink: ") as caught:
+        load_model(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_over_an_adapter_is_merged_into_all_of_it(here):
+    first = adapter_of(here / "first", "tiny-quick")
+    second = adapter_of(here / "second", str(first), seed=1)
+    assert json.loads((second / "adapter_config.json").read_text())["base_model_name_or_path"] == "../first"
+    assert whole(str(second)) == resolve("tiny-quick") and load_config(str(second)).hidden_size == 128
+    states = [load_model(name).state_dict() for name in ("tiny-quick", str(first), str(second))]
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert len({float(state[name].sum()) for state in states}) == 3
+    config = json.loads((first / "adapter_config.json").read_text()) | {"base_model_name_or_path": "../second"}
+    (first / "adapter_config.json").write_text(json.dumps(config))
+    (second / "run.json").unlink()
+    (first / "run.json").unlink()
+    with pytest.raises(InputError, match="is its own base"):
+        load_model(str(second))
+
+
+def test_an_adapter_without_a_tokenizer_has_its_base_s(here):
+    path = adapter_of(here / "a", "tiny-quick")
+    for file in path.glob("token*"):
+        file.unlink()
+    assert load_tokenizer(str(path)).encode("go forward") == build_tokenizer().encode("go forward")
+
+
+def test_on_a_node_with_a_copy_the_base_is_found_from_the_run_s_home(here, monkeypatch):
+    path = run_of(here)
+    where = home.Home(str(here / "runs" / "demo"), "word", "node")
+    monkeypatch.setattr(home, "_told", where)
+    monkeypatch.setattr(home.Home, "copies", property(lambda self: here / "tmp" / "copy"))
+    copy = here / "tmp" / "copy" / "checkpoints" / "all-s0"
+    shutil.copytree(path, copy)
+    monkeypatch.chdir("/")
+    assert adapted(str(copy)) == str(here / "m")
+    assert base_from(str(here / "m"), copy) == "../../../../m"
+
+
+# --- how long a text may be ---
+
+
+def stated(kind, **given):
+    return AutoConfig.for_model(kind, **given)
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        (stated("llama", max_position_embeddings=77), 77),
+        (stated("gpt2", n_positions=78), 78),
+        (stated("mpt", max_seq_len=79), 79),
+        (stated("bloom", seq_length=80), 80),
+        (stated("gemma3", **GEMMA3), 64),
+        (stated("qwen3_5", text_config={"max_position_embeddings": 81}), 81),
+        (stated("llama4", text_config={"max_position_embeddings": 82}), 82),
+        (stated("mistral3", text_config={"model_type": "mistral", "max_position_embeddings": 83}), 83),
+        (stated("bloom"), None),
+        (stated("mamba"), None),
+        (stated("recurrent_gemma"), None),
+        (stated("xlnet"), None),  # says -1
+    ],
+    ids=lambda value: getattr(value, "model_type", str(value)),
+)
+def test_the_longest_text_is_what_the_configuration_states_under_its_own_name(config, limit):
+    assert limit_of(config) == limit
+    if limit is None:
+        with pytest.raises(InputError, match=f"^finetune.context: .* this {config.model_type} model states no longest"):
+            models.longest(config, None, "finetune.context")
+    assert models.longest(config, 50, "finetune.context") == (limit or 50)
+
+
+def null_model(path):
+    """tiny-quick, whose longest text is null."""
+    shutil.copytree(resolve("tiny-quick"), path)
+    config = json.loads((path / "config.json").read_text()) | {"max_position_embeddings": None}
+    (path / "config.json").write_text(json.dumps(config))
+    return str(path)
+
+
+def test_a_model_that_states_no_longest_text_works_with_one_from_the_recipe(tmp_path):
+    name = null_model(tmp_path / "m")
+    with pytest.raises(InputError, match="^engine.context: the configuration of this llama model states no longest"):
+        TransformersEngine(name, 1)
+    engine = TransformersEngine(name, 1, context=50)
+    assert engine.context == 50
+    prompt, options = [[5, 6, 7]], [[[8, 9], [10]]]
+    assert torch.equal(
+        engine.score(prompt, [0], options)[0], TransformersEngine("tiny-quick", 1).score(prompt, [0], options)[0]
+    )
+    arms = {"name": "r", "collect": {"file": "x"}, "select": {"selectors": ["all"]}}
+    for given, wanted in (({}, None), ({"context": 40}, 40)):
+        raw = {**arms, "finetune": {"base": name, "arms": [{"selector": "all"}], **given}}
+        recipe = Recipe.model_validate(raw)
+        outline, _ = output.outline(recipe)
+        if wanted:
+            assert output.context(recipe, outline) == wanted
+        else:
+            with pytest.raises(InputError, match=r"^finetune\.context: "):
+                output.context(recipe, outline)
+    with pytest.raises(InputError, match=r"^finetune\.context: "):
+        step_perplexities(load_model(name), None, [])
+    assert step_perplexities(load_model(name), None, [], asked=40) == ({}, [])
+
+
+def test_a_model_that_cannot_be_had_or_measured_is_found_before_anything_is_collected(here):
+    name = null_model(here / "m")
+
+    def recipe(base="tiny-quick", **changes):
+        tuning = {"base": base, "arms": [{"selector": "all"}], **changes.pop("finetune", {})}
+        raw = {"name": "r", "collect": {"levels": {"GoToLocalS5N2": 1}}, "select": {"selectors": ["all"]}}
+        return Recipe.model_validate({**raw, "finetune": tuning, **changes})
+
+    check(recipe())
+    with pytest.raises(InputError, match="^finetune.base: no/such: cannot be loaded"):
+        check(recipe("no/such"))
+    with pytest.raises(InputError, match="^finetune.context: "):
+        check(recipe(name))
+    played = {"evaluate": {"held_in": ["GoToLocalS5N2"]}, "finetune": {"context": 99}}
+    with pytest.raises(InputError, match="^engine.context: "):
+        check(recipe(name, **played))
+    check(recipe(name, **played, engine={"context": 99}))
+
+
+def test_more_than_a_model_takes_is_an_error_that_names_the_field():
+    with pytest.raises(InputError, match="^engine.context: the model takes at most 2048 tokens"):
+        TransformersEngine("tiny-quick", 1, context=4096)
+
+
+def test_a_model_with_a_part_for_images_is_played_trained_and_measured_by_its_text(tmp_path):
+    config = stated("gemma3", **GEMMA3)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    engine = TransformersEngine(model, 2, build_tokenizer())
+    assert engine.context == 64
+    prompts, options = [[5, 9, 12, 7], [6, 10]], [[[15, 16], [4]], [[20, 21]]]
+    for prompt, candidates, scores in zip(prompts, options, engine.score(prompts, [0, 1], options), strict=True):
+        for candidate, score in zip(candidates, scores, strict=True):
+            logps = model(input_ids=torch.tensor([prompt + candidate])).logits[0].log_softmax(-1)
+            wanted = sum(logps[len(prompt) + i - 1, token] for i, token in enumerate(candidate))
+            assert score == pytest.approx(float(wanted), abs=1e-4)
+    model.save_pretrained(tmp_path)
+    build_tokenizer().save_pretrained(tmp_path)
+    assert encoder_width("hidden", 8, str(tmp_path)) == engine.capabilities.hidden == 32
+    shape = shape_of(config)
+    assert (shape.layers, shape.hidden, shape.vocab) == (2, 32, 97)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        ("bloom", {"vocab_size": 97, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
+        ("mpt", {"vocab_size": 97, "d_model": 32, "n_layers": 2, "n_heads": 4}),
+        ("mamba", {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
+        ("recurrent_gemma", {**SIZES, "vocab_size": 97, "num_hidden_layers": 3, "lru_width": 32}),
+        (
+            "falcon",
+            {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": True},
+        ),
+        ("qwen3_5_text", {**TEXT, "layer_types": ["linear_attention", "full_attention"]}),
+    ],
+)
+def test_models_of_which_nothing_can_be_kept_are_refused_rather_than_played_wrongly(kind, given):
+    model = AutoModelForCausalLM.from_config(stated(kind, **given))
+    with pytest.raises(InputError, match=f"a {kind} model has no keys and values with places of their own"):
+        TransformersEngine(model, 1, build_tokenizer(), context=40)
+
+
+# --- who may read the files ---
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_weights_can_be_read_by_whom_the_umask_allows(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        with atomic_directory(tmp_path / "made") as directory:
+            save_file({"a": torch.ones(3)}, directory / "model.safetensors")
+            (directory / "below").mkdir()
+            save_file({"a": torch.ones(3)}, directory / "below" / "model.safetensors")
+            script = directory / "run.sh"
+            script.write_text("")
+            script.chmod(0o700)
+    finally:
+        os.umask(before)
+    found = {str(p.relative_to(tmp_path)): p.stat().st_mode & 0o777 for p in tmp_path.rglob("*") if p.is_file()}
+    assert found == {
+        "made/model.safetensors": mode,
+        "made/below/model.safetensors": mode,
+        "made/run.sh": mode | 0o700,
+    }
+    assert load_file(Path(tmp_path / "made" / "model.safetensors"))["a"].tolist() == [1, 1, 1]

@@ -20,13 +20,25 @@ SWITCH = 'name = "r"\n[switch]\nlevels = ["GoToLocal"]\ncosts = [0.1]\n'
 
 MISSING = [
     (READ, "collect.file", "data.jsonl: collect.file: there is no such file or folder"),
-    (PLAY + SELECT + '["all", "value"]\nrest_of = "all"\nmodel = "./none"\n', "select.model", "no model of that name"),
-    (PLAY + SELECT + '["all", "perplexity"]\nmodel = "./none"\n', "select.model", "no model of that name"),
-    (PLAY + SELECT + '["all"]\nstart_after = ["all"]\nmodel = "./none"\n', "select.model", "no model of that name"),
-    (PLAY + SELECT + '["all", "oracle"]\n[select.oracle]\nmodel = "./none"\n', "select.oracle.model", "no model"),
+    (
+        PLAY + SELECT + '["all", "value"]\nrest_of = "all"\nmodel = "./none"\n',
+        "select.model",
+        "there is no such directory",
+    ),
+    (PLAY + SELECT + '["all", "perplexity"]\nmodel = "./none"\n', "select.model", "there is no such directory"),
+    (
+        PLAY + SELECT + '["all"]\nstart_after = ["all"]\nmodel = "./none"\n',
+        "select.model",
+        "there is no such directory",
+    ),
+    (
+        PLAY + SELECT + '["all", "oracle"]\n[select.oracle]\nmodel = "./none"\n',
+        "select.oracle.model",
+        "there is no such directory",
+    ),
     (PLAY + SELECT + '["all", "mine"]\nfiles = { mine = "no/marks.jsonl" }\n', "select.files.mine", "has no no"),
-    (PLAY + SELECT + '["all"]\n' + TUNE + '"/nowhere/model"\n', "finetune.base", "no model of that name"),
-    (SWITCH + 'models = ["tiny-quick", "./none"]\n', "switch.models.1.model", "no model of that name"),
+    (PLAY + SELECT + '["all"]\n' + TUNE + '"/nowhere/model"\n', "finetune.base", "there is no such directory"),
+    (SWITCH + 'models = ["tiny-quick", "./none"]\n', "switch.models.1.model", "there is no such directory"),
     (SWITCH + 'encoder = "./none"\n', "switch.encoder", "there is no such directory"),
     (
         PLAY.replace("[collect]", 'storage = "/nowhere/at/all"\n[collect]'),
@@ -110,7 +122,7 @@ def test_a_trial_of_a_sweep_is_looked_at_too(place, capsys):
     (place / "r.toml").write_text(text + '[sweep]\nspace = { "finetune.base" = { grid = ["tiny-quick", "./none"] } }\n')
     assert main(["run", "r.toml", "--dry-run"]) == 0
     assert main(["sweep", "r.toml", "--dry-run"]) == 2
-    assert "finetune.base: no model of that name" in capsys.readouterr().err
+    assert "finetune.base: there is no such directory" in capsys.readouterr().err
 
 
 def test_a_shipped_recipe_may_name_what_another_one_makes_but_a_user_may_not(place, capsys):

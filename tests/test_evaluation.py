@@ -154,7 +154,7 @@ def test_replies_in_roll_outs_are_counted_from_their_rows_and_stop_the_selection
     select = written.select.model_copy(update={"start_after": ["last"], "rollouts": 2, "horizon": 2})
     select = select.model_copy(update={"model": written.finetune.base, "selectors": ["value", "last"]})
     levels = written.collect.model_copy(update={"levels": {"PickupDist": 3}})
-    recipe = written.model_copy(update={"select": select, "collect": levels})
+    recipe = written.model_copy(update={"select": select, "collect": levels, "unknown_share": 1.0})
     run = tmp_path / "run"
     episodes = collect(recipe, run)
     by_value(recipe, run, episodes)

@@ -13,14 +13,21 @@ from .recipe import Recipe
 from .schema_select import members
 from .storage_place import check_place
 
-_ENCODERS = ("hashing", "hidden", "minilm")
+ENCODERS = ("hashing", "hidden", "minilm")
+"""Of a switch, that are no names of models."""
 
 
 def models(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """(field, name) of every model that is run here. A field whose stages use no model of their own is left out."""
+    for stage in ("select", "finetune", "switch"):
+        yield from models_of(recipe, stage)
+
+
+def models_of(recipe: Recipe, stage: str) -> Iterator[tuple[str, str]]:
+    """(field, name) of every model that a stage runs here."""
     select, tuned = recipe.select, recipe.finetune
     base = [("finetune.base", tuned.base)] if tuned and not tuned.scratch else []
-    if select:
+    if stage == "select" and select:
         used = {part for name in select.selectors for part in (name, *members(name))}
         if "value" in used:
             yield "select.model", select.model
@@ -28,8 +35,9 @@ def models(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield from base or [("select.model", select.model)]
         if "oracle" in used and not select.oracle.base_url:
             yield "select.oracle.model", select.oracle.model
-    yield from base
-    if recipe.switch:
+    if stage in ("finetune", "evaluate"):
+        yield from base
+    if stage == "switch" and recipe.switch:
         local = recipe.switch.local
         yield from (
             (f"switch.models.{n}.model", m.model) for n, m in enumerate(recipe.switch.models) if m.model in local
@@ -62,7 +70,7 @@ def check_there(recipe: Recipe, fetched: bool = False, marks: bool = True) -> No
         if fetched or name not in known():
             _under(field, lambda name=name: resolve(name))  # type: ignore[misc]
     encoder = recipe.switch.encoder if recipe.switch else "hashing"
-    if encoder not in _ENCODERS:
+    if encoder not in ENCODERS:
         _under("switch.encoder", lambda: _check_encoder(encoder))
     if recipe.storage:
         check_place(recipe.storage)

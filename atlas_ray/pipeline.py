@@ -21,6 +21,7 @@ from .named import check_there
 from .progress import duration, say
 from .recipe import Recipe
 from .resources import demands
+from .same_models import named_in, note_models, refuse_other_models
 from .schema_endpoint import REACHING
 from .schema_select import OF_ASKING
 from .tracking import follow
@@ -161,25 +162,29 @@ def _switch(recipe: Recipe, run_dir: Path) -> None:
 
 
 def write_report(run_dir: Path) -> Path:
-    """``results.json`` from the scores that the stages left, if there are any, and ``report.html``.
+    """``results.json`` from the scores and counts of replies that the stages left, if any, and ``report.html``.
 
     Raises:
         InputError: the directory holds neither scores nor annotations.
     """
     from .report import build_report
     from .results import Results, write_results
+    from .selection.told import replies_of
 
     parts: dict[str, Any] = {}
     if (run_dir / "evaluation" / "atlas.json").exists():
         parts["atlas"] = read_json(run_dir / "evaluation" / "atlas.json")
     if (run_dir / "switch" / "policies.json").exists():
         parts["londi"] = {"policies": read_json(run_dir / "switch" / "policies.json")}
-    if parts:
-        write_results(run_dir / "results.json", Results.model_validate(parts))
-    elif not list((run_dir / "annotations").glob("*.jsonl")) and not (run_dir / "sweep.json").exists():
+    marked = list((run_dir / "annotations").glob("*.jsonl")) or (run_dir / "sweep.json").exists()
+    if not parts and not marked:
         raise InputError(
             "holds neither scores nor annotations: run its select, evaluate or switch stage first", run_dir
         )
+    if replies := replies_of(run_dir):
+        parts["replies"] = {"select": replies}
+    if parts:
+        write_results(run_dir / "results.json", Results.model_validate(parts))
     return build_report(run_dir)
 
 
@@ -214,7 +219,9 @@ def run(recipe: Recipe, run_dir: Path, stages: tuple[str, ...] = STAGES, verbose
     """
     refuse_job_copy(recipe, run_dir)
     with stored(recipe, run_dir, partial(refuse_other, recipe)) as keeper:
-        if not all(ready for stage, ready in done_stages(recipe, run_dir).items() if stage in stages):
+        if left := [stage for stage, ready in done_stages(recipe, run_dir).items() if stage in stages and not ready]:
+            for stage in left:
+                refuse_other_models(run_dir, named_in(recipe, stage))
             if demands(recipe) or recipe.switch:
                 check_address()
             check_there(recipe, fetched=True, marks=stages != ("collect",))
@@ -246,6 +253,7 @@ def _in_order(recipe: Recipe, run_dir: Path, stages: tuple[str, ...], keeper: Ke
         if unmet:
             raise InputError(f"needs the stage {unmet[0]}, which has not been run", run_dir, None, stage)
         say(title)
+        note_models(recipe, run_dir, stage)
         start = time.monotonic()
         _RUN[stage](recipe, run_dir)
         seconds[stage] = time.monotonic() - start

@@ -12,6 +12,7 @@ Outcome = Literal[
     "ok",
     "no action",
     "not admissible",
+    "not valid",
     "empty",
     "cut off",
     "too long",
@@ -34,6 +35,9 @@ class Replies(Counter[str]):
     may take several: ``asked again`` counts those that followed one that could not be used. ``fallen back``: decisions
     whose last reply went to the environment as it was. ``lost``: decisions without an answer, whose episode ends and
     is not scored; where a server answered nothing there is no reply to count beside it.
+
+    Of the oracle's answers, ``ok`` were taken, ``not admissible`` marks a step that is not there, and ``not valid``
+    breaks another of its rules.
     """
 
     @property

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import NormalDist
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
@@ -200,15 +200,18 @@ class Londi(_Strict):
 
 
 class Results(_Strict):
-    """The whole file; a recipe may have only one of the two parts."""
+    """The whole file; a recipe may have only one of the parts."""
 
     atlas: Atlas | None = None
     londi: Londi | None = None
+    replies: dict[Literal["select"], dict[Literal["oracle", "value", "start-after"], Replies]] | None = None
+    """What became of the replies of models that write, by stage and who asked them, where nothing above has them; left
+    out where none was asked."""
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
-        if self.atlas is None and self.londi is None:
-            raise ValueError("holds neither atlas nor londi")
+        if self.atlas is None and self.londi is None and not self.replies:
+            raise ValueError("holds neither atlas nor londi, and no replies")
         return self
 
 

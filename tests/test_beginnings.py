@@ -3,6 +3,7 @@
 import json
 import threading
 from collections import Counter
+from dataclasses import replace
 
 import dying_env
 import numpy as np
@@ -16,6 +17,7 @@ from atlas_ray.collect import collect
 from atlas_ray.errors import AtlasError, EnvironmentGoneError, InputError
 from atlas_ray.files import recover_jsonl
 from atlas_ray.finetune import validation
+from atlas_ray.replies import Replies
 from atlas_ray.rollout import Beginnings, EnvSpec, play
 from atlas_ray.switching.baselines import Always
 from atlas_ray.switching.compare import scored as lost_out
@@ -136,6 +138,15 @@ def test_a_validation_leaves_out_what_does_not_begin_and_ends_where_nothing_does
     )
     BAD.update({20: 99, 25: 99})
     assert validation.success(tuned, None, None, Team()) == 1.0
+
+    class Writing(Fixed):
+        def act(self, *told):
+            return [replace(decision, replies={"ok": 1, "asked again": 2}) for decision in super().act(*told)]
+
+    monkeypatch.setattr("atlas_ray.agent_spec.AgentSpec.agent", lambda self, kept: Writing(4))
+    replies = Replies()
+    assert validation.success(tuned, None, None, Team(), replies) == 1.0
+    assert replies.row() == {"ok": replies["ok"], "asked again": 2 * replies["ok"]} and replies["ok"] >= 8
     BAD.update(dict.fromkeys(range(20, 40), 10**6))
     with pytest.raises(EnvironmentGoneError):
         validation.success(tuned, None, None, Team())

@@ -17,6 +17,7 @@ from atlas_ray.replies import summed
 from atlas_ray.selection.controls import select_last
 from atlas_ray.selection.scored import by_value
 from atlas_ray.selection.start_after import start_after
+from atlas_ray.selection.told import replies_of
 from atlas_ray.tiny import build_tokenizer
 
 MODELS, LEVELS, FIRST, COUNT = ("none", "all/0"), ("A", "B"), 500, 6
@@ -172,8 +173,19 @@ def test_replies_in_roll_outs_are_counted_from_their_rows_and_stop_the_selection
         == {"stage": "select", "event": "replies", "about": "start-after"}
         | summed(row["replies"] for row in rows).row()
     )
+    values = summed(r["replies"] for r in lines(run / "annotations" / "scores" / "value.jsonl"))
+    starts = {"start-after": summed(row["replies"] for row in rows).row()}
+    assert replies_of(run) == {"value": values.row(), **starts}
     lost = LostAnswer("thinking used up all 4 tokens of a reply: raise agent.action_tokens", "empty")
     monkeypatch.setattr(Agent, "_read", lambda self, *told: lost)
     with pytest.raises(AtlasError, match=r"answers are none, .*raise agent\.action_tokens$"):
         by_value(recipe, tmp_path / "other", episodes)
-    assert counts(lines(tmp_path / "other" / "events.jsonl"))["lost"] >= 10
+    whole = counts(lines(tmp_path / "other" / "events.jsonl"))
+    assert whole["lost"] >= 10
+    assert replies_of(tmp_path / "other")["value"]["lost"] == whole["lost"], "of those without a value too"
+    with pytest.raises(AtlasError, match="answers are none"):
+        start_after(recipe, tmp_path / "other", episodes, {"last": select_last(episodes, 0.5)})
+    monkeypatch.undo()
+    by_value(recipe, tmp_path / "other", episodes)
+    start_after(recipe, tmp_path / "other", episodes, {"last": select_last(episodes, 0.5)})
+    assert replies_of(tmp_path / "other") == replies_of(run), "what was lost was played again"

@@ -239,7 +239,13 @@ def test_the_checkpoint_of_an_arm_holds_the_weights_of_its_best_step(tmp_path, b
     wanted = recipe(base, epochs=3, batch_size=4, validation={"every": 1}, learning_rate=1e-2)
     (arm,) = wanted.finetune.arms
     seen, given = [], iter(scores)
-    monkeypatch.setattr(run, "success", lambda r, model, *_: (seen.append(weights(model).clone()), next(given))[1])
+
+    def success(recipe, model, tokenizer, team, replies):
+        seen.append(weights(model).clone())
+        replies.add({"ok": 7, "lost": len(seen) - 1})
+        return next(given)
+
+    monkeypatch.setattr(run, "success", success)
     write_trajectories(run.expert_file(tmp_path), [trajectory(str(i), 3) for i in range(4)])
     notes = [Annotation(trajectory_id=str(i), selector="value", fraction=0.5, critical=(i % 3,)) for i in range(4)]
     write_annotations(tmp_path / "annotations" / "value.jsonl", notes)
@@ -254,4 +260,6 @@ def test_the_checkpoint_of_an_arm_holds_the_weights_of_its_best_step(tmp_path, b
     assert [p.name for p in target.parent.iterdir() if p.name.startswith(".")] == [".training"]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["held_in_success"] for row in rows if "held_in_success" in row] == scores
+    told = [row["replies"] for row in rows if "replies" in row]
+    assert told == [{"ok": 7}, {"ok": 7, "lost": 1}, {"ok": 7, "lost": 2}]
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3]

@@ -162,6 +162,11 @@ def test_a_run_that_scored_nothing_has_a_report(tmp_path):
     for empty in ({}, {"atlas": None, "londi": None}):
         write_json(tmp_path / "results.json", empty)
         assert build_report(tmp_path).read_bytes() == without
+    told = {"oracle": {"ok": 1200, "not valid": 3}, "value": {"ok": 7, "lost": 1}}
+    write_json(tmp_path / "results.json", {"replies": {"select": told}})
+    _, _, text = render(tmp_path)
+    assert "this run scored no model" in text
+    assert "asked byoknot validlostoracle1,20030value701 Of models that write" in text
     write_json(tmp_path / "results.json", {"colour": None})
     with pytest.raises(InputError, match="colour"):
         build_report(tmp_path)

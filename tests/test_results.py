@@ -239,6 +239,19 @@ def test_combine_covers_differences():
     assert mean == pytest.approx(0) and low < 0 < high
 
 
+def test_replies_of_selectors_are_enough_and_known_by_stage_and_name(tmp_path):
+    path = tmp_path / "results.json"
+    given = {"replies": {"select": {"oracle": {"ok": 12, "not valid": 2}, "start-after": {"ok": 3}}}}
+    for rows in (given, {**ROWS, **given}):
+        path.write_text(json.dumps(rows))
+        write_results(path, load_results(path))
+        assert json.loads(path.read_text()) == rows
+    for wrong in ({}, {"collect": {}}, {"select": {"random": {"ok": 1}}}, {"select": {"oracle": {"fine": 1}}}):
+        path.write_text(json.dumps({"replies": wrong}))
+        with pytest.raises(InputError, match="replies"):
+            load_results(path)
+
+
 @pytest.mark.parametrize(("part", "rows"), [("atlas", "arms"), ("londi", "policies")])
 def test_replies_and_lost_episodes_are_optional_and_known_by_name(tmp_path, part, rows):
     path = tmp_path / "results.json"

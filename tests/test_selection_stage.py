@@ -9,8 +9,10 @@ from atlas_ray.cli import main
 from atlas_ray.errors import AtlasError, EndpointError, InputError
 from atlas_ray.files import read_json, recover_jsonl
 from atlas_ray.recipe import Recipe
+from atlas_ray.results import load_results
 from atlas_ray.selection import scored, stage
 from atlas_ray.selection.start_after import _compared, places_of, random_places
+from atlas_ray.selection.told import replies_of
 from atlas_ray.tiny import build_model, build_tokenizer
 from atlas_ray.trajectory import (
     Annotation,
@@ -277,6 +279,41 @@ def test_what_an_endpoint_never_answers_well_stays_unannotated_and_is_counted(re
     assert f"refused: {2 * len(fooled)} not JSON" in said
     events = recover_jsonl(run_dir / "events.jsonl")
     assert sorted(e["trajectory"] for e in events if e["event"] == "unannotated") == sorted(fooled)
+
+
+def test_what_became_of_the_replies_is_whole_after_a_resume_and_in_results_and_report(recipe, server, tmp_path):
+    own, run_dir = asking(recipe, server, batch=1), tmp_path / "run"
+    scores, seen = run_dir / "annotations" / "scores" / "oracle.jsonl", []
+    collected(own, run_dir)
+
+    def script(body):
+        record = oracle_script.RECORD.search(body["messages"][1]["content"])[2]
+        if record not in seen:
+            seen.append(record)
+            return {0: "Sure!", 1: chat_server.answer('{"plan"', "length")}.get(len(seen) - 1, oracle_script.good(body))
+        return oracle_script.good(body)
+
+    server.script, server.faults = script, [*[None] * 5, *[chat_server.status(500)] * 2]
+    with pytest.raises(EndpointError, match="2 of 12 trajectories got no answer"):
+        pipeline.run(own, run_dir, ("select",))
+    refused = {"not valid": 1, "cut off": 1, "asked again": 2}
+    assert replies_of(run_dir) == {"oracle": {"ok": 10, **refused, "lost": 2}}
+    pipeline.run(own, run_dir, ("select", "report"))
+    whole = {"oracle": {"ok": 12, **refused}}
+    assert len(server.requests) == 2 + 12 + 2
+    assert replies_of(run_dir) == whole, "lost ones were asked for again"
+    told = [e for e in recover_jsonl(run_dir / "events.jsonl") if e["event"] == "replies"]
+    assert [e.get("lost") for e in told] == [2, None]
+    assert told[-1] == {"stage": "select", "event": "replies", "selector": "oracle", **whole["oracle"]}
+    results = load_results(run_dir / "results.json")
+    assert (results.atlas, results.londi, results.replies) == (None, None, {"select": whole})
+    assert "What became of the replies" in (run_dir / "report.html").read_text()
+
+    scores.write_text("".join(scores.read_text().splitlines(keepends=True)[:6]))
+    (run_dir / "annotations" / "oracle.jsonl").unlink()
+    pipeline.run(own, run_dir, ("select",))
+    assert len(server.requests) == 2 + 12 + 2
+    assert replies_of(run_dir) == whole, "an answer from the cache counts like the one that was given"
 
 
 def test_a_dead_endpoint_ends_the_stage_and_the_next_run_asks_for_the_rest(recipe, server, tmp_path):

@@ -17,6 +17,9 @@ from atlas_ray.rendering import Renderer
 from atlas_ray.report.training import training_part
 from atlas_ray.rollout import EnvSpec, fresh
 from atlas_ray.selection import scored
+from atlas_ray.selection.asking import by_oracle
+from atlas_ray.selection.controls import select_last
+from atlas_ray.selection.start_after import start_after
 from atlas_ray.tiny import build_tokenizer
 from atlas_ray.trajectory import Step, Trajectory, write_annotations, write_trajectories
 from atlas_ray.unknown import Reader, Unknown, survey, warning
@@ -182,6 +185,21 @@ def test_selectors_that_read_whole_trajectories_refuse_them_before_they_begin(tm
     items = [trajectory(str(n), FOREIGN) for n in range(count)]
     with pytest.raises(InputError, match="^unknown_share: .*tiny-quick: .*fridge.*Let a model that knows them read"):
         by(recipe, tmp_path, items)
+    assert list(jsonl_rows(tmp_path / "events.jsonl")) == []
+
+
+def test_a_local_oracle_and_starts_after_marks_refuse_them_before_they_begin(tmp_path):
+    recipe = recipe_of("oracle", select={"selectors": ["oracle"], "oracle": {"model": "tiny-quick"}})
+    items = [trajectory(str(n), FOREIGN) for n in range(80)]
+    with pytest.raises(InputError, match="^unknown_share: .*tiny-quick: .*fridge.*Let a model that knows them be the"):
+        by_oracle(recipe, tmp_path, items)
+    levels = {"levels": {"GoToLocal": 1}}
+    recipe = recipe_of("last", collect=levels, select={"selectors": ["last"], "start_after": ["last"]})
+    items = [t.model_copy(update={"env": "BabyAIText/GoToLocal-v0"}) for t in items]
+    with pytest.raises(
+        InputError, match="^unknown_share: .*tiny-quick: .*fridge.*Let a model that knows them read for"
+    ):
+        start_after(recipe, tmp_path, items, {"last": select_last(items, 0.5)})
     assert list(jsonl_rows(tmp_path / "events.jsonl")) == []
 
 

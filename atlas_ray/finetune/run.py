@@ -19,6 +19,7 @@ from ..home import place
 from ..models import note_base
 from ..recipe import Arm, Finetune, Recipe
 from ..rendering_chat import make_renderer
+from ..replies import Replies
 from ..tiny import frequent_words
 from ..trajectory import iter_trajectories, read_annotations
 from ..unknown import refuse, warning
@@ -186,9 +187,10 @@ def train_arm(recipe: Recipe, run_dir: Path, arm: Arm, seed: int, team: Team, nu
         at.write_json(f"{SCRATCH}/progress-{number}.json", {"step": progress.step})
 
     def validate(trained: Any) -> float:
-        score = _score(recipe, trained, tokenizer, team, words)
+        replies = Replies()
+        score = _score(recipe, trained, tokenizer, team, words, replies)
         row = {"stage": "finetune", "arm": arm.name, "seed": seed, "step": step_now, "held_in_success": score}
-
+        row |= {"replies": replies.row()} if replies else {}
         team.together(lambda: at.append("metrics.jsonl", [row]), leader=True)
         return score
 
@@ -236,18 +238,21 @@ def train_arm(recipe: Recipe, run_dir: Path, arm: Arm, seed: int, team: Team, nu
     team.together(write, leader=True)
 
 
-def _score(recipe: Recipe, trained: Any, tokenizer: Any, team: Team, words: Sequence[str]) -> float:
-    """Held-in success; a model that is shared out is put together on the first worker, which plays alone."""
+def _score(recipe: Recipe, trained: Any, tokenizer: Any, team: Team, words: Sequence[str], replies: Replies) -> float:
+    """Held-in success; a model that is shared out is put together on the first worker, which plays alone.
+
+    ``replies`` takes what became of those that the model wrote, on the first worker at least.
+    """
     config = recipe.finetune
     assert config is not None
     if config.strategy == "ddp" or team.size == 1:
-        return success(recipe, trained, tokenizer, team)
+        return success(recipe, trained, tokenizer, team, replies)
     values = output.weights(trained, team)
 
     def play() -> float:
         whole = causal_lm(output.make_model(recipe, team.device, words)[0])
         output.put(whole, values)
-        return success(recipe, whole, tokenizer, Team(device=team.device))
+        return success(recipe, whole, tokenizer, Team(device=team.device), replies)
 
     alone = team.together(play, leader=True)
     return float(team.sum(torch.tensor(alone or 0.0, dtype=torch.float64, device=team.device)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -10,6 +10,7 @@ from ..agent_spec import agent_spec
 from ..engines import TransformersEngine
 from ..errors import AtlasError
 from ..recipe import Recipe
+from ..replies import Outcome, Replies, summed
 from ..rollout import VALIDATE, Beginnings, EnvSpec, env_spec, play, seed_block
 from .team import Team
 
@@ -22,7 +23,7 @@ def levels(recipe: Recipe) -> list[EnvSpec]:
     return [env_spec(recipe, name, recipe.collect.max_steps, "dev") for name in recipe.collect.levels]
 
 
-def success(recipe: Recipe, model: Any, tokenizer: Any, team: Team) -> float:
+def success(recipe: Recipe, model: Any, tokenizer: Any, team: Team, replies: Replies | None = None) -> float:
     """Share of the validation's episodes that succeed; the team's workers play a part each.
 
     Args:
@@ -30,6 +31,7 @@ def success(recipe: Recipe, model: Any, tokenizer: Any, team: Team) -> float:
         model: plays in this process, by transformers, whatever engine the recipe has.
         tokenizer: the model's.
         team: whose every worker calls this with the same weights.
+        replies: takes what became of those that the model wrote, to all workers.
 
     Raises:
         AtlasError: every episode was lost to its environment.
@@ -42,18 +44,21 @@ def success(recipe: Recipe, model: Any, tokenizer: Any, team: Team) -> float:
         for seed in range(first, first + min(recipe.finetune.validation.episodes, spec.episodes()))
     ]
     mine = episodes[team.rank :: team.size]
-    spec = agent_spec(recipe, "trained")
+    spec, names = agent_spec(recipe, "trained"), get_args(Outcome)
 
     def outcomes() -> list[int]:
         engine = TransformersEngine(model, max(1, min(recipe.num_envs, len(mine))), tokenizer)
         agent = spec.agent({"spec": spec, "engine": engine})
         beginnings = Beginnings()
         ended = list(play(agent, ([beginnings.start(*episode)] for episode in mine)))
-        return [sum(e.success for e in ended), sum(not e.lost for e in ended)]
+        written = summed(e.replies for e in ended)
+        return [sum(e.success for e in ended), sum(not e.lost for e in ended), *(written[name] for name in names)]
 
     # agreed on before the sum, in which the others would wait for one that failed
     counts = team.together(outcomes)
     totals = team.sum(torch.tensor(counts, dtype=torch.float64, device=team.device)).tolist()
+    if replies is not None:
+        replies.add({name: int(count) for name, count in zip(names, totals[2:], strict=True) if count})
     if not totals[1]:
         raise AtlasError("no episode of the validation could be played: every one was lost to its environment")
     return totals[0] / totals[1]

@@ -25,7 +25,7 @@ from .sweep import JSON as SWEEP
 from .sweep import sweep_part
 from .switch_plots import londi_figure
 from .switching import londi_part, reading_part
-from .tables import arms_table, levels_table
+from .tables import arms_table, levels_table, replies_table
 from .training import training_part
 
 __all__ = ["SwitchReplay", "SwitchStep", "build_report", "write_plots"]
@@ -70,7 +70,7 @@ def _scores(run_dir: Path, recipe: Recipe | None, results: Results | None) -> li
         *_reading(results),
         *_atlas(results),
         *_londi(results),
-        *_selection(run_dir, recipe),
+        *_selection(run_dir, recipe, results),
         el("h2", "An episode under the switch"),
         *(londi_replay(run_dir) if results and results.londi else [missing("this run trained no switch")]),
     ]
@@ -152,7 +152,7 @@ def _summary(recipe: Recipe | None, results: Results | None, swept: bool) -> str
 
 def _reading(results: Results | None) -> list[Html]:
     parts = [el("h2", "What the numbers say")]
-    if results is None:
+    if results is None or not (results.atlas or results.londi):
         return [*parts, missing("this run scored no model")]
     if results.atlas and (sentences := read_atlas(results.atlas.arms)):
         parts += [el("h3", "Critical steps"), el("ul", [el("li", s) for s in sentences], cls="reading")]
@@ -202,7 +202,7 @@ def _londi(results: Results | None) -> list[Html]:
     return [heading, *londi_part(results.londi.policies)]
 
 
-def _selection(run_dir: Path, recipe: Recipe | None) -> list[Html]:
+def _selection(run_dir: Path, recipe: Recipe | None, results: Results | None) -> list[Html]:
     episodes = el("h2", "Expert episodes and their critical steps")
     if not (recipe and recipe.select) and not annotated(run_dir):
         return [episodes, missing("this run selected no steps")]
@@ -217,6 +217,8 @@ def _selection(run_dir: Path, recipe: Recipe | None) -> list[Html]:
     starts = read_starts(run_dir)
     if starts or (recipe and recipe.select and recipe.select.start_after):
         parts += [el("h2", "What the untuned model does behind marked steps"), *starts_part(starts)]
+    if told := (results.replies or {}).get("select") if results else None:
+        parts += [el("h2", "What became of the replies of models that select"), *replies_table(told)]
     return [*parts, episodes, *review]
 
 

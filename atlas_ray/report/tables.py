@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from ..replies import Replies
+from ..replies import Replies, summed
 from ..results import Arm, Cell, Policy
 from .page import NOTHING, Html, el, table
 from .reading import arm_labels
@@ -54,6 +55,22 @@ def told(one: Arm | Policy, scored: Sequence[Arm] | Sequence[Policy]) -> list[st
         "replies": Replies(one.replies or {}).words() or NOTHING,
     }
     return [cells[head] for head in told_heads(scored)]
+
+
+def replies_table(told: Mapping[Any, Mapping[Any, int]]) -> list[Html]:
+    """What became of the replies of models, a row for who asked them."""
+    whole = summed(told.values()).row()
+    rows: list[list[str | Html]] = [
+        [who, *(f"{counts.get(name, 0):,}" for name in whole)] for who, counts in told.items()
+    ]
+    note = "Of models that write, those of earlier starts of the run too."
+    if "not valid" in whole:
+        note += " Not valid: the answer broke a rule of the oracle's form."
+    if "fallen back" in whole:
+        note += " Fallen back: the last reply went to the environment."
+    if "lost" in whole:
+        note += " Lost: no answer; its trajectory or roll-out is left out."
+    return [table(["asked by", *whole], rows), el("p", note, cls="note")]
 
 
 def levels_table(arms: Sequence[Arm]) -> Html | None:

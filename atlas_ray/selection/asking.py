@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -18,18 +18,21 @@ from ..files import RunLog, append_jsonl, recover_jsonl
 from ..models import load_tokenizer
 from ..progress import say, track
 from ..recipe import Recipe
+from ..replies import Replies, summed
 from ..trajectory import Annotation, Trajectory
+from ..unknown import Reader, Unknown, refuse, warning
 from ..workers import chunks, worker_pool
 from .oracle import Oracle, Prices, price, share_warnings
 from .oracle_counts import Estimate, OracleConfig, OracleUsage, Unannotated
+from .oracle_prompt import ask_whole
 from .oracle_stop import Lost, too_many_lost, way_out
 from .oracle_writer import EngineWriter, tokens_of
 from .scored import log_retries, scores_path
 
 _PLAIN = schema_select.Oracle()
 Outcome = Annotation | Unannotated
-Told = Iterator[tuple[Outcome | None, OracleUsage]]
-"""Outcomes as they come, each with what was asked so far."""
+Told = Iterator[tuple[Outcome | None, OracleUsage, Mapping[str, Replies]]]
+"""Outcomes as they come, each with what was asked so far, and what became of it by trajectory."""
 
 
 def oracle_config(recipe: Recipe) -> OracleConfig:
@@ -82,9 +85,13 @@ def _from_endpoint(recipe: Recipe, run_dir: Path, todo: list[Trajectory]) -> Tol
     endpoint = _endpoint(recipe)
     try:
         oracle = Oracle(endpoint, oracle_config(recipe), _cache(run_dir))
-        yield None, oracle.usage  # counted further while it goes on, and told of even if it ends before an outcome
+        yield (
+            None,
+            oracle.usage,
+            oracle.replies,
+        )  # counted further while it goes on, and told of even if it ends before an outcome
         for outcome in oracle.annotate(todo):
-            yield outcome, oracle.usage
+            yield outcome, oracle.usage, oracle.replies
     finally:
         endpoint.close()
         RunLog(run_dir).event("select", "endpoint", selector="oracle", model=endpoint.model, **asdict(endpoint.usage))
@@ -95,16 +102,16 @@ def _from_endpoint(recipe: Recipe, run_dir: Path, todo: list[Trajectory]) -> Tol
 
 def _job(
     task: tuple[list[Trajectory], AgentSpec, OracleConfig], kept: dict[str, Any]
-) -> Iterator[tuple[Outcome, OracleUsage]]:
+) -> Iterator[tuple[Outcome, OracleUsage, Replies]]:
     trajectories, spec, config = task
     writer = EngineWriter(spec.open_engine(kept), spec.model)
     oracle = Oracle(writer, replace(config, context=min(config.context, writer.engine.context)), None, writer.count)
     for outcome in oracle.annotate(trajectories):
-        yield outcome, oracle.usage
+        yield outcome, oracle.usage, oracle.replies[outcome.trajectory_id]
 
 
 def _rest(task: tuple[list[Trajectory], AgentSpec, OracleConfig], received: list[Any]) -> Any:
-    done = {outcome.trajectory_id for outcome, _ in received}
+    done = {outcome.trajectory_id for outcome, *_ in received}
     left = [t for t in task[0] if t.id not in done]
     return (left, *task[1:]) if left else None
 
@@ -119,10 +126,35 @@ def _from_actors(recipe: Recipe, run_dir: Path, todo: list[Trajectory]) -> Told:
         EnginePool(recipe.engine, model, recipe.workers, config.batch, recipe.placement.asks("engines")) as engines,
     ):
         tasks = [(part, spec.seated(engines.seats), config) for part in chunks(todo, 2 * config.batch)]
-        usages: dict[int, OracleUsage] = {}
-        for task, (outcome, usage) in pool.stream(_job, tasks, _rest):
-            usages[id(task)] = usage
-            yield outcome, _sum(usages.values())
+        usages, replies = dict[int, OracleUsage](), dict[str, Replies]()
+        for task, (outcome, usage, written) in pool.stream(_job, tasks, _rest):
+            usages[id(task)], replies[outcome.trajectory_id] = usage, written
+            yield outcome, _sum(usages.values()), replies
+
+
+def _check_words(recipe: Recipe, log: RunLog, todo: list[Trajectory]) -> None:
+    """Say which words of its prompts a local model's tokenizer does not know.
+
+    Raises:
+        InputError: there are too many in what the trajectories say, of 2,000 tokens or more.
+    """
+    assert recipe.select is not None
+    model = recipe.select.oracle.model
+    tokenizer = load_tokenizer(model)
+    prompts, said = Unknown(tokenizer), Unknown(tokenizer)
+    if not said.lossy:
+        return
+    for t in todo:
+        steps = (text or "" for step in t.steps for text in (step.observation, step.thought, step.action))
+        asked = (message["content"] for message in ask_whole(t, 1).messages("word"))
+        for counts, texts in ((said, (t.instruction, *steps)), (prompts, asked)):
+            for text in texts:
+                counts.note(text, len(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    if said.tokens >= Reader.enough:
+        refuse(said.row(), recipe.unknown_share, model, "Let a model that knows them be the oracle")
+    if why := warning(prompts.row(), model):
+        log.event("select", "unknown tokens", selector="oracle", why=why)
+        say(f"  oracle: {why}")
 
 
 def _sum(parts: Any) -> OracleUsage:
@@ -139,15 +171,19 @@ class _Outcomes:
     """The outcomes of a run in its file, and those that are not final yet.
 
     A trajectory whose answers were refused is ``held`` until another one is annotated, for the asking may end because
-    all are refused, and one without an answer until all were asked.
+    all are refused, and one without an answer until all were asked; of the latter the file keeps what became of the
+    replies, until they are asked again.
     """
 
     def __init__(self, recipe: Recipe, run_dir: Path, path: Path) -> None:
         assert recipe.select is not None
         self._log, self._path, self._stop_after = RunLog(run_dir), path, recipe.select.oracle.stop_after
         self.most = recipe.max_lost_answers
-        self.rows = {row["id"]: row for row in recover_jsonl(path)}
+        kept = {row["id"]: row for row in recover_jsonl(path)}
+        self.rows = {name: row for name, row in kept.items() if "annotation" in row or "reason" in row}
+        self._before = {name: Replies(row.get("replies", {})) for name, row in kept.items()}
         self.usage = OracleUsage()
+        self.replies: Mapping[str, Replies] = {}
         self.held, self.lost = list[Unannotated](), list[Unannotated]()
 
     def take(self, outcome: Outcome) -> None:
@@ -161,6 +197,7 @@ class _Outcomes:
             self._keep(outcome.trajectory_id, annotation=outcome.row())
         elif outcome.kind in get_args(Lost):
             self.lost.append(outcome)
+            append_jsonl(self._path, [self._row(outcome.trajectory_id)])
             self._log.event("select", "no answer", trajectory=outcome.trajectory_id, why=outcome.reason)
             self.check(early=True)
         else:
@@ -203,8 +240,16 @@ class _Outcomes:
             )
 
     def _keep(self, name: str, **what: Any) -> None:
-        self.rows[name] = {"id": name, **what}
+        self.rows[name] = self._row(name, **what)
         append_jsonl(self._path, [self.rows[name]])
+
+    def _row(self, name: str, **what: Any) -> dict[str, Any]:
+        replies = self.replies.get(name, Replies()).row()
+        return {"id": name, **what, **({"replies": replies} if replies else {})}
+
+    def written(self) -> Replies:
+        """What became of all replies, of trajectories that are not asked about again by earlier starts too."""
+        return summed({**self._before, **self.replies}.values())
 
 
 def by_oracle(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> list[Annotation]:
@@ -213,6 +258,7 @@ def by_oracle(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> 
     Raises:
         AtlasError: too many answers are none, or refused alike; what was answered well is kept.
         EndpointError: the endpoint refuses, or gave no answer about some; all answers so far are kept.
+        InputError: a local model's tokenizer knows too little of the trajectories.
     """
     assert recipe.select is not None
     log, asked = RunLog(run_dir), recipe.select.oracle
@@ -221,17 +267,20 @@ def by_oracle(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> 
     todo = [t for t in trajectories if t.id not in rows]
     answers = _from_endpoint if asked.base_url else _from_actors
     if todo:
+        if not asked.base_url:
+            _check_words(recipe, log, todo)
         try:
             with track("oracle", len(trajectories), len(rows)) as progress:
-                for outcome, usage in answers(recipe, run_dir, todo):
-                    outcomes.usage = usage
+                for outcome, outcomes.usage, replies in answers(recipe, run_dir, todo):
+                    outcomes.replies = replies
                     if outcome is not None:
                         outcomes.take(outcome)
-                        progress.advance(1, _brief(usage))
+                        progress.advance(1, _brief(outcomes.usage, outcomes.written()))
         finally:
             usage = outcomes.usage
             log.metric("select", selector="oracle", **_numbers(usage))
             log.event("select", "answers", selector="oracle", **asdict(usage))
+            log.event("select", "replies", selector="oracle", **outcomes.written().row())
             say(f"  oracle: {_said(usage, Prices(asked.price_prompt, asked.price_completion))}")
         outcomes.finish(len(trajectories))
     made = [Annotation.model_validate(rows[t.id]["annotation"]) for t in trajectories if "annotation" in rows[t.id]]
@@ -247,7 +296,7 @@ def estimate_oracle(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory
     """What the oracle would be asked now, and what it would cost, without asking. A local model is not loaded."""
     assert recipe.select is not None
     asked = recipe.select.oracle
-    done = {row["id"] for row in recover_jsonl(scores_path(run_dir, "oracle"))}
+    done = _Outcomes(recipe, run_dir, scores_path(run_dir, "oracle")).rows
     todo = [t for t in trajectories if t.id not in done]
     if asked.base_url:
         writer: Any = _endpoint(recipe)
@@ -276,13 +325,10 @@ def _numbers(usage: OracleUsage) -> dict[str, int]:
     return {k: v if isinstance(v, int) else sum(v.values()) for k, v in counted.items()}
 
 
-def _brief(usage: OracleUsage) -> str:
+def _brief(usage: OracleUsage, replies: Replies) -> str:
     """For the progress line."""
-    parts = [f"{usage.prompt_tokens + usage.completion_tokens:,} tokens"]
-    parts += [
-        f"{count} {what}" for count, what in ((sum(usage.refused.values()), "refused"), (usage.failed, "lost")) if count
-    ]
-    return ", ".join(parts)
+    words = replies.words()
+    return f"{usage.prompt_tokens + usage.completion_tokens:,} tokens{words and f' · replies: {words}'}"
 
 
 def _said(usage: OracleUsage, prices: Prices) -> str:

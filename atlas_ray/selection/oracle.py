@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from ..engines.openai import Completion
 from ..errors import AtlasError, EndpointError
+from ..replies import Outcome, Replies
 from ..thinking import split_thinking
 from ..trajectory import Annotation, Trajectory, cap
 from .oracle_answer import (
@@ -37,6 +38,12 @@ from .oracle_writer import Writer, tokens_of
 
 FEWEST, FAR, ERRORS = 8, 0.15, 3.0
 """A share is far from another from so many trajectories on, by so much, and so many standard errors."""
+_OUTCOMES: dict[str, Outcome] = {
+    "empty": "empty",
+    "cut off": "cut off",
+    "too long": "too long",
+    "no such step": "not admissible",
+}
 
 
 class Prices(NamedTuple):
@@ -59,15 +66,17 @@ class _Question:
     key: str
     talk: list[dict[str, str]]
     answer: Answer | None
+    replies: Replies
     refused: list[str] = field(default_factory=list)
     failure: tuple[str, str] | None = None
 
 
 @dataclass(eq=False)
 class _Job:
-    """A trajectory and what is being asked about it."""
+    """A trajectory, what is being asked about it and what came of that."""
 
     trajectory: Trajectory
+    replies: Replies
     asking: Generator[list[Ask], list[Answer], tuple[list[SubGoal], list[Mark]]]
     questions: list[_Question] = field(default_factory=list)
 
@@ -83,6 +92,7 @@ class Oracle:
 
     Attributes:
         usage: what was asked so far.
+        replies: what became of it, by trajectory; an answer from the cache counts like the one that was given.
     """
 
     def __init__(
@@ -93,6 +103,7 @@ class Oracle:
         count: Callable[[str], int] = tokens_of,
     ) -> None:
         self.writer, self.config, self.usage = writer, config, OracleUsage()
+        self.replies: dict[str, Replies] = {}
         self._room = Room(config.context, config.max_tokens, count)
         self._cache = None if cache is None else AnswerCache(cache, config.thinking)
         self._prompt_sha256 = prompt_sha256()
@@ -111,7 +122,8 @@ class Oracle:
         waiting, active = iter(trajectories), list[_Job]()
         while True:
             while len(active) < self.config.batch and (trajectory := next(waiting, None)) is not None:
-                job = _Job(trajectory, self._questions(trajectory))
+                replies = self.replies[trajectory.id] = Replies()
+                job = _Job(trajectory, replies, self._questions(trajectory))
                 outcome = self._advance(job)
                 if outcome is None:
                     active.append(job)
@@ -161,12 +173,13 @@ class Oracle:
     def _known(self, ask: Ask) -> Answer | None:
         return None if self._cache is None else self._cache.get(self._key(ask), ask.limits)
 
-    def _question(self, ask: Ask) -> _Question:
+    def _question(self, ask: Ask, replies: Replies) -> _Question:
         known = self._known(ask)
         self.usage.cache_hits += known is not None
         if known is not None:
+            replies["ok"] += 1
             self._alike.well()
-        return _Question(ask, self._key(ask), ask.messages(ask.word()), known)
+        return _Question(ask, self._key(ask), ask.messages(ask.word()), known, replies)
 
     def _advance(self, job: _Job) -> Annotation | Unannotated | None:
         """Take what was answered and see what to ask next; the outcome, when there is nothing."""
@@ -180,7 +193,7 @@ class Oracle:
                 if len(answers) < len(job.questions):
                     return None
                 asks = job.asking.send(answers) if job.questions else next(job.asking)
-                job.questions = [self._question(ask) for ask in asks]
+                job.questions = [self._question(ask, job.replies) for ask in asks]
         except StopIteration as done:
             return self._annotation(job.trajectory, done.value[1])
         except UnfitError as error:
@@ -211,6 +224,7 @@ class Oracle:
         self.usage.reasked += sum(bool(q.refused) for q in group)
         ends: AtlasError | None = None
         for question, result in zip(group, results, strict=True):
+            question.replies["asked again"] += bool(question.refused)
             try:
                 if isinstance(result, Completion):
                     self._take(question, result)
@@ -228,6 +242,7 @@ class Oracle:
 
     def _lose(self, question: _Question, kind: Lost, reason: str) -> None:
         self.usage.failed += 1
+        question.replies.add({"lost": 1, "empty": int(kind == "out of tokens")})
         question.failure = kind, reason
         self._alike.refused(kind, reason)
 
@@ -244,6 +259,7 @@ class Oracle:
             question.answer = read(result.text, question.ask.limits, cut, self.config.thinking)
         except RefusedError as error:
             return self._refuse(question, result.text, error)
+        question.replies["ok"] += 1
         self._alike.well()
         if self._cache is not None:
             about = {"model": self.writer.model, "temperature": self.config.temperature}
@@ -254,6 +270,7 @@ class Oracle:
     def _refuse(self, question: _Question, text: str, error: RefusedError) -> None:
         kind, times = error.kind, len(question.refused)
         self.usage.refused[kind] = self.usage.refused.get(kind, 0) + 1
+        question.replies[_OUTCOMES.get(kind, "not valid")] += 1
         # that none is critical may be what the model thinks: doubted once, then the trajectory is left
         insists = kind == "nothing marked" and kind in question.refused
         question.refused.append(kind)

@@ -41,7 +41,7 @@ def scores_path(run_dir: Path, selector: str) -> Path:
 
 def kept_scores(run_dir: Path, selector: str) -> Scores:
     """The numbers of a selector that are there: T + 1 values, or T perplexities, by trajectory id."""
-    return {row["id"]: row["scores"] for row in recover_jsonl(scores_path(run_dir, selector))}
+    return {row["id"]: row["scores"] for row in recover_jsonl(scores_path(run_dir, selector)) if "scores" in row}
 
 
 def kept_rewards(run_dir: Path) -> Scores:
@@ -77,7 +77,7 @@ def _value_job(task: tuple[list[Trajectory], ValueConfig, AgentSpec], kept: dict
     yield values, problems, steps, left_out, {name: list(replays[name].rewards) for name in values}, replies
 
 
-def _check_words(
+def check_words(
     recipe: Recipe, log: RunLog, selector: str, model: str, trajectories: list[Trajectory], enough: int = 0
 ) -> None:
     """Refuse trajectories whose words the tokenizer of a selector's model does not know, or say which it does not.
@@ -111,11 +111,11 @@ def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> l
     todo = [t for t in trajectories if t.id not in values and t.id not in left_out]
     settings = ValueConfig(config.rollouts, config.horizon, specs)
     spec, spent = agent_spec(recipe, config.model, config.temperature), 0
-    written = {row["id"]: Replies(row.get("replies", {})) for row in recover_jsonl(path)}
+    written = {row["id"]: Replies(row.get("replies", {})) for row in recover_jsonl(path) if "scores" in row}
     losses = Losses(recipe.max_lost_answers)
     losses.note(config.model, summed(written.values()))
     if todo:
-        _check_words(recipe, log, "value", config.model, todo, Reader.enough)
+        check_words(recipe, log, "value", config.model, todo, Reader.enough)
         with (
             replies_told(log, "select", lambda: summed(written.values()), selector="value"),
             track("values by roll-out", len(trajectories) - len(left_out), len(values)) as progress,
@@ -127,7 +127,10 @@ def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> l
             tasks = [(chunk, settings, spec.seated(engines.seats)) for chunk in chunks(todo, _CHUNK)]
             for task, (found, problems, steps, missing, given, replies) in pool.stream(_value_job, tasks):
                 said = {i: {"replies": replies[i].row()} if i in replies else {} for i in found}
-                append_jsonl(path, [{"id": i, "scores": v, "rewards": given[i], **said[i]} for i, v in found.items()])
+                rows = [{"id": i, "scores": v, "rewards": given[i], **said[i]} for i, v in found.items()]
+                # what became of the replies is kept of those without values too; a later line of one counts
+                rows += [{"id": i, "replies": r.row()} for i, r in replies.items() if i not in found]
+                append_jsonl(path, rows)
                 written |= replies
                 losses.note(
                     config.model,
@@ -195,7 +198,7 @@ def by_perplexity(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory])
     # chunks are the same in a run that goes on, because padding shows in the last digits
     parts = [part for part in chunks(trajectories, 4 * _CHUNK) if any(t.id not in found for t in part)]
     if parts:
-        _check_words(recipe, log, "perplexity", model, trajectories)
+        check_words(recipe, log, "perplexity", model, trajectories)
     one = scoring(recipe)
     asked = recipe.placement.asks("engines" if one.who == "engines" else "workers")
     with (

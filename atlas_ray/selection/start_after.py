@@ -24,10 +24,11 @@ from ..recipe import Recipe
 from ..replies import Losses, Replies, summed
 from ..rollout import UNANSWERED, Beginnings, Start, play
 from ..trajectory import Annotation, Trajectory
+from ..unknown import Reader
 from ..workers import chunks, worker_pool
 from .controls import by_trajectory
 from .replays import Begin, Specs, replay_all, replay_specs, start_at
-from .scored import log_retries, perplexity_model, say_left_out
+from .scored import check_words, log_retries, perplexity_model, say_left_out
 
 RANDOM, BEGINNING = "random", "beginning"
 _CHUNK = 8
@@ -84,7 +85,8 @@ def _job(task: _Task, kept: dict[str, Any]) -> Iterator[_Found]:
             problems.append(f"{finished.start.id}: {finished.error}")
         row: dict[str, Any] = {"id": name, "after": int(place), "success": finished.success}
         row |= {"steps": len(finished.steps), **({"replies": r} if (r := finished.replies.row()) else {})}
-        yield (None if finished.lost else row), gauge(agent, kept), problems[:], dict(left_out), finished.replies
+        row |= {"lost": True} if finished.lost else {}
+        yield row, gauge(agent, kept), problems[:], dict(left_out), finished.replies
         problems.clear()
     if problems or left_out:
         yield None, gauge(agent, kept), problems, left_out, Replies()
@@ -104,6 +106,7 @@ def start_after(
 
     Raises:
         AtlasError: too many of the model's answers are none; says why.
+        InputError: the model's tokenizer knows too little of the trajectories.
     """
     config, log = recipe.select, RunLog(run_dir)
     assert config is not None
@@ -114,7 +117,8 @@ def start_after(
         name: {t.id: random_places(t, len(places[t.id]), recipe.seed) for t in chosen if t.id in places}
         for name, places in wanted.items()
     }
-    rows = {(row["id"], row["after"]): row for row in recover_jsonl(target)}
+    kept = {(row["id"], row["after"]): row for row in recover_jsonl(target)}
+    rows = {key: row for key, row in kept.items() if not row.get("lost")}  # lost ones are played again
     replies, losses = summed(row.get("replies", {}) for row in rows.values()), Losses(recipe.max_lost_answers)
     work = []
     for t in chosen:
@@ -126,6 +130,8 @@ def start_after(
     left_out = {t.id: unplayable[t.env] for t, _ in work if t.env in unplayable}
     work = [(t, left) for t, left in work if t.id not in left_out]
     spec = agent_spec(recipe, perplexity_model(recipe))
+    if work:
+        check_words(recipe, log, "start-after", spec.model, [t for t, _ in work], Reader.enough)
     total = sum(len(places) for _, places in work)
     losses.note(spec.model, replies)
     with (
@@ -148,6 +154,7 @@ def start_after(
             losses.check(early=True)
             if row is not None:
                 append_jsonl(target, [row])
+            if row is not None and not row.get("lost"):
                 rows[row["id"], row["after"]] = row
                 flow.add(seen, row["steps"], (words := replies.words()) and f"replies: {words}")
         losses.check()

@@ -14,6 +14,7 @@ from ..agent_spec import agent_spec
 from ..errors import InputError
 from ..files import read_json
 from ..recipe import Recipe
+from ..same_models import named_in, refuse_other_models
 from ..schema_switch import EXPERT
 from ..switching.answers import Answers
 from ..switching.baselines import Always
@@ -45,8 +46,8 @@ def open_desk(run_dir: Path, name: str | None = None, places: int | None = None)
         places: episodes at a time; by default what the recipe has.
 
     Raises:
-        InputError: it is no run directory of this version, has no such policy, or one of its models plays in
-            environments of ours only.
+        InputError: it is no run directory of this version, has no such policy, one of its models plays in environments
+            of ours only, or is another here than in the run.
     """
     resolved = run_dir / "recipe.resolved.json"
     if not resolved.is_file():
@@ -75,6 +76,8 @@ def open_desk(run_dir: Path, name: str | None = None, places: int | None = None)
         chosen = settings.models if isinstance(what, Path) else [settings.models[what]]
         if EXPERT in [model.model for model in chosen]:
             raise InputError(f"{name} asks the environment's expert, who plays in environments of ours only", run_dir)
+        names = {model.model for model in chosen} | ({settings.encoder} if isinstance(what, Path) else set())
+        refuse_other_models(run_dir, (said for said in named_in(recipe, "switch") if said[1] in names))
         playing = settings.model_copy(update={"models": chosen, "num_envs": places or settings.num_envs})
         kept: dict[str, Any] = {}
         stack.callback(close_players, kept)

@@ -53,6 +53,7 @@ _TAGGED = re.compile(r"<(action|act)>(?P<inside>.*?)(?:</\1>|\Z)", re.IGNORECASE
 _THOUGHT_TAG = re.compile(r"<(thoughts?|reasoning|reflection)>(?P<inside>.*?)</\1>", re.IGNORECASE | re.DOTALL)
 _FENCE = re.compile(r"^[ \t]*(```|~~~)[ \t]*([^`\s]*)[^`\n]*$", re.MULTILINE)
 _WRAPS = (("```", "```"), ("`", "`"), ("**", "**"), ("__", "__"), ("*", "*"), ('"', '"'), ("'", "'"), ("“", "”"))
+_OPENING = frozenset(start[0] for start, _ in _WRAPS)
 _SENTENCE = re.compile(r"[.!?;](?=[ \t])")
 _COUNTED = re.compile(r"\(?\d{1,2}[.)][ \t]+(?=\S)")
 _BRACKET = re.compile(r"[ \t]+\([^()]*\)[.!]?$")
@@ -279,7 +280,9 @@ def _written(turn: _Turn) -> tuple[str, list[str], bool]:
     line, rest = lines[at].strip(), "\n".join(lines[at + 1 :])
     line = line.removesuffix(turn.mark).rstrip() if turn.mark else line
     for _ in _WRAPS:
-        line = _unwrap(line)
+        if (inner := _unwrap(line)) == line:
+            break
+        line = inner
     following = _fenced(rest)
     if following and following[0] and following[0].casefold() == line.casefold():  # "bash", and a block of it
         return f"{line}\n{following[1]}".strip(), [line], bool(following[2].strip())
@@ -287,7 +290,7 @@ def _written(turn: _Turn) -> tuple[str, list[str], bool]:
 
 
 def _unwrap(line: str) -> str:
-    for start, end in _WRAPS:
+    for start, end in _WRAPS if line[:1] in _OPENING else ():
         inner = line[len(start) : -len(end)].strip()
         # "a" or "b" is not quoted as a whole
         if line.startswith(start) and line.endswith(end) and inner and start not in inner and end not in inner:

@@ -23,6 +23,8 @@ from .parsing import Style
 from .trajectory import Step, Trajectory
 from .unknown import Unknown
 
+_LONGEST_KEPT = 4000
+"""Characters; longer texts do not repeat, and many of them would fill memory."""
 Prompt = Literal["plain", "chat"]
 
 
@@ -75,7 +77,8 @@ class Renderer:
             if len(self._pieces) > 50_000:
                 self._pieces.clear()
             ids = self._tokens(text)
-            self._pieces[text] = ids
+            if len(text) <= _LONGEST_KEPT:
+                self._pieces[text] = ids
         if self.unknown is not None:
             self.unknown.note(text, len(ids))
         return list(ids)

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import ray
+from oracle_script import trajectory
 
 import atlas_ray.workers
 from atlas_ray.engines import EnginePool
@@ -85,9 +86,11 @@ def said(recipe, stage, part):
 )
 def test_each_selector_asks_for_what_is_said(actors, tmp_path, monkeypatch, tables):
     monkeypatch.setattr(start_after, "_compared", lambda *_: {"trajectories": 0, "selector": ""})
+    monkeypatch.setattr(scored, "check_words", lambda *_: None)
+    t = trajectory(env="BabyAIText/GoToLocal-v0")
     asks = recipe(**SELECT, **tables)
     stages = {
-        "value": lambda: scored.by_value(asks, tmp_path, []),
+        "value": lambda: scored.by_value(asks, tmp_path, [t]),
         "perplexity": lambda: scored.by_perplexity(asks, tmp_path, []),
         "oracle": lambda: list(asking._from_actors(asks, tmp_path, [])),
         "start_after": lambda: start_after.start_after(asks, tmp_path, [], {"value": []}),
@@ -166,6 +169,7 @@ def test_trainers_ask_for_what_is_said(cluster, tmp_path, monkeypatch, parallel,
         del cluster["GPU"]
     monkeypatch.setattr("ray.train.torch.TorchTrainer", Trainer)
     monkeypatch.setattr("atlas_ray.finetune.stage.prepare", lambda *_: None)
+    monkeypatch.setattr("atlas_ray.finetune.stage._say_unknown", lambda *_: None)
     with pytest.raises(AtlasError, match="no checkpoint"):
         _fit(asks, tmp_path, asks.finetune, _missing(tmp_path, asks.finetune))
     (demand,) = [d for d in demands(asks, gpus) if d.stage == "finetune"]

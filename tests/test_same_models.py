@@ -13,6 +13,9 @@ from atlas_ray.models import fingerprint
 from atlas_ray.recipe import Recipe
 from atlas_ray.same_models import named_in, note_models
 from atlas_ray.serving import open_desk
+from atlas_ray.sweep import tuning
+from atlas_ray.sweep.stage import _switch, train_switches
+from atlas_ray.sweep.trials import trials_of
 from atlas_ray.tiny import build_tokenizer
 
 
@@ -61,6 +64,20 @@ def test_only_relative_directories_are_noted(folders):
     assert list(read_json(folders / "run" / "models.json")) == ["quick"]
     other = recipe.model_copy(update={"switch": recipe.switch.model_copy(update={"encoder": "org/encoder"})})
     assert list(named_in(other, "switch"))[-1] == ("switch.encoder", "org/encoder")
+
+
+def test_so_does_a_sweep_of_switches(folders, monkeypatch):
+    tuned = []
+    monkeypatch.setattr(tuning, "tune", lambda recipe, run_dir, own, *_, **__: tuned.extend(own))
+    settings = {"models": ["quick", "deepthink"], "levels": LEVELS, "costs": [0.1]}
+    sweep = {"metric": "success", "space": {"switch.costs": {"grid": [0.1, 0.2]}}}
+    recipe = Recipe.model_validate({"name": "x", "switch": settings, "sweep": sweep})
+    trials = trials_of(recipe, folders / "run")
+    train_switches(recipe, folders / "run", trials)
+    assert tuned == trials
+    monkeypatch.chdir(folders / "there")
+    with pytest.raises(InputError, match=r"^switch\.models\.0\.model: quick holds another model here"):
+        _switch(recipe, folders / "run", trials, trials[1:])
 
 
 def test_a_switch_is_served_with_its_own_models_only(folders, monkeypatch):

@@ -17,6 +17,7 @@ from ..logs import kept
 from ..named import check_there
 from ..progress import duration, say
 from ..recipe import Recipe
+from ..same_models import named_in, note_models, refuse_other_models
 from ..schema_sweep import shown
 from ..workers import expect, worker_pool
 from . import table
@@ -129,6 +130,7 @@ def train_switches(
 
     for trial in trials:
         pipeline.open_run(trial.recipe, trial.directory)
+        note_models(trial.recipe, trial.directory, "switch")
     for algorithm, trainable in (("dqn", switch.TrialDQN), ("sac", switch.TrialSAC)):
         own = [t for t in trials if t.recipe.switch and t.recipe.switch.algorithm == algorithm]
         if own:
@@ -145,6 +147,8 @@ def _switch(
     from .switch import contestant_of
 
     assert recipe.sweep is not None
+    for trial in trials:
+        refuse_other_models(trial.directory, named_in(trial.recipe, "switch"))
     if unfinished:
         train_switches(recipe, run_dir, unfinished)
     lost = lambda task, attempt, why: say(f"  {task.who}: a worker died ({attempt})")  # noqa: E731

@@ -14,17 +14,17 @@ from pathlib import Path
 
 import envs
 
-from .causes import culprit, described, passes
 from .cli_arguments import overrides, parser
-from .disk import is_full, unwritten
+from .cluster.causes import culprit, described, passes
+from .cluster.container import cores, quota
 from .errors import AtlasError, InputError
-from .limits import cores, quota
-from .logs import redact, where
-from .named import check_there
 from .pipeline import STAGES, done_stages
-from .recipe import Recipe, load, shipped
-from .schema_sweep import plan, with_values
-from .toml_text import value_of
+from .recipe.loading import Recipe, load, shipped
+from .recipe.sweep import plan, with_values
+from .recipe.toml_text import value_of
+from .rundir.disk import is_full, unwritten
+from .rundir.logs import redact, where
+from .stages.paths import check_there
 
 
 def _shown(arguments: argparse.Namespace) -> bool:
@@ -39,7 +39,7 @@ def _shown(arguments: argparse.Namespace) -> bool:
 
 def _report(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from .pipeline import write_report
-    from .progress import say
+    from .rundir.progress import say
 
     _nothing_more(rest)
     if not _shown(arguments):
@@ -48,8 +48,8 @@ def _report(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
-    from .exchange import export_run
-    from .progress import say
+    from .data.exchange import export_run
+    from .rundir.progress import say
 
     _nothing_more(rest)
     if not _shown(arguments):
@@ -79,8 +79,8 @@ def _serve(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _models(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
-    from .fetch import fetch, fetched, known
-    from .progress import say
+    from .models.fetch import fetch, fetched, known
+    from .rundir.progress import say
 
     _nothing_more(rest)
     if arguments.name is not None and arguments.name not in known():
@@ -153,7 +153,7 @@ def _stages(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     if not arguments.verbose:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
     from . import pipeline
-    from .progress import duration, say
+    from .rundir.progress import duration, say
 
     run_dir = _run_dir(recipe, arguments)
     if arguments.command == "demo":
@@ -216,7 +216,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _sweep(recipe: Recipe, arguments: argparse.Namespace) -> int:
-    from .progress import say
+    from .rundir.progress import say
     from .sweep import sweep
 
     run_dir = _run_dir(recipe, arguments)
@@ -228,9 +228,9 @@ def _sweep(recipe: Recipe, arguments: argparse.Namespace) -> int:
 
 def _look(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> None:
     """Print what was asked about the selectors; nothing is written."""
-    from .progress import say
+    from .rundir.progress import say
     from .selection.agreement import agreement_text
-    from .selection.asking import estimate_oracle
+    from .selection.oracle_stage import estimate_oracle
     from .selection.stage import compare, expert_trajectories
 
     if arguments.compare:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from . import __version__
+from .data.exchange import FORMATS
 from .errors import InputError
-from .exchange import FORMATS
-from .recipe import Recipe, Section, shipped
+from .recipe.loading import Recipe, Section, shipped
 
 _STAGE_HELP = {
     "collect": "play expert episodes",

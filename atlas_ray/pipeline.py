@@ -11,21 +11,21 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from .cluster import check_address
+from .cluster.address import check_address
+from .cluster.remote_rundir import at_home
+from .cluster.resources import demands
+from .cluster.workers import expect
 from .errors import InputError
-from .files import RunLog, mend_jsonl, read_json, write_json
-from .home import at_home
-from .keeping import Keeper, stored
-from .logs import kept
-from .named import check_there
-from .progress import duration, say
-from .recipe import Recipe
-from .resources import demands
-from .same_models import named_in, note_models, refuse_other_models
-from .schema_endpoint import REACHING
-from .schema_select import OF_ASKING
-from .tracking import follow
-from .workers import expect
+from .recipe.endpoint import REACHING
+from .recipe.loading import Recipe
+from .recipe.select import OF_ASKING
+from .rundir.files import RunLog, mend_jsonl, read_json, write_json
+from .rundir.logs import kept
+from .rundir.progress import duration, say
+from .rundir.tracking import follow
+from .stages.paths import check_there
+from .stages.same_models import named_in, note_models, refuse_other_models
+from .storage.sync import Keeper, stored
 
 STAGES = ("collect", "select", "finetune", "evaluate", "switch", "report")
 
@@ -131,7 +131,7 @@ def done_stages(recipe: Recipe, run_dir: Path) -> dict[str, bool]:
 
 
 def _collect(recipe: Recipe, run_dir: Path) -> None:
-    from .collect import collect
+    from .stages.collect import collect
 
     collect(recipe, run_dir)
 
@@ -149,7 +149,7 @@ def _finetune(recipe: Recipe, run_dir: Path) -> None:
 
 
 def _evaluate(recipe: Recipe, run_dir: Path) -> None:
-    from .evaluation import evaluate
+    from .stages.evaluate import evaluate
 
     atlas = evaluate(recipe, run_dir)
     write_json(run_dir / "evaluation" / "atlas.json", atlas.model_dump(mode="json", exclude_defaults=True))
@@ -167,8 +167,8 @@ def write_report(run_dir: Path) -> Path:
     Raises:
         InputError: the directory holds neither scores nor annotations.
     """
+    from .data.results import Results, write_results
     from .report import build_report
-    from .results import Results, write_results
     from .selection.told import replies_of
 
     parts: dict[str, Any] = {}

@@ -1,5 +1,5 @@
 """What a recipe names can be used: models, environments, enough episodes. Asked before anything is written, and after
-:mod:`atlas_ray.named`, which needs no torch."""
+:mod:`atlas_ray.stages.paths`, which needs no torch."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterator
 
 import envs
 
+from .agents.rendering_chat import make_renderer
+from .agents.rollout import env_spec
 from .engines.base import own_context
 from .engines.vllm import check_installed as check_vllm
 from .errors import InputError
-from .model_config import longest
-from .models import load_tokenizer, look
-from .named import models
-from .recipe import Recipe, Switch
-from .rendering_chat import make_renderer
-from .rollout import env_spec
-from .selection.asking import check_oracle
+from .models.config import longest
+from .models.loading import load_tokenizer, look
+from .recipe.loading import Recipe, Switch
+from .rundir.tracking import check as check_trackers
+from .selection.oracle_stage import check_oracle
+from .stages.paths import models
 from .switching.encoders import make_encoder
 from .switching.players import check_players
-from .tracking import check as check_trackers
 
 
 def _environments(recipe: Recipe) -> Iterator[tuple[str, str, str, int]]:

@@ -1,10 +1,10 @@
-"""Trajectories and annotations, their files, and those of the neighbours (:mod:`atlas_ray.exchange`)."""
+"""Trajectories and annotations, their files, and those of the neighbours (:mod:`atlas_ray.data.exchange`)."""
 
 from __future__ import annotations
 
-from .exchange.agenttraj import export_agenttraj, import_agenttraj
-from .exchange.messages import export_messages, import_messages
-from .records import (
+from .data.exchange.agenttraj import export_agenttraj, import_agenttraj
+from .data.exchange.openai_messages import export_messages, import_messages
+from .data.records import (
     Annotation,
     Step,
     Trajectory,

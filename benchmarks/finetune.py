@@ -29,7 +29,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from atlas_ray.collect import expert_episode
+from atlas_ray.agents.rendering import Renderer
+from atlas_ray.agents.rollout import EnvSpec
 from atlas_ray.finetune import loop
 from atlas_ray.finetune.base_logps import base_logps
 from atlas_ray.finetune.data import Examples, batches, steps_of
@@ -37,11 +38,10 @@ from atlas_ray.finetune.loss import MaskedModel
 from atlas_ray.finetune.output import make_model
 from atlas_ray.finetune.packing import hidden_at
 from atlas_ray.finetune.store import TokenStore, build_store
-from atlas_ray.models import context_of, load_model, load_tokenizer, resolve
-from atlas_ray.recipe import Recipe
-from atlas_ray.rendering import Renderer
-from atlas_ray.rollout import EnvSpec
+from atlas_ray.models.loading import context_of, load_model, load_tokenizer, resolve
+from atlas_ray.recipe.loading import Recipe
 from atlas_ray.selection.controls import select_random
+from atlas_ray.stages.collect import expert_episode
 from atlas_ray.trajectory import read_annotations
 
 TRICKS = ("cut", "pack", "gather", "narrow")

@@ -11,11 +11,11 @@ import sys
 
 import torch
 
-from atlas_ray.agents import Agent
+from atlas_ray.agents.rollout import EVALUATE, EnvSpec, fresh, play, seed_block
+from atlas_ray.agents.token_agent import Agent
+from atlas_ray.data.results import interval
 from atlas_ray.engines import TransformersEngine
-from atlas_ray.models import SHIPPED
-from atlas_ray.results import interval
-from atlas_ray.rollout import EVALUATE, EnvSpec, fresh, play, seed_block
+from atlas_ray.models.loading import SHIPPED
 
 LEVELS = ("GoToLocalS6N4", "PickupDist", "PutNextLocalS5N3", "PickupLoc", "PutNextLocalS6N4")
 FIRST = seed_block(1, EVALUATE)

@@ -17,16 +17,16 @@ from pathlib import Path
 
 import torch
 
-from atlas_ray.agent_spec import AgentSpec
+from atlas_ray.agents.rendering import Renderer
+from atlas_ray.agents.rollout import EnvSpec, fresh, play
+from atlas_ray.agents.spec import AgentSpec
+from atlas_ray.cluster.workers import ActorPool, chunks
+from atlas_ray.data.parsing import parse
 from atlas_ray.engines import EnginePool
 from atlas_ray.engines.base import Meter
-from atlas_ray.models import load_model, load_tokenizer
-from atlas_ray.parsing import parse
-from atlas_ray.recipe import Act, Engine
-from atlas_ray.rendering import Renderer
-from atlas_ray.rollout import EnvSpec, fresh, play
+from atlas_ray.models.loading import load_model, load_tokenizer
+from atlas_ray.recipe.loading import Act, Engine
 from atlas_ray.trajectory import Step
-from atlas_ray.workers import ActorPool, chunks
 
 FLIGHT = 16
 

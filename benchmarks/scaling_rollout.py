@@ -20,17 +20,17 @@ from pathlib import Path
 
 import torch
 
-from atlas_ray import evaluation
-from atlas_ray.agent_spec import AgentSpec
+from atlas_ray.agents.rollout import EnvSpec
+from atlas_ray.agents.spec import AgentSpec
+from atlas_ray.agents.throughput import Flow, Gauge
+from atlas_ray.cluster.workers import ActorPool
 from atlas_ray.engines import Capabilities, RemoteEngine, Seat
 from atlas_ray.engines.base import Batches, Meter, check, finish
 from atlas_ray.engines.server import EngineServer
-from atlas_ray.files import RunLog, append_jsonl
-from atlas_ray.flow import Flow, Gauge
-from atlas_ray.models import load_tokenizer
-from atlas_ray.recipe import Act, Engine
-from atlas_ray.rollout import EnvSpec
-from atlas_ray.workers import ActorPool
+from atlas_ray.models.loading import load_tokenizer
+from atlas_ray.recipe.loading import Act, Engine
+from atlas_ray.rundir.files import RunLog, append_jsonl
+from atlas_ray.stages import evaluate as evaluation
 
 MODEL = "tiny-quick"  # of which only the tokenizer is used
 LEVEL = "GoToLocalS6N4"

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from atlas_ray.agents import Agent
+from atlas_ray.agents.rollout import EVALUATE, EnvSpec, fresh, play, seed_block
+from atlas_ray.agents.token_agent import Agent
 from atlas_ray.engines import TransformersEngine
 from atlas_ray.engines.transformers import plant
-from atlas_ray.rollout import EVALUATE, EnvSpec, fresh, play, seed_block
 
 Options = list[list[int]]
 SHAPES = {"1M": (128, 4, 4, 344, 512), "30M": (448, 8, 7, 1216, 32000)}

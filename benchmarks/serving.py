@@ -20,10 +20,10 @@ import torch
 import uvicorn
 
 import envs
-from atlas_ray.agents import Agent
+from atlas_ray.agents.rollout import EnvSpec
+from atlas_ray.agents.token_agent import Agent
 from atlas_ray.engines import TransformersEngine
-from atlas_ray.models import load_model, load_tokenizer
-from atlas_ray.rollout import EnvSpec
+from atlas_ray.models.loading import load_model, load_tokenizer
 from atlas_ray.serving import Asked, Desk
 from atlas_ray.serving.app import HOST, listen, make_app
 from atlas_ray.switching.baselines import Random

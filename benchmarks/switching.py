@@ -28,19 +28,19 @@ import switch_mdps
 import torch
 
 import envs
-from atlas_ray import files
+from atlas_ray.agents.rollout import env_spec
 from atlas_ray.errors import InputError
-from atlas_ray.recipe import Recipe, Switch
-from atlas_ray.rollout import env_spec
+from atlas_ray.recipe.loading import Recipe, Switch
+from atlas_ray.rundir import files
 from atlas_ray.switching import SwitchPolicy
-from atlas_ray.switching.answers import Answers
 from atlas_ray.switching.baselines import Random
+from atlas_ray.switching.decision_cache import Answers
 from atlas_ray.switching.encoders import make_encoder
 from atlas_ray.switching.environment import SwitchingVectorEnv
 from atlas_ray.switching.evaluate import play_switching
 from atlas_ray.switching.players import open_players
 from atlas_ray.switching.policy import SwitchConfig
-from atlas_ray.switching.text import TextGame
+from atlas_ray.switching.text_game import TextGame
 
 PARTS = ("env", "updates", "latency")
 LEVEL, MAX_STEPS, WIDTH, HIDDEN, BATCH = "GoToLocalS6N4", 20, 256, (128, 64), 64
@@ -172,8 +172,8 @@ def rllibs(algorithm, options, make_env):
 def updates_part(options):
     from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 
+    from atlas_ray.cluster.workers import ensure_ray
     from atlas_ray.switching.algorithm import quiet
-    from atlas_ray.workers import ensure_ray
 
     ensure_ray(1)
     quiet()

@@ -25,12 +25,12 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 import switch_mdps
 from switch_mdps import MDPS
 
-from atlas_ray import files
-from atlas_ray.recipe import Switch
+from atlas_ray.cluster.workers import ActorPool
+from atlas_ray.recipe.loading import Switch
+from atlas_ray.rundir import files
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.policy import SwitchConfig
 from atlas_ray.switching.train import train_switch
-from atlas_ray.workers import ActorPool
 
 GAMMA = 0.98
 COSTS, BUDGETS, ALGORITHMS, SEEDS = [0.0, 0.02, 0.05, 0.2], [0, 1, 2, 4], ["dqn", "sac"], 5

@@ -20,9 +20,9 @@ import jsonschema
 import yaml
 
 from atlas_ray.cli import recipe_of
+from atlas_ray.cluster.resources import Demand, demands, parts
 from atlas_ray.errors import InputError
-from atlas_ray.recipe import Recipe
-from atlas_ray.resources import Demand, demands, parts
+from atlas_ray.recipe.loading import Recipe
 
 HERE = Path(__file__).resolve().parent
 MARK = "CHANGE-ME"

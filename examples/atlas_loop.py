@@ -17,8 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 import envs
-from atlas_ray.models import load_model, load_tokenizer
-from atlas_ray.rendering import Renderer
+from atlas_ray.agents.rendering import Renderer
+from atlas_ray.models.loading import load_model, load_tokenizer
 from atlas_ray.trajectory import Annotation, Step, Trajectory, cap, read_annotations, read_trajectories
 
 EXPERT_STEPS, PLAY_STEPS, ROLLOUT_STEPS, THOUGHT_TOKENS, SIDE_BY_SIDE = 40, 20, 8, 16, 64

@@ -18,7 +18,7 @@ settings.load_profile("atlas")
 def ray_session():
     import ray
 
-    from atlas_ray.workers import ensure_ray
+    from atlas_ray.cluster.workers import ensure_ray
 
     ensure_ray(4)
     yield

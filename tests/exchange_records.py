@@ -5,11 +5,7 @@ import json
 import pytest
 
 from atlas_ray.errors import InputError
-from atlas_ray.trajectory import (
-    Annotation,
-    Step,
-    Trajectory,
-)
+from atlas_ray.trajectory import Annotation, Step, Trajectory
 
 BUY = "Thought:\nTime to buy it.\n\nAction:\nclick[Buy Now]"
 

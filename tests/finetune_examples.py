@@ -9,8 +9,8 @@ from atlas_ray.finetune.data import Example
 from atlas_ray.finetune.loop import train_run
 from atlas_ray.finetune.loss import MaskedModel, Scale
 from atlas_ray.finetune.packing import causal_lm
-from atlas_ray.recipe import Arm, Finetune
-from atlas_ray.tiny import build_model, build_tokenizer, vocabulary
+from atlas_ray.models.tiny import build_model, build_tokenizer, vocabulary
+from atlas_ray.recipe.loading import Arm, Finetune
 from atlas_ray.trajectory import Annotation, Step, Trajectory
 
 TOKENIZER = build_tokenizer()

@@ -23,8 +23,8 @@ from atlas_ray.finetune.loop import train_run
 from atlas_ray.finetune.output import weights
 from atlas_ray.finetune.packing import causal_lm
 from atlas_ray.finetune.team import Team
-from atlas_ray.recipe import Arm, Finetune
-from atlas_ray.tiny import build_model, vocabulary
+from atlas_ray.models.tiny import build_model, vocabulary
+from atlas_ray.recipe.loading import Arm, Finetune
 
 STEPS, ANCHOR = 6, 0.5
 

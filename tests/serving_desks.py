@@ -10,7 +10,7 @@ import torch
 from switch_models import SHAPES, agents, specs
 
 import envs
-from atlas_ray.agents import Decision
+from atlas_ray.agents.token_agent import Decision
 from atlas_ray.serving import Asked, Desk, Refused
 from atlas_ray.serving.app import HOST, listen, make_app
 from atlas_ray.switching import SwitchPolicy

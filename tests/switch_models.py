@@ -1,9 +1,9 @@
 """Two untrained models on two small levels, for the tests of the switch."""
 
-from atlas_ray.agents import Agent
+from atlas_ray.agents.rollout import EnvSpec
+from atlas_ray.agents.token_agent import Agent
 from atlas_ray.engines import TransformersEngine
-from atlas_ray.rollout import EnvSpec
-from atlas_ray.tiny import build_model, build_tokenizer
+from atlas_ray.models.tiny import build_model, build_tokenizer
 
 LEVELS = ["GoToLocalS5N2", "GoToLocalS6N3"]
 SHAPES = {"quick": (16, 1), "deepthink": (32, 2)}

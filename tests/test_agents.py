@@ -7,14 +7,14 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from atlas_ray.agents import Agent, Decision, Player
-from atlas_ray.chat import ChatAgent
+from atlas_ray.agents.chat_agent import ChatAgent
+from atlas_ray.agents.rendering import Renderer
+from atlas_ray.agents.rollout import EnvSpec, fresh, play
+from atlas_ray.agents.token_agent import Agent, Decision, Player
+from atlas_ray.data.parsing import LONGEST_ACTION
 from atlas_ray.engines import TransformersEngine
 from atlas_ray.errors import InputError
-from atlas_ray.parsing import LONGEST_ACTION
-from atlas_ray.rendering import Renderer
-from atlas_ray.rollout import EnvSpec, fresh, play
-from atlas_ray.tiny import build_model, build_tokenizer
+from atlas_ray.models.tiny import build_model, build_tokenizer
 from atlas_ray.trajectory import Step, Trajectory
 
 BEGIN, END = "<|begin|>", "<|end|>"

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 import envs
-from atlas_ray.tiny import build_tokenizer
+from atlas_ray.models.tiny import build_tokenizer
 from envs.babyai_text import ACTIONS
 
 LEVELS = [

@@ -13,19 +13,19 @@ from test_rollout import Fixed, recipe, scored
 
 import envs
 from atlas_ray import preflight
-from atlas_ray.collect import collect
+from atlas_ray.agents.rollout import Beginnings, EnvSpec, play
+from atlas_ray.data.replies import Replies
 from atlas_ray.errors import AtlasError, EnvironmentGoneError, InputError
-from atlas_ray.files import recover_jsonl
 from atlas_ray.finetune import validation
-from atlas_ray.replies import Replies
-from atlas_ray.rollout import Beginnings, EnvSpec, play
+from atlas_ray.rundir.files import recover_jsonl
+from atlas_ray.stages.collect import collect
 from atlas_ray.switching.baselines import Always
-from atlas_ray.switching.compare import scored as lost_out
 from atlas_ray.switching.encoders import make_encoder
 from atlas_ray.switching.environment import SwitchingVectorEnv
 from atlas_ray.switching.evaluate import played
 from atlas_ray.switching.players import ExpertPlayer
-from atlas_ray.switching.text import TextGame
+from atlas_ray.switching.policies import scored as lost_out
+from atlas_ray.switching.text_game import TextGame
 
 NAME = "dying_env:Dying/Doors-v0"
 BAD = Counter()
@@ -129,7 +129,7 @@ def test_collecting_ends_soon_where_nothing_begins_any_more_and_goes_on_later(tm
 
 
 def test_a_validation_leaves_out_what_does_not_begin_and_ends_where_nothing_does(monkeypatch):
-    monkeypatch.setattr("atlas_ray.agent_spec.AgentSpec.agent", lambda self, kept: Fixed(4))
+    monkeypatch.setattr("atlas_ray.agents.spec.AgentSpec.agent", lambda self, kept: Fixed(4))
     monkeypatch.setattr(validation, "TransformersEngine", lambda *a: None)
     tuned = recipe(
         collect={"levels": {NAME: 5}},
@@ -143,7 +143,7 @@ def test_a_validation_leaves_out_what_does_not_begin_and_ends_where_nothing_does
         def act(self, *told):
             return [replace(decision, replies={"ok": 1, "asked again": 2}) for decision in super().act(*told)]
 
-    monkeypatch.setattr("atlas_ray.agent_spec.AgentSpec.agent", lambda self, kept: Writing(4))
+    monkeypatch.setattr("atlas_ray.agents.spec.AgentSpec.agent", lambda self, kept: Writing(4))
     replies = Replies()
     assert validation.success(tuned, None, None, Team(), replies) == 1.0
     assert replies.row() == {"ok": replies["ok"], "asked again": 2 * replies["ok"]} and replies["ok"] >= 8

@@ -9,10 +9,11 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.tune.error import _TuneStopTrialError
 
-from atlas_ray import cli, logs, pipeline
-from atlas_ray.causes import culprit, described, passes, portable
+from atlas_ray import cli, pipeline
+from atlas_ray.cluster.causes import culprit, described, passes, portable
+from atlas_ray.cluster.workers import ActorPool
 from atlas_ray.errors import AtlasError, EndpointError, InputError, StorageError, WorkerFailedError
-from atlas_ray.workers import ActorPool
+from atlas_ray.rundir import logs
 
 WRONG = InputError("is no model of the server", "r.toml", 7, "switch.models.1")
 TEXT = "r.toml:7: switch.models.1: is no model of the server"
@@ -220,6 +221,6 @@ def test_an_actor_that_cannot_be_made_says_why_at_once(ray_session, monkeypatch)
     ):
         list(pool.stream(die, [Task()]))
     assert len(str(caught.value)) < 500
-    monkeypatch.setattr("atlas_ray.workers.logs.folder", lambda: 7)  # no path
+    monkeypatch.setattr("atlas_ray.cluster.workers.logs.folder", lambda: 7)  # no path
     with ActorPool(1) as pool, pytest.raises(AtlasError, match="^TypeError: .*int"):
         list(pool.stream(die, [1]))

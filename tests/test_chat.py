@@ -8,13 +8,13 @@ import pytest
 from chat_server import ChatServer, answer, status
 
 import envs
-from atlas_ray.agents import Decision, LostAnswer
-from atlas_ray.chat import ChatAgent
-from atlas_ray.engines import patience
-from atlas_ray.engines.openai import ChatEndpoint
+from atlas_ray.agents.chat_agent import ChatAgent
+from atlas_ray.agents.rollout import EnvSpec, fresh, play
+from atlas_ray.agents.token_agent import Decision, LostAnswer
+from atlas_ray.data.exchange.turns import compose
+from atlas_ray.engines import retry as patience
+from atlas_ray.engines.chat_endpoint import ChatEndpoint
 from atlas_ray.errors import EndpointError, InputError
-from atlas_ray.exchange.turns import compose
-from atlas_ray.rollout import EnvSpec, fresh, play
 from atlas_ray.trajectory import Step
 
 DOORS = EnvSpec("dying_env:Dying/Doors-v0")

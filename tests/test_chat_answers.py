@@ -6,11 +6,11 @@ import pickle
 import pytest
 from chat_server import ChatServer, answer, status
 
-from atlas_ray.engines import patience
+from atlas_ray.engines import retry as patience
 from atlas_ray.engines.chat_answers import NoCompletionError, completion
+from atlas_ray.engines.chat_endpoint import ChatEndpoint, Completion
 from atlas_ray.engines.chat_refusals import judge, said_in
-from atlas_ray.engines.http_line import Answer
-from atlas_ray.engines.openai import ChatEndpoint, Completion
+from atlas_ray.engines.http_transport import Answer
 from atlas_ray.errors import EndpointError
 
 

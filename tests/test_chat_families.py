@@ -12,9 +12,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from atlas_ray.agents.rendering_chat import ChatRenderer
 from atlas_ray.errors import InputError
-from atlas_ray.rendering_chat import ChatRenderer
-from atlas_ray.tiny import build_tokenizer
+from atlas_ray.models.tiny import build_tokenizer
 from atlas_ray.trajectory import Step
 
 TEXT = [

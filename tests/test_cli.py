@@ -6,9 +6,9 @@ import pytest
 
 from atlas_ray.cli import main
 from atlas_ray.errors import InputError
+from atlas_ray.models.tiny import build_model, build_tokenizer
 from atlas_ray.pipeline import open_run, refuse_other
-from atlas_ray.recipe import load
-from atlas_ray.tiny import build_model, build_tokenizer
+from atlas_ray.recipe.loading import load
 
 RECIPE = """\
 name = "small"

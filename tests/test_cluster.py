@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from atlas_ray import cluster
 from atlas_ray.cli import main
+from atlas_ray.cluster import address as cluster
 from atlas_ray.errors import InputError
 
 SETTINGS = bytes([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 100])
@@ -151,7 +151,7 @@ def test_a_folder_of_another_user(monkeypatch, tmp_path):
 def test_ray_starts_although_its_usual_folder_is_too_long(tmp_path):
     long = tmp_path / ("x" * 90)
     long.mkdir()
-    code = "from atlas_ray.workers import ensure_ray; ensure_ray(1); import ray; print(ray.cluster_resources()['CPU'])"
+    code = "from atlas_ray.cluster.workers import ensure_ray; ensure_ray(1); import ray; print(ray.cluster_resources()['CPU'])"
     environment = {**os.environ, "TMPDIR": str(long), "RAY_AUTH_MODE": "disabled"}
     environment.pop("RAY_TMPDIR", None)
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from cluster_files import CLUSTERS, FLAGS, LAUNCHER, MANIFESTS, ROOT, changed, filled, module, path_of
 
-from atlas_ray.recipe import load
+from atlas_ray.recipe.loading import load
 
 check, node = module("check"), module("node")
 GROUPS = {"workers": "environments", "engines": "engines", "trainers": "trainers"}

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from atlas_ray.errors import InputError
-from atlas_ray.schema_select import Select, members
+from atlas_ray.recipe.select import Select, members
 from atlas_ray.selection.controls import (
     by_trajectory,
     select_all,
@@ -19,12 +19,7 @@ from atlas_ray.selection.controls import (
     select_random,
     select_uniform,
 )
-from atlas_ray.selection.ensembles import (
-    mark_scores,
-    select_intersection,
-    select_rank_mean,
-    select_union,
-)
+from atlas_ray.selection.ensembles import mark_scores, select_intersection, select_rank_mean, select_union
 from atlas_ray.trajectory import Annotation, Step, Trajectory, cap, read_annotations, write_annotations
 
 lengths = st.integers(1, 40)

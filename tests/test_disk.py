@@ -17,11 +17,11 @@ import pytest
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from atlas_ray import files, logs
 from atlas_ray.cli import main
-from atlas_ray.disk import writing
 from atlas_ray.errors import AtlasError, StorageError
-from atlas_ray.storage import Storage
+from atlas_ray.rundir import files, logs
+from atlas_ray.rundir.disk import writing
+from atlas_ray.storage.object_store import Storage
 
 AGAIN = "and run the same command again"
 
@@ -250,7 +250,7 @@ def test_a_disk_that_is_full_while_trajectories_are_written_is_one_line_and_the_
 @pytest.mark.parametrize(
     ("code", "exit_code", "said"),
     [
-        ("from atlas_ray.progress import say; [say('x' * 999) for _ in range(99)]; from atlas_ray import cli; "
+        ("from atlas_ray.rundir.progress import say; [say('x' * 999) for _ in range(99)]; from atlas_ray import cli; "
          "cli._report = lambda *_: 0; sys.exit(cli.main(['report', 'run']))", 0, ""),
         ("from atlas_ray.cli import main; sys.exit(main(['demo', '--dry-run']))", 1, "atlas-ray: stdout: could not be"),
     ],

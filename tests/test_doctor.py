@@ -16,12 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from atlas_ray import doctor_checks as checks
-from atlas_ray import doctor_facts, limits
 from atlas_ray.cli import main
-from atlas_ray.cluster import host_of
-from atlas_ray.doctor_checks import CHECKS, Line, environments, examine, extras
-from atlas_ray.doctor_facts import Facts, gather, is_loopback
+from atlas_ray.cluster import container as limits
+from atlas_ray.cluster.address import host_of
+from atlas_ray.doctor import checks
+from atlas_ray.doctor import facts as doctor_facts
+from atlas_ray.doctor.checks import CHECKS, Line, environments, examine, extras
+from atlas_ray.doctor.facts import Facts, gather, is_loopback
 
 GIB = 1 << 30
 CORE = [

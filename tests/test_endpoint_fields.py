@@ -6,14 +6,14 @@ import pytest
 from chat_server import ChatServer, answer, status
 from pydantic import ValidationError
 
-from atlas_ray.chat import ChatAgent
+from atlas_ray.agents.chat_agent import ChatAgent
+from atlas_ray.engines.chat_endpoint import ChatEndpoint
 from atlas_ray.engines.endpoint import open_endpoint
-from atlas_ray.engines.openai import ChatEndpoint
 from atlas_ray.errors import EndpointError, InputError
-from atlas_ray.recipe import Recipe, load
-from atlas_ray.schema_endpoint import EndpointFields
-from atlas_ray.schema_select import Oracle
-from atlas_ray.schema_switch import SwitchModel
+from atlas_ray.recipe.endpoint import EndpointFields
+from atlas_ray.recipe.loading import Recipe, load
+from atlas_ray.recipe.select import Oracle
+from atlas_ray.recipe.switch import SwitchModel
 from atlas_ray.switching.players import check_players, close_players, open_players
 
 URL = "http://127.0.0.1:9/v1"

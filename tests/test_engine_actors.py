@@ -9,11 +9,11 @@ import time
 import pytest
 import torch
 
+from atlas_ray.cluster.workers import worker_pool
 from atlas_ray.engines import EnginePool, RemoteEngine, TransformersEngine
 from atlas_ray.errors import ContextOverflowError, InputError, WorkerFailedError
-from atlas_ray.recipe import Engine, Recipe
-from atlas_ray.tiny import build_model, build_tokenizer
-from atlas_ray.workers import worker_pool
+from atlas_ray.models.tiny import build_model, build_tokenizer
+from atlas_ray.recipe.loading import Engine, Recipe
 
 SETTINGS = Engine(actors=1, timeout=60.0)
 STOP = [0]

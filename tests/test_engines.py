@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 from atlas_ray.engines import TransformersEngine
 from atlas_ray.engines.transformers import choose, plant
 from atlas_ray.errors import ContextOverflowError
-from atlas_ray.tiny import build_model, build_tokenizer
+from atlas_ray.models.tiny import build_model, build_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -8,17 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from switch_models import model
 
-from atlas_ray.agents import Agent, LostAnswer
-from atlas_ray.collect import collect
+from atlas_ray.agents.token_agent import Agent, LostAnswer
+from atlas_ray.data.replies import summed
 from atlas_ray.errors import AtlasError
-from atlas_ray.evaluation import Outcomes, _score, play_untuned
-from atlas_ray.recipe import Recipe
-from atlas_ray.replies import summed
+from atlas_ray.models.tiny import build_tokenizer
+from atlas_ray.recipe.loading import Recipe
 from atlas_ray.selection.controls import select_last
-from atlas_ray.selection.scored import by_value
+from atlas_ray.selection.scored_stage import by_value
 from atlas_ray.selection.start_after import start_after
 from atlas_ray.selection.told import replies_of
-from atlas_ray.tiny import build_tokenizer
+from atlas_ray.stages.collect import collect
+from atlas_ray.stages.evaluate import Outcomes, _score, play_untuned
 
 MODELS, LEVELS, FIRST, COUNT = ("none", "all/0"), ("A", "B"), 500, 6
 

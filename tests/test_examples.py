@@ -10,10 +10,10 @@ import switch_mdps
 import torch
 from safetensors.torch import load_file
 
+from atlas_ray.agents.rendering import Renderer
 from atlas_ray.finetune import finetune
-from atlas_ray.models import load_model, load_tokenizer
-from atlas_ray.recipe import Recipe
-from atlas_ray.rendering import Renderer
+from atlas_ray.models.loading import load_model, load_tokenizer
+from atlas_ray.recipe.loading import Recipe
 from atlas_ray.trajectory import (
     Annotation,
     cap,
@@ -107,7 +107,7 @@ def test_the_loop_is_short(name):
 
 
 def test_the_expert_episodes_are_those_of_the_collect_stage(loop, tmp_path):
-    from atlas_ray.collect import collect
+    from atlas_ray.stages.collect import collect
 
     assert loop.expert_episodes("PickupDist", 10, 0) == collect(recipe(), tmp_path)
 

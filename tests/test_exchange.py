@@ -5,20 +5,15 @@ import json
 import pytest
 from exchange_records import BUY, ODD, broken, note, record, refused, talk, three_steps, write
 
-from atlas_ray.exchange import (
+from atlas_ray.data.exchange import (
     export_agenttraj,
     export_messages,
     import_agenttraj,
     import_annotations,
     import_messages,
 )
-from atlas_ray.exchange.turns import read_said
-from atlas_ray.trajectory import (
-    Step,
-    Trajectory,
-    read_trajectories,
-    write_trajectories,
-)
+from atlas_ray.data.exchange.turns import read_said
+from atlas_ray.trajectory import Step, Trajectory, read_trajectories, write_trajectories
 
 # --- a turn ---
 

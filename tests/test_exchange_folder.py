@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas_ray import pipeline
-from atlas_ray.exchange import (
+from atlas_ray.data.exchange import (
     export_agenttraj,
     export_messages,
     export_run,
@@ -20,8 +20,8 @@ from atlas_ray.exchange import (
     import_file,
     import_messages,
 )
-from atlas_ray.exchange.reading import read_records
-from atlas_ray.recipe import Recipe
+from atlas_ray.data.exchange.reading import read_records
+from atlas_ray.recipe.loading import Recipe
 from atlas_ray.trajectory import read_annotations, read_trajectories, write_trajectories
 
 

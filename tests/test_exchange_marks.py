@@ -7,8 +7,7 @@ from exchange_records import BUY, ODD, broken, note, record, refused, three_step
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas_ray.errors import EmptySelectionError
-from atlas_ray.exchange import (
+from atlas_ray.data.exchange import (
     export_agenttraj,
     export_messages,
     export_run,
@@ -17,7 +16,8 @@ from atlas_ray.exchange import (
     import_file,
     import_messages,
 )
-from atlas_ray.exchange.turns import compose, read_said
+from atlas_ray.data.exchange.turns import compose, read_said
+from atlas_ray.errors import EmptySelectionError
 from atlas_ray.trajectory import (
     Step,
     Trajectory,

@@ -5,8 +5,7 @@ import json
 import pytest
 from exchange_records import BUY, broken, record, refused, three_steps, write
 
-from atlas_ray.errors import InputError
-from atlas_ray.exchange import (
+from atlas_ray.data.exchange import (
     Notices,
     Options,
     export_agenttraj,
@@ -15,7 +14,8 @@ from atlas_ray.exchange import (
     import_file,
     import_messages,
 )
-from atlas_ray.exchange.outcomes import Outcome, of_text
+from atlas_ray.data.exchange.outcomes import Outcome, of_text
+from atlas_ray.errors import InputError
 from atlas_ray.trajectory import read_trajectories, write_trajectories
 
 

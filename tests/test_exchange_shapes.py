@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 from exchange_records import BUY, broken, record, refused, three_steps, write
 
-from atlas_ray.exchange import check_file, import_agenttraj, import_file, import_messages
+from atlas_ray.data.exchange import check_file, import_agenttraj, import_file, import_messages
 from atlas_ray.trajectory import read_trajectories, write_trajectories
 
 CHAT = [{"role": "user", "content": "o"}, {"role": "assistant", "content": "Action: x"}]

@@ -5,7 +5,7 @@ import json
 import pytest
 from exchange_records import BUY, ODD, note, record, three_steps, write
 
-from atlas_ray.exchange import (
+from atlas_ray.data.exchange import (
     Options,
     export_agenttraj,
     export_messages,

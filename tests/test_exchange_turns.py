@@ -5,9 +5,9 @@ import json
 import pytest
 from exchange_records import BUY, record, refused, write
 
-from atlas_ray.exchange import Notices, Options, check_file, import_agenttraj, import_annotations, import_file
-from atlas_ray.exchange import import_messages as read_messages
-from atlas_ray.exchange.turns import read_seen
+from atlas_ray.data.exchange import Notices, Options, check_file, import_agenttraj, import_annotations, import_file
+from atlas_ray.data.exchange import import_messages as read_messages
+from atlas_ray.data.exchange.turns import read_seen
 from atlas_ray.trajectory import read_trajectories
 
 

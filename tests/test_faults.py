@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from atlas_ray import pipeline
-from atlas_ray.files import read_json
-from atlas_ray.recipe import load
+from atlas_ray.recipe.loading import load
+from atlas_ray.rundir.files import read_json
 
 EPISODES = 100  # on each of two models
 RECIPE = """

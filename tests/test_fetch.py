@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import pytest
 
-from atlas_ray import fetch as fetching
 from atlas_ray.errors import AtlasError, InputError
-from atlas_ray.models import resolve
+from atlas_ray.models import fetch as fetching
+from atlas_ray.models.loading import resolve
 
 CONTENT = b"GGUF, but tiny"
 TINY = fetching.Source(

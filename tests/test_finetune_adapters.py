@@ -4,10 +4,10 @@ import pytest
 from safetensors import safe_open
 
 from atlas_ray import pipeline
-from atlas_ray.files import jsonl_rows, read_json
-from atlas_ray.models import load_model
-from atlas_ray.recipe import Recipe
-from atlas_ray.results import load_results
+from atlas_ray.data.results import load_results
+from atlas_ray.models.loading import load_model
+from atlas_ray.recipe.loading import Recipe
+from atlas_ray.rundir.files import jsonl_rows, read_json
 
 
 @pytest.fixture(scope="module")

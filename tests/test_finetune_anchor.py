@@ -19,13 +19,13 @@ from finetune_examples import (
     with_adapters,
 )
 
+from atlas_ray.agents.rendering import Renderer
 from atlas_ray.finetune import base_logps as kept
 from atlas_ray.finetune import packing
 from atlas_ray.finetune.data import Examples
 from atlas_ray.finetune.loss import MaskedModel
 from atlas_ray.finetune.packing import causal_lm, packed
 from atlas_ray.finetune.store import build_store
-from atlas_ray.rendering import Renderer
 
 
 def anchored_loss(model, base, examples, anchor):

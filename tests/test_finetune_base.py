@@ -8,11 +8,11 @@ import pytest
 from finetune_examples import TOKENIZER, note, tiny, trajectory
 
 from atlas_ray.errors import InputError
-from atlas_ray.evaluation import _models
-from atlas_ray.files import read_json
 from atlas_ray.finetune import finetune
-from atlas_ray.models import load_model
-from atlas_ray.recipe import Recipe
+from atlas_ray.models.loading import load_model
+from atlas_ray.recipe.loading import Recipe
+from atlas_ray.rundir.files import read_json
+from atlas_ray.stages.evaluate import _models
 from atlas_ray.trajectory import write_annotations, write_trajectories
 
 

@@ -11,10 +11,10 @@ from finetune_examples import TOKENIZER, note, trajectory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from atlas_ray.agents.rendering import Renderer
 from atlas_ray.errors import ContextOverflowError, EmptySelectionError, InputError
 from atlas_ray.finetune.data import Examples, batches, share_out, steps_of
 from atlas_ray.finetune.store import Entry, TokenStore, build_store, fit, store_key
-from atlas_ray.rendering import Renderer
 
 RENDERER = Renderer(TOKENIZER)
 

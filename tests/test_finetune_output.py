@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from atlas_ray.errors import AtlasError
-from atlas_ray.files import read_json
 from atlas_ray.finetune import output, run
 from atlas_ray.finetune.card import card
 from atlas_ray.finetune.team import Team
-from atlas_ray.models import load_model
-from atlas_ray.recipe import Recipe
+from atlas_ray.models.loading import load_model
+from atlas_ray.recipe.loading import Recipe
+from atlas_ray.rundir.files import read_json
 from atlas_ray.trajectory import Annotation, write_annotations, write_trajectories
 
 CPU = torch.device("cpu")

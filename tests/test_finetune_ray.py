@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from atlas_ray import pipeline
 from atlas_ray.errors import AtlasError, InputError
-from atlas_ray.files import jsonl_rows, read_json, write_json
 from atlas_ray.finetune import finetune
-from atlas_ray.recipe import Recipe
-from atlas_ray.tiny import build_model, build_tokenizer
+from atlas_ray.models.tiny import build_model, build_tokenizer
+from atlas_ray.recipe.loading import Recipe
+from atlas_ray.rundir.files import jsonl_rows, read_json, write_json
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,11 @@
 
 import pytest
 
-from atlas_ray import flow as module
+from atlas_ray.agents import throughput as module
+from atlas_ray.agents.throughput import Flow, Gauge
 from atlas_ray.engines.base import Meter
-from atlas_ray.files import RunLog
-from atlas_ray.flow import Flow, Gauge
-from atlas_ray.progress import Tracker
+from atlas_ray.rundir.files import RunLog
+from atlas_ray.rundir.progress import Tracker
 
 
 @pytest.fixture

@@ -7,14 +7,14 @@ import pytest
 import torch
 from finetune_examples import sharp
 
-from atlas_ray.agents import Agent
+from atlas_ray.agents.token_agent import Agent
 from atlas_ray.engines import EnginePool, RemoteEngine, TransformersEngine
 from atlas_ray.engines.base import Reading, Scoring, Writing
 from atlas_ray.engines.vllm import VllmEngine
 from atlas_ray.errors import ContextOverflowError, InputError
-from atlas_ray.models import load_model
-from atlas_ray.recipe import Engine
-from atlas_ray.tiny import build_model, build_tokenizer
+from atlas_ray.models.loading import load_model
+from atlas_ray.models.tiny import build_model, build_tokenizer
+from atlas_ray.recipe.loading import Engine
 from atlas_ray.trajectory import Step
 
 # with tied heads, heads that share keys, a norm of its own kind, and logits that are scaled and capped behind the head

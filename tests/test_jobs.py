@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from atlas_ray.files import jsonl_rows, read_json
-from atlas_ray.keeping import LEASE
+from atlas_ray.rundir.files import jsonl_rows, read_json
+from atlas_ray.storage.sync import LEASE
 
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).with_name("ray"))

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import envs
-from atlas_ray.agents import Decision
-from atlas_ray.collect import collect
-from atlas_ray.recipe import Recipe
-from atlas_ray.rollout import Beginnings, EnvSpec, fresh, play
+from atlas_ray.agents.rollout import Beginnings, EnvSpec, fresh, play
+from atlas_ray.agents.token_agent import Decision
+from atlas_ray.recipe.loading import Recipe
+from atlas_ray.stages.collect import collect
 from envs import jvm
 from envs.textworld_express import TextWorldExpress
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from atlas_ray import logs, pipeline
+from atlas_ray import pipeline
 from atlas_ray.cli import main
-from atlas_ray.progress import say
+from atlas_ray.rundir import logs
+from atlas_ray.rundir.progress import say
 
 SECRET = "sk-0123456789abcdef"
 

@@ -8,18 +8,18 @@ import pytest
 from chat_server import ChatServer, answer, status
 from switch_models import agents, specs
 
-from atlas_ray.agents import Decision, LostAnswer
-from atlas_ray.chat import ChatAgent
-from atlas_ray.engines.openai import ChatEndpoint
+from atlas_ray.agents.chat_agent import ChatAgent
+from atlas_ray.agents.rollout import EnvSpec, fresh, play
+from atlas_ray.agents.token_agent import Decision, LostAnswer
+from atlas_ray.data.replies import Losses, Replies, summed
+from atlas_ray.engines.chat_endpoint import ChatEndpoint
 from atlas_ray.errors import AtlasError
-from atlas_ray.replies import Losses, Replies, summed
-from atlas_ray.rollout import EnvSpec, fresh, play
-from atlas_ray.switching.answers import Answers
 from atlas_ray.switching.baselines import Always, Random
-from atlas_ray.switching.compare import Contestant, scored, summary
+from atlas_ray.switching.decision_cache import Answers
 from atlas_ray.switching.environment import SwitchingVectorEnv
 from atlas_ray.switching.evaluate import play_switching
-from atlas_ray.switching.text import TextGame
+from atlas_ray.switching.policies import Contestant, scored, summary
+from atlas_ray.switching.text_game import TextGame
 
 SPEC = EnvSpec("GoToLocalS5N2", {"max_steps": 6})
 MOVES = ["turn left", "go forward"]
@@ -180,7 +180,7 @@ def test_the_game_ends_where_a_model_gave_no_answer_and_asks_it_anew(make, serve
 
 @pytest.mark.parametrize("retries", [0, 1])
 def test_one_in_ten_that_fails_costs_its_episode_at_most(make, server, retries, monkeypatch):
-    from atlas_ray.engines import patience
+    from atlas_ray.engines import retry as patience
 
     monkeypatch.setattr(patience, "rest", lambda stop, _: stop.is_set())
     quick, deep = players(make, max_tokens=64)

@@ -9,11 +9,11 @@ from chat_server import ChatServer, answer, status
 from switch_models import model
 
 from atlas_ray.cli import main
+from atlas_ray.data.results import load_results
+from atlas_ray.models.tiny import build_tokenizer
 from atlas_ray.pipeline import open_run
-from atlas_ray.recipe import load
-from atlas_ray.results import load_results
+from atlas_ray.recipe.loading import load
 from atlas_ray.switching.policy import SwitchConfig, SwitchPolicy
-from atlas_ray.tiny import build_tokenizer
 
 RECIPE = """\
 name = "small"

@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from atlas_ray import home, models
+from atlas_ray.cluster import remote_rundir as home
 from atlas_ray.engines import TransformersEngine
 from atlas_ray.errors import InputError
-from atlas_ray.files import atomic_directory
 from atlas_ray.finetune import output
 from atlas_ray.finetune.flops import shape_of
-from atlas_ray.model_config import limit_of
-from atlas_ray.models import (
+from atlas_ray.models import loading as models
+from atlas_ray.models.config import limit_of
+from atlas_ray.models.loading import (
     adapted,
     base_from,
     load_config,
@@ -28,11 +28,12 @@ from atlas_ray.models import (
     resolve,
     whole,
 )
+from atlas_ray.models.tiny import build_model, build_tokenizer
 from atlas_ray.preflight import check
-from atlas_ray.recipe import Recipe
+from atlas_ray.recipe.loading import Recipe
+from atlas_ray.rundir.files import atomic_directory
 from atlas_ray.selection.perplexity import step_perplexities
 from atlas_ray.switching.encoders import encoder_width
-from atlas_ray.tiny import build_model, build_tokenizer
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
 TEXT = {**SIZES, "vocab_size": 97, "intermediate_size": 48, "pad_token_id": 1, "bos_token_id": None, "eos_token_id": 2}

@@ -8,9 +8,9 @@ import pytest
 
 from atlas_ray.cli import main
 from atlas_ray.errors import InputError
-from atlas_ray.named import check_there, models
-from atlas_ray.recipe import load
-from atlas_ray.storage_place import check_place
+from atlas_ray.recipe.loading import load
+from atlas_ray.stages.paths import check_there, models
+from atlas_ray.storage.place import check_place
 
 PLAY = 'name = "r"\nworkers = 0\n[collect]\nlevels = { GoToLocal = 1 }\n'
 READ = 'name = "r"\nworkers = 0\n[collect]\nfile = "data.jsonl"\n'
@@ -69,7 +69,7 @@ def test_what_is_not_there_is_refused_by_its_field_before_anything_is_written(
 
 
 def test_what_is_there_passes(place, capsys):
-    from atlas_ray.tiny import build_model, build_tokenizer
+    from atlas_ray.models.tiny import build_model, build_tokenizer
 
     build_model(hidden=16, layers=1, heads=2, intermediate=32, seed=0).save_pretrained(place / "model")
     build_tokenizer().save_pretrained(place / "model")

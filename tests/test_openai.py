@@ -10,8 +10,9 @@ from email.utils import formatdate
 import pytest
 from chat_server import ChatServer, answer, drop, endless, hang, status, trickle, vanish
 
-from atlas_ray.engines import http_line, patience
-from atlas_ray.engines.openai import ChatEndpoint, Completion
+from atlas_ray.engines import http_transport as http_line
+from atlas_ray.engines import retry as patience
+from atlas_ray.engines.chat_endpoint import ChatEndpoint, Completion
 from atlas_ray.errors import AtlasError, EndpointError, InputError
 
 KEY = "sk-secret-0123456789/abc"

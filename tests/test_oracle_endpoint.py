@@ -7,8 +7,8 @@ import pytest
 from chat_server import ChatServer, answer, drop, status, vanish
 from oracle_script import EVERY_STEP, INJECTIONS, RECORD, asked, goal, good, mark, obeys, trajectory
 
-from atlas_ray.engines import patience
-from atlas_ray.engines.openai import ChatEndpoint
+from atlas_ray.engines import retry as patience
+from atlas_ray.engines.chat_endpoint import ChatEndpoint
 from atlas_ray.errors import EndpointError
 from atlas_ray.selection import oracle_prompt
 from atlas_ray.selection.oracle import Oracle, OracleConfig, Unannotated

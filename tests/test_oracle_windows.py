@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle_script import RECORD, goal, good, mark, trajectory
 
-from atlas_ray.engines.openai import Completion
+from atlas_ray.engines.chat_endpoint import Completion
 from atlas_ray.errors import InputError
 from atlas_ray.selection.oracle import (
     Estimate,

@@ -7,11 +7,11 @@ from test_oracle_endpoint import by_id
 from tokenizers.processors import TemplateProcessing
 
 from atlas_ray.engines import TransformersEngine
-from atlas_ray.engines.openai import Completion
+from atlas_ray.engines.chat_endpoint import Completion
 from atlas_ray.errors import EndpointError, InputError
+from atlas_ray.models.tiny import END, build_tokenizer
 from atlas_ray.selection.oracle import Oracle, OracleConfig, Unannotated
 from atlas_ray.selection.oracle_writer import EngineWriter
-from atlas_ray.tiny import END, build_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}<|pad|>{{ m['role'] }}\n{{ m['content'] | trim }}<|end|>\n{% endfor %}"

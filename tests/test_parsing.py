@@ -6,9 +6,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from atlas_ray.exchange.turns import compose
-from atlas_ray.parsing import LONGEST_REPLY, Parsed, Tally, parse
-from atlas_ray.thinking import tag_pair
+from atlas_ray.data.exchange.turns import compose
+from atlas_ray.data.parsing import LONGEST_REPLY, Parsed, Tally, parse
+from atlas_ray.data.thinking import tag_pair
 
 MOVES = ("turn left", "turn right", "go forward", "pick up", "drop", "toggle")
 OK = "ok"

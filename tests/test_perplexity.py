@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
+from atlas_ray.agents.rendering import Renderer
 from atlas_ray.engines import TransformersEngine
-from atlas_ray.models import load_model, load_tokenizer
-from atlas_ray.rendering import Renderer
+from atlas_ray.models.loading import load_model, load_tokenizer
+from atlas_ray.models.tiny import build_model, build_tokenizer, vocabulary
 from atlas_ray.selection.perplexity import select_by_perplexity, step_perplexities
-from atlas_ray.tiny import build_model, build_tokenizer, vocabulary
 from atlas_ray.trajectory import Step, Trajectory
 
 WORDS = ["turn left", "go forward", "pick up the red ball", "You see a wall 2 steps left", "nothing known here", "done"]

@@ -9,14 +9,14 @@ import pytest
 from safetensors.torch import load_file
 
 from atlas_ray import pipeline
+from atlas_ray.cluster.workers import ActorPool
+from atlas_ray.data.results import load_results
 from atlas_ray.errors import InputError, WorkerFailedError
-from atlas_ray.files import read_json, recover_jsonl
-from atlas_ray.recipe import Recipe, load
-from atlas_ray.results import load_results
-from atlas_ray.selection.asking import check_oracle
-from atlas_ray.tiny import build_model, build_tokenizer
+from atlas_ray.models.tiny import build_model, build_tokenizer
+from atlas_ray.recipe.loading import Recipe, load
+from atlas_ray.rundir.files import read_json, recover_jsonl
+from atlas_ray.selection.oracle_stage import check_oracle
 from atlas_ray.trajectory import cap, read_annotations, read_trajectories
-from atlas_ray.workers import ActorPool
 
 
 @pytest.fixture(scope="module")
@@ -175,9 +175,10 @@ def test_a_run_killed_in_every_stage_ends_like_one_that_was_not(recipe, finished
 
         monkeypatch.setattr(module, name, dying)
 
-    from atlas_ray import collect, evaluation
     from atlas_ray.finetune import loop
-    from atlas_ray.selection import scored
+    from atlas_ray.selection import scored_stage as scored
+    from atlas_ray.stages import collect
+    from atlas_ray.stages import evaluate as evaluation
 
     for module, name, calls in (
         (collect, "append_jsonl", 0),

@@ -12,11 +12,11 @@ import pytest
 from safetensors.torch import load_file
 
 from atlas_ray import pipeline
+from atlas_ray.cluster.remote_rundir import Home, local, place, tell
+from atlas_ray.cluster.workers import ActorPool, worker_pool
 from atlas_ray.errors import InputError
-from atlas_ray.files import jsonl_rows, read_json
-from atlas_ray.home import Home, local, place, tell
-from atlas_ray.recipe import Recipe, load
-from atlas_ray.workers import ActorPool, worker_pool
+from atlas_ray.recipe.loading import Recipe, load
+from atlas_ray.rundir.files import jsonl_rows, read_json
 
 RECIPE = """
 name = "placed"
@@ -400,7 +400,7 @@ def far(ray_session, tmp_path, monkeypatch):
 
 
 def test_a_copy_has_what_is_at_home_and_brings_back_what_was_made(far, monkeypatch):
-    monkeypatch.setattr("atlas_ray.home._BLOCK", 1_000)
+    monkeypatch.setattr("atlas_ray.cluster.remote_rundir._BLOCK", 1_000)
     (far / "checkpoints" / "a-s0").mkdir(parents=True)
     weights = bytes(range(256)) * 20
     (far / "checkpoints" / "a-s0" / "model.safetensors").write_bytes(weights)

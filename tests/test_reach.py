@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from atlas_ray.engines import TransformersEngine
-from atlas_ray.tiny import build_tokenizer
+from atlas_ray.models.tiny import build_tokenizer
 
 TEXT = {
     "vocab_size": 97,

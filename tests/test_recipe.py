@@ -8,9 +8,9 @@ import tomllib
 import pytest
 from pydantic import ValidationError
 
-from atlas_ray import recipe as module
 from atlas_ray.errors import InputError
-from atlas_ray.recipe import Arm, Finetune, Recipe, Scratch, Section, load, shipped
+from atlas_ray.recipe import loading as module
+from atlas_ray.recipe.loading import Arm, Finetune, Recipe, Scratch, Section, load, shipped
 
 TEXT = """\
 # a comment with fraction = 5 in it
@@ -109,7 +109,7 @@ def test_every_field_says_what_it_means():
 
 def test_the_module_imports_neither_torch_nor_ray():
     code = (
-        "import sys, atlas_ray.recipe as r\n"
+        "import sys, atlas_ray.recipe.loading as r\n"
         "[r.load(n) for n in r.shipped()]\n"
         "print(sorted({'torch', 'ray', 'transformers'} & set(sys.modules)))"
     )

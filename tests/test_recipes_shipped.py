@@ -5,7 +5,7 @@ import json
 import pytest
 
 from atlas_ray.cli import main
-from atlas_ray.recipe import load, shipped
+from atlas_ray.recipe.loading import load, shipped
 from envs.science_world import split_of
 
 

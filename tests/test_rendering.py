@@ -7,12 +7,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 import envs
-from atlas_ray.agents import Agent
+from atlas_ray.agents.rendering import Renderer
+from atlas_ray.agents.rollout import EnvSpec, fresh, play
+from atlas_ray.agents.token_agent import Agent
 from atlas_ray.engines import TransformersEngine
 from atlas_ray.errors import InputError
-from atlas_ray.rendering import Renderer
-from atlas_ray.rollout import EnvSpec, fresh, play
-from atlas_ray.tiny import build_model, build_tokenizer
+from atlas_ray.models.tiny import build_model, build_tokenizer
 from atlas_ray.trajectory import Step, Trajectory
 
 BEGIN, END, PAD = "<|begin|>", "<|end|>", "<|pad|>"

@@ -6,13 +6,13 @@ import pytest
 from test_rendering import STEPS, Recorder, bpe, trajectory, written
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from atlas_ray.agent_spec import agent_spec
-from atlas_ray.agents import Agent, Decision
+from atlas_ray.agents.rendering import Renderer
+from atlas_ray.agents.rendering_chat import ChatRenderer, make_renderer
+from atlas_ray.agents.rollout import EnvSpec, fresh, play
+from atlas_ray.agents.spec import agent_spec
+from atlas_ray.agents.token_agent import Agent, Decision
 from atlas_ray.errors import InputError
-from atlas_ray.recipe import Recipe
-from atlas_ray.rendering import Renderer
-from atlas_ray.rendering_chat import ChatRenderer, make_renderer
-from atlas_ray.rollout import EnvSpec, fresh, play
+from atlas_ray.recipe.loading import Recipe
 from atlas_ray.trajectory import Step, Trajectory
 
 DAY = "26 Jul 2024"

@@ -9,14 +9,14 @@ from agentgym_server import Fake, quick, serving  # noqa: F401
 from test_rollout import Fixed
 
 import envs
-from atlas_ray.collect import collect
+from atlas_ray.agents.rollout import Beginnings, EnvSpec, fresh
 from atlas_ray.errors import AtlasError, EnvironmentGoneError
-from atlas_ray.files import recover_jsonl
-from atlas_ray.recipe import Recipe
-from atlas_ray.rollout import Beginnings, EnvSpec, fresh
+from atlas_ray.recipe.loading import Recipe
+from atlas_ray.rundir.files import recover_jsonl
 from atlas_ray.selection.replays import replay_all, replay_specs, replayed, rewarded
-from atlas_ray.selection.scored import by_value, kept_scores, step_scores
+from atlas_ray.selection.scored_stage import by_value, kept_scores, step_scores
 from atlas_ray.selection.start_after import start_after
+from atlas_ray.stages.collect import collect
 from atlas_ray.trajectory import Annotation, Step, Trajectory, write_trajectories
 
 NAME = "dying_env:Dying/Doors-v0"
@@ -25,7 +25,7 @@ NAME = "dying_env:Dying/Doors-v0"
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch):
     dying_env.DEATHS.clear()
-    monkeypatch.setattr("atlas_ray.agent_spec.AgentSpec.agent", lambda self, kept: Fixed(4))
+    monkeypatch.setattr("atlas_ray.agents.spec.AgentSpec.agent", lambda self, kept: Fixed(4))
     yield
     dying_env.DEATHS.clear()
 
@@ -160,7 +160,7 @@ class Righteous(Fixed):
 
 
 def test_agenttraj_is_replayed_on_a_server_that_the_recipe_names(tmp_path, serve, monkeypatch):
-    monkeypatch.setattr("atlas_ray.agent_spec.AgentSpec.agent", lambda self, kept: Righteous(2))
+    monkeypatch.setattr("atlas_ray.agents.spec.AgentSpec.agent", lambda self, kept: Righteous(2))
     server = serve("textcraft")
     records = agenttraj(server, (4, 17))
     records[1]["item_id"] = "textcraft_18"

@@ -6,11 +6,11 @@ from html.parser import HTMLParser
 
 import pytest
 
+from atlas_ray.data.results import Arm
 from atlas_ray.errors import InputError
-from atlas_ray.files import append_jsonl, write_json
 from atlas_ray.report import build_report, write_plots
 from atlas_ray.report.reading import read_atlas
-from atlas_ray.results import Arm
+from atlas_ray.rundir.files import append_jsonl, write_json
 from atlas_ray.trajectory import Annotation, Step, Trajectory, write_annotations, write_trajectories
 
 HOSTILE = """<script>alert(1)</script></details></p>'" onload="x" $\\frac{ &amp; ]]> --> \u202e"""

@@ -7,13 +7,13 @@ import pytest
 from test_report import HOSTILE, check, steps, write_run
 
 from atlas_ray.errors import InputError
-from atlas_ray.files import append_jsonl, write_json
-from atlas_ray.recipe import Recipe
+from atlas_ray.recipe.loading import Recipe
 from atlas_ray.report import build_report
 from atlas_ray.report.claims import claims
 from atlas_ray.report.plots import agreement_figure, svg
 from atlas_ray.report.selection import number, read_marks
 from atlas_ray.report.starts import read_starts
+from atlas_ray.rundir.files import append_jsonl, write_json
 from atlas_ray.selection.agreement import agreement
 from atlas_ray.trajectory import Annotation, Step, Trajectory, read_trajectories, write_annotations, write_trajectories
 

@@ -5,12 +5,12 @@ import re
 import pytest
 from test_report import POLICIES, check, policy, write_run
 
-from atlas_ray.files import write_json
+from atlas_ray.data.results import Policy
 from atlas_ray.report import build_report, write_plots
 from atlas_ray.report.switch_plots import called_figure, londi_figure
 from atlas_ray.report.switch_reading import above_line, read_londi, twins
 from atlas_ray.report.switching import londi_part
-from atlas_ray.results import Policy
+from atlas_ray.rundir.files import write_json
 
 EVENLY = [0.1] * 10
 LATE = [0.0] * 9 + [1.0]

@@ -6,14 +6,16 @@ import pytest
 import ray
 from oracle_script import trajectory
 
-import atlas_ray.workers
+import atlas_ray.cluster.workers
+from atlas_ray.cluster.resources import Demand, demands, most, parts, playing, together
+from atlas_ray.cluster.workers import ActorPool, expect, worker_pool
 from atlas_ray.engines import EnginePool
 from atlas_ray.errors import AtlasError
 from atlas_ray.finetune.stage import _fit, _missing
-from atlas_ray.recipe import Recipe, load
-from atlas_ray.resources import Demand, demands, most, parts, playing, together
-from atlas_ray.selection import asking, scored, start_after
-from atlas_ray.workers import ActorPool, expect, worker_pool
+from atlas_ray.recipe.loading import Recipe, load
+from atlas_ray.selection import oracle_stage as asking
+from atlas_ray.selection import scored_stage as scored
+from atlas_ray.selection import start_after
 
 PLACES = ("environments", "engines", "trainers")
 LARGE = {"workers": 5, "worker_cpus": 0.5, "engine": {"kind": "vllm", "actors": 2, "cpus": 3.0, "gpus": 4.0}}
@@ -204,9 +206,9 @@ def test_the_most_is_asked_for_at_one_time():
 
 
 def test_ray_on_this_machine_is_told_of_all_cpus_at_a_time(monkeypatch):
-    monkeypatch.setattr(atlas_ray.workers, "_expected", 0)
+    monkeypatch.setattr(atlas_ray.cluster.workers, "_expected", 0)
     expect(recipe(**SELECT, **LARGE))
-    assert atlas_ray.workers._expected == 9
+    assert atlas_ray.cluster.workers._expected == 9
 
 
 def test_no_engine_is_counted_that_has_no_worker(actors):

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
+from atlas_ray.data.results import Cell, Results, combine, interval, load_results, wilson, write_results
 from atlas_ray.errors import InputError
-from atlas_ray.results import Cell, Results, combine, interval, load_results, wilson, write_results
 
 ROWS = {
     "atlas": {

@@ -6,16 +6,16 @@ import dying_env
 import pytest
 
 import envs
-from atlas_ray.agents import Decision
-from atlas_ray.collect import collect
+from atlas_ray.agents.rollout import EnvSpec, env_spec, fresh, play
+from atlas_ray.agents.token_agent import Decision
 from atlas_ray.engines.base import Meter
 from atlas_ray.errors import AtlasError, InputError
-from atlas_ray.evaluation import Outcomes, _score, evaluate
-from atlas_ray.recipe import Recipe, load
-from atlas_ray.rollout import EnvSpec, env_spec, fresh, play
+from atlas_ray.recipe.loading import Recipe, load
 from atlas_ray.selection.value import Prefix, ReplayError, ValueConfig, estimate_values, snapshots
+from atlas_ray.stages.collect import collect
+from atlas_ray.stages.evaluate import Outcomes, _score, evaluate
 from atlas_ray.switching.players import ExpertPlayer
-from atlas_ray.switching.text import TextGame
+from atlas_ray.switching.text_game import TextGame
 
 NAME = "dying_env:Dying/Doors-v0"
 SPEC = EnvSpec(NAME)
@@ -132,11 +132,11 @@ def scored(tmp_path, monkeypatch, episodes=20):
         finetune={"arms": [{"selector": "all"}]},
         evaluate={"held_in": [NAME], "episodes": episodes},
     )
-    monkeypatch.setattr("atlas_ray.agent_spec.AgentSpec.agent", lambda self, kept: Fixed(4))
+    monkeypatch.setattr("atlas_ray.agents.spec.AgentSpec.agent", lambda self, kept: Fixed(4))
     about = {"selector": "all", "anchor": 0.0, "seed": 0, "steps": 1, "best": None, "examples": 1, "trajectories": 1}
     about |= {"steps_share": 1.0, "trained_tokens": 1, "context_tokens": 1, "anchored_tokens": 0, "seconds": 1.0}
     about |= {"data_sha256": "0"}
-    monkeypatch.setattr("atlas_ray.evaluation.read_json", lambda _: about)
+    monkeypatch.setattr("atlas_ray.stages.evaluate.read_json", lambda _: about)
     table = evaluate(made, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "evaluation" / "episodes.jsonl").read_text().splitlines()]
     return rows, table

@@ -8,15 +8,15 @@ from switch_models import LEVELS, SHAPES, model
 
 from atlas_ray import pipeline
 from atlas_ray.errors import InputError
-from atlas_ray.files import read_json, write_json
-from atlas_ray.models import fingerprint
-from atlas_ray.recipe import Recipe
-from atlas_ray.same_models import named_in, note_models
+from atlas_ray.models.loading import fingerprint
+from atlas_ray.models.tiny import build_tokenizer
+from atlas_ray.recipe.loading import Recipe
+from atlas_ray.rundir.files import read_json, write_json
 from atlas_ray.serving import open_desk
+from atlas_ray.stages.same_models import named_in, note_models
 from atlas_ray.sweep import tuning
 from atlas_ray.sweep.stage import _switch, train_switches
 from atlas_ray.sweep.trials import trials_of
-from atlas_ray.tiny import build_tokenizer
 
 
 @pytest.fixture

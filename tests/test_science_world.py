@@ -8,7 +8,7 @@ import pytest
 import envs
 from atlas_ray import preflight
 from atlas_ray.errors import InputError
-from atlas_ray.recipe import Recipe
+from atlas_ray.recipe.loading import Recipe
 from envs.science_world import (
     SIMPLIFICATIONS,
     SIMULATOR,

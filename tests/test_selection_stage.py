@@ -6,14 +6,15 @@ import pytest
 
 from atlas_ray import pipeline
 from atlas_ray.cli import main
+from atlas_ray.data.results import load_results
 from atlas_ray.errors import AtlasError, EndpointError, InputError
-from atlas_ray.files import read_json, recover_jsonl
-from atlas_ray.recipe import Recipe
-from atlas_ray.results import load_results
-from atlas_ray.selection import scored, stage
+from atlas_ray.models.tiny import build_model, build_tokenizer
+from atlas_ray.recipe.loading import Recipe
+from atlas_ray.rundir.files import read_json, recover_jsonl
+from atlas_ray.selection import scored_stage as scored
+from atlas_ray.selection import stage
 from atlas_ray.selection.start_after import _compared, places_of, random_places
 from atlas_ray.selection.told import replies_of
-from atlas_ray.tiny import build_model, build_tokenizer
 from atlas_ray.trajectory import (
     Annotation,
     cap,

@@ -6,9 +6,10 @@ import pytest
 from serving_desks import STEPS, Client, refused, served, stubbed, switch
 from switch_models import agents, specs
 
-from atlas_ray.agents import LostAnswer
+from atlas_ray.agents.token_agent import LostAnswer
 from atlas_ray.errors import EndpointError
-from atlas_ray.serving import Answer, Asked, Refused, desk
+from atlas_ray.serving import Answer, Asked, Refused
+from atlas_ray.serving import sessions as desk
 from atlas_ray.switching.baselines import Always
 from atlas_ray.switching.evaluate import play_switching
 

@@ -17,13 +17,13 @@ from switch_models import LEVELS, SHAPES, model
 
 from atlas_ray.cli import main
 from atlas_ray.errors import InputError
-from atlas_ray.files import read_json, write_json
-from atlas_ray.recipe import Recipe
+from atlas_ray.models.tiny import build_tokenizer
+from atlas_ray.recipe.loading import Recipe
+from atlas_ray.rundir.files import read_json, write_json
 from atlas_ray.serving import Asked, open_desk
 from atlas_ray.serving.app import GRACE, listen
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.features import EXTRA
-from atlas_ray.tiny import build_tokenizer
 
 
 @pytest.fixture

@@ -14,14 +14,15 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from atlas_ray import keeping, pipeline
+from atlas_ray import pipeline
 from atlas_ray.cli import main
 from atlas_ray.errors import AtlasError, InputError, StorageError
-from atlas_ray.files import jsonl_rows, read_json, recover_jsonl, write_json
-from atlas_ray.keeping import LEASE, Keeper
-from atlas_ray.pieces import is_archive, pieces
-from atlas_ray.recipe import load
-from atlas_ray.storage import Storage
+from atlas_ray.recipe.loading import load
+from atlas_ray.rundir.files import jsonl_rows, read_json, recover_jsonl, write_json
+from atlas_ray.storage import sync as keeping
+from atlas_ray.storage.object_store import Storage
+from atlas_ray.storage.snapshot import is_archive, pieces
+from atlas_ray.storage.sync import LEASE, Keeper
 
 RECIPE = """
 name = "kept"

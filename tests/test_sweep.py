@@ -17,17 +17,18 @@ from ray.tune.error import _TuneStopTrialError
 from switch_models import LEVELS, SHAPES, model
 from test_sweep_shared import recipe_of
 
-from atlas_ray import keeping, pipeline
+from atlas_ray import pipeline
+from atlas_ray.cluster.resources import Total
 from atlas_ray.errors import AtlasError, InputError
-from atlas_ray.files import read_json
+from atlas_ray.models.tiny import build_tokenizer
 from atlas_ray.pipeline import write_report
-from atlas_ray.recipe import Recipe, Sweep
-from atlas_ray.resources import Total
+from atlas_ray.recipe.loading import Recipe, Sweep
+from atlas_ray.rundir.files import read_json
+from atlas_ray.storage import sync as keeping
 from atlas_ray.sweep import sweep, tuning
 from atlas_ray.sweep.stage import train_switches
 from atlas_ray.sweep.trials import trials_of
 from atlas_ray.switching import SwitchPolicy
-from atlas_ray.tiny import build_tokenizer
 
 GAMMA = 0.98
 
@@ -207,7 +208,7 @@ def on_a_chain(name="chain-12"):
         import switch_mdps
 
         from atlas_ray.switching.policy import SwitchConfig
-        from atlas_ray.switching.work import Lesson
+        from atlas_ray.switching.tasks import Lesson
 
         mdp, settings = switch_mdps.MDPS[name], trial.recipe.switch
         cost, budget = next(iter(settings.costs), None), next(iter(settings.budgets), None)

@@ -6,13 +6,15 @@ from collections import Counter
 import pytest
 from safetensors.torch import load_file
 
-from atlas_ray import collect, evaluation, pipeline
-from atlas_ray.files import read_json
-from atlas_ray.recipe import Recipe
-from atlas_ray.selection import scored
+from atlas_ray import pipeline
+from atlas_ray.models.tiny import build_model, build_tokenizer
+from atlas_ray.recipe.loading import Recipe
+from atlas_ray.rundir.files import read_json
+from atlas_ray.selection import scored_stage as scored
+from atlas_ray.stages import collect
+from atlas_ray.stages import evaluate as evaluation
 from atlas_ray.sweep import shared, table
 from atlas_ray.sweep.trials import ATLAS, trials_of
-from atlas_ray.tiny import build_model, build_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from atlas_ray.cli import main
 from atlas_ray.errors import InputError
-from atlas_ray.recipe import Arm, Draw, Recipe, Sweep, load
-from atlas_ray.schema_sweep import plan, shown, with_values
+from atlas_ray.recipe.loading import Arm, Draw, Recipe, Sweep, load
+from atlas_ray.recipe.sweep import plan, shown, with_values
 
 SWITCH = """\
 name = "s"

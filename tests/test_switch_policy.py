@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas_ray.errors import InputError
-from atlas_ray.schema_switch import Signal
+from atlas_ray.recipe.switch import Signal
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.budget import Budget
 from atlas_ray.switching.encoders import Hashing, SentenceEncoder

@@ -5,16 +5,16 @@ import json
 import pytest
 from chat_server import ChatServer, answer
 
-from atlas_ray.agents import Agent, Decision, digest
-from atlas_ray.chat import ChatAgent
+from atlas_ray.agents.chat_agent import ChatAgent
+from atlas_ray.agents.rollout import EnvSpec
+from atlas_ray.agents.token_agent import Agent, Decision, digest
 from atlas_ray.engines import TransformersEngine
-from atlas_ray.engines.openai import ChatEndpoint
-from atlas_ray.rollout import EnvSpec
-from atlas_ray.switching.answers import Answer, Answers
+from atlas_ray.engines.chat_endpoint import ChatEndpoint
+from atlas_ray.models.tiny import build_model, build_tokenizer
 from atlas_ray.switching.baselines import Always, Random
+from atlas_ray.switching.decision_cache import Answer, Answers
 from atlas_ray.switching.evaluate import play_switching
-from atlas_ray.switching.text import TextGame
-from atlas_ray.tiny import build_model, build_tokenizer
+from atlas_ray.switching.text_game import TextGame
 
 SHAPES = {"quick": (16, 1), "deepthink": (32, 2)}
 SPECS = [EnvSpec(level, {"max_steps": 7}) for level in ("GoToLocalS5N2", "PickupDist")]

@@ -5,17 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from atlas_ray.recipe import Switch
-from atlas_ray.results import Policy, interval
+from atlas_ray.data.results import Policy, interval
+from atlas_ray.recipe.loading import Switch
 from atlas_ray.switching.baselines import Always, EveryKth, Oracle, Random, Threshold, calibrate
-from atlas_ray.switching.compare import (
-    baselines,
-    budget_of,
-    called_at,
-    learned_switches,
-    summary,
-    unlearned,
-)
+from atlas_ray.switching.policies import baselines, budget_of, called_at, learned_switches, summary, unlearned
 from atlas_ray.switching.policy import Situation
 
 

@@ -15,17 +15,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import envs
-from atlas_ray.agents import Agent
+from atlas_ray.agents.rollout import EnvSpec
+from atlas_ray.agents.token_agent import Agent
 from atlas_ray.engines import TransformersEngine
 from atlas_ray.errors import BudgetViolationError
-from atlas_ray.rollout import EnvSpec
+from atlas_ray.models.tiny import build_model, build_tokenizer
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.encoders import make_encoder
 from atlas_ray.switching.environment import PENALTY, SwitchingVectorEnv
 from atlas_ray.switching.evaluate import play_switching
 from atlas_ray.switching.policy import Situation, SwitchConfig
-from atlas_ray.switching.text import TextGame
-from atlas_ray.tiny import build_model, build_tokenizer
+from atlas_ray.switching.text_game import TextGame
 
 EPISODES = 1000
 

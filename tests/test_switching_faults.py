@@ -10,9 +10,9 @@ import pytest
 import switch_mdps
 from switch_mdps import MDPS
 
-from atlas_ray.causes import culprit
+from atlas_ray.cluster.causes import culprit
 from atlas_ray.errors import InputError
-from atlas_ray.recipe import Switch
+from atlas_ray.recipe.loading import Switch
 from atlas_ray.switching.policy import SwitchConfig
 from atlas_ray.switching.train import train_switch
 

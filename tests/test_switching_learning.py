@@ -6,8 +6,8 @@ import pytest
 import switch_mdps
 from switch_mdps import MDPS
 
-from atlas_ray import files
-from atlas_ray.recipe import Switch
+from atlas_ray.recipe.loading import Switch
+from atlas_ray.rundir import files
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.policy import SwitchConfig
 from atlas_ray.switching.train import train_switch

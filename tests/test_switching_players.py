@@ -11,18 +11,18 @@ import pytest
 from chat_server import ChatServer, answer
 
 import envs
-from atlas_ray.agents import Agent, Decision
-from atlas_ray.chat import ChatAgent
+from atlas_ray.agents.chat_agent import ChatAgent
+from atlas_ray.agents.rollout import EnvSpec
+from atlas_ray.agents.token_agent import Agent, Decision
 from atlas_ray.engines import RemoteEngine, TransformersEngine
-from atlas_ray.engines.openai import ChatEndpoint
+from atlas_ray.engines.chat_endpoint import ChatEndpoint
 from atlas_ray.errors import InputError
-from atlas_ray.recipe import Recipe
-from atlas_ray.rollout import EnvSpec
+from atlas_ray.models.tiny import build_model, build_tokenizer
+from atlas_ray.recipe.loading import Recipe
 from atlas_ray.switching.baselines import Always, Random
 from atlas_ray.switching.evaluate import play_switching
 from atlas_ray.switching.players import ExpertPlayer, check_players, close_players, engine_actors, lost, open_players
-from atlas_ray.switching.text import TextGame
-from atlas_ray.tiny import build_model, build_tokenizer
+from atlas_ray.switching.text_game import TextGame
 from envs.babyai_text import ACTIONS
 
 SHAPES = {"quick": (16, 1), "deepthink": (32, 2)}

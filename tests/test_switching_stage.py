@@ -6,18 +6,18 @@ from collections import Counter
 import pytest
 from switch_models import LEVELS, SHAPES, agents, model, specs
 
-from atlas_ray.recipe import Recipe
-from atlas_ray.results import Londi, interval
-from atlas_ray.rollout import SWITCH_TEST, seed_block
+from atlas_ray.agents.rollout import SWITCH_TEST, seed_block
+from atlas_ray.data.results import Londi, interval
+from atlas_ray.models.tiny import build_tokenizer
+from atlas_ray.recipe.loading import Recipe
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.baselines import Always, EveryKth, Oracle, Random, Threshold
-from atlas_ray.switching.compare import learned_switches
 from atlas_ray.switching.evaluate import play_switching
 from atlas_ray.switching.players import ExpertPlayer
+from atlas_ray.switching.policies import learned_switches
 from atlas_ray.switching.stage import _Stage, switch_stage
-from atlas_ray.switching.text import TextGame
-from atlas_ray.switching.work import PlayTask
-from atlas_ray.tiny import build_tokenizer
+from atlas_ray.switching.tasks import PlayTask
+from atlas_ray.switching.text_game import TextGame
 
 
 def test_the_oracle_with_the_expert_as_the_large_model_never_fails():

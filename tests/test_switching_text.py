@@ -8,17 +8,17 @@ import pytest
 import torch
 from switch_models import LEVELS, SHAPES, agents, model, specs
 
-from atlas_ray.agents import Agent, confidence
+from atlas_ray.agents.rollout import EnvSpec, fresh
+from atlas_ray.agents.token_agent import Agent, confidence
 from atlas_ray.engines import TransformersEngine
 from atlas_ray.errors import InputError
-from atlas_ray.rollout import EnvSpec, fresh
+from atlas_ray.models.tiny import build_model, build_tokenizer
 from atlas_ray.switching.baselines import Always, Random
 from atlas_ray.switching.encoders import make_encoder, unit
 from atlas_ray.switching.environment import SwitchingVectorEnv
 from atlas_ray.switching.evaluate import play_switching
 from atlas_ray.switching.players import ExpertPlayer
-from atlas_ray.switching.text import OVER, TextGame
-from atlas_ray.tiny import build_model, build_tokenizer
+from atlas_ray.switching.text_game import OVER, TextGame
 
 
 def game(rows=4, max_steps=6):

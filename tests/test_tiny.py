@@ -5,8 +5,8 @@ import torch
 from transformers import AutoTokenizer
 
 from atlas_ray.finetune.run import new_words
-from atlas_ray.recipe import Recipe
-from atlas_ray.tiny import UNKNOWN, build_model, build_tokenizer, frequent_words, vocabulary
+from atlas_ray.models.tiny import UNKNOWN, build_model, build_tokenizer, frequent_words, vocabulary
+from atlas_ray.recipe.loading import Recipe
 from atlas_ray.trajectory import Step, Trajectory, write_trajectories
 
 TEXTS = ["You are in the pantry.", "You see a fridge, that is closed.", "open fridge", "fridge"]

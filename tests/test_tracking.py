@@ -12,10 +12,11 @@ import types
 
 import pytest
 
-from atlas_ray import pipeline, tracking
+from atlas_ray import pipeline
 from atlas_ray.errors import InputError
-from atlas_ray.files import RunLog, read_json, recover_jsonl
-from atlas_ray.recipe import Recipe
+from atlas_ray.recipe.loading import Recipe
+from atlas_ray.rundir import tracking
+from atlas_ray.rundir.files import RunLog, read_json, recover_jsonl
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 

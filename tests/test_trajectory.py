@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from atlas_ray.errors import InputError
-from atlas_ray.files import (
+from atlas_ray.rundir.files import (
     RunLog,
     append_jsonl,
     atomic_directory,
@@ -435,7 +435,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("atlas_ray.files.os.fsync", full)
+    monkeypatch.setattr("atlas_ray.rundir.files.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_text(path, "new")
     assert path.read_text() == "old"

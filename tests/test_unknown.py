@@ -6,23 +6,23 @@ from test_rendering import bpe
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from atlas_ray.agents import Agent
+from atlas_ray.agents.rendering import Renderer
+from atlas_ray.agents.rollout import EnvSpec, fresh
+from atlas_ray.agents.token_agent import Agent
+from atlas_ray.agents.unknown_words import Reader, Unknown, survey, warning
 from atlas_ray.errors import InputError
-from atlas_ray.files import jsonl_rows, read_json, write_json
 from atlas_ray.finetune import finetune
 from atlas_ray.finetune.store import build_store
-from atlas_ray.models import load_tokenizer
-from atlas_ray.recipe import Recipe
-from atlas_ray.rendering import Renderer
+from atlas_ray.models.loading import load_tokenizer
+from atlas_ray.models.tiny import build_tokenizer
+from atlas_ray.recipe.loading import Recipe
 from atlas_ray.report.training import training_part
-from atlas_ray.rollout import EnvSpec, fresh
-from atlas_ray.selection import scored
-from atlas_ray.selection.asking import by_oracle
+from atlas_ray.rundir.files import jsonl_rows, read_json, write_json
+from atlas_ray.selection import scored_stage as scored
 from atlas_ray.selection.controls import select_last
+from atlas_ray.selection.oracle_stage import by_oracle
 from atlas_ray.selection.start_after import start_after
-from atlas_ray.tiny import build_tokenizer
 from atlas_ray.trajectory import Step, Trajectory, write_annotations, write_trajectories
-from atlas_ray.unknown import Reader, Unknown, survey, warning
 
 TINY = build_tokenizer()
 

@@ -12,11 +12,11 @@ from atlas_ray.engines import TransformersEngine, make_engine
 from atlas_ray.engines.base import Scoring, Writing, finish
 from atlas_ray.engines.vllm import VllmEngine
 from atlas_ray.errors import AtlasError, ContextOverflowError, InputError
-from atlas_ray.fetch import fetched
 from atlas_ray.finetune.output import make_model, write_model
-from atlas_ray.models import load_model, load_tokenizer
-from atlas_ray.recipe import Engine, Recipe
-from atlas_ray.tiny import build_model, build_tokenizer
+from atlas_ray.models.fetch import fetched
+from atlas_ray.models.loading import load_model, load_tokenizer
+from atlas_ray.models.tiny import build_model, build_tokenizer
+from atlas_ray.recipe.loading import Engine, Recipe
 
 ACTIONS = ["turn left", "turn right", "go forward", "pick up", "pick up the red ball", "drop", "toggle"]
 TURNS = [

@@ -1,9 +1,9 @@
 """Where text comes from: a causal language model behind one small protocol."""
 
+from ..cluster.remote_rundir import local
 from ..errors import InputError
-from ..home import local
-from ..models import adapted
-from ..schema import Engine as Settings
+from ..models.loading import adapted
+from ..recipe.schema import Engine as Settings
 from .base import Capabilities, Engine, LocalEngine
 from .pool import EnginePool
 from .remote import RemoteEngine, Seat

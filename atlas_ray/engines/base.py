@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import ContextOverflowError, InputError
-from ..model_config import longest
+from ..models.config import longest
 
 
 @dataclass(frozen=True)

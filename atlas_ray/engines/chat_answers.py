@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..thinking import THINKING, split_thinking
+from ..data.thinking import THINKING, split_thinking
 from .chat_refusals import Said, error_in, plain, said, shown
-from .http_line import Answer
+from .http_transport import Answer
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _STREAM = re.compile(rb"\s*(?:data|event|id|retry)?:")
@@ -74,7 +74,7 @@ def completion(
         limit: most tokens that were asked for.
         limit_name: what the user calls that limit.
         secrets: what no message may hold.
-        thinking: tags of thoughts within the text (:data:`atlas_ray.thinking.THINKING`).
+        thinking: tags of thoughts within the text (:data:`atlas_ray.data.thinking.THINKING`).
 
     Raises:
         NoCompletionError: it holds no completion.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import EndpointError
-from . import patience
+from . import retry as patience
 
 Part = Literal["schema", "system", "seed"]
 """Of a request, what a server may not know and what can be left out: a JSON schema, system messages and neighbours of

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..data.thinking import THINKING
 from ..errors import InputError
-from ..schema_endpoint import EndpointFields
-from ..thinking import THINKING
-from .openai import ChatEndpoint
+from ..recipe.endpoint import EndpointFields
+from .chat_endpoint import ChatEndpoint
 
 
 def open_endpoint(fields: EndpointFields, slots: int, where: str, thinking: Sequence[str] = THINKING) -> ChatEndpoint:

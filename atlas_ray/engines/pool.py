@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..schema import Engine as Settings
+from ..recipe.schema import Engine as Settings
 from .remote import Seat
 from .server import spawn
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from ..model_config import text_config
+from ..models.config import text_config
 
 
 @dataclass(frozen=True)

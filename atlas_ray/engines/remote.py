@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..cluster.remote_rundir import local
 from ..errors import WorkerFailedError
-from ..home import local
-from ..models import load_tokenizer
+from ..models.loading import load_tokenizer
 from .base import Batches, Meter, Request, check
 from .server import About
 

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .. import home, logs
-from ..scheduling import outside
-from ..schema import Engine as Settings
+from ..cluster import remote_rundir as home
+from ..cluster.scheduling import outside
+from ..recipe.schema import Engine as Settings
+from ..rundir import logs
 from .base import Capabilities, LocalEngine, Meter, Request, advance
 
 _log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from ..model_config import text_config
-from ..models import load_model, load_tokenizer
+from ..models.config import text_config
+from ..models.loading import load_model, load_tokenizer
 from .base import Batches, Capabilities, Meter, Reading, Request, Scoring, Writing, check, finish, own_context
 from .grouped_attention import use_grouped_attention
 from .reach import added_mask, check_kept, reaches

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import logs
 from ..errors import AtlasError, InputError
-from ..model_config import text_config
-from ..models import adapter_config, load_config, load_tokenizer, resolve
+from ..models.config import text_config
+from ..models.loading import adapter_config, load_config, load_tokenizer, resolve
+from ..rundir import logs
 from .base import Batches, Capabilities, Meter, Reading, Request, Scoring, Writing, check, finish, own_context
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_rank

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..files import replacing
-from ..model_config import text_config
+from ..models.config import text_config
+from ..rundir.files import replacing
 from .packing import hidden_at, packed, packs
 from .store import TokenStore
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..recipe import Recipe
-from ..unknown import NOTHING, warning
+from ..agents.unknown_words import NOTHING, warning
+from ..recipe.loading import Recipe
 
 
 def card(recipe: Recipe, about: dict[str, Any], scores: dict[str, str] | None = None) -> str:

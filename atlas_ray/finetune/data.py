@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..data.records import Annotation
 from ..errors import EmptySelectionError, InputError
-from ..trajectory import Annotation
 from .store import TokenStore
 
 

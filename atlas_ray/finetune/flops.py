@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..model_config import text_config
+from ..models.config import text_config
 
 if TYPE_CHECKING:
     import torch

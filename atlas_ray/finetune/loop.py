@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..errors import DivergedError, EmptySelectionError, InputError
-from ..recipe import Finetune
+from ..recipe.loading import Finetune
 from .data import Example, batches, share_out
 from .flops import Shape, plain_flops, shape_of, training_flops
 from .loss import MaskedModel, Scale, packs_whole

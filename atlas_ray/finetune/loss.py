@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..model_config import text_config
+from ..models.config import text_config
 from .data import Example
 from .packing import hidden_at, packs
 

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from ..disk import writing
 from ..errors import AtlasError
-from ..files import atomic_directory, write_json, write_text
-from ..models import adapter_config, base_from, context_of, load_config, load_model, load_tokenizer, whole
-from ..recipe import Recipe
-from ..tiny import build_model, build_tokenizer
+from ..models.loading import adapter_config, base_from, context_of, load_config, load_model, load_tokenizer, whole
+from ..models.tiny import build_model, build_tokenizer
+from ..recipe.loading import Recipe
+from ..rundir.disk import writing
+from ..rundir.files import atomic_directory, write_json, write_text
 from .card import card
 from .packing import causal_lm
 from .team import Team, half

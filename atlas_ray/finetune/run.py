@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from ..disk import writing
+from ..agents.rendering_chat import make_renderer
+from ..agents.unknown_words import refuse, warning
+from ..cluster.remote_rundir import place
+from ..data.records import iter_trajectories, read_annotations
+from ..data.replies import Replies
 from ..errors import InputError
-from ..files import atomic_directory, read_json
-from ..home import place
-from ..models import note_base
-from ..recipe import Arm, Finetune, Recipe
-from ..rendering_chat import make_renderer
-from ..replies import Replies
-from ..tiny import frequent_words
-from ..trajectory import iter_trajectories, read_annotations
-from ..unknown import refuse, warning
+from ..models.loading import note_base
+from ..models.tiny import frequent_words
+from ..recipe.loading import Arm, Finetune, Recipe
+from ..rundir.disk import writing
+from ..rundir.files import atomic_directory, read_json
 from . import output
 from .base_logps import base_logps, worth_keeping
 from .data import Examples, steps_of

@@ -16,16 +16,17 @@ from typing import Any
 
 import torch
 
-from .. import home, logs
-from ..causes import culprit, described
+from ..cluster import remote_rundir as home
+from ..cluster.causes import culprit, described
+from ..cluster.remote_rundir import Place, place
+from ..cluster.workers import check_room, ensure_ray, resources_of, wait_for_groups
+from ..data.records import iter_trajectories, read_annotations
 from ..errors import AtlasError, InputError
-from ..files import RunLog, read_json
-from ..home import Place, place
-from ..models import load_tokenizer
-from ..progress import duration, say, track
-from ..recipe import Arm, Finetune, Recipe
-from ..trajectory import iter_trajectories, read_annotations
-from ..workers import check_room, ensure_ray, resources_of, wait_for_groups
+from ..models.loading import load_tokenizer
+from ..recipe.loading import Arm, Finetune, Recipe
+from ..rundir import logs
+from ..rundir.files import RunLog, read_json
+from ..rundir.progress import duration, say, track
 from .data import steps_of
 from .run import checkpoint_dir, expert_file, prepare, refuse_other_base, scratch_dir, train_arm, unknown_warning
 from .store import TokenStore

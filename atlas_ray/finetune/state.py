@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ..disk import writing
-from ..files import open_up, read_json, write_json
+from ..rundir.disk import writing
+from ..rundir.files import open_up, read_json, write_json
 from .team import Team
 
 _KEYS = ("exp_avg", "exp_avg_sq")

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..agents.rendering import Rendered, Renderer
+from ..agents.unknown_words import Unknown, survey
+from ..data.records import Trajectory
 from ..errors import ContextOverflowError
-from ..files import atomic_directory, read_json, write_json
-from ..rendering import Rendered, Renderer
-from ..trajectory import Trajectory
-from ..unknown import Unknown, survey
+from ..rundir.files import atomic_directory, read_json, write_json
 
 
 class Entry(NamedTuple):
@@ -42,7 +42,7 @@ class TokenStore:
         path: directory that :func:`build_store` wrote.
 
     Attributes:
-        unknown: what the tokenizer does not know of them, see :meth:`atlas_ray.unknown.Unknown.row`.
+        unknown: what the tokenizer does not know of them, see :meth:`atlas_ray.agents.unknown_words.Unknown.row`.
     """
 
     def __init__(self, path: Path) -> None:

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ..cluster.container import cores
 from ..errors import AtlasError
-from ..limits import cores
 
 Value = TypeVar("Value")
 

@@ -6,12 +6,12 @@ from typing import Any, get_args
 
 import torch
 
-from ..agent_spec import agent_spec
+from ..agents.rollout import VALIDATE, Beginnings, EnvSpec, env_spec, play, seed_block
+from ..agents.spec import agent_spec
+from ..data.replies import Outcome, Replies, summed
 from ..engines import TransformersEngine
 from ..errors import AtlasError
-from ..recipe import Recipe
-from ..replies import Outcome, Replies, summed
-from ..rollout import VALIDATE, Beginnings, EnvSpec, env_spec, play, seed_block
+from ..recipe.loading import Recipe
 from .team import Team
 
 

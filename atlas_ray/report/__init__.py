@@ -8,11 +8,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from ..data.records import first_problem
+from ..data.results import Arm, Results, load_results
 from ..errors import InputError
-from ..files import write_text
-from ..recipe import Recipe
-from ..results import Arm, Results, load_results
-from ..trajectory import first_problem
+from ..recipe.loading import Recipe
+from ..rundir.files import write_text
 from .claims import claims
 from .journal import events, stage_times
 from .page import Html, el, missing, page

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..recipe import Recipe
-from ..schema_select import members
+from ..recipe.loading import Recipe
+from ..recipe.select import members
 from .page import Html, el
 
 _PAPERS = (

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..progress import duration
+from ..rundir.progress import duration
 from .page import Html, missing, table
 
 

@@ -12,8 +12,8 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..files import replacing
-from ..results import Arm
+from ..data.results import Arm
+from ..rundir.files import replacing
 from ..selection.agreement import BINS, Agreement
 from .page import LIGHT, Html, short
 from .reading import arm_labels

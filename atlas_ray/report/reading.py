@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..results import Arm, Score, combine
+from ..data.results import Arm, Score, combine
 
 CONTROLS = ("random", "non-critical", "perplexity", "uniform", "last", "all", "none")
 UNCLEAR = "not distinguishable at this scale"

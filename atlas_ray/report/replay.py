@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..data.records import Annotation, Step, Trajectory, first_problem
 from ..errors import InputError
-from ..trajectory import Annotation, Step, Trajectory, first_problem
 from .page import NOTHING, Html, el, missing, short
 
 _SEEN, _LONG, _CATEGORY = 600, 2000, 200  # characters of an observation, of any other text, of a category

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 
+from ..data.records import Annotation, Trajectory, read_annotations, read_trajectories
 from ..errors import InputError
-from ..recipe import Recipe
+from ..recipe.loading import Recipe
 from ..selection.agreement import Agreement, Counts, agreement
 from ..selection.controls import by_trajectory
 from ..selection.stage import annotations_path
-from ..trajectory import Annotation, Trajectory, read_annotations, read_trajectories
 from .page import NOTHING, Html, el, missing, short, table
 from .plots import agreement_figure, svg
 from .reading import UNCLEAR, judge

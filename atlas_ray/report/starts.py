@@ -8,8 +8,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from ..data.records import first_problem
 from ..errors import InputError
-from ..trajectory import first_problem
 from .page import Html, el, missing, table
 from .reading import judge, signed, span
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import read_json
+from ..rundir.files import read_json
 from .page import NOTHING, Html, el, short, table
 from .plots import svg
 from .sweep_plots import axis_of, label, ranked_figure, score_figure, switches_figure, word

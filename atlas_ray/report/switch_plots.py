@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, PercentFormatter
 from matplotlib.transforms import Bbox
 
-from ..results import DECILES, Policy
+from ..data.results import DECILES, Policy
 from .page import LIGHT, short
 from .plots import SETTINGS, blank, plain
 from .switch_reading import MATCHED, ORACLE, ends, family

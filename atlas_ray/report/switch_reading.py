@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ..results import ALWAYS_DEEPTHINK, ALWAYS_QUICK, Policy, combine
+from ..data.results import ALWAYS_DEEPTHINK, ALWAYS_QUICK, Policy, combine
 from .reading import UNCLEAR, judge, signed, span
 
 MATCHED = ("random", "every", "threshold")

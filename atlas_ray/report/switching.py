@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..results import Policy
+from ..data.results import Policy
 from .page import NOTHING, Html, el, table
 from .plots import svg
 from .reading import signed, span

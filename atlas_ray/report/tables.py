@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..replies import Replies, summed
-from ..results import Arm, Cell, Policy
+from ..data.replies import Replies, summed
+from ..data.results import Arm, Cell, Policy
 from .page import NOTHING, Html, el, table
 from .reading import arm_labels
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..files import read_json
-from ..unknown import NOTHING as NO_WORDS
-from ..unknown import warning
+from ..agents.unknown_words import NOTHING as NO_WORDS
+from ..agents.unknown_words import warning
+from ..rundir.files import read_json
 from .page import NOTHING, Html, el, table
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ..data.records import Annotation, Trajectory
 from ..errors import InputError
-from ..trajectory import Annotation, Trajectory
 from .controls import by_trajectory
 
 BINS = 5

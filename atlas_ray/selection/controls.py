@@ -8,8 +8,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
+from ..data.records import Annotation, Trajectory, cap
 from ..errors import InputError
-from ..trajectory import Annotation, Trajectory, cap
 
 
 def by_trajectory(annotations: Iterable[Annotation]) -> dict[str, Annotation]:

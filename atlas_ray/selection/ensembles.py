@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from ..data.records import Annotation, Trajectory, cap
 from ..errors import InputError
-from ..trajectory import Annotation, Trajectory, cap
 from .controls import by_trajectory
 
 Marks = Mapping[str, Iterable[Annotation]]

@@ -16,21 +16,12 @@ from pathlib import Path
 from statistics import fmean, variance
 from typing import NamedTuple
 
-from ..engines.openai import Completion
+from ..data.records import Annotation, Trajectory, cap
+from ..data.replies import Outcome, Replies
+from ..data.thinking import split_thinking
+from ..engines.chat_endpoint import Completion
 from ..errors import AtlasError, EndpointError
-from ..replies import Outcome, Replies
-from ..thinking import split_thinking
-from ..trajectory import Annotation, Trajectory, cap
-from .oracle_answer import (
-    CATEGORIES,
-    Answer,
-    AnswerCache,
-    Mark,
-    RefusedError,
-    SubGoal,
-    read,
-    schema,
-)
+from .oracle_answer import CATEGORIES, Answer, AnswerCache, Mark, RefusedError, SubGoal, read, schema
 from .oracle_counts import Estimate, OracleConfig, OracleUsage, Unannotated
 from .oracle_prompt import Ask, Room, UnfitError, complaint, prompt_sha256, questions
 from .oracle_stop import Alike, Lost, lost_kind

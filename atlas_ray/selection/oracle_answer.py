@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from ..data.parsing import LONGEST_REPLY, LONGEST_THINKING
+from ..data.thinking import THINKING, split_thinking, strip_specials
 from ..errors import InputError
-from ..files import append_jsonl, recover_jsonl
-from ..parsing import LONGEST_REPLY, LONGEST_THINKING
-from ..thinking import THINKING, split_thinking, strip_specials
+from ..rundir.files import append_jsonl, recover_jsonl
 
 Refusal = Literal[
     "empty",

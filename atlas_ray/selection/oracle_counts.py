@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ..data.thinking import THINKING
 from ..errors import InputError
-from ..thinking import THINKING
 from .oracle_answer import GOAL_TOKENS, MARK_TOKENS, MOST_GOALS
 
 
@@ -23,7 +23,7 @@ class OracleConfig:
         batch: trajectories asked about at a time; their answers are lost when the run is killed meanwhile.
         send_schema: False where the server refuses a JSON schema; answers are checked in any case.
         stop_after: so many failures of one kind in a row end it (:class:`.oracle_stop.Alike`); 0 never.
-        thinking: tags of what is thought before an answer (:data:`atlas_ray.thinking.THINKING`).
+        thinking: tags of what is thought before an answer (:data:`atlas_ray.data.thinking.THINKING`).
 
     Raises:
         InputError: names the field.

@@ -22,7 +22,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..trajectory import Step, Trajectory
+from ..data.records import Step, Trajectory
 from .oracle_answer import CATEGORIES, LONGEST_GOAL, LONGEST_REASON, MARK_TOKENS, Answer, Limits, Mark, SubGoal, schema
 
 SYSTEM = f"""You read the record of an expert that acts in a text environment, step by step, until it reaches its \

@@ -8,9 +8,9 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from ..chat_template import write
+from ..agents.chat_template import write
 from ..engines import Engine
-from ..engines.openai import Completion
+from ..engines.chat_endpoint import Completion
 from ..errors import EndpointError, InputError
 
 
@@ -20,7 +20,7 @@ def tokens_of(text: str) -> int:
 
 
 class Writer(Protocol):
-    """Whatever writes: :class:`atlas_ray.engines.openai.ChatEndpoint` as it is, or an :class:`EngineWriter`."""
+    """Whatever writes: :class:`atlas_ray.engines.chat_endpoint.ChatEndpoint` as it is, or an :class:`EngineWriter`."""
 
     model: str
 

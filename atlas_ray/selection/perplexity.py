@@ -14,9 +14,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..models import context_of
-from ..rendering import Rendered, Renderer
-from ..trajectory import Annotation, Trajectory, cap
+from ..agents.rendering import Rendered, Renderer
+from ..data.records import Annotation, Trajectory, cap
+from ..models.loading import context_of
 
 
 @torch.inference_mode()

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 import envs
 
-from ..recipe import Recipe
-from ..rollout import EnvSpec, Start, env_spec, fresh, train_specs, unbegun
-from ..trajectory import Trajectory
+from ..agents.rollout import EnvSpec, Start, env_spec, fresh, train_specs, unbegun
+from ..data.records import Trajectory
+from ..recipe.loading import Recipe
 
 Specs = Mapping[str, EnvSpec | tuple[EnvSpec, ...]]
 """By the id of an environment: how it is played, or how it may be: a file does not tell the split of its seeds."""

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from ..data.records import Annotation, Trajectory, read_annotations, read_trajectories, write_annotations
 from ..errors import AtlasError, InputError
-from ..files import RunLog
-from ..progress import say
-from ..recipe import Recipe
-from ..schema_select import members
-from ..trajectory import Annotation, Trajectory, read_annotations, read_trajectories, write_annotations
+from ..recipe.loading import Recipe
+from ..recipe.select import members
+from ..rundir.files import RunLog
+from ..rundir.progress import say
 from .agreement import Agreement, agreement
-from .asking import by_oracle
 from .controls import by_trajectory, select_all, select_last, select_non_critical, select_random, select_uniform
 from .ensembles import mark_scores, select_intersection, select_rank_mean, select_union
-from .scored import by_perplexity, by_value, step_scores
+from .oracle_stage import by_oracle
+from .scored_stage import by_perplexity, by_value, step_scores
 from .start_after import start_after
 
 Marks = dict[str, list[Annotation]]

@@ -15,20 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from ..agent_spec import AgentSpec, agent_spec
+from ..agents.rollout import UNANSWERED, Beginnings, Start, play
+from ..agents.spec import AgentSpec, agent_spec
+from ..agents.throughput import Flow, Gauge, gauge, replies_told
+from ..agents.unknown_words import Reader
+from ..cluster.workers import chunks, worker_pool
+from ..data.records import Annotation, Trajectory
+from ..data.replies import Losses, Replies, summed
 from ..engines import EnginePool
-from ..files import RunLog, append_jsonl, recover_jsonl, write_json
-from ..flow import Flow, Gauge, gauge, replies_told
-from ..progress import say, track
-from ..recipe import Recipe
-from ..replies import Losses, Replies, summed
-from ..rollout import UNANSWERED, Beginnings, Start, play
-from ..trajectory import Annotation, Trajectory
-from ..unknown import Reader
-from ..workers import chunks, worker_pool
+from ..recipe.loading import Recipe
+from ..rundir.files import RunLog, append_jsonl, recover_jsonl, write_json
+from ..rundir.progress import say, track
 from .controls import by_trajectory
 from .replays import Begin, Specs, replay_all, replay_specs, start_at
-from .scored import check_words, log_retries, perplexity_model, say_left_out
+from .scored_stage import check_words, log_retries, perplexity_model, say_left_out
 
 RANDOM, BEGINNING = "random", "beginning"
 _CHUNK = 8

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..files import jsonl_rows
-from ..replies import summed
-from .scored import scores_path
+from ..data.replies import summed
+from ..rundir.files import jsonl_rows
+from .scored_stage import scores_path
 
 WHO = ("oracle", "value", "start-after")
 """Who asks models here; the names of their files in ``annotations/scores``, too."""

@@ -11,21 +11,11 @@ from dataclasses import dataclass, field
 
 import envs
 
-from ..agents import Agent
-from ..replies import Replies
-from ..rollout import Beginnings, Start, fresh, play
-from ..trajectory import Annotation, Trajectory, cap
-from .replays import (
-    Begin,
-    Clonable,
-    Prefix,
-    Replay,
-    ReplayError,
-    Specs,
-    replayed,
-    snapshots,
-    start_at,
-)
+from ..agents.rollout import Beginnings, Start, fresh, play
+from ..agents.token_agent import Agent
+from ..data.records import Annotation, Trajectory, cap
+from ..data.replies import Replies
+from .replays import Begin, Clonable, Prefix, Replay, ReplayError, Specs, replayed, snapshots, start_at
 
 __all__ = [
     "Clonable",

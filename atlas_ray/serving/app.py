@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..progress import say
-from .desk import Desk
+from ..rundir.progress import say
 from .line import Line
 from .opening import open_desk
+from .sessions import Desk
 
 HOST = "127.0.0.1"
 GRACE = 3.0

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..data.parsing import LONGEST_ACTION
 from ..errors import AtlasError
-from ..parsing import LONGEST_ACTION
 
 LONGEST_TEXT = 100_000
 """Characters of an instruction or an observation."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from ..parsing import LONGEST_ACTION
+from ..data.parsing import LONGEST_ACTION
 from .asking import HALF, LONGEST_TEXT, MOST_ACTIONS, Refused
 
 LARGEST = 2 * 2**20

@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from .asking import Answer, Asked, Refused
-from .desk import Desk
+from .sessions import Desk
 
 T = TypeVar("T")
 

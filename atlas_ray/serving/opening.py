@@ -10,19 +10,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..agent_spec import agent_spec
+from ..agents.spec import agent_spec
 from ..errors import InputError
-from ..files import read_json
-from ..recipe import Recipe
-from ..same_models import named_in, refuse_other_models
-from ..schema_switch import EXPERT
-from ..switching.answers import Answers
+from ..recipe.loading import Recipe
+from ..recipe.switch import EXPERT
+from ..rundir.files import read_json
+from ..stages.same_models import named_in, refuse_other_models
 from ..switching.baselines import Always
-from ..switching.compare import unlearned
+from ..switching.decision_cache import Answers
 from ..switching.evaluate import Policy
 from ..switching.players import close_players, open_players
+from ..switching.policies import unlearned
 from ..switching.policy import CONFIG, SwitchPolicy
-from .desk import Desk
+from .sessions import Desk
 
 
 def policies(recipe: Recipe, run_dir: Path) -> dict[str, Path | int]:

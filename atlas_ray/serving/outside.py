@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import envs
 
-from ..rollout import EnvSpec
+from ..agents.rollout import EnvSpec
 from .asking import Asked
 
 

@@ -13,8 +13,8 @@ from pydantic import BaseModel
 from .. import __version__
 from .asking import Asked, Refused
 from .bodies import BadBody, M, NewEpisode, Now, Whole, read
-from .desk import Desk
 from .line import Line
+from .sessions import Desk
 
 
 class Json(Response):

@@ -13,9 +13,10 @@ import torch
 from ray import tune
 from ray.tune import PlacementGroupFactory
 
-from .. import logs, pipeline
-from ..files import RunLog, jsonl_rows
-from ..recipe import Recipe
+from .. import pipeline
+from ..recipe.loading import Recipe
+from ..rundir import logs
+from ..rundir.files import RunLog, jsonl_rows
 from .trials import ATLAS, Trial, trial_of
 
 

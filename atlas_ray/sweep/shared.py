@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import pipeline
-from ..evaluation import play_untuned
-from ..files import replacing
-from ..logs import kept
-from ..progress import say
-from ..recipe import Recipe
-from ..schema_select import members
+from ..recipe.loading import Recipe
+from ..recipe.select import members
+from ..rundir.files import replacing
+from ..rundir.logs import kept
+from ..rundir.progress import say
+from ..stages.evaluate import play_untuned
 from .trials import ATLAS, Trial
 
 FOLDER = "shared"

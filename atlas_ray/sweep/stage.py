@@ -9,17 +9,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from .. import files, pipeline
-from ..cluster import check_address
+from .. import pipeline
+from ..cluster.address import check_address
+from ..cluster.workers import expect, worker_pool
 from ..errors import AtlasError, InputError
-from ..keeping import stored
-from ..logs import kept
-from ..named import check_there
-from ..progress import duration, say
-from ..recipe import Recipe
-from ..same_models import named_in, note_models, refuse_other_models
-from ..schema_sweep import shown
-from ..workers import expect, worker_pool
+from ..recipe.loading import Recipe
+from ..recipe.sweep import shown
+from ..rundir import files
+from ..rundir.logs import kept
+from ..rundir.progress import duration, say
+from ..stages.paths import check_there
+from ..stages.same_models import named_in, note_models, refuse_other_models
+from ..storage.sync import stored
 from . import table
 from .shared import share
 from .trials import Trial, trials_of
@@ -140,10 +141,10 @@ def train_switches(
 def _switch(
     recipe: Recipe, run_dir: Path, trials: Sequence[Trial], unfinished: Sequence[Trial]
 ) -> tuple[list[table.Row], list[table.Row]]:
-    from ..switching.compare import lost_seeds, scored, summary, unlearned
+    from ..switching.policies import lost_seeds, scored, summary, unlearned
     from ..switching.stage import score
+    from ..switching.tasks import seats, switch_of
     from ..switching.train import HISTORY
-    from ..switching.work import seats, switch_of
     from .switch import contestant_of
 
     assert recipe.sweep is not None

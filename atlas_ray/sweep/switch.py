@@ -14,13 +14,13 @@ import torch
 from ray.tune import PlacementGroupFactory
 from ray.tune.result import TRIAL_INFO
 
-from .. import files, logs
-from ..causes import portable
-from ..recipe import Recipe
+from ..cluster.causes import portable
+from ..recipe.loading import Recipe
+from ..rundir import files, logs
 from ..switching.algorithm import SwitchDQN, SwitchSAC, configuration
-from ..switching.compare import Contestant, learned_switches
+from ..switching.policies import Contestant, learned_switches
+from ..switching.tasks import Lesson, TrainTask, lesson, switch_of
 from ..switching.train import HISTORY, Training
-from ..switching.work import Lesson, TrainTask, lesson, switch_of
 from .trials import STATE, VALUES, Trial, trial_of
 
 BEST = "best"

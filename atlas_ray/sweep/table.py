@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import read_json, write_json, write_text
-from ..schema_sweep import Sweep
+from ..recipe.sweep import Sweep
+from ..rundir.files import read_json, write_json, write_text
 from .trials import Trial
 
 Row = dict[str, Any]

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import files
-from ..causes import culprit, described
+from ..cluster.causes import culprit, described
 from ..errors import InputError
-from ..logs import redact
-from ..recipe import Recipe
-from ..schema_sweep import Values, plan, shown, with_values
+from ..recipe.loading import Recipe
+from ..recipe.sweep import Values, plan, shown, with_values
+from ..rundir import files
+from ..rundir.logs import redact
 
 OUTCOME, STATE, VALUES = "trial.json", "state", "values.json"
 FOLDER = "trials"

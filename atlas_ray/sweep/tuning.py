@@ -17,13 +17,13 @@ from ray import tune as ray_tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner, grid_search
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining
 
-from .. import files, logs
+from ..cluster.resources import Total, demands, most, worker
+from ..cluster.workers import check_room, ensure_ray, resources_of
 from ..errors import AtlasError
-from ..progress import duration, say, track
-from ..recipe import Draw, Recipe, Sweep
-from ..resources import Total, demands, most, worker
+from ..recipe.loading import Draw, Recipe, Sweep
+from ..rundir import files, logs
+from ..rundir.progress import duration, say, track
 from ..switching.train import HISTORY
-from ..workers import check_room, ensure_ray, resources_of
 from .trials import OUTCOME, Trial
 
 FOLDER = ".ray"

@@ -25,9 +25,9 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.tune.registry import register_env
 
-from .. import logs
-from ..causes import culprit, portable
-from ..recipe import Switch
+from ..cluster.causes import culprit, portable
+from ..recipe.loading import Switch
+from ..rundir import logs
 from .environment import SwitchingVectorEnv
 from .features import EXTRA
 from .learner import SwitchDQNLearner, SwitchSACLearner

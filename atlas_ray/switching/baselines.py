@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar, TypeVar
 
-from ..rollout import decision_seed
+from ..agents.rollout import decision_seed
 from .policy import Situation
 
 Told = TypeVar("Told")

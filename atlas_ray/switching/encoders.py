@@ -1,7 +1,7 @@
 """What turns the text that a switch reads into a vector.
 
 Hashed words need no model. A sentence encoder (MiniLM by pip, or any in the layout of sentence-transformers) runs
-through transformers. QUICK's hidden state is no text encoder: see :meth:`atlas_ray.agents.Agent.hidden`, :func:`unit`
+through transformers. QUICK's hidden state is no text encoder: see :meth:`atlas_ray.agents.token_agent.Agent.hidden`, :func:`unit`
 and :func:`encoder_width`.
 """
 
@@ -18,10 +18,10 @@ from typing import Any, Protocol
 import numpy as np
 from safetensors import SafetensorError
 
-from .. import logs
 from ..errors import InputError
-from ..files import read_json
-from ..model_config import limit_of, text_config
+from ..models.config import limit_of, text_config
+from ..rundir import logs
+from ..rundir.files import read_json
 from .features import FACT_ENDS, LONGEST_PART, Vector, encode
 
 FIELD = "switch.encoder"
@@ -246,6 +246,6 @@ def encoder_width(name: str, features: int, quick: str) -> int:
     """
     if name != "hidden":
         return make_encoder(name, features).width
-    from ..models import load_config
+    from ..models.loading import load_config
 
     return int(text_config(load_config(quick)).hidden_size)

@@ -30,7 +30,7 @@ class Outcome:
 
     ``used`` is what the step took, in mean calls of DEEPTHINK, where that is measured. ``lost`` says why the model gave
     no answer, so that there was no step and the episode is over. ``replies``: what each model wrote for it, nothing
-    where none writes (:class:`atlas_ray.replies.Replies`).
+    where none writes (:class:`atlas_ray.data.replies.Replies`).
 
     The step limit belongs to the task (it is in the reward, and the policy sees the share of it that is used), so
     learning treats a timeout as an end and not as something to bootstrap from; a cut is bootstrapped from.

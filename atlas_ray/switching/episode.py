@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 import envs
 
-from ..agents import Decision, LostAnswer
+from ..agents.rollout import NOWHERE, EnvSpec, fresh
+from ..agents.token_agent import Decision, LostAnswer
+from ..data.records import Step
+from ..data.replies import Replies
 from ..errors import InputError
-from ..replies import Replies
-from ..rollout import NOWHERE, EnvSpec, fresh
-from ..trajectory import Step
 
 _MOST_DEATHS = 3
 NOBODY = -1

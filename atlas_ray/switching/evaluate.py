@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
-from ..replies import Losses, Replies
-from ..rollout import EnvSpec
+from ..agents.rollout import EnvSpec
+from ..data.replies import Losses, Replies
 from .budget import Budget
 from .encoders import make_encoder
 from .episode import Episode
 from .players import SwitchPlayer
 from .policy import Situation, SwitchPolicy
-from .text import TextGame
+from .text_game import TextGame
 
 _ATTEMPTS = 3
 """How often an episode is begun at most that a passing failure of a model's endpoint has ended."""
@@ -85,7 +85,7 @@ def played(
         ``record`` the ``episode`` itself: ``env``, ``instruction`` and the ``steps`` with the ``actor`` of each.
         ``lost``: a model gave no answer, so the episode says nothing; then ``error`` says why and ``lost_by`` is the
         number of the model. Where that may pass, it was played ``attempts`` times. ``replies`` where models write: what
-        became of those of each (:class:`atlas_ray.replies.Replies`), in all attempts.
+        became of those of each (:class:`atlas_ray.data.replies.Replies`), in all attempts.
     """
     rows = min(*(agent.engine.slots for agent in agents), len(seeds))
     game = game_for(policy, agents, specs, rows, game_options)

@@ -9,16 +9,16 @@ from typing import Any, Protocol, Self
 
 import envs
 
-from ..agent_spec import agent_spec
-from ..agents import Decision, Player
-from ..chat import ChatAgent
+from ..agents.chat_agent import ChatAgent
+from ..agents.spec import agent_spec
+from ..agents.token_agent import Decision, Player
+from ..data.records import Step
 from ..engines import Engine, EnginePool, RemoteEngine, Seat
 from ..engines.endpoint import open_endpoint
 from ..errors import InputError
-from ..recipe import Recipe
-from ..schema_endpoint import EndpointFields
-from ..schema_switch import EXPERT, SwitchModel
-from ..trajectory import Step
+from ..recipe.endpoint import EndpointFields
+from ..recipe.loading import Recipe
+from ..recipe.switch import EXPERT, SwitchModel
 
 # what a model of ours has no use for
 _OF_SERVERS = sorted(EndpointFields.model_fields.keys() - {"model", "base_url", "price_prompt", "price_completion"})

@@ -16,8 +16,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from .. import files
 from ..errors import InputError
+from ..rundir import files
 from .budget import QUICK, share, whole
 from .encoders import Encoder, make_encoder
 from .features import BUDGET_ENTRY, EXTRA, Vector, with_shares

@@ -16,7 +16,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.policy.sample_batch import SampleBatch
 from ray.rllib.utils.replay_buffers.replay_buffer import ReplayBufferInterface
 
-from ..replies import Replies
+from ..data.replies import Replies
 from .features import BUDGET_ENTRY
 
 

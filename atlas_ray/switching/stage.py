@@ -12,27 +12,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from .. import files
+from ..agents.rollout import SWITCH_SELECT, SWITCH_TEST, seed_block
+from ..agents.throughput import replies_told
+from ..cluster.workers import ActorPool, chunks, worker_pool
+from ..data.replies import Losses, Replies, summed
 from ..errors import InputError
-from ..flow import replies_told
-from ..progress import duration, say, track
-from ..recipe import Recipe, Switch
-from ..replies import Losses, Replies, summed
-from ..rollout import SWITCH_SELECT, SWITCH_TEST, seed_block
-from ..schema_switch import MEASURED
-from ..workers import ActorPool, chunks, worker_pool
-from .compare import (
-    Contestant,
-    Row,
-    baselines,
-    budget_of,
-    learned_switches,
-    lost_seeds,
-    scored,
-    summary,
-    unlearned,
-)
-from .work import STOPPED, PlayTask, Tally, TrainTask, note_losses, play_chunk, rest, seats, train
+from ..recipe.loading import Recipe, Switch
+from ..recipe.switch import MEASURED
+from ..rundir import files
+from ..rundir.progress import duration, say, track
+from .policies import Contestant, Row, baselines, budget_of, learned_switches, lost_seeds, scored, summary, unlearned
+from .tasks import STOPPED, PlayTask, Tally, TrainTask, note_losses, play_chunk, rest, seats, train
 
 
 def switch_stage(recipe: Recipe, run_dir: str | Path, say: Callable[[str], None]) -> list[dict[str, Any]]:

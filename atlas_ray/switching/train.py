@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import files
+from ..cluster.workers import ensure_ray
+from ..data.replies import Losses, Replies, summed
 from ..errors import AtlasError
-from ..recipe import Switch
-from ..replies import Losses, Replies, summed
-from ..workers import ensure_ray
+from ..recipe.loading import Switch
+from ..rundir import files
 from .policy import CONFIG, SwitchConfig, SwitchPolicy
 
 if TYPE_CHECKING:

@@ -1,0 +1,289 @@
+"""Playing episodes: many side by side in one process, an empty place filled as soon as an episode ends."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+
+import envs
+
+from ..data.records import Step
+from ..data.replies import Replies
+from ..errors import EnvironmentGoneError
+from ..recipe.loading import Recipe
+from .token_agent import LostAnswer, Player
+
+# Seeds of a run lie in blocks that never meet: training episodes, evaluation, the switch, validation.
+TRAIN, EVALUATE, SWITCH_TRAIN, SWITCH_SELECT, SWITCH_TEST, VALIDATE = range(6)
+
+MOST_RESETS = 3
+"""Attempts to begin an episode."""
+MOST_UNBEGUN = 5
+"""Different episodes of an environment that do not begin, one after the other, after which it is taken for gone."""
+
+
+def seed_block(run_seed: int, use: int) -> int:
+    """First environment seed for a use (``TRAIN``, ``EVALUATE``, ...) of a run with seed ``run_seed`` below 1000."""
+    return (use * 1000 + run_seed) * 100_000
+
+
+def decision_seed(episode: str, step: int) -> int:
+    """Seed of one sampled decision: the same wherever and beside whatever the episode is played."""
+    return int.from_bytes(hashlib.sha256(f"{episode}/{step}".encode()).digest()[:7], "big")
+
+
+UNANSWERED = "the model gave no answer"
+"""So begins the error of an episode that was lost for want of one."""
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """An environment and its settings, as it travels to the workers."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """Its registered id."""
+        return envs.full_id(self.name)
+
+    @property
+    def endless(self) -> bool:
+        """Whether it has more episodes than a run can play."""
+        return envs.environment_class(self.name).endless
+
+    def lease(self) -> envs.TextEnv:
+        """One to play; give it back with ``envs.release``."""
+        return envs.lease(self.name, **self.options)
+
+    def episodes(self) -> int:
+        """How many different episodes there are."""
+        env = envs.make(self.name, **self.options)
+        return len(env.variations(env.task, env.split))
+
+
+def env_spec(recipe: Recipe, name: str, max_steps: int | None, split: str) -> EnvSpec:
+    """An environment of a recipe. The split is left to the seeds where episodes are endless."""
+    options: dict[str, Any] = dict(recipe.settings(name))
+    kind = envs.environment_class(name)
+    if max_steps is not None:
+        options["max_steps"] = max_steps
+    if kind.splits and not kind.endless:
+        options["split"] = split
+    return EnvSpec(name, options)
+
+
+def train_specs(recipe: Recipe) -> dict[str, EnvSpec]:
+    """The environments that the recipe collects from, by id; none where it reads a file."""
+    assert recipe.collect is not None
+    specs = (env_spec(recipe, name, recipe.collect.max_steps, "train") for name in recipe.collect.levels)
+    return {spec.id: spec for spec in specs}
+
+
+@dataclass
+class Start:
+    """An episode about to be played by an agent; ``steps`` were already taken (by an expert, say).
+
+    ``lost`` says why its environment does not begin it; it is then over before its first step.
+    """
+
+    id: str
+    env: envs.TextEnv
+    instruction: str
+    observation: str
+    steps: list[Step] = field(default_factory=list)
+    lost: str | None = None
+
+
+@dataclass
+class Finished:
+    """How an episode ended.
+
+    ``error`` says what is wrong with it. ``lost`` means that the environment is at fault, or that the model gave no
+    answer (then ``unanswered`` says why): such an episode says nothing of the agent and is to be played again or
+    dropped, never scored. ``replies``: what became of those that the agent's model wrote.
+    """
+
+    start: Start
+    steps: list[Step]
+    score: float
+    success: bool
+    error: str | None = None
+    lost: bool = False
+    unanswered: LostAnswer | None = None
+    replies: Replies = field(default_factory=Replies)
+
+    @property
+    def again(self) -> bool:
+        """Whether it is lost and may go well when it is played again."""
+        return self.lost and (self.unanswered is None or self.unanswered.passing)
+
+    @property
+    def reward(self) -> float:
+        """Sum of rewards from the start on."""
+        return sum(s.reward for s in self.steps)
+
+
+def fresh(spec: EnvSpec, seed: int, episode_id: str | None = None, attempts: int = MOST_RESETS) -> Start:
+    """A new episode of an environment; one whose process is gone is started again.
+
+    Raises:
+        envs.EnvironmentDiedError: it does not start in so many attempts.
+    """
+    env = spec.lease()
+    for attempt in range(1, attempts + 1):
+        try:
+            observation, info = env.reset(seed=seed)
+            return Start(episode_id or f"{spec.id}/{seed}", env, info["goal"], observation)
+        except Exception as error:
+            if attempt == attempts or not isinstance(error, envs.EnvironmentDiedError):
+                envs.release(env)
+                raise
+    raise AssertionError("unreachable")
+
+
+NOWHERE = envs.TextEnv("nowhere")
+"""Stands in an episode that did not begin; nobody plays it."""
+
+
+def unbegun(episode_id: str, why: str) -> Start:
+    """An episode that does not begin, and why."""
+    return Start(episode_id, NOWHERE, "", "", lost=why)
+
+
+class Beginnings:
+    """Begins episodes, and tells one that does not begin from an environment that is gone.
+
+    An episode whose environment does not begin it in :data:`MOST_RESETS` attempts is lost, as one is that dies in a
+    step, and whoever plays it decides whether it is tried again. While none begins the next have one attempt each.
+    """
+
+    def __init__(self) -> None:
+        self._failed: dict[str, set[str]] = {}
+
+    def begin(self, spec: EnvSpec, seed: int, episode_id: str | None = None) -> Start:
+        """:func:`fresh`, within bounds.
+
+        Raises:
+            envs.EnvironmentDiedError: the episode is lost.
+            EnvironmentGoneError: so are :data:`MOST_UNBEGUN` different ones of this environment, one after the other.
+                One that it says it does not have (``ValueError``, Gymnasium's own errors) does not count.
+        """
+        failed = self._failed.setdefault(spec.id, set())
+        try:
+            start = fresh(spec, seed, episode_id, 1 if failed else MOST_RESETS)
+        except (envs.MissingExtraError, envs.UnknownEnvironmentError):
+            raise
+        except (ValueError, gym.error.Error) as error:
+            raise envs.EnvironmentDiedError(str(error)) from error
+        except Exception as error:
+            failed.add(episode_id or f"{spec.id}/{seed}")
+            why = str(error) if isinstance(error, envs.EnvironmentDiedError) else f"{type(error).__name__}: {error}"
+            if len(failed) >= MOST_UNBEGUN:
+                raise EnvironmentGoneError(
+                    f"{spec.id}: {len(failed)} episodes one after the other did not begin, the last because {why}. "
+                    "Once it runs again, the same command goes on"
+                ) from error
+            raise envs.EnvironmentDiedError(why) from error
+        failed.clear()
+        return start
+
+    def start(self, spec: EnvSpec, seed: int, episode_id: str | None = None) -> Start:
+        """An episode to play, one that is lost already where it does not begin.
+
+        Raises:
+            EnvironmentGoneError: see :meth:`begin`.
+        """
+        try:
+            return self.begin(spec, seed, episode_id)
+        except envs.EnvironmentDiedError as error:
+            return unbegun(episode_id or f"{spec.id}/{seed}", str(error))
+
+
+def play(agent: Player, lanes: Iterable[Iterable[Start]], horizon: int | None = None) -> Iterator[Finished]:
+    """Play every start to its end with ``agent``, as many side by side as it has slots.
+
+    The starts of a lane are played one after the other in one slot, whose cache they share: put starts with a common
+    prefix into a lane. ``horizon`` bounds the steps of every episode from its start. Lanes and starts are drawn only
+    when their time comes. Episodes are yielded as they end, and their environment is given back. One that did not begin
+    (:attr:`Start.lost`) is lost, as is one whose environment dies in a step.
+    """
+    waiting = iter(lanes)
+    lane_of: dict[int, Iterator[Start]] = {}
+
+    def following_start(slot: int) -> Start | None:
+        while True:
+            if slot in lane_of and (start := next(lane_of[slot], None)) is not None:
+                return start
+            lane = next(waiting, None)
+            if lane is None:
+                return None
+            lane_of[slot] = iter(lane)
+
+    needs_list = agent.needs_list
+    running: dict[int, tuple[Start, list[Step], str]] = {}
+    replies: dict[int, Replies] = {}
+    free = list(range(agent.engine.slots))
+
+    def end(
+        slot: int,
+        info: dict[str, Any] | None = None,
+        error: str | None = None,
+        lost: bool = False,
+        unanswered: LostAnswer | None = None,
+    ) -> Finished:
+        start, steps, _ = running.pop(slot)
+        free.append(slot)
+        envs.release(start.env)
+        score, success = (info["score"], info["success"]) if info else (0.0, False)
+        return Finished(start, steps, score, success, error, lost, unanswered, replies.pop(slot))
+
+    def failed(slot: int, error: Exception) -> Finished:
+        # a crashed environment must not end the others' episodes
+        return end(slot, error=f"the environment failed: {type(error).__name__}: {error}", lost=True)
+
+    while True:
+        for slot in list(free):
+            while (start := following_start(slot)) is not None and start.lost is not None:
+                yield Finished(start, [], 0.0, False, f"the environment failed: {start.lost}", lost=True)
+            if start is None:
+                continue
+            free.remove(slot)
+            agent.start(slot, start.instruction, start.steps, start.observation)
+            running[slot], replies[slot] = (start, [], start.observation), Replies()
+        if not running:
+            return
+        for slot in [s for s in running if not agent.fits(s)]:
+            yield end(slot, error="the context of the model is full")
+        offered = {}
+        for slot in sorted(running):
+            try:
+                env = running[slot][0].env
+                offered[slot] = env.admissible() if needs_list or env.cheap_list else []
+            except Exception as error:
+                yield failed(slot, error)
+        slots = list(offered)
+        seeds = [decision_seed(running[s][0].id, len(running[s][1])) for s in slots]
+        for slot, decision in zip(slots, agent.act(slots, list(offered.values()), seeds), strict=True):
+            start, steps, observation = running[slot]
+            replies[slot].add(decision.replies)
+            if isinstance(decision, LostAnswer):
+                yield end(slot, error=f"{UNANSWERED}: {decision.reason}", lost=True, unanswered=decision)
+                continue
+            try:
+                following, reward, terminated, truncated, info = start.env.step(decision.action)
+            except Exception as error:
+                yield failed(slot, error)
+                continue
+            step = Step(observation=observation, thought=decision.thought, action=decision.action, reward=reward)
+            steps.append(step)
+            if terminated or truncated or (horizon is not None and len(steps) >= horizon):
+                yield end(slot, info)
+            else:
+                agent.advance(slot, step, following)
+                running[slot] = (start, steps, following)

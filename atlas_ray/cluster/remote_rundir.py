@@ -1,0 +1,349 @@
+"""A run directory and the nodes that have not got it: what they need of it comes to them through Ray, and back again.
+
+The directory has one home, the driver's node. A process elsewhere that finds it under the same path (a file system that
+all share) uses it as it is; any other works on a copy, and everything that is final goes home at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..rundir.disk import writing
+from ..rundir.files import RunLog, append_jsonl, read_json, write_json, write_text
+
+_BLOCK = 32 << 20
+_SIGN, _COPIES = ".here", "atlas-ray"
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where a run directory is at home: its path, a word that stands in it, and the driver's node."""
+
+    run_dir: str
+    word: str
+    node: str
+
+    @property
+    def copies(self) -> Path:
+        """Where the copies of a node lie that has not got it."""
+        return Path(tempfile.gettempdir()) / f"{_COPIES}-{self.word}"
+
+    def is_here(self) -> bool:
+        """Whether this process finds the directory under its own name."""
+        try:
+            return (Path(self.run_dir) / _SIGN).read_text(encoding="utf-8") == self.word
+        except OSError:
+            return False
+
+
+# Of this process: the driver's run directory and its word, and what a worker was told of it.
+_opened: tuple[str, str] | None = None
+_told: Home | None = None
+
+
+@contextmanager
+def at_home(run_dir: Path) -> Iterator[None]:
+    """Let processes of other nodes ask for this directory for as long as the block lasts."""
+    global _opened
+    root = run_dir.resolve()
+    _opened = str(root), uuid.uuid4().hex
+    write_text(root / _SIGN, _opened[1])
+    try:
+        yield
+    finally:
+        _clean(_opened[1])
+        _opened = None
+        (root / _SIGN).unlink(missing_ok=True)
+
+
+def home() -> Home | None:
+    """What a worker is to be told, if a run is going on here. Ray has to run."""
+    if _opened is None:
+        return _told
+    import ray
+
+    return Home(*_opened, ray.get_runtime_context().get_node_id())
+
+
+def tell(where: Home | None) -> None:
+    """Let this process know where its run is at home."""
+    global _told
+    _told = where
+
+
+def place(run_dir: str | Path) -> Place:
+    """A run directory as this process has to take it."""
+    if _told is None or str(run_dir) != _told.run_dir or _told.is_here():
+        return Place(Path(run_dir))
+    return Copy(_told)
+
+
+def local(path: str) -> str:
+    """What a directory is called on this node; one of the run directory is brought here if need be."""
+    if _told is None or not Path(path).is_relative_to(_told.run_dir):
+        return path
+    name = str(Path(path).relative_to(_told.run_dir))
+    found = place(_told.run_dir)
+    found.fetch(name)
+    return str(found.root / name)
+
+
+def origin(path: Path) -> Path:
+    """Where a path lies at home, if it is one of this node's copies; else the path itself."""
+    if _told is None or not path.is_relative_to(_told.copies):
+        return path
+    return Path(_told.run_dir) / path.relative_to(_told.copies)
+
+
+class Place:
+    """A run directory that is here. ``name`` is always of a file or directory in it."""
+
+    away = False
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def log(self) -> RunLog:
+        """The logs of the run."""
+        return RunLog(self.root)
+
+    def exists(self, name: str) -> bool:
+        """Whether it is at home."""
+        return (self.root / name).exists()
+
+    def fetch(self, name: str) -> None:
+        """Have it here as it is at home; not at all where it is not there."""
+
+    def send(self, name: str) -> None:
+        """Have it at home as it is here, in one step."""
+
+    def drop(self, name: str) -> None:
+        """Remove it, here and at home."""
+        shutil.rmtree(self.root / name, ignore_errors=True)
+
+    def append(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Rows for a JSONL file at home."""
+        append_jsonl(self.root / name, rows)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """A small file at home."""
+        write_json(self.root / name, value)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """One process of this node at a time, where they share a copy."""
+        yield
+
+
+class Copy(Place):
+    """A run directory that is elsewhere, and what was brought here of it."""
+
+    away = True
+
+    def __init__(self, where: Home) -> None:
+        super().__init__(where.copies)
+        self._home = where
+
+    def _ask(self, what: Callable[..., Any], *arguments: Any) -> Any:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        # what was done once must not be done again
+        options = {"num_cpus": 0, "max_retries": 0}
+        node = NodeAffinitySchedulingStrategy(self._home.node, soft=False)
+        try:
+            answer = _remote(what).options(**options, scheduling_strategy=node).remote(*arguments)
+            return ray.get(answer)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+
+    def _there(self, name: str) -> str:
+        return str(Path(self._home.run_dir) / name)
+
+    @property
+    def log(self) -> RunLog:
+        """The logs of the run, at home."""
+        return _FarLog(self)
+
+    def exists(self, name: str) -> bool:
+        """See :meth:`Place.exists`."""
+        return self._ask(_files, self._there(name)) is not None
+
+    def fetch(self, name: str) -> None:
+        """See :meth:`Place.fetch`; what has not changed is not brought again."""
+        with self.alone():
+            while True:
+                files = self._ask(_files, self._there(name))
+                if files is None or self._fetched(name, files):
+                    return
+
+    def _fetched(self, name: str, files: list[list[Any]]) -> bool:
+        target, memory = self.root / name, self.root / ".fetched" / f"{name}.json"
+        if memory.exists() and read_json(memory) == files and target.exists():
+            return True
+        memory.unlink(missing_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            for below, size, *_ in files:
+                path = temporary / below
+                with writing(target, temporary):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with path.open("wb") as file:
+                        for offset in range(0, size, _BLOCK):
+                            file.write(self._ask(_read, str(Path(self._there(name)) / below), offset, _BLOCK))
+            if self._ask(_files, self._there(name)) != files:
+                return False  # replaced meanwhile
+            _remove(target)
+            temporary.replace(target)
+            write_json(memory, files)
+            return True
+        except FileNotFoundError:
+            return False
+        finally:
+            _remove(temporary)
+
+    def send(self, name: str) -> None:
+        """See :meth:`Place.send`."""
+        source = self.root / name
+        temporary = self._there(str(Path(name).with_name(f".{source.name}.{uuid.uuid4().hex[:8]}.tmp")))
+        for below, size, *_ in _files(str(source)) or []:
+            for offset in range(0, max(1, size), _BLOCK):
+                block = _read(str(source / below), offset, _BLOCK)
+                self._ask(_write, str(Path(temporary) / below), offset, block)
+        self._ask(_finish, temporary, self._there(name))
+
+    def drop(self, name: str) -> None:
+        """See :meth:`Place.drop`."""
+        super().drop(name)
+        self._ask(_remove_path, self._there(name))
+
+    def append(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+        """See :meth:`Place.append`."""
+        self._ask(append_jsonl, self._there(name), rows)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """See :meth:`Place.write_json`."""
+        self._ask(write_json, self._there(name), value)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """See :meth:`Place.alone`. May be entered again within."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        if getattr(self, "_locked", False):
+            yield
+            return
+        with (self.root / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self._locked = True
+            try:
+                yield
+            finally:
+                self._locked = False
+
+
+class _FarLog(RunLog):
+    def __init__(self, copy: Copy) -> None:
+        super().__init__(copy.root)
+        self._copy = copy
+
+    def _append(self, name: str, row: dict[str, Any]) -> None:
+        self._copy.append(name, [row])
+
+
+# -- what is done at home
+
+
+@cache
+def _remote(what: Callable[..., Any]) -> Any:
+    import ray
+
+    return ray.remote(what)
+
+
+def _files(path: str) -> list[list[Any]] | None:
+    """Names, sizes and stamps of what is in a directory, or of a file under the name "."."""
+    root = Path(path)
+    if root.is_file():
+        found = [root]
+    elif root.is_dir():
+        found = sorted(p for p in root.rglob("*") if p.is_file())
+    else:
+        return None
+    rows = []
+    for each in found:
+        with suppress(FileNotFoundError):
+            about = each.stat()
+            rows.append([str(each.relative_to(root)), about.st_size, about.st_mtime_ns, about.st_ino])
+    return rows
+
+
+def _read(path: str, offset: int, most: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(most)
+
+
+def _write(path: str, offset: int, block: bytes) -> None:
+    with writing(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "r+b" if offset else "wb") as file:
+            file.seek(offset)
+            file.write(block)
+
+
+def _finish(temporary: str, target: str) -> None:
+    """What was sent takes the place of what was there."""
+    old = Path(f"{temporary}.old")
+    with writing(target):
+        if Path(target).is_dir():
+            Path(target).replace(old)
+        Path(temporary).replace(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_path(path: str) -> None:
+    _remove(Path(path))
+
+
+def _clean(word: str) -> None:
+    """Remove the copies on other nodes."""
+    import sys
+
+    if "ray" not in sys.modules:
+        return
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if not ray.is_initialized():
+        return
+    mine = ray.get_runtime_context().get_node_id()
+    others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != mine]
+    gone = [
+        _remote(_remove_copies)
+        .options(num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+        .remote(word)
+        for node in others
+    ]
+    if gone:
+        ray.wait(gone, num_returns=len(gone), timeout=10.0)
+
+
+def _remove_copies(word: str) -> None:
+    shutil.rmtree(Path(tempfile.gettempdir()) / f"{_COPIES}-{word}", ignore_errors=True)

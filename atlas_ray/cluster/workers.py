@@ -1,0 +1,391 @@
+"""Ray, started the quiet way, and a pool of actors that loses no finished work when one dies."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import signal
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+import envs
+
+from ..errors import InputError, WorkerFailedError
+from ..recipe.loading import Recipe
+from ..rundir import logs
+from ..rundir.progress import say
+from . import address as cluster
+from . import remote_rundir as home
+from .causes import culprit, portable
+from .container import cores
+from .resources import demands, most, playing, together, worker
+from .scheduling import outside
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+Job = Callable[[Any, dict[str, Any]], Iterable[Result]]
+_expected = 0
+_groups: dict[str, float] = {}
+_KEPT = 64
+"""Results of a task that are kept until the next time that what is left of it is worked out."""
+
+
+def expect(recipe: Recipe) -> None:
+    """A Ray that is started on this machine from now on has the CPUs and the groups that the recipe asks for."""
+    global _expected, _groups
+    _groups = {name: 1_000.0 for name in recipe.placement.model_dump().values() if name}
+    _expected = math.ceil(most(demands(recipe)).cpus)
+
+
+def ensure_ray(cpus: int) -> None:
+    """Connect to the cluster of ``RAY_ADDRESS`` (set under ``ray job submit``), else start Ray on this machine.
+
+    On a small machine Ray is told of at least ``cpus`` CPUs. Token authentication stays as Ray sets it (on).
+
+    Raises:
+        InputError: there is no cluster at ``RAY_ADDRESS``, or no place for Ray's files.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    logs.adopt("ray")
+    if ray.is_initialized():
+        return
+    options: dict[str, Any] = {
+        "logging_level": logging.getLogger("ray").level,
+        "log_to_driver": True,
+        "runtime_env": {"env_vars": cluster.environment()},
+    }
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    if given := cluster.address():
+        cluster.connect(given, **options)
+    else:
+        cluster.start(num_cpus=max(cpus, _expected, cores()), resources=_groups, **options)
+    cluster.take_output()
+    if threading.current_thread() is threading.main_thread() and callable(on_sigterm):
+        # Ray's native code has taken the signal, prints a stack and ends the process where it stands
+        signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def resources_of(group: str | None) -> dict[str, float]:
+    """What the nodes of a group have together; of all nodes without one."""
+    import ray
+
+    total: dict[str, float] = {}
+    for node in ray.nodes():
+        if node["Alive"] and (not group or group in node["Resources"]):
+            for name, amount in node["Resources"].items():
+                total[name] = total.get(name, 0.0) + amount
+    return total
+
+
+class _Worker:
+    """An actor that runs jobs; ``kept`` lives as long as the actor, for models and the like.
+
+    ``path`` is the driver's, where modules with environments of the user's own may lie. ``kept["index"]`` is the
+    worker's number in its pool, which one that takes its place has too.
+    """
+
+    def __init__(
+        self, path: list[str], index: int, threads: int, log: tuple[str | None, str], at_home: home.Home | None
+    ) -> None:
+        logs.join(*log)
+        home.tell(at_home)
+        self.kept: dict[str, Any] = {"index": index}
+        if threads > 1:
+            import torch
+
+            torch.set_num_threads(threads)
+        sys.path += [entry for entry in path if entry not in sys.path]
+
+    def run(self, job: Job[Any], task: Any) -> Iterator[Any]:
+        try:
+            with logs.reported("a task failed"):
+                yield from job(task, self.kept)
+        except Exception as error:
+            found = portable(error)
+            if found is error:
+                raise
+            raise found from error
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+@dataclass
+class _Flight:
+    """A task on its way: who works on it, how often it was begun, and when something last came of it.
+
+    ``left`` is what was left of it when ``received`` was last empty, so that not all of its results are kept.
+    """
+
+    actor: Any
+    index: int
+    task: Any
+    attempt: int
+    left: Any
+    received: list[Any] = field(default_factory=list)
+    begun: bool = False
+    heard: float = field(default_factory=time.monotonic)
+
+    def take(self, result: Any, rest: Callable[[Any, list[Any]], Any]) -> None:
+        """Note a result."""
+        self.received.append(result)
+        self.begun, self.heard = True, time.monotonic()
+        if len(self.received) == _KEPT:
+            self.settle(rest)
+
+    def settle(self, rest: Callable[[Any, list[Any]], Any]) -> Any:
+        """Forget the results that were kept; what is left of the task."""
+        if self.left is not None and self.received:
+            self.left = rest(self.left, self.received)
+        self.received = []
+        return self.left
+
+
+class ActorPool(Generic[Task, Result]):
+    """Runs ``job(task, kept)``, which yields results, for many tasks on Ray actors.
+
+    A result is handed on as soon as it is there. An actor that dies, or is silent for too long, is replaced and what is
+    left of its task tried again; an exception of the job itself is raised here at once.
+
+    Args:
+        workers: actors; 0 runs everything in this process.
+        retries: how often a task may lose its actor.
+        on_retry: told (task, attempt, reason) of each lost actor.
+        silence: seconds without a result after which an actor is taken for hung.
+        cpus, gpus: of an actor. Whole CPUs are also the threads of its torch.
+        resources: custom ones that each actor asks for besides.
+        name: of the actors' logs, before their number.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        retries: int = 3,
+        on_retry: Callable[[Task, int, str], None] = lambda t, n, r: None,
+        silence: float = math.inf,
+        cpus: float = 1.0,
+        gpus: float = 0.0,
+        resources: dict[str, float] | None = None,
+        name: str = "worker",
+    ) -> None:
+        self.name = name
+        self.workers, self.retries, self.on_retry, self.silence = workers, retries, on_retry, silence
+        self._cpus, self._gpus, self._resources = cpus, gpus, resources or {}
+        self._kept: dict[str, Any] = {"index": 0}
+        self._actors: dict[int, Any] = {}
+        if workers:
+            ensure_ray(math.ceil(workers * cpus))
+            check_groups(self._resources)
+
+    def _spawn(self, index: int) -> tuple[int, Any]:
+        import ray
+
+        options = {"num_cpus": self._cpus, "num_gpus": self._gpus, "resources": self._resources, "max_restarts": 0}
+        options |= outside()
+        log = (logs.folder(), f"{self.name}-{index}")
+        self._actors[index] = (
+            ray.remote(_Worker).options(**options).remote(sys.path, index, int(self._cpus), log, home.home())
+        )
+        return index, self._actors[index]
+
+    def stream(
+        self,
+        job: Job[Result],
+        tasks: Iterable[Task],
+        rest: Callable[[Task, list[Result]], Task | None] = lambda task, received: None if received else task,
+    ) -> Iterator[tuple[Task, Result]]:
+        """Yield (task, result) as results come in, in no fixed order.
+
+        Args:
+            job: yields results.
+            tasks: what to do.
+            rest: what is left of a task after these results, for one whose actor is lost; None when nothing is. Of a
+                long task it is asked now and then, for what is left of what was left. By default a task has one result.
+
+        Raises:
+            WorkerFailedError: a task lost its actor more than ``retries`` times.
+        """
+        if not self.workers:
+            for task in tasks:
+                for result in job(task, self._kept):
+                    yield task, result
+            return
+        import ray
+
+        queue: list[tuple[Task, int]] = [(task, 0) for task in tasks][::-1]
+        while len(self._actors) < min(self.workers, len(queue)):
+            self._spawn(len(self._actors))
+        idle = list(self._actors.items())
+        flying: dict[Any, _Flight] = {}
+        while queue or flying:
+            while queue and idle:
+                index, actor = idle.pop()
+                task, attempt = queue.pop()
+                # at most 16 results wait in the object store before the actor waits for us
+                options = {"num_returns": "streaming", "_generator_backpressure_num_objects": 16}
+                flying[actor.run.options(**options).remote(job, task)] = _Flight(actor, index, task, attempt, task)
+            done, _ = ray.wait(list(flying), num_returns=1, timeout=min(self.silence, 5.0), fetch_local=False)
+            for stream in done:
+                flight = flying[stream]
+                try:
+                    result = ray.get(next(stream))
+                except StopIteration:
+                    del flying[stream]
+                    idle.append((flight.index, flight.actor))
+                except ray.exceptions.RayActorError as error:
+                    if error.actor_init_failed:  # another one would too
+                        raise culprit(error) from error
+                    del flying[stream]
+                    idle += self._lost(flight, rest, queue, str(error).splitlines()[0])
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from error
+                else:
+                    flight.take(result, rest)
+                    yield flight.task, result
+            for stream, flight in list(flying.items()):
+                if time.monotonic() - flight.heard > self.silence:
+                    del flying[stream]
+                    ray.kill(flight.actor)
+                    idle += self._lost(flight, rest, queue, f"no result for {self.silence:g} s: taken for hung")
+
+    def _lost(
+        self,
+        flight: _Flight,
+        rest: Callable[[Task, list[Result]], Task | None],
+        queue: list[tuple[Task, int]],
+        why: str,
+    ) -> list[tuple[int, Any]]:
+        """Put back what is left of the task; the actor that takes the place of the lost one."""
+        left = flight.settle(rest)
+        if left is not None:
+            # a task that got on is not one that kills its actors
+            attempt = 1 if flight.begun else flight.attempt + 1
+            if attempt > self.retries:
+                task = textwrap.shorten(getattr(flight.task, "who", None) or repr(flight.task), 200, placeholder="...")
+                raise WorkerFailedError(f"a worker died {attempt} times on the same task {task}: {why}")
+            self.on_retry(flight.task, attempt, why)
+            queue.append((left, attempt))
+        return [self._spawn(flight.index)]
+
+    def pids(self) -> list[int]:
+        """Process ids of the live actors."""
+        import ray
+
+        return [ray.get(a.pid.remote()) for a in self._actors.values()] if self._actors else []
+
+    def close(self) -> None:
+        """End the actors and free their CPUs, and the processes behind environments that were played in this one."""
+        envs.drain()
+        if self._actors:
+            import ray
+
+            for actor in self._actors.values():
+                with contextlib.suppress(Exception):
+                    ray.kill(actor)
+            self._actors = {}
+
+    def __enter__(self) -> ActorPool[Task, Result]:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def chunks(items: Sequence[Task], size: int) -> list[list[Task]]:
+    """``items`` in lists of at most ``size``."""
+    return [list(items[i : i + size]) for i in range(0, len(items), size)]
+
+
+def worker_pool(
+    recipe: Recipe,
+    on_retry: Callable[[Any, int, str], None],
+    models: int = 1,
+    beside: int = 0,
+    place: Literal["workers", "trainers"] = "workers",
+) -> ActorPool[Any, Any]:
+    """The workers of a recipe that play with a model: with engine actors they need none of its CPUs and GPUs.
+
+    Args:
+        recipe: the recipe.
+        on_retry: see :class:`ActorPool`.
+        models: how many there are engine actors for at a time.
+        beside: environment runners that the workers start themselves.
+        place: whose group of nodes they are put on.
+
+    Raises:
+        InputError: Ray on this machine has not the CPUs, GPUs or groups that workers and engine actors ask for.
+    """
+    if recipe.workers:
+        expect(recipe)
+        ensure_ray(0)
+        room = together(playing(recipe, models=models, runners=beside))
+        check_room(room.cpus, room.gpus, "workers and engines ask for", ("engine.cpus", "engine.gpus"))
+        if recipe.engine.actors:
+            check_groups(recipe.placement.asks("engines"))
+    one, asked = worker(recipe), recipe.placement.asks(place)
+    return ActorPool(
+        recipe.workers,
+        on_retry=on_retry,
+        silence=recipe.patience,
+        cpus=one.cpus,
+        gpus=one.gpus,
+        resources=asked,
+        name=place.removesuffix("s"),
+    )
+
+
+def check_room(cpus: float, gpus: float, who: str, fields: tuple[str, str]) -> None:
+    """What never becomes free would be waited for without end; a cluster may grow.
+
+    Raises:
+        InputError: names the one of ``fields`` that asks for more CPUs, or more GPUs, than this machine has.
+    """
+    import ray
+
+    there = ray.cluster_resources()
+    for name, asked, where in (("CPU", cpus, fields[0]), ("GPU", gpus, fields[1])):
+        if asked > there.get(name, 0):
+            _lacks(f"{who} {asked:g} {name}s, Ray has {there.get(name, 0):g}", where)
+
+
+def check_groups(resources: dict[str, float]) -> None:
+    """A group without a node would be waited for without end; a cluster may grow one.
+
+    Raises:
+        InputError: names the resource that no node has.
+    """
+    for group in resources:
+        if not resources_of(group):
+            _lacks(f"no node has the resource {group!r}", "placement")
+
+
+def wait_for_groups(resources: dict[str, float]) -> None:
+    """Until each group has a node: a cluster that was scaled to none starts one for whoever asks.
+
+    Raises:
+        InputError: names the resource that no node of this machine's own Ray has.
+    """
+    import ray
+
+    check_groups(resources)
+    for group, amount in resources.items():
+        if not resources_of(group):
+            asking = ray.remote(resources_of).options(num_cpus=0, resources={group: amount}, **outside())
+            ray.get(asking.remote(group))
+
+
+def _lacks(what: str, where: str) -> None:
+    if not cluster.address():
+        raise InputError(what, None, None, where)
+    say(f"  {what}: waiting for the cluster to grow")

@@ -1,0 +1,22 @@
+"""Trajectories in the formats of the neighbours, in and out; docs/formats.md says who reads which flag."""
+
+from .agenttraj import export_agenttraj, import_agenttraj
+from .flags import import_annotations
+from .notices import Notices
+from .openai_messages import export_messages, import_messages
+from .runs import FORMATS, check_file, export_run, import_file
+from .talks import Options
+
+__all__ = [
+    "FORMATS",
+    "Notices",
+    "Options",
+    "check_file",
+    "export_agenttraj",
+    "export_messages",
+    "export_run",
+    "import_agenttraj",
+    "import_annotations",
+    "import_file",
+    "import_messages",
+]

@@ -1,0 +1,189 @@
+"""Flags on turns: read as annotations, and written from annotations."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from ...errors import EmptySelectionError, InputError
+from ..records import Annotation, OnError, Trajectory
+from .reading import KEYS, read_records, refuse, turns_key
+from .talks import Examples, Options, Talk
+from .trajectories import meta_of, read_items
+from .turns import FLAGS
+
+Unmarked = Literal["refuse", "drop"]
+
+
+def critical_of(talk: Talk, flag: str | None) -> tuple[int, ...] | None:
+    """The steps whose turn is flagged; None when no turn of the record has a flag.
+
+    Raises:
+        InputError: a flag is neither true, false, 1, 0 nor null, or marks a turn that is no step.
+    """
+    record, there = talk.record, [f for f in FLAGS if any(t.raw.get(f) is not None for t in talk.turns)]
+    if flag is None and len(there) > 1:
+        raise record.error(f"turns carry the flags {' and '.join(there)}: say which one counts", talk.key)
+    name = flag or (there[0] if there else None)
+    if name not in there:
+        return None
+    for number, turn in enumerate(talk.turns):
+        value, field = turn.raw.get(name), f"{talk.key}[{number}].{name}"
+        if value is None:
+            continue
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            raise record.error(_wrong_flag(value), field)
+        if value and number not in talk.acts:
+            raise record.error("is true, but only a step of the agent can be critical", field)
+    return tuple(step for step, act in enumerate(talk.acts) if talk.turns[act].raw.get(name))
+
+
+def _wrong_flag(value: object) -> str:
+    if isinstance(value, str):
+        return f"must be true, false, 1, 0 or null, is the text {value!r}: write it without quotation marks"
+    if isinstance(value, int | float) and 0 < value < 1:
+        return f"must be true, false, 1, 0 or null, is {value!r}: a step is critical or not, there is no half of it"
+    return f"must be true, false, 1, 0 or null, is {value!r}"
+
+
+def marked(
+    items: Iterable[Trajectory], annotations: Iterable[Annotation] | None, unmarked: Unmarked
+) -> list[tuple[Trajectory, Annotation | None, frozenset[int]]]:
+    """Every trajectory that is exported, its annotation and its critical steps; without annotations all steps.
+
+    Raises:
+        InputError: nothing to export; an id twice; an annotation without its trajectory or with a step that does
+            not exist; with ``unmarked="refuse"`` a trajectory without an annotation or with an empty one.
+        EmptySelectionError: with ``unmarked="drop"`` nothing is left.
+    """
+    chosen = list(items)
+    by_id = {t.id: t for t in chosen}
+    if not chosen:
+        raise InputError("there is no trajectory to export")
+    if len(by_id) < len(chosen):
+        name, count = Counter(t.id for t in chosen).most_common(1)[0]
+        raise InputError(f"{count} trajectories to export have the id {name!r}")
+    if annotations is None:
+        return [(t, None, frozenset(range(len(t.steps)))) for t in chosen]
+    notes: dict[str, Annotation] = {}
+    for note in annotations:
+        if note.trajectory_id not in by_id:
+            raise InputError(f"an annotation is for {note.trajectory_id!r}, which is not among the trajectories")
+        if note.trajectory_id in notes:
+            raise InputError(f"trajectory {note.trajectory_id!r} has two annotations: export one selector's")
+        if note.critical and note.critical[-1] >= len(by_id[note.trajectory_id].steps):
+            raise InputError(f"trajectory {note.trajectory_id!r} has no step {note.critical[-1]}")
+        notes[note.trajectory_id] = note
+    bare = [t.id for t in chosen if t.id not in notes or not notes[t.id].critical]
+    if bare and unmarked != "drop":
+        raise InputError(
+            f"{len(bare)} of {len(chosen)} trajectories have no critical step, the first is {bare[0]!r}: "
+            'annotate them, or leave them out with unmarked="drop"'
+        )
+    if len(bare) == len(chosen):
+        raise EmptySelectionError("no trajectory has a critical step, so there is nothing to train on")
+    left_out = set(bare)
+    return [(t, notes[t.id], frozenset(notes[t.id].critical)) for t in chosen if t.id not in left_out]
+
+
+def import_annotations(
+    path: str | Path,
+    selector: str = "imported",
+    flag: str | None = None,
+    on_error: OnError = "stop",
+    dropped: list[InputError] | None = None,
+    *,
+    examples: Examples = "refuse",
+) -> list[Annotation]:
+    """Read the flags on turns as annotations, from either format; ids are those of the import.
+
+    A step is critical when its flag is true or 1. The formats do not hold the cap m, so ``fraction`` is 1, and they
+    do not name the selector; both are exact for records that our export wrote.
+
+    Args:
+        path: a file that :func:`import_agenttraj` or ``import_messages`` reads.
+        selector: the name for marks that have none.
+        flag: the key that counts; None takes the only one of loss, trainable, train, weight that is there.
+        on_error: as in :func:`import_agenttraj`.
+        dropped: as in :func:`import_agenttraj`.
+        examples: as in :func:`import_agenttraj`.
+
+    Raises:
+        InputError: also when the turns of a record carry no flag, or a turn that is no step is marked.
+    """
+    notes = []
+    for talk, item in read_items(path, key_of(path), "", Options(examples=examples), on_error, dropped):
+        try:
+            critical = critical_of(talk, flag)
+            if critical is None:
+                raise talk.record.error(f"no turn has the flag {flag}" if flag else "no turn has a flag", talk.key)
+        except InputError as error:
+            refuse(error, on_error, dropped)
+            continue
+        notes.append(_note(talk, item, critical, selector))
+    if not notes:
+        raise InputError("holds no flags that can be read", path)
+    return notes
+
+
+def _note(talk: Talk, item: Trajectory, critical: tuple[int, ...], selector: str) -> Annotation:
+    meta = meta_of(talk.record)
+    if meta is None:
+        return Annotation(trajectory_id=item.id, selector=selector, fraction=1.0, critical=critical)
+    return Annotation(
+        trajectory_id=item.id,
+        selector=meta.selector or selector,
+        fraction=meta.fraction or 1.0,
+        critical=critical,
+        categories=meta.categories,
+        reasons=meta.reasons,
+        prompt_sha256=meta.prompt_sha256,
+        model=meta.model,
+    )
+
+
+class Marks:
+    """The flags of all that is imported together, gathered record by record."""
+
+    def __init__(self) -> None:
+        self._notes: list[Annotation] = []
+        self._partly = False
+        self._bare: InputError | None = None
+
+    def add(self, talk: Talk, item: Trajectory) -> None:
+        """The flags of a record.
+
+        Raises:
+            InputError: as :func:`critical_of`.
+        """
+        critical = critical_of(talk, None)
+        if critical is None:
+            self.bare(talk.record.error("no turn has a flag", talk.key))
+            return
+        self._partly |= len(critical) < len(item.steps)
+        self._notes.append(_note(talk, item, critical, "imported"))
+
+    def bare(self, error: InputError) -> None:
+        """``error`` is raised for what has no flags, should others mark some steps and not all."""
+        self._bare = self._bare or error
+
+    def annotations(self) -> list[Annotation]:
+        """Those of an import that marks some steps and not others; nothing when all are marked, or none has flags.
+
+        Raises:
+            InputError: some steps are marked, and a record has no flags.
+        """
+        if self._partly and self._bare:
+            raise self._bare
+        return self._notes if self._partly else []
+
+
+def key_of(path: str | Path) -> str:
+    """``messages``, ``conversations`` or, in a file of our own, ``steps``: what the first record of a file holds."""
+    for peek in (True, False):  # the first may be a bad one
+        first = next(read_records(path, "skip", None, peek), None)
+        if first and (key := turns_key(first.value)):
+            return key
+    return KEYS[0]

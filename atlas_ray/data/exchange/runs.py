@@ -1,0 +1,246 @@
+"""Run directories: made from the files of others, and written in their formats."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import cast
+
+from ...errors import InputError
+from ...rundir.files import RunLog, replacing
+from ..records import Annotation, OnError, Trajectory, read_annotations, read_trajectories, write_annotations
+from .agenttraj import write_agenttraj
+from .flags import Marks, Unmarked, key_of
+from .notices import Notices
+from .openai_messages import Flag, write_messages
+from .outcomes import of_fields
+from .raw_files import files_of
+from .reading import Record, read_records, refuse, turns_key
+from .survey import Survey
+from .talks import Options, Talk, read_talk
+from .trajectories import own_trajectories, own_trajectory, placed_by, read_items, unique
+from .verbatim import Words, read_words, with_words, words_of, write_words
+
+FORMATS = ("agenttraj", "messages")
+_SOURCES = {"conversations": "AgentTraj-L", "messages": "messages"}
+_NAMES = {"conversations": "AgentTraj-L", "messages": "messages", "steps": "trajectories"}
+
+
+def export_run(
+    run_dir: str | Path,
+    selector: str | None,
+    fmt: str,
+    flag: str | None,
+    out: str | Path,
+    unmarked: Unmarked = "refuse",
+) -> Path:
+    """Write the expert episodes of a run in a neighbour's format, with a selector's steps marked.
+
+    Args:
+        run_dir: a run directory.
+        selector: whose ``annotations/SELECTOR.jsonl``; None marks every step.
+        fmt: ``agenttraj`` or ``messages``.
+        flag: for ``messages``, the key of the mark, ``trainable`` when None; ``agenttraj`` has ``loss`` only.
+        out: the file.
+        unmarked: as in :func:`export_agenttraj`.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        InputError: a name that does not exist, or what the export itself refuses.
+        EmptySelectionError: everything would be left out.
+    """
+    run_dir, out = Path(run_dir), Path(out)
+    if fmt not in FORMATS:
+        raise InputError(f"must be one of {', '.join(FORMATS)}, is {fmt!r}", None, None, "format")
+    if fmt == "agenttraj" and flag not in (None, "loss"):
+        raise InputError(f"agenttraj knows the flag loss only, not {flag!r}", None, None, "flag")
+    items = read_trajectories(run_dir / "trajectories" / "expert.jsonl")
+    annotations = None
+    if selector is not None:
+        marks = run_dir / "annotations" / f"{selector}.jsonl"
+        there = sorted(p.stem for p in marks.parent.glob("[!.]*.jsonl"))
+        if selector not in there:
+            raise InputError(f"has no annotations by {selector!r}, only by: {', '.join(there) or 'none'}", run_dir)
+        annotations = read_annotations(marks, items)
+    words = read_words(run_dir)
+
+    def told(item: Trajectory) -> Trajectory:
+        return with_words(item, words.get(item.id, {}))
+
+    if fmt == "messages":
+        write_messages(out, items, annotations, cast(Flag, flag or "trainable"), unmarked, told)
+    else:
+        write_agenttraj(out, items, annotations, unmarked, told)
+    return out
+
+
+def import_file(
+    path: str | Path,
+    run_dir: str | Path,
+    *,
+    options: Options | None = None,
+    on_bad: OnError = "stop",
+    notices: Notices | None = None,
+) -> int:
+    """Make a run directory's expert episodes out of a file of either format, or of our own, or a folder of such files.
+
+    Of a folder every file is read whose name ends as one of :data:`SUFFIXES`, in the order of their names; hidden files
+    and folders inside are not. Equal ids are numbered across its files as they are within one, and its flags count
+    together.
+
+    Writes ``trajectories/expert.jsonl``; where the flags mark some steps and not others, also
+    ``annotations/SELECTOR.jsonl`` (``imported`` when the file does not name the selector); keeps what
+    :func:`export_run` needs to write the turns word by word; and logs in ``events.jsonl`` what was left out or is
+    unknown. One record at a time is held, and nothing is left when one of them is wrong.
+
+    Args:
+        path: the file or folder.
+        run_dir: the run directory.
+        options: how records are read where they leave it open.
+        on_bad: ``"stop"`` raises at the first bad record, ``"skip"`` goes on without it.
+        notices: gets what was left out or is unknown.
+
+    Returns:
+        How many trajectories were imported.
+
+    Raises:
+        InputError: the run has expert episodes already; a file is wrong; the flags come from several selectors; a
+            folder holds no file to read; no record has ``options.success_field``.
+    """
+    path, run_dir = Path(path), Path(run_dir)
+    target = run_dir / "trajectories" / "expert.jsonl"
+    if target.exists():
+        raise InputError("is there already and is not overwritten: choose another run directory", target)
+    notices, options = notices or Notices(), options or Options()
+    made = [p for p in (run_dir, target.parent) if not p.exists()]
+    try:
+        with replacing(target) as part:  # in its place last: a run that has it counts as collected
+            marks, words = Marks(), dict[str, Words]()
+            with part.open("w", encoding="utf-8") as file:
+                for item in _usable(_Reading(path, options, on_bad), marks, notices):
+                    if kept := words_of(item):
+                        words[item.id] = kept
+                    file.write(json.dumps(item.row(), ensure_ascii=False) + "\n")
+            _check(path, options, notices)
+            notes = _one_selector(path, marks.annotations())
+            if notes:
+                write_annotations(run_dir / "annotations" / f"{notes[0].selector}.jsonl", notes)
+            if words:
+                write_words(run_dir, words)
+            for kind, values in notices.events():
+                RunLog(run_dir).event("collect", kind, **values)
+    except BaseException:
+        for folder in reversed(made):
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+    return notices.records
+
+
+def _usable(reading: _Reading, marks: Marks, notices: Notices) -> Iterator[Trajectory]:
+    for file, talk, item in reading.items(notices.bad):
+        try:
+            if talk:
+                marks.add(talk, item)
+            else:
+                marks.bare(InputError("has no flags, but other files of the folder mark some steps", file))
+        except InputError as error:
+            refuse(error, reading.on_bad, notices.bad)
+            continue
+        notices.add(talk, item, reading.options)
+        yield item
+
+
+def _check(path: Path, options: Options, notices: Notices) -> None:
+    if not notices.records:
+        raise InputError(f"holds no record that can be read; the first of {len(notices.bad)}: {notices.bad[0]}", path)
+    if options.success_field is not None and notices.without_field == notices.talks:
+        message = f"no record of {path} has the field {options.success_field!r}"
+        raise InputError(message, None, None, "collect.success_field")
+
+
+def _one_selector(path: Path, notes: list[Annotation]) -> list[Annotation]:
+    if len({n.selector for n in notes}) > 1:
+        raise InputError("its marks come from several selectors: import one selector's export at a time", path)
+    if notes and not re.fullmatch(r"[\w-]+", notes[0].selector):
+        raise InputError(f"names the selector {notes[0].selector!r}, which cannot be the name of a file", path)
+    return notes
+
+
+def check_file(path: str | Path, options: Options | None = None, on_bad: OnError = "stop") -> str:
+    """Look cheaply whether a file, or every file of a folder, can be read: its shape and its first record.
+
+    Args:
+        path: the file or folder.
+        options: how records are read where they leave it open.
+        on_bad: with ``"skip"`` the first record counts that can be read.
+
+    Returns:
+        What it is, in words: ``"AgentTraj-L"``, ``"messages"`` or ``"trajectories"``; several joined by ``", "``.
+
+    Raises:
+        InputError: it is not there, or its first record cannot be read; names file, line or record, and field.
+    """
+    found, options = dict[str, None](), options or Options()
+    for file in files_of(Path(path)):
+        bad: list[InputError] = []
+        for record in read_records(file, on_bad, bad, peek=on_bad == "stop"):
+            try:
+                found[_look(record, options)] = None
+                break
+            except InputError as error:
+                refuse(error, on_bad, bad)
+        else:
+            raise bad[0] if bad else InputError("holds no record that can be read", file)
+    return ", ".join(found)
+
+
+def _look(record: Record, options: Options) -> str:
+    """What a record is, in words.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if turns_key(record.value) == "steps":
+        own_trajectory(record)
+        return _NAMES["steps"]
+    talk = read_talk(record, options, lambda: True, placed_by(record))
+    of_fields(record, options.success_field)
+    return _NAMES[talk.key]
+
+
+class _Reading:
+    """A file or a folder, to be read."""
+
+    def __init__(self, path: Path, options: Options, on_bad: OnError) -> None:
+        self._files = files_of(path)
+        self.options, self.on_bad = options, on_bad
+        self._survey = Survey(self._files)
+
+    def items(self, bad: list[InputError]) -> Iterator[tuple[Path, Talk | None, Trajectory]]:
+        """The trajectories of all files, with ids that are unique among them; ``bad`` gets what was left out.
+
+        Raises:
+            InputError: names file, line or record, and field.
+        """
+        seen: set[str] = set()
+        for file in self._files:
+            try:
+                yield from ((file, talk, item) for talk, item in self._of_file(file, bad, seen))
+            except InputError as error:
+                if len(self._files) == 1:
+                    raise
+                refuse(error, self.on_bad, bad)
+
+    def _of_file(self, file: Path, bad: list[InputError], seen: set[str]) -> Iterator[tuple[Talk | None, Trajectory]]:
+        key = key_of(file)
+        if key != "steps":
+            yield from read_items(file, key, _SOURCES[key], self.options, self.on_bad, bad, seen, self._survey)
+            return
+        for own in own_trajectories(file, self.on_bad, bad):
+            yield None, own.model_copy(update={"id": unique(own.id, seen)})

@@ -1,0 +1,313 @@
+"""Records as trajectories: what a format does not say is filled in, what we wrote ourselves returns exactly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ...errors import InputError
+from ..records import Annotation, OnError, Step, Trajectory, first_problem
+from .outcomes import Outcome, of_fields, of_texts
+from .reading import Record, read_records, refuse
+from .survey import META, Survey
+from .talks import Options, Talk, read_talk
+from .turns import compose, read_said, read_seen
+from .verbatim import ImportedTrajectory, Written, origin_of
+
+_ITEM = re.compile(r"(.+)_([0-9]{1,18})")
+
+
+class _Exact(BaseModel):
+    """A step that its turns do not say exactly; ``turn`` is the digest of the turn, where it is not our own form."""
+
+    model_config = ConfigDict(extra="ignore")
+    index: int
+    thought: str | None = None
+    action: str
+    observation: str | None = None
+    turn: str | None = None
+
+    def holds(self, text: str) -> bool:
+        """Whether the turn is still the one that was written."""
+        return self.turn == _digest(text) if self.turn else compose(self.thought, self.action) == text
+
+
+class Meta(BaseModel):
+    """The object under ``atlas_ray`` in a record that we wrote: what the neighbours' formats have no place for."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+    id: str = Field(min_length=1)
+    env: str
+    task: str
+    seed: int
+    score: float | None
+    success: bool | None
+    source: str
+    rewards: list[float]
+    actors: list[str | None] | None = None
+    probabilities: list[float | None] | None = None
+    exact_steps: list[_Exact] = []
+    head: int | None = Field(default=None, ge=0)
+    tail: int = Field(default=0, ge=0)
+    selector: str | None = Field(default=None, min_length=1)
+    fraction: float | None = Field(default=None, gt=0, le=1)
+    categories: dict[int, str] | None = None
+    reasons: dict[int, str] | None = None
+    prompt_sha256: str | None = None
+    model: str | None = None
+
+
+_NOTE = ("selector", "fraction", "categories", "reasons", "prompt_sha256", "model")
+_ITSELF = ("id", "env", "task", "seed", "score", "success", "source")
+
+
+def meta_of(record: Record) -> Meta | None:
+    """The object that our own export added, or None.
+
+    Raises:
+        InputError: it is not as we write it.
+    """
+    if record.value.get(META) is None:
+        return None
+    try:
+        return Meta.model_validate_json(json.dumps(record.value[META]), strict=True)
+    except ValidationError as error:
+        field, message = first_problem(error)
+        raise record.error(message, f"{META}.{field}".rstrip(".")) from None
+
+
+def meta_row(item: Trajectory, note: Annotation | None, turns: Written) -> dict[str, Any]:
+    """The object under ``atlas_ray`` for a trajectory whose turns were written so."""
+    meta = {k: getattr(item, k) for k in _ITSELF}
+    meta["rewards"] = [s.reward for s in item.steps]
+    for name, values in (
+        ("actors", [s.actor for s in item.steps]),
+        ("probabilities", [s.probability for s in item.steps]),
+    ):
+        if any(value is not None for value in values):
+            meta[name] = values
+    meta["exact_steps"] = [
+        exact
+        for index, (step, act) in enumerate(zip(item.steps, turns.acts, strict=True))
+        if (exact := _exact(index, step, *(_text(turns.turns[n]) for n in (act - 1, act))))
+    ]
+    systems = int(turns.turns[0].get("role") == "system")
+    if turns.head != (systems if "role" in turns.turns[0] else 2):
+        meta["head"] = turns.head
+    if turns.tail > 1:
+        meta["tail"] = turns.tail
+    told = note.row() if note else {}
+    return meta | {k: told[k] for k in _NOTE if k in told}
+
+
+def _text(turn: dict[str, Any]) -> str:
+    content = turn.get("value", turn.get("content"))
+    return (
+        content if isinstance(content, str) else "".join(p if isinstance(p, str) else p["text"] for p in content or [])
+    )
+
+
+def _exact(index: int, step: Step, seen: str, text: str) -> dict[str, Any] | None:
+    found: dict[str, Any] = {"index": index, "thought": step.thought, "action": step.action}
+    other = read_seen(seen) != step.observation
+    if other or (_ours(text) or _said(text)) != (step.thought, step.action):
+        found |= {"observation": step.observation} if other else {}
+        return found if compose(step.thought, step.action) == text else found | {"turn": _digest(text)}
+    return None
+
+
+def _ours(text: str) -> tuple[str | None, str] | None:
+    """Thought and action of a turn in our own form, where every line behind the heading counts; None in another."""
+    before, heading, action = text.rpartition("Action:\n")
+    if not heading or not action.strip():
+        return None
+    if not before:
+        return None, action
+    return (
+        (before[9:-2], action) if before.startswith("Thought:\n") and before.endswith("\n\n") and before[11:] else None
+    )
+
+
+def _said(text: str) -> tuple[str | None, str | None]:
+    said = read_said(text)
+    return said.thought, said.action
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _steps(talk: Talk, meta: Meta | None, last_reward: float) -> tuple[Step, ...]:
+    """The steps of a record; without our own object every reward is 0 but the last.
+
+    Raises:
+        InputError: a turn has no action; names record and turn.
+    """
+    exact = {e.index: e for e in meta.exact_steps} if meta else {}
+    steps = []
+    for number, turn in enumerate(talk.acts):
+        text, seen, said = talk.turns[turn].text, talk.turns[turn - 1].text, talk.said[turn]
+        thought, action = (meta and _ours(text)) or (said.thought, said.action)
+        told = exact.get(number)
+        if told and told.holds(text):
+            thought, action = told.thought, told.action
+        if action is None:
+            raise talk.record.error(said.problem, talk.where(turn))
+        observation = seen if told and told.observation == seen else read_seen(seen)
+        about = _about(number, len(talk.acts), meta, last_reward)
+        steps.append(Step(observation=observation, thought=thought, action=action, **about))
+    return tuple(steps)
+
+
+def _about(number: int, count: int, meta: Meta | None, last_reward: float) -> dict[str, Any]:
+    if meta is None:
+        return {"reward": last_reward if number == count - 1 else 0.0}
+    named = (("actor", meta.actors), ("probability", meta.probabilities))
+    return {"reward": meta.rewards[number]} | {k: values[number] for k, values in named if values}
+
+
+def _check_lengths(talk: Talk, meta: Meta) -> None:
+    for name in ("rewards", "actors", "probabilities"):
+        values = getattr(meta, name)
+        if values is not None and len(values) != len(talk.acts):
+            message = f"{len(values)} {name} for {len(talk.acts)} steps: were turns added or removed?"
+            raise talk.record.error(message, f"{META}.{name}")
+
+
+def read_items(
+    path: str | Path,
+    key: str,
+    source: str,
+    options: Options,
+    on_error: OnError,
+    dropped: list[InputError] | None,
+    seen: set[str] | None = None,
+    survey: Survey | None = None,
+) -> Iterator[tuple[Talk, Trajectory]]:
+    """Every usable record of a file whose turns stand under ``key``, with a trajectory whose id is unique.
+
+    ``seen`` holds the ids of other files that are read together with this one, and gets those of this one; ``survey``
+    looks through all of them.
+
+    Raises:
+        InputError: names file, line or record, and field; also when nothing usable is there.
+    """
+    seen, found, first = set() if seen is None else seen, False, list[InputError]()
+    survey = survey or Survey([Path(path)])
+    dropped = first if dropped is None else dropped
+    before = len(dropped)
+    for record in read_records(path, on_error, dropped):
+        try:
+            talk, item = _item(record, key, source, options, survey)
+        except InputError as error:
+            refuse(error, on_error, dropped)
+            continue
+        found = True
+        yield talk, item.model_copy(update={"id": unique(item.id, seen)})
+    if not found:
+        why = f"; the first of {len(dropped) - before}: {dropped[before]}" if len(dropped) > before else ""
+        raise InputError(f"holds no record with {key} that can be read{why}", path)
+
+
+def own_trajectory(record: Record) -> Trajectory:
+    """A record of our own format.
+
+    Raises:
+        InputError: names file, line or record, and field.
+    """
+    try:
+        return Trajectory.model_validate_json(json.dumps(record.value), strict=True)
+    except ValidationError as error:
+        field, message = first_problem(error)
+        raise record.error(message, field) from None
+
+
+def own_trajectories(path: Path, on_error: OnError, dropped: list[InputError]) -> Iterator[Trajectory]:
+    """Every usable record of a file of our own format, of any shape; an id twice is an error.
+
+    Raises:
+        InputError: names file, line or record, and field; also when nothing usable is there.
+    """
+    seen: dict[str, Record] = {}
+    for record in read_records(path, on_error, dropped):
+        try:
+            item = own_trajectory(record)
+            if item.id in seen:
+                first = seen[item.id]
+                where = f"on line {first.line}" if first.line else f"in {first.place}"
+                raise record.error(f"id {item.id!r} stands already {where}", "id")
+        except InputError as error:
+            refuse(error, on_error, dropped)
+            continue
+        seen[item.id] = Record({}, path, record.index, record.line, record.place)
+        yield item
+    if not seen:
+        raise InputError("holds no trajectory that can be read", path)
+
+
+def placed_by(record: Record) -> tuple[int | None, int] | None:
+    """How many turns stand before and behind the steps, where our own export noted it."""
+    meta = meta_of(record)
+    return (meta.head, meta.tail) if meta else None
+
+
+def _item(record: Record, key: str, source: str, options: Options, survey: Survey) -> tuple[Talk, Trajectory]:
+    meta = meta_of(record)
+    talk = read_talk(record, options, survey.masked, (meta.head, meta.tail) if meta else None)
+    if talk.key != key:
+        raise record.error(f"this record has {talk.key}, not {key}: it is of the other format", talk.key)
+    if meta:
+        _check_lengths(talk, meta)
+        known, score = meta.model_dump(include=set(_ITSELF)), meta.score
+    else:
+        outcome = _outcome(talk, options, survey)
+        score = outcome.score
+        known = {**_named(record, key), "score": score, "success": outcome.success, "source": source}
+    try:
+        steps = _steps(talk, meta, score or 0.0)
+        origin = origin_of(talk, options)
+        return talk, ImportedTrajectory(**known, instruction=talk.instruction, steps=steps, origin=origin)
+    except ValidationError as error:
+        field, message = first_problem(error)
+        raise record.error(message, field) from None
+
+
+def _outcome(talk: Talk, options: Options, survey: Survey) -> Outcome:
+    """By the record's fields, else by what the environment said last, else as it is stated."""
+    found = of_fields(talk.record, options.success_field)
+    if options.success_field is None and found.score == 1:
+        found = of_fields(talk.record, None, survey.other_scale())
+    told = of_texts(talk.last_words)
+    success = told.success if found.success is None else found.success
+    return Outcome(success, told.score if found.score is None else found.score).filled(options.success)
+
+
+def _named(record: Record, key: str) -> dict[str, Any]:
+    """Id, env, task and seed by the record's id."""
+    field = "item_id" if record.value.get("item_id") is not None else "id"
+    name = record.value.get(field)
+    if name is None:
+        return {"id": f"{key}_{record.index}", "env": "unknown", "task": "unknown", "seed": record.index}
+    name = int(name) if isinstance(name, float) and name.is_integer() else name
+    if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
+        raise record.error(f"must be a name like webshop_6, or a number, is {name!r}", field)
+    match = _ITEM.fullmatch(str(name))
+    task = match[1] if match else "alfworld" if "game_file" in record.value else "unknown"
+    seed = int(match[2]) if match else name if isinstance(name, int) else record.index
+    return {"id": str(name), "env": f"AgentGym/{task}-v0", "task": task, "seed": seed}
+
+
+def unique(name: str, seen: set[str]) -> str:
+    """``name``, or ``name#2`` and so on when it was there before."""
+    new, number = name, 1
+    while new in seen:
+        number += 1
+        new = f"{name}#{number}"
+    seen.add(new)
+    return new

@@ -1,0 +1,234 @@
+"""Trajectories and annotations, and the JSONL files that hold them.
+
+A trajectory line: ``{"id", "env", "task", "seed", "instruction", "steps": [{"observation", "thought"?, "action",
+"reward", "actor"?, "probability"?}], "score", "success", "source"}``; ``score`` and ``success`` are null where nobody
+knows the outcome. An annotation line: ``{"trajectory_id", "selector", "fraction",
+"critical": [0-based step indices], "categories"?, "reasons"?, "prompt_sha256"?, "model"?}``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..errors import InputError
+from ..rundir.files import write_parts
+
+Row = TypeVar("Row", bound=BaseModel)
+OnError = Literal["stop", "skip"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Step(_Strict):
+    """What the agent saw, thought and did, and the reward for it.
+
+    ``actor`` names who took the step where several may act, ``probability`` with which probability it was taken.
+    """
+
+    observation: str
+    thought: str | None = None
+    action: str
+    reward: float = 0.0
+    actor: str | None = None
+    probability: float | None = Field(default=None, ge=0, le=1)
+
+
+class Trajectory(_Strict):
+    """One finished episode. ``score`` is in 0..1; ``source`` names who acted (``expert``, a model).
+
+    ``score`` and ``success`` are None where the outcome is unknown, which is never counted as a success.
+    """
+
+    id: str = Field(min_length=1)
+    env: str
+    task: str
+    seed: int
+    instruction: str
+    steps: tuple[Step, ...] = Field(min_length=1)
+    score: float | None = Field(ge=0, le=1)
+    success: bool | None
+    source: str
+
+    def row(self) -> dict[str, Any]:
+        """The JSON object of one line; an unknown outcome stands there as null."""
+        known = self.model_dump(exclude_none=True)
+        return {name: known.get(name) for name in Trajectory.model_fields}
+
+
+class Annotation(_Strict):
+    """Which steps of a trajectory are critical, by one selector.
+
+    ``fraction`` is the cap m that was asked for (ATLaS: at most ceil(m * T) steps; the rounding is ours).
+    """
+
+    trajectory_id: str = Field(min_length=1)
+    selector: str = Field(min_length=1)
+    fraction: float = Field(gt=0, le=1)
+    critical: tuple[Annotated[int, Field(ge=0)], ...]
+    categories: dict[int, str] | None = None
+    reasons: dict[int, str] | None = None
+    prompt_sha256: str | None = None
+    model: str | None = None
+
+    @model_validator(mode="after")
+    def _unique_and_sorted(self) -> Self:
+        if list(self.critical) != sorted(set(self.critical)):
+            raise ValueError("critical must be ascending and without repeats")
+        return self
+
+    def row(self) -> dict[str, Any]:
+        """The JSON object of one line."""
+        return self.model_dump(exclude_none=True)
+
+
+def cap(fraction: float, steps: int) -> int:
+    """Most steps that may be critical: ``ceil(fraction * steps)``, at least one (rounding is ours)."""
+    return max(1, math.ceil(round(fraction * steps, 9)))
+
+
+def first_problem(error: ValidationError) -> tuple[str, str]:
+    """(dotted field, message) of the first problem pydantic found."""
+    problem = error.errors()[0]
+    return ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
+
+
+def _read(
+    kind: type[Row], path: str | Path, on_error: OnError, dropped: list[InputError] | None
+) -> Iterator[tuple[int, Row]]:
+    """Every row with its 1-based line."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError("no such file", path)
+    found = 0
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if not raw.strip():
+                continue
+            try:
+                row = _parse(kind, raw, path, number)
+            except InputError as error:
+                _refuse(error, on_error, dropped)
+                continue
+            found += 1
+            yield number, row
+    if not found:
+        raise InputError(f"holds no {kind.__name__.lower()} that can be read", path)
+
+
+def _refuse(error: InputError, on_error: OnError, dropped: list[InputError] | None) -> None:
+    if on_error == "stop":
+        raise error
+    if dropped is not None:
+        dropped.append(error)
+
+
+class _TwiceError(ValueError):
+    """A key stands twice in an object, of which Python's reader would take the last."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _TwiceError(next(name for name in names if names.count(name) > 1))
+    return made
+
+
+def _parse(kind: type[Row], raw: bytes, path: Path, number: int) -> Row:
+    try:
+        value = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"), object_pairs_hook=_object)
+    except _TwiceError as error:
+        raise InputError(f"has the key {error.args[0]!r} twice in one object", path, number) from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 at byte {error.start}", path, number) from None
+    except json.JSONDecodeError as error:
+        cut = " (the line is cut short)" if not raw.endswith(b"\n") or error.pos >= len(raw.rstrip()) - 1 else ""
+        raise InputError(f"not JSON at column {error.colno}: {error.msg}{cut}", path, number) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets a thousand deep
+        raise InputError(f"not JSON that can be read: {error}", path, number) from None
+    if not isinstance(value, dict):
+        raise InputError(f"a line must be a JSON object, this is a {type(value).__name__}", path, number)
+    try:
+        # JSON mode, strict: no number is taken for a string, lists become tuples
+        return kind.model_validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        field, message = first_problem(error)
+        raise InputError(message, path, number, field) from None
+
+
+def iter_trajectories(
+    path: str | Path, on_error: OnError = "stop", dropped: list[InputError] | None = None
+) -> Iterator[Trajectory]:
+    """Stream trajectories from a JSONL file.
+
+    Args:
+        path: the file.
+        on_error: ``"stop"`` raises at the first bad line, ``"skip"`` goes on.
+        dropped: with ``"skip"``, gets the error of every line that was left out.
+
+    Raises:
+        InputError: names file, line and field; also when the file is missing or holds nothing usable.
+    """
+    seen: dict[str, int] = {}
+    for number, item in _read(Trajectory, path, on_error, dropped):
+        if item.id in seen:
+            error = InputError(f"id {item.id!r} stands already on line {seen[item.id]}", path, number, "id")
+            _refuse(error, on_error, dropped)
+            continue
+        seen[item.id] = number
+        yield item
+
+
+def read_trajectories(
+    path: str | Path, on_error: OnError = "stop", dropped: list[InputError] | None = None
+) -> list[Trajectory]:
+    """:func:`iter_trajectories` as a list."""
+    return list(iter_trajectories(path, on_error, dropped))
+
+
+def write_trajectories(path: str | Path, items: Iterable[Trajectory]) -> None:
+    """Write trajectories to a JSONL file, atomically."""
+    write_parts(path, (json.dumps(t.row(), ensure_ascii=False) + "\n" for t in items))
+
+
+def read_annotations(
+    path: str | Path,
+    trajectories: Iterable[Trajectory] | None = None,
+    on_error: OnError = "stop",
+    dropped: list[InputError] | None = None,
+) -> list[Annotation]:
+    """Read annotations; with ``trajectories`` also check that ids and step indices exist.
+
+    Raises:
+        InputError: names file, line and field.
+    """
+    lengths = None if trajectories is None else {t.id: len(t.steps) for t in trajectories}
+    items = []
+    for number, item in _read(Annotation, path, on_error, dropped):
+        error = None
+        if lengths is not None and item.trajectory_id not in lengths:
+            error = InputError(f"no trajectory has the id {item.trajectory_id!r}", path, number, "trajectory_id")
+        elif lengths is not None and item.critical and item.critical[-1] >= lengths[item.trajectory_id]:
+            message = (
+                f"step {item.critical[-1]} of {item.trajectory_id!r} does not exist, "
+                f"it has steps 0 to {lengths[item.trajectory_id] - 1}"
+            )
+            error = InputError(message, path, number, "critical")
+        if error:
+            _refuse(error, on_error, dropped)
+        else:
+            items.append(item)
+    return items
+
+
+def write_annotations(path: str | Path, items: Iterable[Annotation]) -> None:
+    """Write annotations to a JSONL file, atomically."""
+    write_parts(path, (json.dumps(a.row(), ensure_ascii=False) + "\n" for a in items))

@@ -1,0 +1,312 @@
+"""``results.json``: the scores of a run, their schema, and how their intervals are made.
+
+The file is a contract with scripts outside the project: unknown keys are refused, and every rate is a share in 0..1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import NormalDist
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+
+from ..errors import InputError
+from ..rundir.files import write_json
+from .records import first_problem
+from .replies import Outcome
+
+ALWAYS_QUICK = "always-quick"
+ALWAYS_DEEPTHINK = "always-deepthink"
+DECILES = 10
+"""Parts of an episode in which calls are counted."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Replies = dict[Outcome, Count]
+"""How often what came of asking a model that writes, see :class:`atlas_ray.data.replies.Replies`; what never came is left
+out."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Cell(_Strict):
+    """A success rate with its 95 % interval."""
+
+    success: Share
+    """Share of episodes that succeeded."""
+    ci95: tuple[Share, Share]
+    """95 % interval of ``success``, see :func:`interval`."""
+    episodes: int = Field(ge=1)
+    """Episodes played, over all training seeds."""
+
+    @model_validator(mode="after")
+    def _inside(self) -> Self:
+        _check_interval(self.success, self.ci95)
+        return self
+
+
+class Score(Cell):
+    """A success rate over several levels."""
+
+    levels: dict[str, Cell] | None = None
+    """The same for each level."""
+
+
+class Arm(_Strict):
+    """One way to train, over its training seeds; counts are means of one training run."""
+
+    selector: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
+    """Whose steps carried the loss; ``none`` is the untuned model. Names that are no selector of ours are ensembles
+    (``union_value_oracle``) or the user's."""
+    fraction: Share
+    """The cap m on the share of a trajectory's steps; 0 for ``none``."""
+    anchor: float = Field(default=0.0, ge=0)
+    """Weight of the KL anchor to the base model; left out of the file when 0."""
+    seeds: tuple[int, ...]
+    """Training seeds, one model each; empty for ``none``."""
+    steps_share: Share
+    """Share of all steps that carried the loss."""
+    trained_tokens: Count
+    """Tokens that carried the loss, over all epochs."""
+    context_tokens: Count
+    """Tokens that were only read, over all epochs."""
+    train_seconds: float = Field(ge=0)
+    """Wall time of the training, in seconds."""
+    held_in: Score
+    """On levels of which other episodes were trained on."""
+    held_out: Score | None
+    """On levels that were never trained on; null when the recipe names none."""
+    replies: Replies | None = None
+    """What became of the replies of models that write, in all episodes; left out where none does."""
+    lost_episodes: Count = 0
+    """Its own episodes in which the environment or the model gave no answer, scored for nobody; left out when 0."""
+
+    @property
+    def name(self) -> str:
+        """Name of the arm in files and tables, the same as in the recipe."""
+        return self.selector if not self.anchor else f"{self.selector}+anchor{self.anchor:g}"
+
+    @model_validator(mode="after")
+    def _untuned(self) -> Self:
+        if self.selector == "none" and self.steps_share:
+            raise ValueError("steps_share: the untuned model (selector none) has share 0")
+        if self.selector != "none" and not self.seeds:
+            raise ValueError("seeds: a trained arm names at least one")
+        return self
+
+
+class Atlas(_Strict):
+    """ATLaS: the arms, each scored on the same episodes."""
+
+    arms: tuple[Arm, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _unique(self) -> Self:
+        keys = [(a.name, a.fraction) for a in self.arms]
+        if len(set(keys)) != len(keys):
+            raise ValueError("the same arm (selector, fraction, anchor) stands twice")
+        return self
+
+
+def _cost(given: Any) -> float | str:
+    if given == "measured" or (
+        isinstance(given, int | float) and not isinstance(given, bool) and 0 <= given < math.inf
+    ):
+        cost: float | str = given
+        return cost
+    raise ValueError("must be a number of at least 0, or 'measured'")
+
+
+class Policy(_Strict):
+    """One way to decide between the models, over the same episodes as the others."""
+
+    name: str = Field(min_length=1)
+    """``always-quick``, ``always-deepthink``, ``random(...)`` and other baselines; those of learned switches begin with
+    ``londi``."""
+    budget: Count | None = None
+    """Most DEEPTHINK calls an episode (LONDI-B)."""
+    cost: Annotated[float | str, PlainValidator(_cost)] | None = None
+    """Price c of a DEEPTHINK call in training (LONDI); ``measured`` charged what each call really took."""
+    average: float | None = Field(default=None, gt=0)
+    """Mean DEEPTHINK calls an episode that training kept to (Lagrangian)."""
+    of_use: float | None = Field(default=None, gt=0, lt=1)
+    """The budget is this share of the calls that the first cost's switch makes."""
+    success: Share
+    """Share of episodes that succeeded."""
+    mean_return: float = Field(alias="return")
+    """Mean undiscounted sum of the environment's rewards, without costs of calls. The file says ``return``."""
+    ci95: tuple[Share, Share]
+    """95 % interval of ``success``, see :func:`interval`."""
+    deepthink_share: Share
+    """Share of steps taken by DEEPTHINK; with more than two models by any but QUICK, as everywhere here."""
+    deepthink_calls_per_episode: float = Field(ge=0)
+    """Mean DEEPTHINK calls an episode."""
+    calls_by_model: tuple[NonNegative, ...] | None = Field(default=None, min_length=3)
+    """Mean steps an episode of each model from QUICK to DEEPTHINK, where there are more than two."""
+    called_at: tuple[Share, ...] | None = Field(default=None, min_length=DECILES, max_length=DECILES)
+    """Share of the calls in each tenth of the episode; left out where there was no call."""
+    compute: float = Field(ge=0)
+    """Mean compute an episode, in ``compute_unit``."""
+    compute_unit: str = Field(min_length=1)
+    """FLOPs, seconds or money, the same for all policies."""
+    seconds_per_episode: float | None = Field(default=None, ge=0)
+    """Mean wall time that the models took in an episode, in seconds."""
+    budget_violations: Count
+    """Episodes with more calls than the budget."""
+    episodes: int = Field(ge=1)
+    """Episodes played, over all training seeds."""
+    seeds: tuple[int, ...] = ()
+    """Training seeds of a learned switch, one switch each."""
+    success_by_seed: tuple[Share, ...] = ()
+    """Success of each of them, in their order."""
+    replies: Replies | None = None
+    """What became of the replies of models that write, in all episodes; left out where none does."""
+    lost_episodes: Count = 0
+    """Its own episodes in which a model gave no answer, scored for nobody; left out when 0."""
+
+    @property
+    def learned(self) -> bool:
+        """Whether this is a trained switch and not a baseline (which may have a budget too)."""
+        return self.name.startswith("londi")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _check_interval(self.success, self.ci95)
+        if len(self.success_by_seed) not in (0, len(self.seeds)):
+            raise ValueError(f"success_by_seed: must hold one for each of the {len(self.seeds)} seeds")
+        return self
+
+
+class Londi(_Strict):
+    """LONDI: the learned switches and their baselines, each on the same episodes."""
+
+    policies: tuple[Policy, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _unique(self) -> Self:
+        names = [p.name for p in self.policies]
+        if len(set(names)) != len(names):
+            raise ValueError("two policies have the same name")
+        if len({p.compute_unit for p in self.policies}) > 1:
+            raise ValueError("compute_unit: policies measured in different units cannot be compared")
+        return self
+
+
+class Results(_Strict):
+    """The whole file; a recipe may have only one of the parts."""
+
+    atlas: Atlas | None = None
+    londi: Londi | None = None
+    replies: dict[Literal["select"], dict[Literal["oracle", "value", "start-after"], Replies]] | None = None
+    """What became of the replies of models that write, by stage and who asked them, where nothing above has them; left
+    out where none was asked."""
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if self.atlas is None and self.londi is None and not self.replies:
+            raise ValueError("holds neither atlas nor londi, and no replies")
+        return self
+
+
+def _check_interval(success: float, ci95: tuple[float, float]) -> None:
+    if not ci95[0] - 1e-9 <= success <= ci95[1] + 1e-9:
+        raise ValueError(f"ci95: [{ci95[0]:g}, {ci95[1]:g}] does not hold the success of {success:g}")
+
+
+def load_results(path: str | Path) -> Results:
+    """Read ``results.json``.
+
+    Raises:
+        InputError: names the file and the dotted field.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError("no such file", path)
+    try:
+        return Results.model_validate_json(path.read_bytes(), strict=True)
+    except ValidationError as error:
+        field, message = first_problem(error)
+        raise InputError(message, path, None, field or None) from None
+
+
+def write_results(path: str | Path, results: Results) -> None:
+    """Write ``results.json``, atomically. Optional fields that are not set are left out."""
+    write_json(path, results.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+
+
+def wilson(rate: float, episodes: float, quantile: float) -> tuple[float, float]:
+    """Wilson's score interval of a rate over ``episodes`` (effective, so not always whole) draws."""
+    square = quantile**2
+    middle = (rate + square / (2 * episodes)) / (1 + square / episodes)
+    spread = rate * (1 - rate) / episodes + square / (4 * episodes**2)
+    half = quantile / (1 + square / episodes) * math.sqrt(spread)
+    # the rate lies inside but for rounding, at 0 and 1 exactly on the edge
+    return max(0.0, min(rate, middle - half)), min(1.0, max(rate, middle + half))
+
+
+def interval(successes_per_seed: Sequence[Sequence[bool]]) -> tuple[float, float, float]:
+    """Mean success and its 95 % interval, for new episodes *and* new training seeds.
+
+    Rows are training seeds, columns are episodes: every row must hold the same episodes in the same order, because a
+    hard episode is hard for every seed, and ten models on fifty episodes are not five hundred independent draws.
+
+    One row: Wilson's score interval; it knows nothing of the spread between training seeds.
+
+    Several rows: a two-way random-effects variance of the mean (seeds crossed with episodes), by mean squares,
+
+        V = V_episodes + V_seeds;   V_episodes = MS_episodes / (K n), at least p (1 - p) / (K n)
+                                    V_seeds    = max(0, MS_seeds - MS_rest) / (K n)
+
+    put into Wilson's interval as the effective number of draws p (1 - p) / V, with Student's t in place of the normal
+    quantile, its degrees of freedom (K - 1) (V / V_seeds)^2 after Satterthwaite. So the interval is about Wilson's
+    over pooled episodes when seeds agree, and widens with their spread, most when the seeds are few. In simulation it
+    covers 93 to 98 % for up to a moderate spread; two seeds with a very large one can fall to about 83 %, where
+    pooled Wilson falls to 52 %. The choice is ours.
+
+    Returns:
+        (mean, low, high), all in 0..1.
+
+    Raises:
+        ValueError: no episodes, or rows of different lengths.
+    """
+    lengths = {len(row) for row in successes_per_seed}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError("successes_per_seed: every seed needs the same episodes, at least one")
+    y_KN = np.asarray(successes_per_seed, dtype=float)
+    seeds, episodes = y_KN.shape
+    mean, normal = float(y_KN.mean()), NormalDist().inv_cdf(0.975)
+    if seeds == 1 or episodes == 1 or mean in (0.0, 1.0):
+        return mean, *wilson(mean, float(y_KN.size), normal)
+    by_seed_K1, by_episode_N = y_KN.mean(1, keepdims=True), y_KN.mean(0)
+    ms_seeds = episodes * float(by_seed_K1.var(ddof=1))
+    ms_episodes = seeds * float(by_episode_N.var(ddof=1))
+    rest_KN = y_KN - by_seed_K1 - by_episode_N + mean
+    ms_rest = float((rest_KN**2).sum()) / ((seeds - 1) * (episodes - 1))
+    binomial = mean * (1 - mean)
+    v_seeds = max(0.0, ms_seeds - ms_rest) / y_KN.size
+    variance = max(ms_episodes, binomial) / y_KN.size + v_seeds
+    if v_seeds == 0.0:
+        return mean, *wilson(mean, binomial / variance, normal)
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
+
+    quantile = float(stdtrit((seeds - 1) * (variance / v_seeds) ** 2, 0.975))
+    return mean, *wilson(mean, binomial / variance, quantile)
+
+
+def combine(terms: Sequence[tuple[float, Cell | Policy]]) -> tuple[float, float, float]:
+    """A weighted sum of success rates and its 95 % interval, from their intervals (MOVER, Zou & Donner 2008).
+
+    ``[(1, a), (-1, b)]`` is the difference of a and b. The rates are taken as independent. Ours share their episodes,
+    which makes the interval of a difference too wide rather than too narrow.
+    """
+    mean = sum(w * s.success for w, s in terms)
+    below = sum((w * (s.success - s.ci95[0 if w > 0 else 1])) ** 2 for w, s in terms)
+    above = sum((w * (s.success - s.ci95[1 if w > 0 else 0])) ** 2 for w, s in terms)
+    return mean, mean - math.sqrt(below), mean + math.sqrt(above)

@@ -1,0 +1,391 @@
+"""OpenAI-compatible servers as a source of text: ``POST {base_url}/chat/completions``, and nothing else of theirs.
+
+The key is read from the environment whenever it is needed and kept nowhere. Proxies in the environment are not used,
+redirects are not followed, answers are not streamed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ..data.thinking import THINKING
+from ..errors import EndpointError, InputError
+from ..recipe.endpoint import filled, secret, variables
+from . import retry as patience
+from .base import Capabilities
+from .chat_answers import Completion, NoCompletionError, completion
+from .chat_refusals import Verdict, advice, judge, named, said_in, shown
+from .chat_request import Batch, Part, Request
+from .http_transport import Lines, NoAnswerError
+
+__all__ = ["ChatEndpoint", "Completion", "Usage"]
+
+_KEY = re.compile(r"[A-Za-z0-9._~+/:=-]+")
+_LEFT_OUT: dict[Part, str] = {
+    "schema": "no JSON schema: none is sent from now on (send_schema = false sends none at all)",
+    "system": "no system message, or wants user and assistant to take turns: the first user message begins with it "
+    "from now on (send_system = false does so at once)",
+    "seed": "no seed: none is sent from now on",
+}
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Usage:
+    """What was asked of an endpoint so far.
+
+    ``requests``: sent, repetitions included. ``retried``: of them, repetitions. ``failed``: conversations that were
+    given up. Tokens are those of all answers, as far as they are counted; ``uncounted`` that were used came without.
+    """
+
+    requests: int = 0
+    retried: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    uncounted: int = 0
+
+
+class _Trouble(Exception):
+    """One attempt failed. ``asked``: seconds the server wants to be left alone; ``part``: what it does not know.
+
+    ``tokens``: read and written for it nevertheless.
+    """
+
+    tokens = (0, 0)
+
+    def __init__(
+        self,
+        message: str,
+        status: int | None = None,
+        again: bool = True,
+        asked: float = 0.0,
+        kind: str = "",
+        part: Part | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.again, self.asked, self.kind, self.part = status, again, asked, kind, part
+
+
+class ChatEndpoint:
+    """A model behind an OpenAI-compatible server (OpenAI, vLLM, llama.cpp, Ollama, ...), for many threads.
+
+    A request is repeated after 408, 409, 429, 5xx, an answer that is none, a lost connection and a timeout; the pauses
+    double, and follow ``Retry-After`` up to 60 s. Other statuses end it at once, and so do an answer that was filtered
+    and one that is empty at its limit. A JSON schema, a system message or a seed that the server does not know is left
+    out from then on, which is logged and noted.
+
+    Args:
+        base_url: what stands before ``/chat/completions``, usually ending with ``/v1``.
+        model: the name by which the server knows it.
+        key_variable: the environment variable with the key; None sends no key. Where it is not set, none is sent.
+            With a key, ``http`` is refused but for localhost and loopback or private addresses.
+        timeout: seconds for one request, from connecting to the last byte.
+        deadline: seconds for one conversation with all its repetitions and pauses, from its first request on.
+        retries: most repetitions.
+        rate: most requests a second, repetitions included; None is no limit.
+        concurrency: most requests at a time, and the slots of an agent.
+        limit_field: how ``max_tokens`` is called in a request; OpenAI's reasoning models know only the second.
+        extra: fields to add to every request, such as ``{"reasoning_effort": "low"}``.
+        headers: to add to every request; ``$NAME`` in a value is the environment variable of that name.
+        send_system: False puts a system message in front of the first user message, and joins neighbours of one role.
+        thinking: tags of thoughts in an answer's text; one that holds nothing else at its limit is none.
+        where: dotted name of the recipe's table, for messages.
+
+    Attributes:
+        notes: what the server does not know and was left out, a line each.
+
+    Raises:
+        InputError: an argument or the key cannot be used; names the field.
+    """
+
+    capabilities = Capabilities(scores=False, seeds=False)
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        key_variable: str | None = "OPENAI_API_KEY",
+        timeout: float = 60.0,
+        deadline: float = 300.0,
+        retries: int = 4,
+        rate: float | None = None,
+        concurrency: int = 8,
+        limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
+        extra: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        send_system: bool = True,
+        thinking: Sequence[str] = THINKING,
+        where: str = "",
+    ) -> None:
+        wrong = [
+            n for n, v in (("timeout", timeout), ("deadline", deadline), ("rate", rate)) if v is not None and v <= 0
+        ]
+        wrong += ["retries"] * (retries < 0) + ["concurrency"] * (concurrency < 1)
+        if wrong:
+            raise InputError("is too small", field=wrong[0])
+        self._lines = Lines(base_url, "/chat/completions")
+        self.model, self.key_variable, self.slots = model, key_variable or None, concurrency
+        self.timeout, self.deadline, self.retries = timeout, deadline, retries
+        self.limit_field, self.extra = limit_field, dict(extra or {})
+        self.send_system, self._headers, self._where = send_system, dict(headers or {}), where
+        self._thinking = tuple(thinking)
+        self._unknown: set[Part] = set() if send_system else {"system"}
+        self.notes: tuple[str, ...] = ()
+        self._pace, self._usage, self._lock = patience.Pace(rate), Usage(), threading.Lock()
+        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="endpoint")
+        self._sent_headers()
+
+    def __repr__(self) -> str:
+        # decisions are kept by it: headers may choose how a server answers
+        own = {n: v if variables(v) or not secret(n, v) else "..." for n, v in self._headers.items()}
+        return f"ChatEndpoint({self._lines.base!r}, {self.model!r}{f', headers={own!r}' if own else ''})"
+
+    @property
+    def usage(self) -> Usage:
+        """The counts so far, as a copy."""
+        with self._lock:
+            return replace(self._usage)
+
+    def close(self) -> None:
+        """End the connections; the endpoint cannot be used any more."""
+        self._pool.shutdown()
+        self._lines.close()
+
+    def complete(
+        self,
+        conversations: Sequence[Sequence[Mapping[str, str]]],
+        *,
+        max_tokens: int,
+        temperature: float | None = 0.0,
+        seeds: Sequence[int] | None = None,
+        stop: Sequence[str] | None = None,
+        json_schema: Mapping[str, Any] | None = None,
+    ) -> list[Completion]:
+        """One completion for each conversation, in their order.
+
+        Args:
+            conversations: messages ``{"role", "content"}``.
+            max_tokens: most tokens of each completion.
+            temperature: None leaves it to the server; OpenAI's reasoning models take nothing else.
+            seeds: one each, cut to 31 bits (llama.cpp takes 32), not sent at temperature 0. Servers promise little.
+            stop: texts that end a completion.
+            json_schema: what the text has to be; not every server obeys, so check the text.
+
+        Raises:
+            EndpointError: the first failure; conversations not yet sent are left out.
+            InputError: the key cannot be used.
+        """
+        batch = Batch(together=True)
+        answers = self._all(batch, conversations, max_tokens, temperature, seeds, stop, json_schema)
+        if batch.error is not None:
+            raise batch.error
+        return [a for a in answers if isinstance(a, Completion)]
+
+    def complete_each(
+        self,
+        conversations: Sequence[Sequence[Mapping[str, str]]],
+        *,
+        max_tokens: int,
+        temperature: float | None = 0.0,
+        seeds: Sequence[int] | None = None,
+        stop: Sequence[str] | None = None,
+        json_schema: Mapping[str, Any] | None = None,
+    ) -> list[Completion | EndpointError]:
+        """Like :meth:`complete`, but a failure stands in the place of its completion and leaves the others alone.
+
+        What fails them all (401, 403, 404) is asked once: those not yet sent get the same error.
+        """
+        return self._all(Batch(False), conversations, max_tokens, temperature, seeds, stop, json_schema)
+
+    def _all(
+        self,
+        batch: Batch,
+        conversations: Sequence[Sequence[Mapping[str, str]]],
+        max_tokens: int,
+        temperature: float | None,
+        seeds: Sequence[int] | None,
+        stop: Sequence[str] | None,
+        json_schema: Mapping[str, Any] | None,
+    ) -> list[Completion | EndpointError]:
+        self._sent_headers()
+        shared: dict[str, Any] = {**self.extra, "model": self.model, self.limit_field: max_tokens}
+        if temperature is not None:
+            shared["temperature"] = temperature
+        if stop:
+            shared["stop"] = list(stop)
+        drawn = [None] * len(conversations) if seeds is None or temperature == 0 else seeds
+        asked = [
+            Request(shared, talk, max_tokens, seed, json_schema)
+            for talk, seed in zip(conversations, drawn, strict=True)
+        ]
+        jobs = [self._pool.submit(self._one, request, batch) for request in asked]
+        try:
+            return [job.result() for job in jobs]
+        except BaseException:
+            batch.stop.set()
+            for job in jobs:
+                job.cancel()
+            raise
+
+    def _one(self, request: Request, batch: Batch) -> Completion | EndpointError:
+        if batch.error is not None:
+            return batch.error
+        try:
+            made = self._persist(request, batch)
+        except EndpointError as error:
+            with self._lock:
+                self._usage.failed += 1
+                if batch.error is None and (batch.together or error.for_all):
+                    batch.error = error
+                    batch.stop.set()
+            return error
+        with self._lock:
+            usage = self._usage
+            usage.prompt_tokens += made.prompt_tokens or 0
+            usage.completion_tokens += made.completion_tokens or 0
+            usage.uncounted += made.completion_tokens is None
+        return made
+
+    def _persist(self, request: Request, batch: Batch) -> Completion:
+        """Try until there is an answer, within the retries and the deadline."""
+        until, attempt, sent, spent = None, 0, 0, (0, 0)
+        while True:
+            batch.rest(self._pace.reserve())
+            until = patience.now() + self.deadline if until is None else until
+            with self._lock:
+                self._usage.requests += 1
+                self._usage.retried += sent > 0
+                parts = request.parts() - self._unknown
+            sent += 1
+            try:
+                return self._attempt(request, parts, min(self.timeout, max(until - patience.now(), 0.01)))
+            except _Trouble as error:
+                trouble, times = error, f" (attempt {attempt + 1} of {self.retries + 1})" if error.again else ""
+            read, written = trouble.tokens
+            spent = spent[0] + read, spent[1] + written
+            with self._lock:
+                self._usage.prompt_tokens += read
+                self._usage.completion_tokens += written
+            if trouble.part is not None:  # at most once each, and it costs nothing: it was refused
+                self._leave_out(trouble.part, str(trouble))
+                continue
+            if not trouble.again or attempt == self.retries:
+                break
+            seconds = patience.pause(attempt, trouble.asked)
+            if patience.now() + seconds >= until:
+                times += f"; another would end after the deadline of {self.deadline:g} s"
+                break
+            _log.info("%s: %s%s; again in %.1f s", self._lines.where, trouble, times, seconds)
+            batch.rest(seconds)
+            attempt += 1
+        raise EndpointError(f"{self._lines.where}: {trouble}{times}", trouble.status, trouble.kind, spent)
+
+    def _leave_out(self, part: Part, why: str) -> None:
+        note = f"{self._where or self._lines.where}: {self.model} takes {_LEFT_OUT[part]}; it said {why}"
+        with self._lock:
+            if part in self._unknown:
+                return
+            self._unknown.add(part)
+            self.notes += (note,)
+        _log.warning("%s", note)
+
+    def _attempt(self, request: Request, parts: set[Part], limit: float) -> Completion:
+        headers, secrets = self._sent_headers()
+        try:
+            answer = self._lines.post(request.body(parts), headers, limit)
+        except NoAnswerError as error:
+            raise _Trouble(shown(str(error), secrets), again=error.again) from None
+        status = answer.status
+        if not 200 <= status < 300:
+            said = said_in(answer.data)
+            verdict = judge(status, said, parts, self.extra)
+            text = shown(said.text, secrets)
+            raise self._refusal(f"HTTP {status}: {text}" if text else f"HTTP {status}", status, verdict, answer.headers)
+        try:
+            return completion(answer, request.limit, named("max_tokens", self._where), secrets, self._thinking)
+        except NoCompletionError as error:
+            none, text = error, str(error)
+        if none.said is None:
+            trouble = _Trouble(text, status, none.again, kind=none.kind)
+        else:
+            status = none.said.code or status
+            verdict = judge(none.said.code or 0, none.said, parts, self.extra)
+            trouble = self._refusal(text, status, verdict, answer.headers, inside=True)
+        trouble.tokens = none.tokens
+        raise trouble
+
+    def _refusal(
+        self, said: str, status: int, verdict: Verdict, headers: Mapping[str, str], inside: bool = False
+    ) -> _Trouble:
+        """``inside``: the words stood in an answer with status 200."""
+        if verdict.again:
+            return _Trouble(said, status, asked=patience.asked(headers), kind="error" if inside else "")
+        if verdict.kind == "refused" and verdict.part is None:
+            if status == 401:  # not the server's text: OpenAI's repeats a part of the key
+                said = f"HTTP 401: {self._key_advice()}"
+            elif status == 403:
+                said += f" (the key in {self._secrets_of()} may not use the model {self.model}, or not from here)"
+            elif status == 404:
+                said += f" (base_url usually ends with /v1; {self._lines.base}/models lists the names a model may have)"
+            elif status == 429:
+                said += " (the account has no quota left: waiting does not help)"
+            elif 300 <= status < 400:
+                said = f"HTTP {status}: redirects are not followed: give the final address as base_url"
+        told = advice(verdict, self._where, self.limit_field)
+        said += f" ({told})" if told else ""
+        return _Trouble(said, status, again=False, kind=verdict.kind, part=verdict.part)
+
+    def _key_advice(self) -> str:
+        where = self._secrets_of()
+        if where is None:
+            return "a key is needed: set key_variable to the name of the environment variable that holds it"
+        there = self._key() or where != self.key_variable
+        where = f"the environment variable {where}"
+        return f"the key in {where} is refused" if there else f"{where} is not set, and a key is needed"
+
+    def _secrets_of(self) -> str | None:
+        """The environment variables with what lets a request in."""
+        named = [name for value in self._headers.values() for name in variables(value)]
+        return ", ".join(named) or self.key_variable
+
+    def _sent_headers(self) -> tuple[dict[str, str], list[str]]:
+        """The headers of a request, and what in them is secret."""
+        headers, secrets = {"Content-Type": "application/json", "Accept": "application/json"}, list[str]()
+        if not any(name.lower() == "authorization" for name in self._headers) and (key := self._key()):
+            headers["Authorization"] = f"Bearer {key}"
+            secrets.append(key)
+            self._private("key_variable", self.key_variable)
+        for name, value in self._headers.items():
+            known = {variable: os.environ.get(variable, "").strip() for variable in variables(value)}
+            for variable, held in known.items():
+                if not _KEY.fullmatch(held):
+                    holds = "holds what cannot be sent in a header" if held else "is not set"
+                    raise InputError(f"the environment variable {variable} {holds}", field=f"headers.{name}")
+            headers[name] = filled(value, known)
+            if known or secret(name, value):
+                secrets += known.values() or [value]
+                self._private(f"headers.{name}", name)
+        return headers, secrets
+
+    def _key(self) -> str | None:
+        key = os.environ.get(self.key_variable, "").strip() if self.key_variable else ""
+        if key and not _KEY.fullmatch(key):
+            raise InputError(f"the environment variable {self.key_variable} holds no key", field="key_variable")
+        return key or None
+
+    def _private(self, field: str, what: str | None) -> None:
+        if not self._lines.private:
+            instead = ", or key_variable=None to send no key" if field == "key_variable" else ""
+            sent = "the key in " if field == "key_variable" else "the header "
+            raise InputError(
+                f"{self._lines.base} would send {sent}{what} unencrypted: use https{instead}", field="base_url"
+            )

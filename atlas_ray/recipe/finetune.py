@@ -1,0 +1,140 @@
+"""The fields of `[finetune]`: masked fine-tuning."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from .base import Positive, Section
+from .select import Selector
+
+
+class Arm(Section):
+    """One way to train: the steps of a selector, with or without an anchor."""
+
+    selector: Selector
+    """Whose steps carry the loss."""
+    anchor: float = Field(default=0.0, ge=0)
+    """Weight of the KL divergence to the base model on the unselected action tokens (ours)."""
+
+    @property
+    def name(self) -> str:
+        """Name of the arm in files and tables."""
+        return self.selector if not self.anchor else f"{self.selector}+anchor{self.anchor:g}"
+
+
+class Scratch(Section):
+    """A new Llama-shaped model, instead of a base."""
+
+    hidden: Positive
+    """Width."""
+    layers: Positive
+    """Depth."""
+    heads: Positive
+    """Attention heads."""
+    intermediate: Positive
+    """Width of the MLP."""
+    words: int = Field(default=0, ge=0)
+    """Most words of the trajectories that become tokens, the frequent ones first; without any the model knows BabyAI's
+    words alone."""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.hidden % (2 * self.heads):
+            raise ValueError(f"hidden: {self.hidden} is no multiple of twice the {self.heads} heads")
+        return self
+
+
+class Lora(Section):
+    """Low-rank adapters instead of all weights (peft)."""
+
+    rank: Positive = 16
+    """Rank of the adapters."""
+    alpha: Positive = 32
+    """Their scale is alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout before an adapter."""
+    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    """Which matrices get one: all but the LM head, or those of these names."""
+
+
+class Validation(Section):
+    """Held-in episodes played during training; the best weights are kept, and training may stop early."""
+
+    every: Positive = 100
+    """Optimiser steps between validations."""
+    episodes: Positive = 32
+    """Episodes of each held-in level; their seeds are neither those of training nor those of the scores."""
+    patience: Positive | None = None
+    """Validations without a better score after which training stops; without it it never does."""
+
+
+class Finetune(Section):
+    """Masked supervised fine-tuning on Ray Train."""
+
+    base: str = "tiny-quick"
+    """Model to start from: a shipped name, a directory or a Hugging Face id."""
+    scratch: Scratch | None = None
+    """Start from a new model of this shape instead of `base`."""
+    lora: Lora | None = None
+    """Train adapters; without this table all weights."""
+    arms: list[Arm] = Field(min_length=1)
+    """What to train, one model an arm and seed."""
+    seeds: list[int] = Field(default=[0], min_length=1)
+    """Seeds of the data order, one model each."""
+    epochs: Positive = 2
+    """Passes over the trajectories."""
+    batch_size: Positive = 32
+    """Trajectories an optimiser step, over all workers."""
+    micro_tokens: Positive = 4096
+    """Most tokens in one forward pass of a worker; only a single longer trajectory exceeds it."""
+    context: Positive | None = None
+    """Longest trajectory in tokens; without it what the model takes."""
+    too_long: Literal["error", "drop_last_steps", "drop_first_steps"] = "error"
+    """What a trajectory that is longer loses: whole steps of its end or of its beginning, never a part of a step."""
+    emptied: Literal["error", "skip"] = "error"
+    """A trajectory that loses all its critical steps so: an error, or left out and counted."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate of AdamW."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Learning rate after the warm-up: to zero in a line or half a cosine, or constant."""
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps that warm up."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW weight decay."""
+    clip: float = Field(default=1.0, gt=0)
+    """Largest gradient norm."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Numbers of the passes: `auto` is bfloat16 on a GPU that has it, else float32. Weights and AdamW stay float32."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
+    workers: int = Field(default=1, ge=0)
+    """Ray Train workers of a model; 0 trains all models one after the other inside this process."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """Every worker holds the model (DDP), or a share of each matrix (FSDP2)."""
+    parallel: Literal["auto"] | Positive = "auto"
+    """Models trained side by side, each by `workers` workers; `auto`: as many as there are CPUs or GPUs for."""
+    save_every: Positive = 200
+    """Optimiser steps between saved training states, from which a killed run goes on."""
+    save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Number format of the checkpoints."""
+    validation: Validation | None = None
+    """Held-in score during training."""
+
+    @model_validator(mode="after")
+    def _unique(self) -> Self:
+        names = [a.name for a in self.arms]
+        if len(set(names)) != len(names):
+            raise ValueError("arms: the same arm stands twice")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("seeds: the same seed stands twice")
+        return self
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.scratch and self.lora:
+            raise ValueError("lora: adapts a base, and scratch has none")
+        if self.strategy == "fsdp" and not self.workers:
+            raise ValueError("strategy: fsdp shares a model out among workers, and workers is 0")
+        return self

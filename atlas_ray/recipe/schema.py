@@ -1,0 +1,251 @@
+"""The fields of a recipe, each with its meaning, and what must hold between them. Imports neither torch nor Ray."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+import envs
+
+from ..data.thinking import THINKING, tag_pair
+from .base import Environment, Positive, Section, distinct
+from .finetune import Finetune
+from .select import Select
+from .sweep import Sweep, check_sweep
+from .switch import Switch
+
+ResourceName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.-]*$")]
+"""Of a custom resource of Ray."""
+
+
+class Engine(Section):
+    """What runs the models that play. `engine = "vllm"` is short for `engine = { kind = "vllm" }`."""
+
+    kind: Literal["transformers", "vllm"] = "transformers"
+    """`transformers`, `vllm` (an extra), or `auto`: vllm where it is installed."""
+    actors: int = Field(default=0, ge=0)
+    """Ray actors that hold the model for all workers; 0: every worker holds a model of its own."""
+    cpus: Annotated[float, Field(ge=0)] = 1.0
+    """CPUs of such an actor, and threads of its model on a CPU."""
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of whoever holds a model. vLLM splits it over several (tensor parallelism); a part of one is shared."""
+    context: Positive | None = None
+    """Most tokens of prompt and continuation; without it the model's own limit."""
+    memory: float = Field(default=0.85, gt=0, le=1)
+    """vLLM: share of each GPU's memory for weights and cache."""
+    cache_gib: float = Field(default=1.0, gt=0)
+    """vLLM on a CPU: GiB for the cache of prefixes."""
+    timeout: float = Field(default=600.0, gt=0)
+    """Seconds without an answer after which an engine actor is taken for hung and started again."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolved(cls, given: Any) -> Any:
+        made = {"kind": given} if isinstance(given, str) else given
+        if isinstance(made, dict) and made.get("kind") == "auto":
+            return {**made, "kind": "vllm" if find_spec("vllm") else "transformers"}
+        return made
+
+    @model_validator(mode="after")
+    def _gpus_fit(self) -> Self:
+        if self.gpus > 1 and (self.gpus != int(self.gpus) or self.kind != "vllm"):
+            raise ValueError("gpus: more than one must be a whole number, and only vllm splits a model")
+        return self
+
+
+class Act(Section):
+    """How a model acts."""
+
+    decide: Literal["score", "generate"] = "score"
+    """`score` takes the likeliest admissible action; `generate` writes one, which may turn out to be none."""
+    window: Annotated[int, Field(ge=0)] | None = None
+    """Past steps that a model sees; without it all, so that the prompt only grows and stays in the cache."""
+    thought_tokens: Positive = 16
+    """Most tokens of a thought."""
+    action_tokens: Positive = 32
+    """Most tokens of an action that is generated."""
+    thinking: list[str] = list(THINKING)
+    """Tags of what is thought before an answer, which is no part of it: `<think>` (ends with `</think>`), or an opening
+    and a closing tag with a space between."""
+
+    @field_validator("thinking")
+    @classmethod
+    def _tags(cls, tags: list[str]) -> list[str]:
+        for tag in tags:
+            tag_pair(tag)
+        return tags
+
+
+class Collect(Section):
+    """Expert episodes."""
+
+    levels: dict[Environment, Positive] = {}
+    """Environments and how many expert episodes of each."""
+    file: str | None = None
+    """Take the trajectories from this file, or from this folder: our own JSONL, AgentTraj-L or OpenAI messages."""
+    on_bad: Literal["stop", "skip"] = "stop"
+    """What a record of the file does that cannot be read: `stop` the run, or be left out, counted and logged."""
+    success_field: str | None = Field(default=None, min_length=1)
+    """The field of a record that says whether it was a success, with dots for what is inside; else the usual names."""
+    success: bool | None = None
+    """The outcome of records that do not say; without it theirs is unknown, which counts as no success."""
+    reasoning: Literal["drop", "thought"] = "drop"
+    """What is thought before or beside an answer: left out, or taken for the thought, and trained."""
+    examples: Literal["refuse", "drop", "steps"] = "refuse"
+    """Turns flagged false before all that are flagged true, if nothing tells whether they are an example: `refuse` the
+    record, `drop` the turns, or take them for `steps` that are not critical."""
+    max_steps: Positive | None = None
+    """Own step limit of an episode; without it the level's."""
+    cpu_seconds: float = Field(default=2.0, gt=0)
+    """CPU time the expert may take for one move before the episode is given up."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        distinct(self.levels, "levels")
+        if bool(self.levels) == bool(self.file):
+            raise ValueError("levels: give either levels to play or a file to read, not both and not neither")
+        for name in ("on_bad", "success_field", "success", "reasoning", "examples"):
+            if not self.file and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: says how a file is read, and there is no file")
+        return self
+
+
+class Evaluate(Section):
+    """Scores on held-in and held-out environments."""
+
+    held_in: list[Environment] = Field(min_length=1)
+    """Environments whose training episodes were seen."""
+    held_out: list[Environment] = []
+    """Environments never trained on."""
+    episodes: Positive = 50
+    """Episodes an environment and model; their seeds are never those of training."""
+    max_steps: Positive | None = None
+    """Own step limit of an episode; without it the level's."""
+
+    @model_validator(mode="after")
+    def _unique(self) -> Self:
+        distinct([*self.held_in, *self.held_out], "held_in and held_out")
+        return self
+
+
+class Placement(Section):
+    """Groups of nodes, each by a custom Ray resource that its nodes have; without a name any node will do."""
+
+    workers: ResourceName | None = None
+    """Where the actors that play go, and the environment runners of the switch."""
+    engines: ResourceName | None = None
+    """Where engine actors go."""
+    trainers: ResourceName | None = None
+    """Where trainings go: of the models and of the switches."""
+
+    def asks(self, who: Literal["workers", "engines", "trainers"]) -> dict[str, float]:
+        """What one of them asks of custom resources. It is a place, not an amount, so it is as good as nothing."""
+        group: str | None = getattr(self, who)
+        return {group: 0.001} if group else {}
+
+
+class Recipe(Section):
+    """A whole run. Stages whose table is missing are left out."""
+
+    name: str = Field(pattern=r"^\w[\w .-]*$")
+    """Name of the run; `runs/NAME` is its directory unless --out names another."""
+    seed: int = Field(default=0, ge=0, lt=1000)
+    """Seed of everything that is drawn."""
+    workers: int = Field(default=2, ge=0)
+    """Ray actors that play episodes; 0 plays inside this process."""
+    num_envs: Positive = 32
+    """Episodes an actor plays side by side."""
+    patience: float = Field(default=3600.0, gt=0)
+    """Seconds without a finished episode after which an actor is taken for hung and replaced."""
+    max_lost_answers: float = Field(default=0.2, ge=0, le=1)
+    """Most of a model's answers that may be none (a server that fails, an empty answer), as a share; above it the stage
+    stops. Episodes without an answer are never scored."""
+    style: Literal["react", "action"] = "react"
+    """Thought and action, or actions only."""
+    prompt: Literal["plain", "chat"] = "plain"
+    """How a model is prompted: plain text, or its own chat template."""
+    unknown_share: float = Field(default=0.05, ge=0, le=1)
+    """Most tokens, of those that a model is trained on or reads, that its tokenizer may not know; more is an error."""
+    worker_cpus: float = Field(default=1.0, gt=0)
+    """CPUs of an actor that plays; less than 1 suits workers that wait for engine actors or slow environments."""
+    engine: Engine = Engine()
+    """What runs the models that play."""
+    placement: Placement = Placement()
+    """Groups of nodes of a cluster."""
+    storage: str | None = Field(default=None, min_length=1)
+    """Where the run is kept for other machines: a directory that they share, s3://BUCKET/PATH or gs://BUCKET/PATH."""
+    agent: Act = Act()
+    """How a model acts."""
+    trackers: list[Literal["tensorboard", "wandb"]] = []
+    """Where the numbers of `metrics.jsonl` go as well; wandb is an extra."""
+    environments: dict[Environment, dict[str, str | int | float | bool]] = {}
+    """Settings of an environment: `[environments."ScienceWorld/boil"]`, `simplifications = "easy"`."""
+    collect: Collect | None = None
+    """Expert episodes."""
+    select: Select | None = None
+    """Critical steps."""
+    finetune: Finetune | None = None
+    """Masked fine-tuning."""
+    evaluate: Evaluate | None = None
+    """Scores."""
+    switch: Switch | None = None
+    """LONDI."""
+    sweep: Sweep | None = None
+    """Trials with other values, by Ray Tune."""
+
+    @field_validator("storage")
+    @classmethod
+    def _no_secret(cls, place: str | None) -> str | None:
+        if place and urlsplit(place).password is not None:
+            raise ValueError("holds a key, and a recipe is written out: give keys in the environment")
+        return place
+
+    @model_validator(mode="after")
+    def _settings_exist(self) -> Self:
+        distinct(self.environments, "environments")
+        for name, settings in self.environments.items():
+            known = envs.arguments(name)
+            for key in settings:
+                if key not in known:
+                    takes = f"it takes {', '.join(known)}" if known else "it takes none"
+                    raise ValueError(f"environments.{name}: {envs.full_id(name)} has no setting {key!r}; {takes}")
+        return self
+
+    def settings(self, name: str) -> dict[str, str | int | float | bool]:
+        """What `[environments]` says of an environment, however its name is written there."""
+        full = envs.full_id(name)
+        return next((v for k, v in self.environments.items() if envs.full_id(k) == full), {})
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Self:
+        if self.select and not self.collect:
+            raise ValueError("select: needs a [collect] table")
+        if self.finetune:
+            if not self.select:
+                raise ValueError("finetune: needs a [select] table")
+            missing = {a.selector for a in self.finetune.arms} - set(self.select.selectors)
+            if missing:
+                raise ValueError(f"finetune.arms: select.selectors lacks {', '.join(sorted(missing))}")
+            if self.finetune.validation and not self.evaluate and not (self.collect and self.collect.levels):
+                raise ValueError("finetune.validation: needs levels to play, of [evaluate] or of [collect]")
+        if self.evaluate and not self.finetune:
+            raise ValueError("evaluate: needs a [finetune] table")
+        if self.switch and self.engine.kind == "vllm" and not self.engine.actors:
+            raise ValueError("engine.actors: vllm holds one model a process, and the switch plays several")
+        if self.engine.actors and not self.workers:
+            raise ValueError("engine.actors: serve workers, and workers is 0")
+        if self.evaluate and self.collect:
+            trained = {envs.full_id(level) for level in self.collect.levels}
+            for level in self.evaluate.held_out:
+                if envs.full_id(level) in trained:
+                    raise ValueError(f"evaluate.held_out: {level!r} is among collect.levels")
+        return self
+
+    @model_validator(mode="after")
+    def _trials_fit(self) -> Self:
+        if self.sweep:
+            check_sweep(self)
+        return self

@@ -1,0 +1,130 @@
+"""The fields of `[select]`: which steps are critical, by whom."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from .base import Positive, Section
+from .endpoint import EndpointFields
+
+SELECTORS = ("all", "random", "non-critical", "value", "perplexity", "uniform", "last", "oracle")
+KINDS = ("intersection", "union", "rank-mean")
+_OWN = re.compile(r"[a-z][a-z0-9-]*")
+
+
+def members(selector: str) -> tuple[str, ...]:
+    """The selectors that an ensemble joins, ``union_value_oracle``; none for a single selector."""
+    kind, *joined = selector.split("_")
+    return tuple(joined) if kind in KINDS else ()
+
+
+def _selector(name: str) -> str:
+    joined = members(name)
+    if joined or name in KINDS:
+        if len(joined) < 2 or len(set(joined)) < len(joined):
+            raise ValueError(f"{name!r} must name two or more different selectors, as in union_value_oracle")
+        for member in joined:
+            _selector(member)
+    elif not _OWN.fullmatch(name):
+        raise ValueError(f"{name!r} is no name of a selector: small letters, digits and hyphens")
+    return name
+
+
+Selector = Annotated[str, AfterValidator(_selector)]
+
+
+OF_ASKING = (
+    "batch",
+    "concurrency",
+    "max_tokens",
+    "price_completion",
+    "price_prompt",
+    "reasks",
+    "send_schema",
+    "stop_after",
+)
+"""What of :class:`Oracle` may change besides while a run goes on: valid answers stay what they are."""
+
+
+class Oracle(EndpointFields):
+    """The model that reads whole trajectories (ATLaS). With `base_url` a chat endpoint, else a model of `[engine]`."""
+
+    model: str = "smollm2-135m"
+    """A shipped name, a directory or a hub id; with `base_url` the name by which the server knows it."""
+    concurrency: Positive = 8
+    """Most requests to the server at a time."""
+    timeout: float = Field(default=120.0, gt=0)
+    """Seconds for a request."""
+    context: Positive = 32_768
+    """Most tokens of a conversation and its answer; a longer trajectory is read in windows."""
+    max_tokens: Positive = 4096
+    """Most tokens of an answer, thoughts of a reasoning model included."""
+    reasks: int = Field(default=2, ge=0)
+    """How often an answer that is not valid is asked for again; then the trajectory stays unannotated."""
+    batch: Positive = 16
+    """Trajectories asked about at a time."""
+    send_schema: bool = True
+    """False where the server refuses a JSON schema; answers are checked in any case."""
+    stop_after: int = Field(default=5, ge=0)
+    """So many answers in a row that are refused alike, or are none for the same reason, end it before more is paid; 0
+    never does."""
+
+
+class Select(Section):
+    """Which steps are critical."""
+
+    selectors: list[Selector] = Field(default=["all", "random", "non-critical", "value"], min_length=1)
+    """all, random, non-critical, value, perplexity, uniform, last, oracle, a name of `files`, or several joined by
+    union_, intersection_ or rank-mean_: `union_value_oracle`."""
+    fraction: float = Field(default=0.3, gt=0, le=1)
+    """At most this share of a trajectory's steps is selected (ATLaS: 0.3)."""
+    rest_of: Selector = "value"
+    """The selector from whose rest `non-critical` draws."""
+    files: dict[str, str] = {}
+    """Annotations of your own: the name of a selector, and its file."""
+    model: str = "tiny-quick"
+    """value: the model whose counterfactual roll-outs estimate values."""
+    rollouts: Positive = 5
+    """value: roll-outs a step (ATLaS: 5)."""
+    horizon: Positive = 16
+    """value: most steps of a roll-out."""
+    temperature: float = Field(default=1.0, gt=0)
+    """value: sampling temperature of the roll-outs."""
+    threshold: float = Field(default=0.0, ge=0)
+    """value: a step is critical where the value jumps by more than this."""
+    oracle: Oracle = Oracle()
+    """oracle: who is asked, and how."""
+    start_after: list[Selector] = []
+    """Selectors to test without training: the untuned model goes on behind their steps, and behind random ones."""
+    start_after_trajectories: Positive = 100
+    """Most trajectories of this test."""
+    start_after_steps: Positive = 20
+    """Most steps of the model behind a start."""
+
+    @model_validator(mode="after")
+    def _all_there(self) -> Self:
+        for name in self.files:
+            if name in SELECTORS or not _OWN.fullmatch(name):
+                raise ValueError(f"files: {name!r} must be a new name of small letters, digits and hyphens")
+        known = {*SELECTORS, *self.files}
+        for name in self.selectors:
+            for member in members(name) or (name,):
+                if member not in known:
+                    near = difflib.get_close_matches(member, known, n=1)
+                    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
+                    raise ValueError(f"selectors: no selector is called {member!r}; {hint}")
+                if member not in self.selectors:
+                    raise ValueError(f"selectors: {name} joins {member}, which must be named too")
+        if len(set(self.selectors)) != len(self.selectors):
+            raise ValueError("selectors: the same selector stands twice")
+        if missing := set(self.start_after) - set(self.selectors):
+            raise ValueError(f"start_after: selectors lacks {', '.join(sorted(missing))}")
+        if "non-critical" in self.selectors and self.rest_of not in self.selectors:
+            raise ValueError(f"selectors: non-critical needs {self.rest_of}, from whose rest it draws")
+        if "non-critical" in (self.rest_of, *members(self.rest_of)):
+            raise ValueError("rest_of: non-critical cannot draw from its own rest")
+        return self

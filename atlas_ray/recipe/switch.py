@@ -1,0 +1,151 @@
+"""The fields of `[switch]`: LONDI, which model acts when."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PlainValidator, model_validator
+
+from .base import Environment, Positive, Section, distinct
+from .endpoint import EndpointFields
+
+EXPERT = "expert"
+"""A model of this name is the environment's own expert."""
+MEASURED = "measured"
+"""A cost of this name is what each call really took."""
+Signal = Literal["entropy", "margin", "catch-up"]
+
+
+def _cost(given: Any) -> float | str:
+    if given == MEASURED or (isinstance(given, int | float) and not isinstance(given, bool) and given >= 0):
+        return given
+    raise ValueError(f"must be a number of at least 0, or {MEASURED!r} (got {given!r})")
+
+
+def _budget(given: Any) -> int | str:
+    if isinstance(given, int) and not isinstance(given, bool) and given >= 0:
+        return given
+    if isinstance(given, str) and re.fullmatch(r"[1-9]\d?%", given):
+        return given
+    raise ValueError(f"must be a whole number of at least 0, or a percentage as in '50%' (got {given!r})")
+
+
+Cost = Annotated[float | str, PlainValidator(_cost)]
+Limit = Annotated[int | str, PlainValidator(_budget)]
+
+
+class SwitchModel(EndpointFields):
+    """One of the models. A name alone, `"tiny-quick"`, is short for `{ model = "tiny-quick" }`."""
+
+    model: str
+    """A shipped name, a directory or a hub id; with `base_url` the name by which the server knows it; or `expert`."""
+    context: Positive | None = None
+    """Most tokens of the server's conversation and answer; a longer one ends the episode."""
+    weight: float | None = Field(default=None, ge=0)
+    """A call costs c times this; without it 0 for the first model and 1 for the others."""
+
+
+class Switch(Section):
+    """LONDI: a learned switch between models."""
+
+    models: list[SwitchModel] = Field(min_length=2)
+    """From the smallest (QUICK) to the largest (DEEPTHINK). `quick = A`, `deepthink = B` is short for two of them."""
+    levels: list[Environment] = Field(min_length=1)
+    """Environments, drawn in turn."""
+    max_steps: Positive | None = None
+    """Own step limit of an episode; without it the level's."""
+    costs: list[Cost] = []
+    """LONDI: one switch is trained for each cost c of a call. `measured` charges what every call really took."""
+    budgets: list[Limit] = []
+    """LONDI-B: one switch is trained for each budget of calls an episode. `50%` is of what the first cost's switch
+    uses."""
+    averages: list[Annotated[float, Field(gt=0)]] = []
+    """Lagrangian: one switch is trained for each mean number of calls an episode that it is to keep to."""
+    unit: Literal["flops", "seconds", "money"] = "flops"
+    """What compute is measured in, and what `measured` charges."""
+    price: float = Field(default=0.05, gt=0)
+    """`measured`: what a mean call of an episode played by DEEPTHINK alone costs, in reward."""
+    algorithm: Literal["dqn", "sac"] = "dqn"
+    """How the switch is learned."""
+    seeds: list[Annotated[int, Field(ge=0, lt=100)]] = Field(default=[0], min_length=1)
+    """Every switch is trained once for each."""
+    encoder: str = "hashing"
+    """What the switch reads: `hashing` words, QUICK's `hidden` state, `minilm` (an extra), or a sentence encoder by hub
+    id or directory."""
+    features: Annotated[int, Field(ge=8)] = 256
+    """Width of the hashed bag of words that encodes goal and observation."""
+    signals: list[Signal] = []
+    """What it sees besides: `entropy` and `margin` of QUICK's answer, which QUICK then gives at every step, and the
+    share of the prompt that DEEPTHINK has yet to read (`catch-up`)."""
+    num_envs: Positive = 32
+    """Episodes stepped together; one batch a model a vector step."""
+    env_runners: int = Field(default=0, ge=0)
+    """RLlib actors that play beside the one that learns, each with the models; 0: the learner plays itself."""
+    cache: bool = True
+    """Keep what the models answered to a prompt."""
+    steps: Positive = 6_000
+    """Environment steps of training for each switch."""
+    updates_per_step: float = Field(default=1.0, gt=0)
+    """Gradient updates for each environment step."""
+    batch_size: Positive = 64
+    """Transitions an update."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Learning rate of the networks."""
+    gamma: float = Field(default=0.98, gt=0, le=1)
+    """Discount."""
+    evaluate_every: Positive = 1_500
+    """Environment steps between greedy evaluations, of which the best is kept."""
+    evaluate_episodes: Positive = 48
+    """Episodes of such an evaluation."""
+    keep_replay: bool = True
+    """Whether the replay buffer is part of what a killed training goes on from."""
+    test_episodes: Positive = 300
+    """Episodes of the final comparison, for every policy the same seeds."""
+    baselines: list[Literal["random", "every", "threshold", "oracle"]] = ["random"]
+    """Compared with every learned switch: calls at `random`, `every` k-th step, where QUICK's margin is below a
+    `threshold`, each at the switch's own rate; the `oracle` calls where QUICK does not do what the expert would."""
+    rates: list[Annotated[float, Field(gt=0, lt=1)]] = []
+    """Rates of calls at which these baselines are played besides."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        made = dict(given)
+        pair = [made.pop(name, None) for name in ("quick", "deepthink")]
+        if "models" in made and pair != [None, None]:
+            raise ValueError("models: give either models, or quick and deepthink")
+        models = made.setdefault("models", [pair[0] or "tiny-quick", pair[1] or "tiny-deepthink"])
+        if isinstance(models, list):
+            made["models"] = [{"model": m} if isinstance(m, str) else m for m in models]
+        return made
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        distinct(self.levels, "levels")
+        if not self.costs and not self.budgets and not self.averages:
+            raise ValueError("costs: name at least one cost, budget or average")
+        if any(isinstance(n, str) for n in self.budgets) and not self.costs:
+            raise ValueError("budgets: a percentage is of what the first cost's switch uses, and costs is empty")
+        for name in ("costs", "budgets", "averages", "seeds", "rates"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"{name}: one stands twice")
+        if self.models[0].model == EXPERT or self.models[0].base_url:
+            needs = [s for s in self.signals if s != "catch-up"] + ["hidden"] * (self.encoder == "hidden")
+            needs += ["threshold"] * ("threshold" in self.baselines)
+            if needs:
+                raise ValueError(f"models.0: {needs[0]} needs a first model whose probabilities can be read")
+        return self
+
+    @property
+    def local(self) -> list[str]:
+        """The models that run in engines of ours, each once."""
+        return list(dict.fromkeys(m.model for m in self.models if not m.base_url and m.model != EXPERT))
+
+    @property
+    def weights(self) -> list[float]:
+        """Of each model's call, in c."""
+        own = [0.0] + [1.0] * (len(self.models) - 1)
+        return [w if m.weight is None else m.weight for m, w in zip(self.models, own, strict=True)]

@@ -1,0 +1,347 @@
+"""The oracle of a recipe: an endpoint asked from here, or a model on Ray actors; every outcome is kept as it comes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from ..agents.spec import AgentSpec, agent_spec
+from ..agents.unknown_words import Reader, Unknown, refuse, warning
+from ..cluster.workers import chunks, worker_pool
+from ..data.records import Annotation, Trajectory
+from ..data.replies import Replies, summed
+from ..engines import EnginePool
+from ..engines.chat_endpoint import ChatEndpoint
+from ..engines.endpoint import open_endpoint
+from ..errors import AtlasError, EndpointError, InputError
+from ..models.loading import load_tokenizer
+from ..recipe import select as schema_select
+from ..recipe.loading import Recipe
+from ..rundir.files import RunLog, append_jsonl, recover_jsonl
+from ..rundir.progress import say, track
+from .oracle import Oracle, Prices, price, share_warnings
+from .oracle_counts import Estimate, OracleConfig, OracleUsage, Unannotated
+from .oracle_prompt import ask_whole
+from .oracle_stop import Lost, too_many_lost, way_out
+from .oracle_writer import EngineWriter, tokens_of
+from .scored_stage import log_retries, scores_path
+
+_PLAIN = schema_select.Oracle()
+Outcome = Annotation | Unannotated
+Told = Iterator[tuple[Outcome | None, OracleUsage, Mapping[str, Replies]]]
+"""Outcomes as they come, each with what was asked so far, and what became of it by trajectory."""
+
+
+def oracle_config(recipe: Recipe) -> OracleConfig:
+    """How the oracle of a recipe is asked."""
+    assert recipe.select is not None
+    asked = recipe.select.oracle
+    return OracleConfig(
+        fraction=recipe.select.fraction,
+        context=asked.context,
+        max_tokens=asked.max_tokens,
+        temperature=asked.warmth,
+        reasks=asked.reasks,
+        batch=asked.batch,
+        send_schema=asked.send_schema,
+        stop_after=asked.stop_after,
+        thinking=tuple(recipe.agent.thinking),
+    )
+
+
+def _endpoint(recipe: Recipe) -> ChatEndpoint:
+    assert recipe.select is not None
+    asked = recipe.select.oracle
+    return open_endpoint(asked, asked.concurrency, "select.oracle", recipe.agent.thinking)
+
+
+def check_oracle(recipe: Recipe) -> None:
+    """Refuse an oracle that cannot be asked, before anything is begun. Sends and loads nothing.
+
+    Raises:
+        InputError: names the field.
+    """
+    if recipe.select is None or "oracle" not in recipe.select.selectors:
+        return
+    try:
+        oracle_config(recipe)
+    except InputError as error:
+        raise InputError(error.message, field=f"select.oracle.{error.field}") from None
+    asked = recipe.select.oracle
+    if asked.base_url:
+        _endpoint(recipe).close()
+    elif of_servers := [n for n in ("extra", "headers", "send_system") if getattr(asked, n) != getattr(_PLAIN, n)]:
+        raise InputError("is a server's, and base_url is missing", field=f"select.oracle.{of_servers[0]}")
+
+
+def _cache(run_dir: Path) -> Path:
+    return run_dir / "annotations" / "scores" / "oracle-answers.jsonl"
+
+
+def _from_endpoint(recipe: Recipe, run_dir: Path, todo: list[Trajectory]) -> Told:
+    endpoint = _endpoint(recipe)
+    try:
+        oracle = Oracle(endpoint, oracle_config(recipe), _cache(run_dir))
+        yield (
+            None,
+            oracle.usage,
+            oracle.replies,
+        )  # counted further while it goes on, and told of even if it ends before an outcome
+        for outcome in oracle.annotate(todo):
+            yield outcome, oracle.usage, oracle.replies
+    finally:
+        endpoint.close()
+        RunLog(run_dir).event("select", "endpoint", selector="oracle", model=endpoint.model, **asdict(endpoint.usage))
+        for note in endpoint.notes:
+            RunLog(run_dir).event("select", "left out", selector="oracle", why=note)
+            say(f"  oracle: {note}")
+
+
+def _job(
+    task: tuple[list[Trajectory], AgentSpec, OracleConfig], kept: dict[str, Any]
+) -> Iterator[tuple[Outcome, OracleUsage, Replies]]:
+    trajectories, spec, config = task
+    writer = EngineWriter(spec.open_engine(kept), spec.model)
+    oracle = Oracle(writer, replace(config, context=min(config.context, writer.engine.context)), None, writer.count)
+    for outcome in oracle.annotate(trajectories):
+        yield outcome, oracle.usage, oracle.replies[outcome.trajectory_id]
+
+
+def _rest(task: tuple[list[Trajectory], AgentSpec, OracleConfig], received: list[Any]) -> Any:
+    done = {outcome.trajectory_id for outcome, *_ in received}
+    left = [t for t in task[0] if t.id not in done]
+    return (left, *task[1:]) if left else None
+
+
+def _from_actors(recipe: Recipe, run_dir: Path, todo: list[Trajectory]) -> Told:
+    config, log = oracle_config(recipe), RunLog(run_dir)
+    assert recipe.select is not None
+    model = recipe.select.oracle.model
+    spec = replace(agent_spec(recipe, model), slots=config.batch)
+    with (
+        worker_pool(recipe, log_retries(log)) as pool,
+        EnginePool(recipe.engine, model, recipe.workers, config.batch, recipe.placement.asks("engines")) as engines,
+    ):
+        tasks = [(part, spec.seated(engines.seats), config) for part in chunks(todo, 2 * config.batch)]
+        usages, replies = dict[int, OracleUsage](), dict[str, Replies]()
+        for task, (outcome, usage, written) in pool.stream(_job, tasks, _rest):
+            usages[id(task)], replies[outcome.trajectory_id] = usage, written
+            yield outcome, _sum(usages.values()), replies
+
+
+def _check_words(recipe: Recipe, log: RunLog, todo: list[Trajectory]) -> None:
+    """Say which words of its prompts a local model's tokenizer does not know.
+
+    Raises:
+        InputError: there are too many in what the trajectories say, of 2,000 tokens or more.
+    """
+    assert recipe.select is not None
+    model = recipe.select.oracle.model
+    tokenizer = load_tokenizer(model)
+    prompts, said = Unknown(tokenizer), Unknown(tokenizer)
+    if not said.lossy:
+        return
+    for t in todo:
+        steps = (text or "" for step in t.steps for text in (step.observation, step.thought, step.action))
+        asked = (message["content"] for message in ask_whole(t, 1).messages("word"))
+        for counts, texts in ((said, (t.instruction, *steps)), (prompts, asked)):
+            for text in texts:
+                counts.note(text, len(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    if said.tokens >= Reader.enough:
+        refuse(said.row(), recipe.unknown_share, model, "Let a model that knows them be the oracle")
+    if why := warning(prompts.row(), model):
+        log.event("select", "unknown tokens", selector="oracle", why=why)
+        say(f"  oracle: {why}")
+
+
+def _sum(parts: Any) -> OracleUsage:
+    whole = OracleUsage()
+    for part in parts:
+        for name, value in asdict(part).items():
+            old = getattr(whole, name)
+            joined = {k: old.get(k, 0) + value.get(k, 0) for k in old | value} if isinstance(old, dict) else old + value
+            setattr(whole, name, joined)
+    return whole
+
+
+class _Outcomes:
+    """The outcomes of a run in its file, and those that are not final yet.
+
+    A trajectory whose answers were refused is ``held`` until another one is annotated, for the asking may end because
+    all are refused, and one without an answer until all were asked; of the latter the file keeps what became of the
+    replies, until they are asked again.
+    """
+
+    def __init__(self, recipe: Recipe, run_dir: Path, path: Path) -> None:
+        assert recipe.select is not None
+        self._log, self._path, self._stop_after = RunLog(run_dir), path, recipe.select.oracle.stop_after
+        self.most = recipe.max_lost_answers
+        kept = {row["id"]: row for row in recover_jsonl(path)}
+        self.rows = {name: row for name, row in kept.items() if "annotation" in row or "reason" in row}
+        self._before = {name: Replies(row.get("replies", {})) for name, row in kept.items()}
+        self.usage = OracleUsage()
+        self.replies: Mapping[str, Replies] = {}
+        self.held, self.lost = list[Unannotated](), list[Unannotated]()
+
+    def take(self, outcome: Outcome) -> None:
+        """Keep an outcome.
+
+        Raises:
+            AtlasError: too many answers are none.
+        """
+        if isinstance(outcome, Annotation):
+            self.settle()
+            self._keep(outcome.trajectory_id, annotation=outcome.row())
+        elif outcome.kind in get_args(Lost):
+            self.lost.append(outcome)
+            append_jsonl(self._path, [self._row(outcome.trajectory_id)])
+            self._log.event("select", "no answer", trajectory=outcome.trajectory_id, why=outcome.reason)
+            self.check(early=True)
+        else:
+            self.held.append(outcome)
+            if len(self.held) >= self._stop_after:
+                self.settle()
+
+    def settle(self) -> None:
+        """The trajectories whose answers were refused stay unannotated."""
+        for outcome in self.held:
+            self._keep(outcome.trajectory_id, reason=outcome.reason)
+            self._log.event("select", "unannotated", trajectory=outcome.trajectory_id, why=outcome.reason)
+        self.held = []
+
+    def finish(self, trajectories: int) -> None:
+        """All were asked about.
+
+        Raises:
+            AtlasError: too many answers are none.
+            EndpointError: another time may bring some of them.
+        """
+        self.settle()
+        self.check()
+        again = [outcome for outcome in self.lost if outcome.kind == "endpoint"]
+        self.held = [outcome for outcome in self.lost if outcome.kind != "endpoint"]
+        self.settle()
+        if again:
+            raise EndpointError(
+                f"{len(again)} of {trajectories} trajectories got no answer; the same command asks about them again. "
+                f"The last one: {again[-1].reason}"
+            )
+
+    def check(self, early: bool = False) -> None:
+        """Refuse to go on where too many answers are none."""
+        if too_many_lost(self.usage.failed, self.usage.requests, self.most, early):
+            kinds = Counter(outcome.kind for outcome in self.lost)
+            raise AtlasError(
+                f"the oracle: {self.usage.failed} of {self.usage.requests} answers are none, and max_lost_answers "
+                f"allows {self.most:.0%}: {way_out(kinds.most_common(1)[0][0])}. The last one: {self.lost[-1].reason}"
+            )
+
+    def _keep(self, name: str, **what: Any) -> None:
+        self.rows[name] = self._row(name, **what)
+        append_jsonl(self._path, [self.rows[name]])
+
+    def _row(self, name: str, **what: Any) -> dict[str, Any]:
+        replies = self.replies.get(name, Replies()).row()
+        return {"id": name, **what, **({"replies": replies} if replies else {})}
+
+    def written(self) -> Replies:
+        """What became of all replies, of trajectories that are not asked about again by earlier starts too."""
+        return summed({**self._before, **self.replies}.values())
+
+
+def by_oracle(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> list[Annotation]:
+    """Ask about every trajectory that was not asked about; what stays invalid is unannotated, said and counted.
+
+    Raises:
+        AtlasError: too many answers are none, or refused alike; what was answered well is kept.
+        EndpointError: the endpoint refuses, or gave no answer about some; all answers so far are kept.
+        InputError: a local model's tokenizer knows too little of the trajectories.
+    """
+    assert recipe.select is not None
+    log, asked = RunLog(run_dir), recipe.select.oracle
+    outcomes = _Outcomes(recipe, run_dir, scores_path(run_dir, "oracle"))
+    rows = outcomes.rows
+    todo = [t for t in trajectories if t.id not in rows]
+    answers = _from_endpoint if asked.base_url else _from_actors
+    if todo:
+        if not asked.base_url:
+            _check_words(recipe, log, todo)
+        try:
+            with track("oracle", len(trajectories), len(rows)) as progress:
+                for outcome, outcomes.usage, replies in answers(recipe, run_dir, todo):
+                    outcomes.replies = replies
+                    if outcome is not None:
+                        outcomes.take(outcome)
+                        progress.advance(1, _brief(outcomes.usage, outcomes.written()))
+        finally:
+            usage = outcomes.usage
+            log.metric("select", selector="oracle", **_numbers(usage))
+            log.event("select", "answers", selector="oracle", **asdict(usage))
+            log.event("select", "replies", selector="oracle", **outcomes.written().row())
+            say(f"  oracle: {_said(usage, Prices(asked.price_prompt, asked.price_completion))}")
+        outcomes.finish(len(trajectories))
+    made = [Annotation.model_validate(rows[t.id]["annotation"]) for t in trajectories if "annotation" in rows[t.id]]
+    if len(made) < len(trajectories):
+        say(f"  oracle: {len(trajectories) - len(made)} of {len(trajectories)} trajectories stay unannotated")
+    for line in share_warnings(made, trajectories):
+        log.event("select", "unlike the others", selector="oracle", why=line)
+        say(f"  oracle: look at {line}")
+    return made
+
+
+def estimate_oracle(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> tuple[Estimate, float]:
+    """What the oracle would be asked now, and what it would cost, without asking. A local model is not loaded."""
+    assert recipe.select is not None
+    asked = recipe.select.oracle
+    done = _Outcomes(recipe, run_dir, scores_path(run_dir, "oracle")).rows
+    todo = [t for t in trajectories if t.id not in done]
+    if asked.base_url:
+        writer: Any = _endpoint(recipe)
+        oracle = Oracle(writer, oracle_config(recipe), _cache(run_dir), tokens_of)
+        writer.close()
+    else:
+        tokenizer = load_tokenizer(asked.model)
+        count = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731
+        oracle = Oracle(_Nobody(asked.model), oracle_config(recipe), None, count)
+    made = oracle.estimate(todo)
+    return made, price(made, Prices(asked.price_prompt, asked.price_completion))
+
+
+class _Nobody:
+    """A writer that is never asked."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+
+    def complete_each(self, conversations: Any, **_: Any) -> Any:
+        raise NotImplementedError
+
+
+def _numbers(usage: OracleUsage) -> dict[str, int]:
+    counted = asdict(usage)
+    return {k: v if isinstance(v, int) else sum(v.values()) for k, v in counted.items()}
+
+
+def _brief(usage: OracleUsage, replies: Replies) -> str:
+    """For the progress line."""
+    words = replies.words()
+    return f"{usage.prompt_tokens + usage.completion_tokens:,} tokens{words and f' · replies: {words}'}"
+
+
+def _said(usage: OracleUsage, prices: Prices) -> str:
+    parts = [
+        f"{usage.requests} requests, {usage.reasked} asked again, {usage.cache_hits} from the cache",
+        f"{usage.prompt_tokens:,} prompt and {usage.completion_tokens:,} written tokens",
+    ]
+    if any(prices):
+        parts.append(f"at the given prices {price(usage, prices):.2f}")
+    if usage.refused:
+        parts.append("refused: " + ", ".join(f"{n} {kind}" for kind, n in sorted(usage.refused.items())))
+    if usage.failed:
+        parts.append(f"without an answer: {usage.failed}")
+    if usage.unannotated:
+        parts.append("given up: " + ", ".join(f"{n} {kind}" for kind, n in sorted(usage.unannotated.items())))
+    return " · ".join(parts)

@@ -1,0 +1,251 @@
+"""Selectors that give every step a number first: value and perplexity. The numbers stay in ``annotations/scores``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..agents.rendering import Prompt
+from ..agents.rendering_chat import make_renderer
+from ..agents.rollout import UNANSWERED, Beginnings
+from ..agents.spec import AgentSpec, agent_spec
+from ..agents.throughput import replies_told
+from ..agents.unknown_words import Reader, refuse, survey, warning
+from ..cluster.resources import scoring
+from ..cluster.workers import ActorPool, chunks, worker_pool
+from ..data.parsing import Style
+from ..data.reasons import counted, told
+from ..data.records import Annotation, Trajectory
+from ..data.replies import Losses, Replies, summed
+from ..engines import EnginePool
+from ..errors import AtlasError
+from ..models.loading import load_model, load_tokenizer
+from ..recipe.loading import Recipe
+from ..rundir.files import RunLog, append_jsonl, recover_jsonl
+from ..rundir.progress import say, track
+from .perplexity import select_by_perplexity, step_perplexities
+from .replays import replay_all, replay_specs, rewarded
+from .value import ValueConfig, estimate_values, gains, select_by_value
+
+Scores = dict[str, list[float]]
+_CHUNK = 8
+_MICRO_TOKENS = 4096
+
+
+def scores_path(run_dir: Path, selector: str) -> Path:
+    """Where a selector's numbers are, a line a trajectory."""
+    return run_dir / "annotations" / "scores" / f"{selector}.jsonl"
+
+
+def kept_scores(run_dir: Path, selector: str) -> Scores:
+    """The numbers of a selector that are there: T + 1 values, or T perplexities, by trajectory id."""
+    return {row["id"]: row["scores"] for row in recover_jsonl(scores_path(run_dir, selector)) if "scores" in row}
+
+
+def kept_rewards(run_dir: Path) -> Scores:
+    """The rewards that the environments gave as trajectories were replayed for their values, by trajectory id."""
+    return {row["id"]: row["rewards"] for row in recover_jsonl(scores_path(run_dir, "value")) if "rewards" in row}
+
+
+def step_scores(run_dir: Path, selector: str, trajectories: list[Trajectory]) -> Scores | None:
+    """How critical each step is by a selector, higher is more; None for one that only marks."""
+    if selector not in ("value", "perplexity"):
+        return None
+    found = kept_scores(run_dir, selector)
+    here = [t for t in trajectories if t.id in found]
+    if selector == "perplexity":
+        return {t.id: found[t.id] for t in here}
+    rewards = kept_rewards(run_dir)
+    return {t.id: gains(rewarded(t, rewards.get(t.id)), found[t.id]) for t in here}
+
+
+_ValueFound = tuple[Scores, list[str], int, dict[str, str], Scores, dict[str, Replies]]
+"""Values, what went wrong on the way, steps spent; why trajectories were left out, rewards and replies, by id."""
+
+
+def _value_job(task: tuple[list[Trajectory], ValueConfig, AgentSpec], kept: dict[str, Any]) -> Iterator[_ValueFound]:
+    trajectories, config, spec = task
+    begin = kept.setdefault("beginnings", Beginnings()).begin
+    replays, left_out = replay_all(trajectories, config.specs, begin)
+    there = [t for t in trajectories if t.id in replays]
+    replies: dict[str, Replies] = {}
+    settings = replace(config, replays=replays, replies=replies)
+    values, problems, steps = estimate_values(spec.agent(kept), there, settings)
+    left_out |= {t.id: "every roll-out from one of its states was lost" for t in there if t.id not in values}
+    yield values, problems, steps, left_out, {name: list(replays[name].rewards) for name in values}, replies
+
+
+def check_words(
+    recipe: Recipe, log: RunLog, selector: str, model: str, trajectories: list[Trajectory], enough: int = 0
+) -> None:
+    """Refuse trajectories whose words the tokenizer of a selector's model does not know, or say which it does not.
+
+    ``enough``: tokens below which nothing is refused.
+
+    Raises:
+        InputError: there are too many.
+    """
+    renderer = make_renderer(load_tokenizer(model), recipe.style, recipe.prompt)
+    row = survey(renderer, trajectories).row()
+    if row["tokens"] >= enough:
+        refuse(row, recipe.unknown_share, model, f"Let a model that knows them read for {selector}")
+    if why := warning(row, model):
+        log.event("select", "unknown tokens", selector=selector, why=why)
+        say(f"  {selector}: {why}")
+
+
+def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> list[Annotation]:
+    """Roll-outs from every state on Ray actors, then the steps where the value jumps.
+
+    Raises:
+        AtlasError: none of the trajectories has values; or too many of the model's answers are none. Says why.
+    """
+    config, log = recipe.select, RunLog(run_dir)
+    assert config is not None
+    path, values = scores_path(run_dir, "value"), kept_scores(run_dir, "value")
+    rewards = kept_rewards(run_dir)
+    specs, unplayable = replay_specs(recipe, trajectories)
+    left_out = {t.id: unplayable[t.env] for t in trajectories if t.env in unplayable and t.id not in values}
+    todo = [t for t in trajectories if t.id not in values and t.id not in left_out]
+    settings = ValueConfig(config.rollouts, config.horizon, specs)
+    spec, spent = agent_spec(recipe, config.model, config.temperature), 0
+    written = {row["id"]: Replies(row.get("replies", {})) for row in recover_jsonl(path) if "scores" in row}
+    losses = Losses(recipe.max_lost_answers)
+    losses.note(config.model, summed(written.values()))
+    if todo:
+        check_words(recipe, log, "value", config.model, todo, Reader.enough)
+        with (
+            replies_told(log, "select", lambda: summed(written.values()), selector="value"),
+            track("values by roll-out", len(trajectories) - len(left_out), len(values)) as progress,
+            worker_pool(recipe, log_retries(log)) as pool,
+            EnginePool(
+                recipe.engine, config.model, recipe.workers, recipe.num_envs, recipe.placement.asks("engines")
+            ) as engines,
+        ):
+            tasks = [(chunk, settings, spec.seated(engines.seats)) for chunk in chunks(todo, _CHUNK)]
+            for task, (found, problems, steps, missing, given, replies) in pool.stream(_value_job, tasks):
+                said = {i: {"replies": replies[i].row()} if i in replies else {} for i in found}
+                rows = [{"id": i, "scores": v, "rewards": given[i], **said[i]} for i, v in found.items()]
+                # what became of the replies is kept of those without values too; a later line of one counts
+                rows += [{"id": i, "replies": r.row()} for i, r in replies.items() if i not in found]
+                append_jsonl(path, rows)
+                written |= replies
+                losses.note(
+                    config.model,
+                    summed(replies.values()),
+                    next((p for p in reversed(problems) if UNANSWERED in p), None),
+                )
+                losses.check(early=True)
+                values.update(found)
+                rewards.update(given)
+                left_out |= missing
+                spent += steps
+                for problem in problems:
+                    log.event("select", "dropped", why=problem)
+                words = summed(written.values()).words()
+                progress.advance(len(task[0]), f"{spent} steps{words and f' · replies: {words}'}")
+            losses.check()
+    say_left_out(log, "value", left_out, len(trajectories))
+    annotated = [rewarded(t, rewards.get(t.id)) for t in trajectories if t.id in values]
+    flat = sum(max(gains(t, values[t.id])) <= config.threshold for t in annotated)
+    if flat:
+        log.event("select", "no gain", selector="value", trajectories=flat)
+        say(f"  value: in {flat} of {len(annotated)} trajectories no step raised the value; the best one was taken")
+    formula = sum(len(t.steps) * (len(t.steps) + 1) // 2 for t in todo) * config.rollouts
+    if todo:
+        say(f"  value: {spent:,} environment steps; roll-outs to the expert's length would be {formula:,}")
+    log.metric(
+        "select", selector="value", rollout_steps=spent, full_steps=formula, trajectories=len(annotated), flat=flat
+    )
+    return [select_by_value(t, values[t.id], config.fraction, config.model, config.threshold) for t in annotated]
+
+
+def _perplexity_job(
+    task: tuple[list[Trajectory], str, Style, Prompt, tuple[int | None, str]], kept: dict[str, Any]
+) -> Iterator[tuple[Scores, list[str]]]:
+    trajectories, name, style, prompt, context = task
+    if "model" not in kept:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        kept["model"] = load_model(name).to(device).eval(), make_renderer(load_tokenizer(name), style, prompt)
+    model, renderer = kept["model"]
+    yield step_perplexities(model, renderer, trajectories, _MICRO_TOKENS, *context)
+
+
+def perplexity_model(recipe: Recipe) -> str:
+    """The model that is to be tuned; where none is, the one that plays."""
+    assert recipe.select is not None
+    tuned = recipe.finetune
+    return tuned.base if tuned and not tuned.scratch else recipe.select.model
+
+
+def _context(recipe: Recipe) -> tuple[int | None, str]:
+    """What the recipe says of the longest text of :func:`perplexity_model`, and where."""
+    tuned = recipe.finetune
+    if tuned and not tuned.scratch:
+        return tuned.context, "finetune.context"
+    return recipe.engine.context, "engine.context"
+
+
+def by_perplexity(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> list[Annotation]:
+    """One pass over every trajectory, then the steps of the highest perplexity under the base model."""
+    config, log, model = recipe.select, RunLog(run_dir), perplexity_model(recipe)
+    assert config is not None
+    path, found = scores_path(run_dir, "perplexity"), kept_scores(run_dir, "perplexity")
+    # chunks are the same in a run that goes on, because padding shows in the last digits
+    parts = [part for part in chunks(trajectories, 4 * _CHUNK) if any(t.id not in found for t in part)]
+    if parts:
+        check_words(recipe, log, "perplexity", model, trajectories)
+    one = scoring(recipe)
+    asked = recipe.placement.asks("engines" if one.who == "engines" else "workers")
+    with (
+        track("perplexities", len(trajectories), len(found)) as progress,
+        ActorPool[Any, Any](
+            one.count, on_retry=log_retries(log), cpus=one.cpus, gpus=one.gpus, resources=asked
+        ) as pool,
+    ):
+        tasks = [(part, model, recipe.style, recipe.prompt, _context(recipe)) for part in parts]
+        for task, (measured, problems) in pool.stream(_perplexity_job, tasks):
+            append_jsonl(path, [{"id": i, "scores": v} for i, v in measured.items() if i not in found])
+            found.update(measured)
+            for problem in problems:
+                log.event("select", "dropped", why=problem)
+            progress.advance(len(task[0]))
+    annotated = [t for t in trajectories if t.id in found]
+    _say_missing("perplexity", f"do not fit {model}", len(trajectories) - len(annotated))
+    return [select_by_perplexity(t, found[t.id], config.fraction, model) for t in annotated]
+
+
+def log_retries(log: RunLog) -> Callable[[Any, int, str], None]:
+    """What a pool tells of lost workers goes to ``events.jsonl``."""
+    return lambda task, attempt, why: log.event("select", "retried", attempt=attempt, why=why)
+
+
+def _say_missing(selector: str, why: str, count: int) -> None:
+    if count:
+        say(f"  {selector}: {count} trajectories {why} and stay unannotated (events.jsonl says which)")
+
+
+def say_left_out(log: RunLog, selector: str, left_out: Mapping[str, str], trajectories: int) -> None:
+    """Say and note why trajectories could not be replayed.
+
+    Args:
+        log: of the run.
+        selector: who is without them.
+        left_out: the reasons, by trajectory id.
+        trajectories: how many there are in all.
+
+    Raises:
+        AtlasError: there are no others.
+    """
+    for name, why in left_out.items():
+        log.event("select", "left out", selector=selector, trajectory=name, why=why)
+    if not left_out:
+        return
+    reasons = told(counted(left_out.values()))
+    if len(left_out) == trajectories:
+        raise AtlasError(f"{selector}: none of {trajectories} trajectories can be replayed: {reasons}")
+    say(f"  {selector}: {len(left_out)} of {trajectories} trajectories could not be replayed, left out: {reasons}")

@@ -1,0 +1,131 @@
+"""Stage 1: expert episodes, with the expert's sub-goals as thoughts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import envs
+
+from ..agents.rollout import TRAIN, Beginnings, EnvSpec, env_spec, seed_block
+from ..cluster.workers import ActorPool, chunks
+from ..data.reasons import Reasons, counted, told
+from ..data.records import Trajectory, read_trajectories, write_trajectories
+from ..errors import AtlasError
+from ..recipe.loading import Recipe
+from ..rundir.files import RunLog, append_jsonl, recover_jsonl
+from ..rundir.progress import say, track
+from .collect_file import import_collected
+from .experts import Unsolved, expert_episode, help_for, unsolved
+
+_CHUNK = 25
+_MOST_TRIES = 4
+_MOST_DEATHS = 3
+
+
+_Task = tuple[str, EnvSpec, list[int], float]
+
+
+def _job(task: _Task, kept: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    name, spec, seeds, cpu_seconds = task
+    beginnings = kept.setdefault("beginnings", Beginnings())
+    for seed in seeds:
+        deaths: list[str] = []
+        outcome: Trajectory | Unsolved | None = None
+        while outcome is None:
+            try:
+                outcome = expert_episode(spec, seed, cpu_seconds, beginnings.begin)
+            except envs.EnvironmentDiedError as error:
+                deaths.append(str(error))
+                if len(deaths) == _MOST_DEATHS:
+                    outcome = unsolved(f"lost {len(deaths)} times: {error}", "lost")
+        row: dict[str, Any] = {"env": name, "seed": seed, "trajectory": None, "why": None, "deaths": deaths}
+        if isinstance(outcome, Trajectory):
+            row["trajectory"] = outcome.row()
+        else:
+            row |= {"why": str(outcome), "kind": outcome.kind}
+        yield row
+
+
+def _rest(task: _Task, received: list[dict[str, Any]]) -> _Task | None:
+    name, spec, seeds, cpu_seconds = task
+    left = seeds[len(received) :]
+    return (name, spec, left, cpu_seconds) if left else None
+
+
+def _reasons(rows: Iterable[dict[str, Any]]) -> Reasons:
+    return counted(row["why"] for row in rows if row["why"] is not None)
+
+
+def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
+    """Expert episodes by ``recipe.collect`` into ``trajectories/expert.jsonl``.
+
+    Of every environment the first n solved seeds are taken, whatever order the actors finish in. Episodes that the
+    expert gave up are counted in ``events.jsonl``, with the reasons.
+
+    Raises:
+        AtlasError: the expert solves too few seeds of an environment; says why, and what helps.
+        EnvironmentGoneError: an environment begins no episode any more.
+    """
+    config, log = recipe.collect, RunLog(run_dir)
+    assert config is not None
+    target, part = run_dir / "trajectories" / "expert.jsonl", run_dir / "trajectories" / ".expert.part.jsonl"
+    if target.exists():
+        return read_trajectories(target)
+    if config.file:
+        import_collected(recipe, run_dir)
+        return read_trajectories(target)
+    tried: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in config.levels}
+    for row in recover_jsonl(part):
+        if row.get("kind") != "lost":  # says nothing of the expert: a command that is given again tries it again
+            tried[row["env"]][row["seed"]] = row
+    first = seed_block(recipe.seed, TRAIN)
+    specs = {name: env_spec(recipe, name, config.max_steps, "train") for name in config.levels}
+    there = {name: spec.episodes() for name, spec in specs.items()}
+
+    def solved(name: str) -> list[dict[str, Any]]:
+        return [row for _, row in sorted(tried[name].items()) if row["trajectory"]]
+
+    total = sum(config.levels.values())
+    have = sum(min(len(solved(n)), want) for n, want in config.levels.items())
+    retried = lambda task, n, why: log.event("collect", "retried", task=task[0], attempt=n, why=why)  # noqa: E731
+    with (
+        track("expert episodes", total, have) as progress,
+        ActorPool[Any, Any](
+            recipe.workers, on_retry=retried, silence=recipe.patience, resources=recipe.placement.asks("workers")
+        ) as pool,
+    ):
+        while True:
+            tasks = []
+            for name, want in config.levels.items():
+                missing = want - len(solved(name))
+                left = min(_MOST_TRIES * want + 101, there[name]) - len(tried[name])
+                if missing > 0 and left <= 0:
+                    rows = list(tried[name].values())
+                    raise AtlasError(
+                        f"the expert solved {len(solved(name))} of {len(rows)} episodes of {name}, {want} are asked "
+                        f"for. The others: {told(_reasons(rows))}. To go on, {help_for(rows)}, or ask for fewer"
+                    )
+                done = set(tried[name])
+                # seeds are tried in order and without gaps, so the episodes taken do not depend on the timing
+                seeds = [s for s in range(first, first + len(done) + max(0, min(missing, left))) if s not in done]
+                tasks += [(name, specs[name], chunk, config.cpu_seconds) for chunk in chunks(seeds, _CHUNK)]
+            if not tasks:
+                break
+            for _, row in pool.stream(_job, tasks, _rest):
+                append_jsonl(part, [row])
+                tried[row["env"]][row["seed"]] = row
+                for why in row["deaths"]:
+                    log.event("collect", "lost episode", env=row["env"], seed=row["seed"], why=why)
+                progress.advance(row["trajectory"] is not None)
+    episodes = []
+    for name, want in config.levels.items():
+        if found := _reasons(tried[name].values()):
+            dropped = sum(count for _, count in found)
+            log.event("collect", "dropped", env=name, episodes=dropped, why=found[0][0], reasons=dict(found))
+            say(f"  {name}: {dropped} episodes were not solved, others took their place ({told(found)})")
+        episodes += [Trajectory.model_validate(row["trajectory"]) for row in solved(name)[:want]]
+    write_trajectories(target, episodes)
+    part.unlink(missing_ok=True)
+    return episodes

@@ -1,0 +1,92 @@
+"""Episodes of an environment's own expert, why there is none, and what helps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import envs
+
+from ..agents.rollout import EnvSpec, Start, fresh
+from ..data.records import Step, Trajectory
+
+Kind = Literal["gave up", "too slow", "limit", "failed", "lost"]
+_HELP: dict[str, str] = {
+    "gave up": "leave this environment out, its expert cannot play it",
+    "too slow": "raise collect.cpu_seconds",
+    "limit": "raise collect.max_steps",
+    "failed": "leave this environment out, its expert ends its episodes without success",
+    "lost": "see that what plays it runs, a server or a JVM",
+}
+
+
+class Unsolved(str):
+    """Why there is no episode of an expert.
+
+    ``kind``: it gave up, took too long for a move, reached the limit of steps, ended the episode without success, or
+    the episode was lost to its environment.
+    """
+
+    kind: Kind
+
+
+def unsolved(why: str, kind: Kind) -> Unsolved:
+    """A reason of a kind."""
+    made = Unsolved(why)
+    made.kind = kind
+    return made
+
+
+def expert_episode(
+    spec: EnvSpec, seed: int, cpu_seconds: float, begin: Callable[[EnvSpec, int], Start] = fresh
+) -> Trajectory | Unsolved:
+    """One episode of the environment's expert, or why there is none.
+
+    Args:
+        spec: the environment.
+        seed: of the episode.
+        cpu_seconds: CPU time of a move.
+        begin: begins the episode.
+
+    Raises:
+        envs.EnvironmentDiedError: the episode is lost, which says nothing of the expert.
+    """
+    start = begin(spec, seed)
+    env, observation, steps = start.env, start.observation, []
+    try:
+        expert = env.expert(cpu_seconds)
+        while True:
+            move = expert.act()
+            following, reward, terminated, truncated, info = env.step(move.action)
+            steps.append(Step(observation=observation, thought=move.thought, action=move.action, reward=reward))
+            observation = following
+            if terminated or truncated:
+                break
+    except envs.ExpertTooSlowError as error:
+        return unsolved(str(error), "too slow")
+    except envs.ExpertGaveUpError as error:
+        return unsolved(str(error), "gave up")
+    finally:
+        envs.release(env)
+    if not info["success"]:
+        if truncated:
+            return unsolved(f"not solved in {len(steps)} steps, the limit: see collect.max_steps", "limit")
+        return unsolved(f"ended without success after {len(steps)} steps", "failed")
+    return Trajectory(
+        id=start.id,
+        env=spec.id,
+        task=spec.id.split("/")[-1],
+        seed=seed,
+        instruction=start.instruction,
+        steps=tuple(steps),
+        score=info["score"],
+        success=True,
+        source="expert",
+    )
+
+
+def help_for(rows: Iterable[dict[str, Any]]) -> str:
+    """What helps against the most frequent kind of reason. Rows of earlier versions have no ``kind``."""
+    kinds = Counter(row.get("kind") for row in rows if row["why"] is not None)
+    return _HELP.get(str(kinds.most_common(1)[0][0]), _HELP["gave up"]) if kinds else _HELP["gave up"]

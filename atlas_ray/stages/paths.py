@@ -1,0 +1,112 @@
+"""What a recipe names and has to be there: files, models, storage. Looked at without torch, Ray or a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ..errors import InputError
+from ..models.fetch import known
+from ..models.loading import resolve
+from ..recipe.loading import Recipe
+from ..recipe.select import members
+from ..storage.place import check_place
+from .collect_file import check_collected
+
+ENCODERS = ("hashing", "hidden", "minilm")
+"""Of a switch, that are no names of models."""
+
+
+def models(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """(field, name) of every model that is run here. A field whose stages use no model of their own is left out."""
+    for stage in ("select", "finetune", "switch"):
+        yield from models_of(recipe, stage)
+
+
+def models_of(recipe: Recipe, stage: str) -> Iterator[tuple[str, str]]:
+    """(field, name) of every model that a stage runs here."""
+    select, tuned = recipe.select, recipe.finetune
+    base = [("finetune.base", tuned.base)] if tuned and not tuned.scratch else []
+    if stage == "select" and select:
+        used = {part for name in select.selectors for part in (name, *members(name))}
+        if "value" in used:
+            yield "select.model", select.model
+        if "perplexity" in used or select.start_after:
+            yield from base or [("select.model", select.model)]
+        if "oracle" in used and not select.oracle.base_url:
+            yield "select.oracle.model", select.oracle.model
+    if stage in ("finetune", "evaluate"):
+        yield from base
+    if stage == "switch" and recipe.switch:
+        local = recipe.switch.local
+        yield from (
+            (f"switch.models.{n}.model", m.model) for n, m in enumerate(recipe.switch.models) if m.model in local
+        )
+
+
+def files(recipe: Recipe, marks: bool = True) -> Iterator[tuple[str, str]]:
+    """(field, path) of every file or folder that is read; with ``marks`` also those of annotations."""
+    if recipe.collect and recipe.collect.file:
+        yield "collect.file", recipe.collect.file
+    if recipe.select and marks:
+        yield from ((f"select.files.{name}", path) for name, path in recipe.select.files.items())
+
+
+def check_there(recipe: Recipe, fetched: bool = False, marks: bool = True) -> None:
+    """Refuse a recipe that names what is not on this machine. A name on the hub is taken as it is.
+
+    Args:
+        recipe: whose names are looked at.
+        fetched: also refuse models that would have to be fetched first.
+        marks: also look for files of annotations, which may be made when episodes are collected.
+
+    Raises:
+        InputError: names the field and what is missing.
+    """
+    for field, path in files(recipe, marks):
+        _under(field, lambda path=path: _check_file(path))  # type: ignore[misc]
+    _under("collect.file", lambda: check_collected(recipe))
+    for field, name in dict.fromkeys(models(recipe)):
+        if fetched or name not in known():
+            _under(field, lambda name=name: resolve(name))  # type: ignore[misc]
+    encoder = recipe.switch.encoder if recipe.switch else "hashing"
+    if encoder not in ENCODERS:
+        _under("switch.encoder", lambda: _check_encoder(encoder))
+    if recipe.storage:
+        check_place(recipe.storage)
+
+
+def _under(field: str, look: Callable[[], object]) -> None:
+    """Give an error of what a field names the field's name."""
+    try:
+        look()
+    except InputError as error:
+        raise InputError(error.message, error.path, error.line, error.field or field) from None
+
+
+def _check_file(name: str) -> None:
+    path = Path(name)
+    try:
+        if path.is_file():
+            path.open("rb").close()
+        elif not path.is_dir():
+            raise InputError(f"there is no such file or folder{_nearest(path)}", path)
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", path) from None
+
+
+def _check_encoder(name: str) -> None:
+    """A directory, or else something that may be a hub id."""
+    path = Path(name)
+    if path.is_dir() and not (path / "config.json").is_file() and not (path / "modules.json").is_file():
+        raise InputError("is no sentence encoder's directory: it has neither config.json nor modules.json", path)
+    if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
+        raise InputError(f"there is no such directory{_nearest(path)}", path)
+
+
+def _nearest(path: Path) -> str:
+    """Where a path that leads nowhere stops."""
+    there = next((parent for parent in path.parents if parent.is_dir()), None)
+    if there is None or there == path.parent:
+        return ""
+    return f": {there.resolve()} has no {path.relative_to(there).parts[0]}"

@@ -1,0 +1,60 @@
+"""A run goes on, and is served, with the models that it was begun with: a relative name is another one elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ..errors import InputError
+from ..models.loading import fingerprint, note_base
+from ..recipe.loading import Recipe
+from ..rundir.files import read_json, write_json
+from .paths import ENCODERS, models_of
+
+NOTES = "models.json"
+"""In the run directory: by relative name, what :func:`atlas_ray.models.loading.fingerprint` says of that directory."""
+
+
+def named_in(recipe: Recipe, stage: str) -> Iterator[tuple[str, str]]:
+    """(field, name) of every model and encoder that a stage runs here."""
+    yield from models_of(recipe, stage)
+    if stage == "switch" and recipe.switch and recipe.switch.encoder not in ENCODERS:
+        yield "switch.encoder", recipe.switch.encoder
+
+
+def note_models(recipe: Recipe, run_dir: Path, stage: str) -> None:
+    """Note the weights of the directories that a stage which now begins names relatively; earlier notes stay."""
+    noted = _noted(run_dir)
+    names = {name for _, name in named_in(recipe, stage) if not Path(name).expanduser().is_absolute()} - noted.keys()
+    found = {name: base["sha256"] for name in sorted(names) if "sha256" in (base := note_base(name))}
+    if found:
+        write_json(run_dir / NOTES, noted | found)
+
+
+def refuse_other_models(run_dir: Path, named: Iterable[tuple[str, str]]) -> None:
+    """Refuse names of which the run knows other weights; what it has not noted, as older runs have not, is let through.
+
+    Args:
+        run_dir: a run directory.
+        named: (field, name), as of :func:`named_in`.
+
+    Raises:
+        InputError: a directory is not here, or holds other weights; says where it was looked for.
+    """
+    noted = _noted(run_dir)
+    for field, name in named:
+        if name not in noted:
+            continue
+        here, back = Path(name).absolute(), "start where the run was begun, or bring that model here"
+        if not here.is_dir():
+            raise InputError(f"the run's model {name} is not here (looked for {here}): {back}", field=field)
+        if fingerprint(here) != noted[name]:
+            raise InputError(
+                f"{name} holds another model here ({here}) than the run was made with: {back}", field=field
+            )
+
+
+def _noted(run_dir: Path) -> dict[str, str]:
+    path = run_dir / NOTES
+    found: dict[str, str] = read_json(path) if path.is_file() else {}
+    return found

@@ -1,0 +1,243 @@
+"""Who is compared with whom: the switches of a recipe, the baselines at their rates, and one row for each of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ..cluster.remote_rundir import local
+from ..data.replies import summed
+from ..data.results import ALWAYS_DEEPTHINK, ALWAYS_QUICK, DECILES, interval
+from ..errors import AtlasError
+from ..recipe.loading import Switch
+from ..recipe.switch import MEASURED
+from .baselines import Always, EveryKth, Oracle, Random, Threshold, calibrate
+from .evaluate import Policy
+from .policy import SwitchPolicy
+
+Row = dict[str, Any]
+UNITS = {"flops": "FLOPs/episode", "seconds": "seconds/episode", "money": "money/episode"}
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A policy of the comparison, with what it was trained or is played under.
+
+    ``directories`` and ``seeds``: of a learned switch, one for each training seed. Else ``kind`` is ``always`` model
+    ``action``, or a rule that calls it: ``random``, ``every``, ``threshold`` (below ``tau``) or ``oracle``.
+    """
+
+    name: str
+    kind: str
+    action: int = 0
+    rate: float = 0.0
+    tau: float = 0.0
+    budget: int | None = None
+    cost: float | str | None = None
+    average: float | None = None
+    of_use: float | None = None
+    directories: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def members(self) -> tuple[int | None, ...]:
+        """Its training seeds; (None,) for what is not trained."""
+        return self.seeds or (None,)
+
+    def directory(self, training: int | None) -> Path:
+        """Where the switch of a training seed lies."""
+        assert training is not None
+        return Path(self.directories[self.seeds.index(training)])
+
+    def policy(self, seed: int, training: int | None = None) -> Policy:
+        """The policy itself; ``seed`` is of what it draws."""
+        if self.seeds:
+            return SwitchPolicy.load(local(str(self.directory(training))))
+        rules: dict[str, Policy] = {
+            "always": Always(self.action),
+            "random": Random(self.rate, seed, self.action),
+            "every": EveryKth(self.rate, self.action),
+            "threshold": Threshold(self.tau, self.action),
+            "oracle": Oracle(self.action),
+        }
+        return rules[self.kind]
+
+    def charges(self, settings: Switch) -> tuple[float, list[float] | None]:
+        """c, and what a step of each model costs in it; None for what it really takes."""
+        if self.cost == MEASURED:
+            return settings.price, None
+        return float(self.cost or 0), settings.weights
+
+
+def unlearned(settings: Switch) -> list[Contestant]:
+    """Every model throughout; the first is always-quick and the last always-deepthink."""
+    last = len(settings.models) - 1
+    names = [ALWAYS_QUICK, *(f"always-{n}" for n in range(1, last)), ALWAYS_DEEPTHINK]
+    return [Contestant(name, "always", action=n) for n, name in enumerate(names)]
+
+
+def learned_switches(settings: Switch, run_dir: Path, resolved: dict[str, int] | None = None) -> list[Contestant]:
+    """The switches to train, in the order of the recipe: costs, budgets, averages.
+
+    Args:
+        settings: of the recipe.
+        run_dir: they go to its ``checkpoints/``.
+        resolved: the budgets that percentages stand for; without it their switches are left out. One that is a budget
+            already is not trained twice.
+    """
+
+    def switch(name: str, kind: str, **terms: Any) -> Contestant:
+        where = tuple(str(run_dir / "checkpoints" / f"switch-{kind}-seed{seed}") for seed in settings.seeds)
+        return Contestant(name, "learned", directories=where, seeds=tuple(settings.seeds), **terms)
+
+    found = [switch(f"londi(c={_word(c)})", f"cost{_word(c)}", cost=c) for c in settings.costs]
+    shares: dict[int, float | None] = {}
+    for given in settings.budgets:
+        if isinstance(given, int):
+            shares.setdefault(given, None)
+        elif resolved is not None:
+            n = resolved[given]
+            shares[n] = shares.get(n) or share_of(given)
+    found += [switch(f"londi-b(n={n})", f"budget{n}", budget=n, of_use=share) for n, share in shares.items()]
+    found += [switch(f"londi-l(calls={a:g})", f"average{a:g}", average=a) for a in settings.averages]
+    return found
+
+
+def _word(cost: float | str) -> str:
+    return cost if isinstance(cost, str) else f"{cost:g}"
+
+
+def share_of(percentage: str) -> float:
+    """``"50%"`` -> 0.5."""
+    return int(percentage.rstrip("%")) / 100
+
+
+def budget_of(percentage: str, calls: float) -> int:
+    """The budget that is this share of so many calls an episode, rounded up, at least 1."""
+    # whole percents of a mean, without the rounding of floats: 10 % of 30 is 3, not 4
+    return max(1, math.ceil(round(int(percentage.rstrip("%")) * calls / 100, 9)))
+
+
+def lost_seeds(rows: Sequence[Row]) -> frozenset[int]:
+    """Episodes in which a model gave no answer to one policy: they are left out for all, so that they stay paired."""
+    return frozenset(row["seed"] for row in rows if row.get("lost"))
+
+
+def scored(rows: Sequence[Row], who: str, without: Collection[int] | None = None) -> list[Row]:
+    """The episodes that say something, less those of the seeds ``without`` (by default the lost ones of these rows).
+
+    Raises:
+        AtlasError: there is none; gives the last reason.
+    """
+    left_out = lost_seeds(rows) if without is None else without
+    kept = [row for row in rows if row["seed"] not in left_out]
+    if not kept:
+        why = [row["error"] for row in rows if row.get("lost")]
+        raise AtlasError(
+            f"{who}: no episode is left to score, each was lost{f'. The last one: {why[-1]}' if why else ''}"
+        )
+    return kept
+
+
+def rate_of(rows: Sequence[Row]) -> float:
+    """Share of the steps with a call, to two digits."""
+    return round(sum(r["calls"] for r in rows) / sum(r["steps"] for r in rows), 2)
+
+
+def baselines(
+    settings: Switch, learned: Sequence[Contestant], rows: Sequence[Row], margins: Sequence[float]
+) -> list[Contestant]:
+    """The recipe's baselines: each at every switch's rate and under its budget, and at the recipe's rates.
+
+    Args:
+        settings: of the recipe.
+        learned: the switches.
+        rows: their test episodes. A switch that hardly ever calls has no baselines but always-quick.
+        margins: of QUICK in episodes it played alone, to calibrate thresholds with.
+    """
+    last = len(settings.models) - 1
+    wanted = [(rate_of([r for r in rows if r["policy"] == c.name]), c.budget) for c in learned]
+    found: dict[str, Contestant] = {}
+    for kind in settings.baselines:
+        if kind == "oracle":
+            found[kind] = Contestant(kind, kind, action=last)
+            continue
+        for rate, budget in [*wanted, *((rate, None) for rate in settings.rates)]:
+            if rate:
+                digits = f"{rate:.2f}" if round(rate, 2) == rate else f"{rate:g}"
+                name = f"{kind}(p={digits}{'' if budget is None else f', n={budget}'})"
+                tau = calibrate(margins, rate) if kind == "threshold" else 0.0
+                found[name] = Contestant(name, kind, action=last, rate=rate, tau=tau, budget=budget)
+    return list(found.values())
+
+
+def summary(
+    contestant: Contestant, rows: Sequence[Row], unit: str, models: int = 2, without: Collection[int] | None = None
+) -> Row:
+    """One policy's row: ``success`` with its 95 % interval over episodes and training seeds, and means.
+
+    Args:
+        contestant: the policy.
+        rows: its episodes; every training seed has played the same.
+        unit: of the recipe.
+        models: how many there are.
+        without: seeds that are left out; by default those of its own lost episodes.
+
+    Raises:
+        AtlasError: no episode is left.
+    """
+    lost, replies = sum(bool(r.get("lost")) for r in rows), summed(c for r in rows for c in r.get("replies", ()))
+    rows = scored(rows, contestant.name, without)
+    runs = [
+        sorted((r for r in rows if r["training"] == member), key=lambda r: int(r["seed"]))
+        for member in contestant.members
+    ]
+    success, *ci95 = interval([[r["success"] for r in run] for run in runs])
+
+    def mean(name: str) -> float:
+        return fmean(r[name] for r in rows)
+
+    terms = {name: getattr(contestant, name) for name in ("budget", "cost", "average", "of_use")}
+    row = {
+        "name": contestant.name,
+        **{k: v for k, v in terms.items() if v is not None},
+        "success": success,
+        "return": mean("return"),
+        "ci95": ci95,
+        "deepthink_share": sum(r["calls"] for r in rows) / sum(r["steps"] for r in rows),
+        "deepthink_calls_per_episode": mean("calls"),
+        "compute": mean(unit),
+        "compute_unit": UNITS[unit],
+        "seconds_per_episode": mean("seconds"),
+        "budget_violations": sum(r["violations"] > 0 for r in rows),
+        "episodes": len(rows),
+    }
+    if (tenths := called_at(rows)) is not None:
+        row["called_at"] = tenths
+    if models > 2:
+        row["calls_by_model"] = [fmean(r["calls_by_model"][n] for r in rows) for n in range(models)]
+    row |= {name: value for name, value in (("lost_episodes", lost), ("replies", replies.row())) if value}
+    if contestant.seeds:
+        row["seeds"] = list(contestant.seeds)
+        row["success_by_seed"] = [fmean(r["success"] for r in run) for run in runs]
+    return row
+
+
+def called_at(rows: Sequence[Row]) -> list[float] | None:
+    """Share of all calls in each tenth of the episode; None where there is none.
+
+    Step t of T covers the part [t/T, (t+1)/T) of its episode, and a call is shared out among the tenths it covers, so
+    that calls at every step, or at random, give a tenth each however short the episodes are.
+    """
+    tenths = [0.0] * DECILES
+    for row in rows:
+        for step in row["called_at"]:
+            start, end = step * DECILES / row["steps"], (step + 1) * DECILES / row["steps"]
+            for i in range(DECILES):
+                tenths[i] += max(0.0, min(end, i + 1) - max(start, i)) / (end - start)
+    calls = sum(tenths)
+    return [share / calls for share in tenths] if calls else None

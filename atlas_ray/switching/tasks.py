@@ -1,0 +1,285 @@
+"""What the workers of the switch stage do: train a switch, or play a chunk of episodes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+from ..agents.rollout import SWITCH_SELECT, SWITCH_TRAIN, EnvSpec, env_spec, seed_block
+from ..cluster.remote_rundir import place
+from ..data.replies import Losses, summed
+from ..engines import Seat
+from ..recipe.loading import Recipe, Switch
+from .decision_cache import Answers
+from .encoders import encoder_width
+from .environment import SwitchingVectorEnv
+from .evaluate import encoder_of, play_switching, played
+from .players import close_players, engine_actors, lost, open_players
+from .policies import Contestant, Row, scored
+from .policy import SwitchConfig, SwitchPolicy
+from .text_game import TextGame
+from .train import train_switch
+
+Seats = tuple[tuple[Seat, ...], ...]
+Tally = Counter[str]
+"""How often something happened."""
+
+STOPPED = "training stopped"
+"""Event of a training that cannot go on."""
+BETWEEN_SEEDS = 1_000
+"""Training seeds begin with episodes so far apart."""
+
+# What a process keeps: its number among those that play, its players, and what they answered. The environment runners
+# of RLlib have nothing else to keep it in.
+_process: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """One switch to train: a contestant and a training seed."""
+
+    recipe: Recipe
+    run_dir: str
+    contestant: Contestant
+    training: int
+    mean_call: float | None
+    seats: Seats
+
+    @property
+    def who(self) -> str:
+        """Name in messages."""
+        return _who(self.contestant, self.training)
+
+
+@dataclass(frozen=True)
+class PlayTask:
+    """A chunk of episodes of one policy, on a split."""
+
+    recipe: Recipe
+    contestant: Contestant
+    training: int | None
+    seeds: tuple[int, ...]
+    split: str
+    mean_call: float | None
+    seats: Seats
+    record: bool = False
+
+    @property
+    def who(self) -> str:
+        """Name in messages."""
+        return _who(self.contestant, self.training)
+
+
+def _who(contestant: Contestant, training: int | None) -> str:
+    return contestant.name if len(contestant.seeds) < 2 else f"{contestant.name} seed {training}"
+
+
+def switch_of(recipe: Recipe) -> Switch:
+    """The ``[switch]`` table of a recipe that has one."""
+    assert recipe.switch is not None
+    return recipe.switch
+
+
+@contextmanager
+def seats(recipe: Recipe) -> Iterator[Seats]:
+    """Engine actors with a place for every worker and for each of its environment runners, while the block lasts.
+
+    At its end what this process itself has opened is closed too.
+    """
+    try:
+        with engine_actors(recipe, max(1, recipe.workers) * (1 + switch_of(recipe).env_runners)) as found:
+            yield found
+    finally:
+        close_players(_process)
+        _process.clear()
+
+
+def _specs(recipe: Recipe, split: str) -> list[EnvSpec]:
+    settings = switch_of(recipe)
+    return [env_spec(recipe, level, settings.max_steps, split) for level in settings.levels]
+
+
+def _game_options(recipe: Recipe, mean_call: float | None) -> dict[str, Any]:
+    settings = switch_of(recipe)
+    answers = _process.setdefault("answers", Answers()) if settings.cache else None
+    return {"answers": answers, "unit": settings.unit, "mean_call": mean_call, "spares": True}
+
+
+@dataclass(frozen=True)
+class MakeEnv:
+    """Makes the environment that a switch learns in, here or in an environment runner's process.
+
+    ``worker`` is the number of the worker that trains.
+    """
+
+    task: TrainTask
+    worker: int
+
+    def __call__(self, first_seed: int, stride: int) -> SwitchingVectorEnv:
+        """One whose first episode has this seed, and the others lie ``stride`` apart."""
+        recipe, contestant = self.task.recipe, self.task.contestant
+        settings = switch_of(recipe)
+        if "index" not in _process:
+            # runners share the seeds out, so a seed tells which of them this is
+            runner = first_seed % stride
+            _process["index"] = max(1, recipe.workers) + self.worker * settings.env_runners + runner
+        players = open_players(recipe, _process, self.task.seats)
+        encoder = "hidden" if settings.encoder == "hidden" else encoder_of(settings.encoder, settings.features)
+        options = {"encoder": encoder, "signals": settings.signals, **_game_options(recipe, self.task.mean_call)}
+        game = TextGame(_specs(recipe, "train"), players, settings.num_envs, **options)
+        cost, weights = contestant.charges(settings)
+        return SwitchingVectorEnv(game, first_seed, contestant.budget, cost, weights, stride)
+
+
+def play_chunk(task: PlayTask, kept: dict[str, Any]) -> Iterator[tuple[Row, Tally]]:
+    """Play the episodes of a task.
+
+    Yields:
+        A row an episode, as :func:`played` does, and what was counted since the last.
+    """
+    _process["index"] = kept["index"]
+    settings = switch_of(task.recipe)
+    players = open_players(task.recipe, _process, task.seats)
+    before = _counts(players)
+    cost, weights = task.contestant.charges(settings)
+    for row in played(
+        task.contestant.policy(task.recipe.seed, task.training),
+        players,
+        _specs(task.recipe, task.split),
+        task.seeds,
+        task.contestant.budget,
+        cost,
+        task.record,
+        weights,
+        task.recipe.max_lost_answers,
+        **_game_options(task.recipe, task.mean_call),
+    ):
+        now = _counts(players)
+        yield row, now - before
+        before = now
+
+
+def rest(task: PlayTask, received: list[tuple[Row, Tally]]) -> PlayTask | None:
+    """What is left of a task of which these rows are there."""
+    done = {row["seed"] for row, _ in received}
+    left = tuple(seed for seed in task.seeds if seed not in done)
+    return replace(task, seeds=left) if left else None
+
+
+def note_losses(losses: Losses, who: str, settings: Switch, rows: Iterable[Row]) -> None:
+    """Count the answers in these episodes, for each model of a policy by itself."""
+    for row in rows:
+        for number, replies in enumerate(row.get("replies", ())):
+            reason = row["error"] if row.get("lost_by") == number else None
+            losses.note(f"{who}, {settings.models[number].model}", replies, reason)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a training of a switch is made of, see :func:`atlas_ray.switching.train.train_switch`."""
+
+    settings: Switch
+    terms: SwitchConfig
+    make_env: Callable[[int, int], SwitchingVectorEnv]
+    evaluate: Callable[[SwitchPolicy], dict[str, Any]]
+    first_episode: int
+    seed: int
+
+
+def lesson(task: TrainTask, index: int) -> Lesson:
+    """The training of a task, in the process of the worker of this number, which opens the players."""
+    _process["index"] = index
+    from .algorithm import HIDDEN
+
+    recipe, contestant = task.recipe, task.contestant
+    settings = switch_of(recipe)
+    players = open_players(recipe, _process, task.seats)
+    cost, weights = contestant.charges(settings)
+
+    def evaluate(policy: SwitchPolicy) -> dict[str, Any]:
+        first = seed_block(recipe.seed, SWITCH_SELECT)
+        rows = play_switching(
+            policy,
+            players,
+            _specs(recipe, "dev"),
+            range(first, first + settings.evaluate_episodes),
+            contestant.budget,
+            cost,
+            weights=weights,
+            most_lost=recipe.max_lost_answers,
+            **_game_options(recipe, task.mean_call),
+        )
+        losses = Losses(recipe.max_lost_answers)
+        note_losses(losses, task.who, settings, rows)
+        losses.check()
+        kept = scored(rows, f"{task.who}, evaluated in training")
+        means = {name: fmean(r[name] for r in kept) for name in ("objective", "return", "success", "calls")}
+        return {**means, "replies": summed(losses.counts.values())}
+
+    encoded = encoder_width(settings.encoder, settings.features, settings.models[0].model)
+    terms = SwitchConfig(
+        encoded + len(settings.signals),
+        HIDDEN,
+        models=len(settings.models),
+        budget=contestant.budget,
+        cost=contestant.cost,
+        average=contestant.average,
+        encoder=settings.encoder,
+        signals=tuple(settings.signals),
+    )
+    first_episode = seed_block(recipe.seed, SWITCH_TRAIN) + task.training * BETWEEN_SEEDS
+    seed = recipe.seed * 100 + task.training
+    return Lesson(settings, terms, MakeEnv(task, index), evaluate, first_episode, seed)
+
+
+def train(task: TrainTask, kept: dict[str, Any]) -> Iterator[Tally]:
+    """Train the switch of a task; what it measures goes to the run's metrics.
+
+    Yields:
+        What was counted on the way.
+    """
+    _process["index"] = kept["index"]
+    players = open_players(task.recipe, _process, task.seats)
+    before, faults = _counts(players), Counter[str]()
+    own, at = lesson(task, kept["index"]), place(task.run_dir)
+    name = str(task.contestant.directory(task.training).relative_to(task.run_dir))
+    at.fetch(f"{name}.train")
+
+    def on_fault(runners: int) -> None:
+        faults["env-runners"] += runners
+        at.log.event("switch", "env-runners lost", policy=task.who, runners=runners)
+
+    def on_evaluation(row: dict[str, Any]) -> None:
+        at.send(f"{name}.train")
+        at.log.metric("switch", policy=task.who, **row)
+
+    train_switch(
+        at.root / name,
+        own.settings,
+        own.terms,
+        own.make_env,
+        own.evaluate,
+        own.first_episode,
+        own.seed,
+        on_evaluation=on_evaluation,
+        on_fault=on_fault,
+        on_stop=lambda replies: at.log.event("switch", STOPPED, policy=task.who, replies=replies),
+        resources=task.recipe.placement.asks("workers"),
+        who=task.who,
+        most_lost=task.recipe.max_lost_answers,
+    )
+    at.send(name)
+    at.drop(f"{name}.train")
+    yield _counts(players) - before + faults
+
+
+def _counts(players: tuple[Any, ...]) -> Tally:
+    found = Counter({"engine answers": lost(players)})
+    if "answers" in _process:
+        answers = _process["answers"]
+        found |= {"asked": answers.hits + answers.misses, "answered from the cache": answers.hits}
+    return found

@@ -151,7 +151,8 @@ def test_a_folder_of_another_user(monkeypatch, tmp_path):
 def test_ray_starts_although_its_usual_folder_is_too_long(tmp_path):
     long = tmp_path / ("x" * 90)
     long.mkdir()
-    code = "from atlas_ray.cluster.workers import ensure_ray; ensure_ray(1); import ray; print(ray.cluster_resources()['CPU'])"
+    code = "import ray; from atlas_ray.cluster.workers import ensure_ray; ensure_ray(1); "
+    code += "print(ray.cluster_resources()['CPU'])"
     environment = {**os.environ, "TMPDIR": str(long), "RAY_AUTH_MODE": "disabled"}
     environment.pop("RAY_TMPDIR", None)
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)

@@ -2,7 +2,8 @@
 
 The first message of the user is ``Goal: {instruction}``, a line feed and ``Observation: {observation}``; later ones
 hold an observation only. The model's are ``Thought: {thought}``, a line feed and ``Action: {action}``, or the action
-alone. What the template writes around them is found out with messages of our own (:mod:`atlas_ray.agents.chat_template`), and
+alone. What the template writes around them is found out with messages of our own
+(:mod:`atlas_ray.agents.chat_template`), and
 tokenised with its special tokens; the texts of an episode are tokenised without any.
 
 Every turn stands as the template shows an *earlier* one, for so it stands in all later prompts. Qwen3's opens the last

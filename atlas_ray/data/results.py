@@ -28,8 +28,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Replies = dict[Outcome, Count]
-"""How often what came of asking a model that writes, see :class:`atlas_ray.data.replies.Replies`; what never came is left
-out."""
+"""How often what came of asking a model that writes, see :class:`atlas_ray.data.replies.Replies`; what never came is
+left out."""
 
 
 class _Strict(BaseModel):

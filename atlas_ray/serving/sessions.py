@@ -1,7 +1,7 @@
 """Episodes of which somebody else steps the environment: they say what they see and are told what to do.
 
-All models hold the true history, as in training: a :class:`atlas_ray.switching.text_game.TextGame` plays environments that
-say what they are told. So a served switch sees what it saw when it learned, and the guard keeps its budget.
+All models hold the true history, as in training: a :class:`atlas_ray.switching.text_game.TextGame` plays environments
+that say what they are told. So a served switch sees what it saw when it learned, and the guard keeps its budget.
 """
 
 from __future__ import annotations

@@ -44,7 +44,8 @@ class Ledger:
     """What every model has read of the episode in each row, and what it used.
 
     A model keeps the last prompt that it answered, what it thought behind it, and nothing of other episodes: then a
-    prompt takes what it does not begin with, and an answer what :class:`atlas_ray.agents.token_agent.Spent` says. Those are the
+    prompt takes what it does not begin with, and an answer what :class:`atlas_ray.agents.token_agent.Spent` says.
+    Those are the
     tokens that an engine which keeps a slot's prefix feeds. An engine that had lost it, has found some of it in another
     episode, or never saw a prompt because its answer was known, feeds others; they are not counted.
 

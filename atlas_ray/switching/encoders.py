@@ -1,8 +1,8 @@
 """What turns the text that a switch reads into a vector.
 
 Hashed words need no model. A sentence encoder (MiniLM by pip, or any in the layout of sentence-transformers) runs
-through transformers. QUICK's hidden state is no text encoder: see :meth:`atlas_ray.agents.token_agent.Agent.hidden`, :func:`unit`
-and :func:`encoder_width`.
+through transformers. QUICK's hidden state is no text encoder: see :meth:`atlas_ray.agents.token_agent.Agent.hidden`,
+:func:`unit` and :func:`encoder_width`.
 """
 
 from __future__ import annotations

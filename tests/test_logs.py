@@ -42,6 +42,7 @@ RECIPE = """
 name = "noisy"
 workers = 1
 num_envs = 4
+unknown_share = 1.0
 [collect]
 levels = {{ "noisy_env:{env}/Doors-v0" = 4 }}
 [select]

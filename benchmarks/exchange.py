@@ -18,7 +18,10 @@ WORDS = "a red blue box key door drawer opens holds nothing apple lamp north of 
 IMPORTS = """
 import sys, time
 from pathlib import Path
-from atlas_ray import collect, exchange, pipeline, preflight, recipe, selection
+from atlas_ray import pipeline, preflight, selection
+from atlas_ray.data import exchange
+from atlas_ray.recipe import loading as recipe
+from atlas_ray.stages import collect
 """
 BODIES = {
     "nothing": "",

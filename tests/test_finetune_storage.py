@@ -54,7 +54,7 @@ import torch
 from finetune_examples import TOKENIZER, random_examples, tiny, trained, trajectory, weights
 from atlas_ray.errors import StorageError
 from atlas_ray.finetune import output, run
-from atlas_ray.models import load_model
+from atlas_ray.models.loading import load_model
 from atlas_ray.recipe import Recipe
 from atlas_ray.trajectory import write_trajectories
 

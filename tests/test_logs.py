@@ -69,6 +69,7 @@ OURS = (
     r"  training \d+ switches of \d+ steps, \d+ at a time",
     r"  londi.*: step \d+, objective .*",
     r"  \d+% of [\d,]+ answers came from the cache",
+    r"  [\d.]+% of [\d,]+ tokens are unknown to the tokenizer of tiny-quick: .*",
     r"  value: \d+ environment steps; roll-outs .*",
     r"done in .*, run directory: .*",
     r"report: .*report.html",
@@ -198,7 +199,9 @@ def test_a_failure_is_one_line_and_a_traceback_in_the_log(tmp_path, capsys, monk
 
 def actor(code, folder, name="worker-0"):
     """Runs ``code`` in a process that has joined."""
-    start = f"import faulthandler, logging, os\nfrom atlas_ray import logs\nlogs.join({str(folder)!r}, {name!r})\n"
+    start = (
+        f"import faulthandler, logging, os\nfrom atlas_ray.rundir import logs\nlogs.join({str(folder)!r}, {name!r})\n"
+    )
     return subprocess.run([sys.executable, "-c", start + code], capture_output=True, text=True)
 
 

@@ -334,7 +334,7 @@ def test_a_large_file_that_grows_is_pushed_when_it_is_an_eighth_larger(tmp_path,
 
 _DRIVER = """
 import sys
-from atlas_ray import keeping
+from atlas_ray.storage import sync as keeping
 from atlas_ray.cli import main
 
 keeping.EVERY, keeping.BEAT = 0.2, 0.2

@@ -101,7 +101,7 @@ def wandb(monkeypatch):
 def test_rows_of_several_processes_arrive_whole_and_half_a_line_waits_for_its_rest(tmp_path):
     writer = """
 import sys
-from atlas_ray.files import RunLog
+from atlas_ray.rundir.files import RunLog
 for step in range(200):
     RunLog(sys.argv[1]).metric("finetune", arm=sys.argv[2], seed=0, step=step, loss=step / 7, fast=True, note=None)
 """
@@ -153,8 +153,8 @@ POINTS = [
 KILLED = """
 import json, os, signal, sys, time
 from pathlib import Path
-from atlas_ray import tracking
-from atlas_ray.files import RunLog, read_json
+from atlas_ray.rundir import tracking
+from atlas_ray.rundir.files import RunLog, read_json
 run_dir, rows = Path(sys.argv[1]), json.loads(sys.argv[2])
 signal.alarm(60)
 tracking._EVERY, real, doomed = 0.02, tracking.write_json, []

@@ -412,7 +412,7 @@ def test_an_exception_in_the_middle_leaves_the_old_file(tmp_path):
 
 def killed(code, *arguments):
     """Run ``code`` in a process of its own, in which ``die()`` kills it at once."""
-    head = "import os, signal, sys, shutil, pathlib\nfrom atlas_ray import files\n"
+    head = "import os, signal, sys, shutil, pathlib\nfrom atlas_ray.rundir import files\n"
     head += "def die(*a, **k): os.kill(os.getpid(), signal.SIGKILL)\n"
     done = subprocess.run([sys.executable, "-c", head + code, *map(str, arguments)], check=False)
     assert done.returncode == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""How near the learner gets to optima that are known exactly: games of ``tests/switch_mdps.py``, costs, budgets, seeds.
+"""How near the learner gets to exactly known optima: games of ``tests/support/switch_mdps.py``, costs, budgets, seeds.
 
     python benchmarks/switching_optimum.py                        # all of it, two trainings at a time
     python benchmarks/switching_optimum.py --mdps chain-12 tree-4 --algorithms dqn --seeds 3 --jobs 1
@@ -20,7 +20,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 
 import switch_mdps
 from switch_mdps import MDPS

@@ -9,7 +9,6 @@ import dying_env
 import numpy as np
 import pytest
 from agentgym_server import broken, drop, hang, quick, raw, serving, vanish  # noqa: F401
-from test_rollout import Fixed, recipe, scored
 
 import envs
 from atlas_ray import preflight
@@ -26,6 +25,7 @@ from atlas_ray.switching.evaluate import played
 from atlas_ray.switching.players import ExpertPlayer
 from atlas_ray.switching.policies import scored as lost_out
 from atlas_ray.switching.text_game import TextGame
+from tests.agents.test_rollout import Fixed, recipe, scored
 
 NAME = "dying_env:Dying/Doors-v0"
 BAD = Counter()

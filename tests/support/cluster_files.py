@@ -5,7 +5,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CLUSTERS = ROOT / "clusters"
 LAUNCHER = ("aws", "gcp", "onprem")
 MANIFESTS = ("base", "raycluster", "rayjob")

@@ -7,7 +7,6 @@ import json
 from datetime import datetime
 
 import pytest
-from test_rendering import trajectory
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
@@ -16,6 +15,7 @@ from atlas_ray.agents.rendering_chat import ChatRenderer
 from atlas_ray.errors import InputError
 from atlas_ray.models.tiny import build_tokenizer
 from atlas_ray.trajectory import Step
+from tests.agents.test_rendering import trajectory
 
 TEXT = [
     "Goal: go to the red ball\nObservation: You see a wall 2 steps left\nThought: go to it\nAction: turn left",

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from test_rendering import STEPS, Recorder, bpe, trajectory, written
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from atlas_ray.agents.rendering import Renderer
@@ -14,6 +13,7 @@ from atlas_ray.agents.token_agent import Agent, Decision
 from atlas_ray.errors import InputError
 from atlas_ray.recipe.loading import Recipe
 from atlas_ray.trajectory import Step, Trajectory
+from tests.agents.test_rendering import STEPS, Recorder, bpe, trajectory, written
 
 DAY = "26 Jul 2024"
 CHATML = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
@@ -32,7 +32,7 @@ def with_template(family, template=None):
     tokenizer = bpe()
     tokenizer.add_tokens(specials, special_tokens=True)
     tokenizer.bos_token, tokenizer.eos_token = begin, end
-    given = (Path(__file__).parent / "templates" / f"{family}.jinja").read_text()
+    given = (Path(__file__).parents[1] / "support" / "templates" / f"{family}.jinja").read_text()
     tokenizer.chat_template = given if template is None else template
     return tokenizer
 

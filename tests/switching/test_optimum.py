@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import switch_mdps
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "switching_optimum.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "switching_optimum.py"
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 import pytest
 from oracle_script import INJECTIONS, good, trajectory
-from test_chat_families import FAMILIES, REFUSED, ids_of, own, tokenizer_of
-from test_oracle_endpoint import by_id
 from tokenizers.processors import TemplateProcessing
 
 from atlas_ray.engines import TransformersEngine
@@ -12,6 +10,8 @@ from atlas_ray.errors import EndpointError, InputError
 from atlas_ray.models.tiny import END, build_tokenizer
 from atlas_ray.selection.oracle import Oracle, OracleConfig, Unannotated
 from atlas_ray.selection.oracle_writer import EngineWriter
+from tests.agents.test_chat_families import FAMILIES, REFUSED, ids_of, own, tokenizer_of
+from tests.selection.test_oracle_endpoint import by_id
 
 TEMPLATE = (
     "{% for m in messages %}<|pad|>{{ m['role'] }}\n{{ m['content'] | trim }}<|end|>\n{% endfor %}"

@@ -13,7 +13,7 @@ from atlas_ray.cli import main
 from envs import conformance
 from envs.textworld_express import GAMES
 
-DOCS = Path(__file__).parent.parent / "docs" / "environments.md"
+DOCS = Path(__file__).parents[2] / "docs" / "environments.md"
 NAME = "my_games:MyGames/Doors-v0"
 
 

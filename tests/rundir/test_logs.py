@@ -83,7 +83,7 @@ def secret(monkeypatch):
 
 def start(folder, *arguments):
     """The command as a user gives it: its own Ray, with token authentication."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1] / "support")}
     environment |= {"HOME": str(folder), "NOISY_API_KEY": SECRET}
     environment.pop("RAY_AUTH_MODE")
     return subprocess.run(

@@ -2,7 +2,6 @@
 
 import pytest
 from finetune_examples import note
-from test_rendering import bpe
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -23,6 +22,7 @@ from atlas_ray.selection.controls import select_last
 from atlas_ray.selection.oracle_stage import by_oracle
 from atlas_ray.selection.start_after import start_after
 from atlas_ray.trajectory import Step, Trajectory, write_annotations, write_trajectories
+from tests.agents.test_rendering import bpe
 
 TINY = build_tokenizer()
 

@@ -19,7 +19,7 @@ from envs.textworld import TASKS, TextWorld, make_game
 
 textworld = pytest.importorskip("textworld")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 HUNT, COOK = "treasure-hunter-5-v0", "cooking-easy-v0"
 ODD = ["dance", "take all", "examine", "go nowhere", "look. look", "x me"]
 

@@ -131,7 +131,7 @@ def said(tmp_path_factory):
         text=True,
         timeout=300,
         check=False,
-        cwd=Path(__file__).parent,
+        cwd=Path(__file__).parents[1] / "support",
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -15,7 +15,6 @@ import pytest
 import switch_mdps
 from ray.tune.error import _TuneStopTrialError
 from switch_models import LEVELS, SHAPES, model
-from test_sweep_shared import recipe_of
 
 from atlas_ray import pipeline
 from atlas_ray.cluster.resources import Total
@@ -29,6 +28,7 @@ from atlas_ray.sweep import sweep, tuning
 from atlas_ray.sweep.stage import train_switches
 from atlas_ray.sweep.trials import trials_of
 from atlas_ray.switching import SwitchPolicy
+from tests.sweep.test_shared import recipe_of
 
 GAMMA = 0.98
 

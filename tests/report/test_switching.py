@@ -3,7 +3,6 @@
 import re
 
 import pytest
-from test_report import POLICIES, check, policy, write_run
 
 from atlas_ray.data.results import Policy
 from atlas_ray.report import build_report, write_plots
@@ -11,6 +10,7 @@ from atlas_ray.report.switch_plots import called_figure, londi_figure
 from atlas_ray.report.switch_reading import above_line, read_londi, twins
 from atlas_ray.report.switching import londi_part
 from atlas_ray.rundir.files import write_json
+from tests.report.test_report import POLICIES, check, policy, write_run
 
 EVENLY = [0.1] * 10
 LATE = [0.0] * 9 + [1.0]

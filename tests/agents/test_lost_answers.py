@@ -143,7 +143,7 @@ def test_one_lost_answer_ends_one_episode_and_no_other(make, server):
 
 
 def test_thoughts_of_a_local_model_that_use_up_its_tokens_are_no_decision():
-    from test_agents import decided, writer
+    from tests.agents.test_token_agent import decided, writer
 
     agent = writer("<think> first I look at the door", thought_tokens=8, action_tokens=8)
     lost = decided(agent)

@@ -21,7 +21,7 @@ from envs import alfworld as module
 from envs.alfworld import FOLDERS, TYPES, ALFWorld, missing
 from envs.core import ExpertGaveUpError, MissingExtraError, UnknownEnvironmentError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGES = ("textworld", "fast_downward", "alfworld")
 playing = pytest.mark.skipif(not all(map(importlib.util.find_spec, PACKAGES)), reason=f"needs {', '.join(PACKAGES)}")
 

@@ -6,7 +6,6 @@ import sys
 import dying_env
 import pytest
 from agentgym_server import Fake, quick, serving  # noqa: F401
-from test_rollout import Fixed
 
 import envs
 from atlas_ray.agents.rollout import Beginnings, EnvSpec, fresh
@@ -18,6 +17,7 @@ from atlas_ray.selection.scored_stage import by_value, kept_scores, step_scores
 from atlas_ray.selection.start_after import start_after
 from atlas_ray.stages.collect import collect
 from atlas_ray.trajectory import Annotation, Step, Trajectory, write_trajectories
+from tests.agents.test_rollout import Fixed
 
 NAME = "dying_env:Dying/Doors-v0"
 

@@ -4,7 +4,6 @@ import json
 import re
 
 import pytest
-from test_report import HOSTILE, check, steps, write_run
 
 from atlas_ray.errors import InputError
 from atlas_ray.recipe.loading import Recipe
@@ -16,6 +15,7 @@ from atlas_ray.report.starts import read_starts
 from atlas_ray.rundir.files import append_jsonl, write_json
 from atlas_ray.selection.agreement import agreement
 from atlas_ray.trajectory import Annotation, Step, Trajectory, read_trajectories, write_annotations, write_trajectories
+from tests.report.test_report import HOSTILE, check, steps, write_run
 
 ENVS = ("BabyAIText/PickupDist-v0", "BabyAIText/GoToLocal-v0")
 MARKS = {

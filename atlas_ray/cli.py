@@ -23,15 +23,16 @@ from .recipe.loading import Recipe, load, shipped
 from .recipe.sweep import plan, with_values
 from .recipe.toml_text import value_of
 from .rundir.disk import is_full, unwritten
+from .rundir.layout import RunLayout
 from .rundir.logs import redact, where
 from .stages.paths import check_there
 
 
 def _shown(arguments: argparse.Namespace) -> bool:
     """Whether ``--dry-run`` printed the recipe of an existing run, and that was all."""
-    resolved = arguments.run / "recipe.resolved.json"
+    resolved = RunLayout(arguments.run).recipe
     if not _is_there(resolved) or not resolved.is_file():
-        raise InputError("is not a run directory: it has no recipe.resolved.json", arguments.run)
+        raise InputError(f"is not a run directory: it has no {resolved.name}", arguments.run)
     if arguments.dry_run:
         print(resolved.read_text(encoding="utf-8"), end="")
     return bool(arguments.dry_run)
@@ -167,8 +168,8 @@ def _stages(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     seconds = pipeline.run(recipe, run_dir, stages, arguments.verbose)
     if seconds:
         say(f"done in {duration(sum(seconds.values()))}, run directory: {run_dir}")
-    if (run_dir / "report.html").exists():
-        say(f"report: {run_dir / 'report.html'}")
+    if (report := RunLayout(run_dir).report).exists():
+        say(f"report: {report}")
     return 0
 
 
@@ -221,8 +222,8 @@ def _sweep(recipe: Recipe, arguments: argparse.Namespace) -> int:
 
     run_dir = _run_dir(recipe, arguments)
     sweep(recipe, run_dir, arguments.verbose)
-    say(f"table: {run_dir / 'sweep.csv'}")
-    say(f"report: {run_dir / 'report.html'}")
+    say(f"table: {RunLayout(run_dir).sweep_csv}")
+    say(f"report: {RunLayout(run_dir).report}")
     return 0
 
 

@@ -20,6 +20,7 @@ from .recipe.endpoint import REACHING
 from .recipe.loading import Recipe
 from .recipe.select import OF_ASKING
 from .rundir.files import RunLog, mend_jsonl, read_json, write_json
+from .rundir.layout import RunLayout
 from .rundir.logs import kept
 from .rundir.progress import duration, say
 from .rundir.tracking import follow
@@ -36,10 +37,11 @@ def open_run(recipe: Recipe, run_dir: Path) -> None:
     Raises:
         InputError: the directory holds a run of another recipe; the message names the first field that differs.
     """
-    path, wanted = run_dir / "recipe.resolved.json", recipe.model_dump(mode="json")
+    layout = RunLayout(run_dir)
+    path, wanted = layout.recipe, recipe.model_dump(mode="json")
     if path.exists():
-        for log in ("metrics.jsonl", "events.jsonl"):
-            mend_jsonl(run_dir / log)
+        for log in (layout.metrics, layout.events):
+            mend_jsonl(log)
         refuse_other(recipe, read_json(path), run_dir)
         return
     if run_dir.is_dir() and any(run_dir.iterdir()):
@@ -112,21 +114,22 @@ def _difference(old: Any, new: Any, where: str = "") -> tuple[str, Any, Any] | N
 def done_stages(recipe: Recipe, run_dir: Path) -> dict[str, bool]:
     """For every stage that the recipe asks for, whether its outcome is there."""
     done: dict[str, bool] = {}
+    layout = RunLayout(run_dir)
     if recipe.collect:
-        done["collect"] = (run_dir / "trajectories" / "expert.jsonl").exists()
+        done["collect"] = layout.expert.exists()
     if recipe.select:
-        made = [f"{s}.jsonl" for s in recipe.select.selectors]
-        made += ["scores/start-after.json"] if recipe.select.start_after else []
-        done["select"] = all((run_dir / "annotations" / name).exists() for name in made)
+        made = [layout.annotations(name) for name in recipe.select.selectors]
+        made += [layout.start_after] if recipe.select.start_after else []
+        done["select"] = all(path.exists() for path in made)
     if recipe.finetune:
-        names = [f"{arm.name}-s{seed}" for arm in recipe.finetune.arms for seed in recipe.finetune.seeds]
-        done["finetune"] = all((run_dir / "checkpoints" / name / "run.json").exists() for name in names)
+        models = [(arm.name, seed) for arm in recipe.finetune.arms for seed in recipe.finetune.seeds]
+        done["finetune"] = all(layout.checkpoint_record(arm, seed).exists() for arm, seed in models)
     if recipe.evaluate:
-        done["evaluate"] = (run_dir / "evaluation" / "atlas.json").exists()
+        done["evaluate"] = layout.atlas_scores.exists()
     if recipe.switch:
-        done["switch"] = (run_dir / "switch" / "policies.json").exists()
+        done["switch"] = layout.switch_policies.exists()
     if recipe.select or recipe.switch:
-        done["report"] = (run_dir / "report.html").exists()
+        done["report"] = layout.report.exists()
     return done
 
 
@@ -152,7 +155,7 @@ def _evaluate(recipe: Recipe, run_dir: Path) -> None:
     from .stages.evaluate import evaluate
 
     atlas = evaluate(recipe, run_dir)
-    write_json(run_dir / "evaluation" / "atlas.json", atlas.model_dump(mode="json", exclude_defaults=True))
+    write_json(RunLayout(run_dir).atlas_scores, atlas.model_dump(mode="json", exclude_defaults=True))
 
 
 def _switch(recipe: Recipe, run_dir: Path) -> None:
@@ -171,20 +174,20 @@ def write_report(run_dir: Path) -> Path:
     from .report import build_report
     from .selection.told import replies_of
 
+    layout = RunLayout(run_dir)
     parts: dict[str, Any] = {}
-    if (run_dir / "evaluation" / "atlas.json").exists():
-        parts["atlas"] = read_json(run_dir / "evaluation" / "atlas.json")
-    if (run_dir / "switch" / "policies.json").exists():
-        parts["londi"] = {"policies": read_json(run_dir / "switch" / "policies.json")}
-    marked = list((run_dir / "annotations").glob("*.jsonl")) or (run_dir / "sweep.json").exists()
-    if not parts and not marked:
+    if layout.atlas_scores.exists():
+        parts["atlas"] = read_json(layout.atlas_scores)
+    if layout.switch_policies.exists():
+        parts["londi"] = {"policies": read_json(layout.switch_policies)}
+    if not parts and not layout.selectors and not layout.sweep_json.exists():
         raise InputError(
             "holds neither scores nor annotations: run its select, evaluate or switch stage first", run_dir
         )
     if replies := replies_of(run_dir):
         parts["replies"] = {"select": replies}
     if parts:
-        write_results(run_dir / "results.json", Results.model_validate(parts))
+        write_results(layout.results, Results.model_validate(parts))
     return build_report(run_dir)
 
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-RECIPE, MEMORY = "recipe.resolved.json", ".storage.json"
-_DECIDING = (
-    *(RECIPE, "run.json", "config.json", "atlas.json", "policies.json"),
-    *("trial.json", "report.html", ".tracked.json"),
-)
+from ..rundir.layout import is_commit_marker, is_of_this_machine, is_replaced_whole
+
 Sign = list[int]
 
 
@@ -32,37 +28,12 @@ class Piece(NamedTuple):
     @property
     def decides(self) -> bool:
         """Whether it says that something else is there."""
-        file, parent = self.path.name, self.path.parent.name
-        return not self.directory and (
-            file
-            in (
-                RECIPE,
-                "run.json",
-                "config.json",
-                "atlas.json",
-                "policies.json",
-                "report.html",
-                "trial.json",
-                ".tracked.json",
-            )
-            or (parent == "trajectories" and file == "expert.jsonl")
-            or parent == "annotations"
-            or (parent == "scores" and file.endswith(".json"))
-        )
-
-
-# directories that are replaced as a whole, again and again: of a run, of one within a sweep, of a trial of the switch
-_STATES = re.compile(r"((trials|shared)/[^/]+/)?checkpoints/[^/]+\.(state|train)/[^/]+|trials/[^/]+/state")
+        return not self.directory and is_commit_marker(self.name)
 
 
 def is_archive(name: str) -> bool:
     """Whether what is on the storage is a directory here."""
-    return name.endswith(".tar") and bool(_STATES.fullmatch(name.removesuffix(".tar")))
-
-
-def _passing(name: str) -> bool:
-    """Whether an entry is of no use elsewhere: half-written, of this machine, or made again where it is needed."""
-    return name in (MEMORY, ".here", ".ray", ".training") or (name.startswith(".") and name.endswith((".tmp", ".old")))
+    return name.endswith(".tar") and is_replaced_whole(name.removesuffix(".tar"))
 
 
 def pieces(run_dir: Path) -> Iterator[Piece]:
@@ -72,13 +43,13 @@ def pieces(run_dir: Path) -> Iterator[Piece]:
         with suppress(FileNotFoundError):
             for entry in sorted(os.scandir(folder), key=lambda e: e.name):
                 path, below = Path(entry.path), f"{name}{entry.name}"
-                if _passing(entry.name) or entry.is_symlink():
+                if is_of_this_machine(entry.name) or entry.is_symlink():
                     continue
                 if not entry.is_dir():
                     with suppress(FileNotFoundError):
                         about = path.stat()
                         yield Piece(below, path, [about.st_ino, about.st_mtime_ns, about.st_size])
-                elif _STATES.fullmatch(below):
+                elif is_replaced_whole(below):
                     with suppress(FileNotFoundError):
                         about = path.stat()
                         yield Piece(f"{below}.tar", path, [about.st_ino, about.st_mtime_ns])

@@ -22,11 +22,13 @@ from typing import Any
 from ..errors import AtlasError, InputError, StorageError
 from ..recipe.loading import Recipe
 from ..rundir.files import RunLog, read_json, write_json
+from ..rundir.layout import RunLayout
 from ..rundir.progress import say
 from .object_store import Storage
-from .snapshot import MEMORY, RECIPE, Piece, Sign, is_archive, pieces, whole_lines
+from .snapshot import Piece, Sign, is_archive, pieces, whole_lines
 
 LEASE = ".driver.json"
+_RECIPE = str(RunLayout().recipe)
 EVERY, BEAT = 30.0, 10.0
 """Seconds between two pushes, and between two signs of life of a driver."""
 _WATCH = 2.5  # beats without which a driver is taken for dead
@@ -55,7 +57,8 @@ class Keeper:
         self._lock = threading.Lock()
         self._pusher = threading.Thread(target=self._push_on, daemon=True)
         self._beater = threading.Thread(target=self._beat, daemon=True)
-        memory = read_json(run_dir / MEMORY) if (run_dir / MEMORY).exists() else {}
+        self._state = RunLayout(run_dir).sync_state
+        memory = read_json(self._state) if self._state.exists() else {}
         self._sent: dict[str, Sign] = memory.get("sent", {})
         self._holders: list[str] = memory.get("holders", [])
         self._halfway: bool = memory.get("halfway", False)
@@ -72,7 +75,7 @@ class Keeper:
             lease = self._lease()
             if lease and not lease["ended"]:
                 self._watch(lease)
-            recipe = self.storage.read(RECIPE)
+            recipe = self.storage.read(_RECIPE)
             if recipe:
                 check(json.loads(recipe), self.storage.where)
                 self._writer = lease["writer"] if lease else "somebody"
@@ -204,7 +207,7 @@ class Keeper:
             for piece in sorted(self._changed(), key=lambda p: (p.directory, p.sign[1])):
                 if not piece.decides and (all_of_it or self._grew(piece)):
                     complete = self._send(piece) and complete
-            for piece, file in sorted(deciding, key=lambda each: (each[0].name != RECIPE, each[0].sign[1])):
+            for piece, file in sorted(deciding, key=lambda each: (each[0].name != _RECIPE, each[0].sign[1])):
                 self.storage.put(piece.name, file, os.fstat(file.fileno()).st_size)
                 self._sent[piece.name] = piece.sign
             for name in [name for name in before if name not in there] if complete else ():
@@ -238,7 +241,7 @@ class Keeper:
         return False
 
     def _remember(self) -> None:
-        write_json(self.run_dir / MEMORY, {"holders": self._holders, "halfway": self._halfway, "sent": self._sent})
+        write_json(self._state, {"holders": self._holders, "halfway": self._halfway, "sent": self._sent})
 
     def _push_on(self) -> None:
         wait = EVERY

@@ -1,0 +1,251 @@
+"""Paths of the files in a run directory, and which of them say that something is complete.
+
+No other module spells these names. A run directory within a sweep (``trials/0000``, ``shared/select-0``) has the same
+layout below its own root.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+
+COMPLETION_MARKERS = {
+    "run": "recipe.resolved.json",
+    "collect": "trajectories/expert.jsonl",
+    "annotations": "annotations/{}.jsonl",
+    "scores": "annotations/scores/{}.json",
+    "finetune": "checkpoints/{}/run.json",
+    "model": "checkpoints/{}/config.json",
+    "evaluate": "evaluation/atlas.json",
+    "switch": "switch/policies.json",
+    "trial": "trial.json",
+    "report": "report.html",
+    "tracking": ".tracked.json",
+}
+"""By what is complete: the file that says so. It is written after everything that it speaks of, and storage holds it
+only after that, too. Stages look for it to know that they are done; ``{}`` stands for one name of many."""
+
+_MARKERS = tuple(name.replace("{}", "*") for name in COMPLETION_MARKERS.values())
+_REPLACED_WHOLE = re.compile(r"((trials|shared)/[^/]+/)?checkpoints/[^/]+\.(state|train)/[^/]+|trials/[^/]+/state")
+_OF_THIS_MACHINE = (".storage.json", ".here", ".ray", ".training")
+
+
+def is_commit_marker(name: str) -> bool:
+    """Whether a file says that something else is complete.
+
+    Args:
+        name: its path within a run directory, or within one of a sweep's.
+    """
+    return any(PurePosixPath(name).match(marker) for marker in _MARKERS)
+
+
+def is_replaced_whole(name: str) -> bool:
+    """Whether a directory of this path is a training state, which is only ever replaced as a whole."""
+    return bool(_REPLACED_WHOLE.fullmatch(name))
+
+
+def is_of_this_machine(entry: str) -> bool:
+    """Whether an entry of this name is of no use on another machine: half-written, or made again where it is needed."""
+    return entry in _OF_THIS_MACHINE or (entry.startswith(".") and entry.endswith((".tmp", ".old")))
+
+
+class RunLayout:
+    """Paths in the run directory ``root``; without one they are relative to it."""
+
+    def __init__(self, root: str | Path = "") -> None:
+        self.root = Path(root)
+
+    def _marker(self, what: str, *names: str) -> Path:
+        return self.root / COMPLETION_MARKERS[what].format(*names)
+
+    # -- of the run
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe. Its presence makes a directory a run."""
+        return self._marker("run")
+
+    @property
+    def metrics(self) -> Path:
+        """Numbers over time, one JSON row each."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """What was retried, dropped or recovered, and why."""
+        return self.root / "events.jsonl"
+
+    @property
+    def model_hashes(self) -> Path:
+        """SHA-256 of the weights that relative names of models held."""
+        return self.root / "models.json"
+
+    @property
+    def logs(self) -> Path:
+        """Directory of the log files of all processes."""
+        return self.root / "logs"
+
+    @property
+    def results(self) -> Path:
+        """Scores of both methods."""
+        return self.root / "results.json"
+
+    @property
+    def report(self) -> Path:
+        """The report for people."""
+        return self._marker("report")
+
+    @property
+    def sync_state(self) -> Path:
+        """What this machine knows of the run's storage."""
+        return self.root / ".storage.json"
+
+    @property
+    def tracking_state(self) -> Path:
+        """How far the metrics have gone to trackers."""
+        return self._marker("tracking")
+
+    @property
+    def here(self) -> Path:
+        """The file by which a process tells that this directory is the driver's own."""
+        return self.root / ".here"
+
+    # -- trajectories and annotations
+
+    @property
+    def expert(self) -> Path:
+        """The expert trajectories."""
+        return self._marker("collect")
+
+    @property
+    def expert_part(self) -> Path:
+        """Expert trajectories while they are being collected."""
+        return self.root / "trajectories" / ".expert.part.jsonl"
+
+    @property
+    def verbatim(self) -> Path:
+        """Words of imported trajectories that an export repeats exactly."""
+        return self.root / "imported-words.jsonl"
+
+    def annotations(self, selector: str) -> Path:
+        """The annotations of a selector."""
+        return self._marker("annotations", selector)
+
+    @property
+    def selectors(self) -> list[str]:
+        """Names of the selectors whose annotations are there, sorted."""
+        found = (self.root / "annotations").glob("*.jsonl")
+        return sorted(path.stem for path in found if not path.name.startswith("."))
+
+    def scores(self, name: str) -> Path:
+        """The numbers or answers behind a selection, a row a trajectory."""
+        return self.root / "annotations" / "scores" / f"{name}.jsonl"
+
+    @property
+    def start_after(self) -> Path:
+        """How the untuned model does behind marked steps."""
+        return self._marker("scores", "start-after")
+
+    # -- trained models
+
+    @property
+    def checkpoints(self) -> Path:
+        """Directory of all checkpoints."""
+        return self.root / "checkpoints"
+
+    def checkpoint(self, arm: str, seed: int) -> Path:
+        """Directory of a fine-tuned model."""
+        return self.checkpoints / f"{arm}-s{seed}"
+
+    def checkpoint_record(self, arm: str, seed: int) -> Path:
+        """How a fine-tuned model was made."""
+        return self._marker("finetune", self.checkpoint(arm, seed).name)
+
+    @property
+    def training_scratch(self) -> Path:
+        """Directory of what fine-tuning needs on disk until all models are there."""
+        return self.checkpoints / ".training"
+
+    def training_states(self, arm: str, seed: int) -> Path:
+        """Directory of the states from which the training of a model goes on."""
+        return self.checkpoints / f".{arm}-s{seed}.state"
+
+    def best_weights(self, arm: str, seed: int) -> Path:
+        """Directory of the weights that were best in validation so far."""
+        return self.checkpoints / f".{arm}-s{seed}.best"
+
+    def switch_checkpoint(self, terms: str, seed: int) -> Path:
+        """Directory of a trained switch; ``terms`` are ``cost0.05`` and the like."""
+        return self.checkpoints / f"switch-{terms}-seed{seed}"
+
+    # -- scores
+
+    @property
+    def evaluation_episodes(self) -> Path:
+        """Episodes of the evaluation, a row each."""
+        return self.root / "evaluation" / "episodes.jsonl"
+
+    @property
+    def atlas_scores(self) -> Path:
+        """Scores of the base model and of every arm."""
+        return self._marker("evaluate")
+
+    @property
+    def switch_selection(self) -> Path:
+        """Episodes that the switch stage played before the test."""
+        return self.root / "switch" / "selection.jsonl"
+
+    @property
+    def switch_episodes(self) -> Path:
+        """Test episodes of the switch stage, a row each."""
+        return self.root / "switch" / "episodes.jsonl"
+
+    @property
+    def switch_usage(self) -> Path:
+        """What calls of the models take."""
+        return self.root / "switch" / "usage.json"
+
+    @property
+    def switch_policies(self) -> Path:
+        """Scores of every policy of the switch stage."""
+        return self._marker("switch")
+
+    @property
+    def switch_replay(self) -> Path:
+        """One episode of a switch, step by step."""
+        return self.root / "switch" / "replay.json"
+
+    # -- sweeps
+
+    @property
+    def sweep_json(self) -> Path:
+        """The trials of a sweep and what became of them."""
+        return self.root / "sweep.json"
+
+    @property
+    def sweep_csv(self) -> Path:
+        """The same as a table."""
+        return self.root / "sweep.csv"
+
+    def trial(self, number: int) -> RunLayout:
+        """The run directory of a trial."""
+        return RunLayout(self.root / "trials" / f"{number:04d}")
+
+    def shared(self, name: str) -> RunLayout:
+        """A run directory whose files several trials share."""
+        return RunLayout(self.root / "shared" / name)
+
+    @property
+    def trial_result(self) -> Path:
+        """What became of a trial, in its own directory."""
+        return self._marker("trial")
+
+    @property
+    def trial_state(self) -> Path:
+        """Directory of what the training of a trial goes on from, in its own directory."""
+        return self.root / "state"
+
+    @property
+    def trial_history(self) -> Path:
+        """The evaluations of a trial of the switch, in its own directory."""
+        return self.root / "history.json"

@@ -20,6 +20,7 @@ import torch
 from atlas_ray.agents.rendering import Renderer
 from atlas_ray.agents.rollout import EnvSpec, fresh, play
 from atlas_ray.agents.spec import AgentSpec
+from atlas_ray.cluster.worker_state import WorkerState
 from atlas_ray.cluster.workers import ActorPool, chunks
 from atlas_ray.data.parsing import parse
 from atlas_ray.engines import EnginePool
@@ -152,7 +153,7 @@ def main():
         return memory(made, spec)
     seeds = list(range(options.episodes))
 
-    agent = made.agent({"index": 0})
+    agent = made.agent(WorkerState(0))
     recorder = agent.engine = Recorder(agent.engine)
     roll(agent, spec, seeds)
     calls, agent.engine = recorder.calls, recorder._engine
@@ -173,7 +174,7 @@ def main():
     agent.engine.close()
 
     if options.engine == "transformers":
-        single = replace(made, slots=1).agent({"index": 0})
+        single = replace(made, slots=1).agent(WorkerState(0))
         few = seeds[: max(2, len(seeds) // 8)]
         one = roll(single, spec, few)
         row("one environment in flight", one.seconds, one.decisions, one.meter.fed, one.decisions / one.seconds / base)
@@ -196,7 +197,7 @@ def main():
 
 def memory(made, spec):
     """Resident memory of one process, engine and environments included."""
-    agent = made.agent({"index": 0})
+    agent = made.agent(WorkerState(0))
     print("| episodes | steps | MiB |")
     print("|---|---|---|")
     steps, statm = 0, Path("/proc/self/statm")

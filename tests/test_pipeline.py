@@ -210,7 +210,7 @@ def test_a_run_killed_in_every_stage_ends_like_one_that_was_not(recipe, finished
 
 
 def test_a_killed_actor_costs_only_its_task(ray_session):
-    def slow_square(task, kept):  # local, so that it reaches the actors by value
+    def slow_square(task, state):  # local, so that it reaches the actors by value
         time.sleep(0.3)
         yield task * task
 
@@ -227,7 +227,7 @@ def test_a_killed_actor_costs_only_its_task(ray_session):
 
 
 def test_a_task_that_always_kills_its_actor_is_an_error(ray_session):
-    def suicide(task, kept):
+    def suicide(task, state):
         os.kill(os.getpid(), signal.SIGKILL)
         yield
 
@@ -236,7 +236,7 @@ def test_a_task_that_always_kills_its_actor_is_an_error(ray_session):
 
 
 def test_an_error_of_the_job_arrives_as_itself(ray_session):
-    def bad_input(task, kept):
+    def bad_input(task, state):
         yield 1
         raise InputError("wrong", "file.jsonl", 3, "field")
 
@@ -245,7 +245,7 @@ def test_an_error_of_the_job_arrives_as_itself(ray_session):
 
 
 def test_results_come_as_they_are_made_and_a_killed_actor_costs_only_what_it_had_not_given(ray_session):
-    def count(task, kept):
+    def count(task, state):
         for n in range(*task):
             time.sleep(0.05)
             yield n, os.getpid()
@@ -265,7 +265,7 @@ def test_results_come_as_they_are_made_and_a_killed_actor_costs_only_what_it_had
 
 
 def test_of_a_long_task_the_driver_keeps_a_bounded_number_of_results(ray_session):
-    def count(task, kept):
+    def count(task, state):
         for n in range(*task):
             yield n, os.getpid()
 
@@ -287,7 +287,7 @@ def test_of_a_long_task_the_driver_keeps_a_bounded_number_of_results(ray_session
 
 
 def test_a_task_that_gets_on_may_lose_more_actors_than_one_that_does_not(ray_session):
-    def one_and_die(task, kept):
+    def one_and_die(task, state):
         yield task[0]
         time.sleep(0.2)
         if len(task) > 1:
@@ -301,7 +301,7 @@ def test_a_task_that_gets_on_may_lose_more_actors_than_one_that_does_not(ray_ses
 def test_a_silent_actor_is_replaced(ray_session, tmp_path):
     mark = tmp_path / "hung"
 
-    def hang_once(task, kept):
+    def hang_once(task, state):
         yield "first"
         if not mark.exists():
             mark.touch()

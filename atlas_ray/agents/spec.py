@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
+from ..cluster.worker_state import WorkerState
 from ..data.parsing import Style
 from ..engines import Engine, RemoteEngine, Seat, make_engine
 from ..recipe.loading import Act, Recipe
@@ -34,16 +34,16 @@ class AgentSpec:
         """The same at engine actors."""
         return replace(self, seats=seats)
 
-    def open_engine(self, kept: dict[str, Any]) -> Engine:
-        """The engine of the worker whose job has ``kept``; it stays until one of another spec is asked for."""
-        if kept.get("spec") != self:
-            if "engine" in kept:
-                kept.pop("engine").close()
-            kept.pop("agent", None)
-            kept["engine"] = self.new_engine(kept.get("index", 0))
-            kept["spec"] = self
-        found: Engine = kept["engine"]
-        return found
+    def open_engine(self, state: WorkerState) -> Engine:
+        """The engine of a worker; it stays open until one of another spec is asked for."""
+        opened = state.get_or_create(OpenAgent)
+        if opened.engine is None or opened.spec != self:
+            if opened.engine is not None:
+                opened.engine.close()
+            opened.spec = opened.engine = opened.agent = None
+            opened.engine = self.new_engine(state.index or 0)
+            opened.spec = self
+        return opened.engine
 
     def new_engine(self, worker: int) -> Engine:
         """An engine for the worker of that number, or its place at one."""
@@ -66,14 +66,23 @@ class AgentSpec:
             unknown_share=self.unknown_share,
         )
 
-    def agent(self, kept: dict[str, Any]) -> Agent:
-        """The agent of the worker whose job has ``kept``."""
-        engine = self.open_engine(kept)
-        if "agent" not in kept:
-            kept["agent"] = self.new_agent(engine)
-            kept["made"] = kept.get("made", 0) + 1
-        found: Agent = kept["agent"]
-        return found
+    def agent(self, state: WorkerState) -> Agent:
+        """The agent of a worker; it stays until one of another spec is asked for."""
+        engine, opened = self.open_engine(state), state.get_or_create(OpenAgent)
+        if opened.agent is None:
+            opened.agent = self.new_agent(engine)
+            opened.made += 1
+        return opened.agent
+
+
+@dataclass
+class OpenAgent:
+    """The engine that a worker has open, of which spec, its agent if there is one, and how many it has made."""
+
+    spec: AgentSpec | None = None
+    engine: Engine | None = None
+    agent: Agent | None = None
+    made: int = 0
 
 
 def agent_spec(recipe: Recipe, model: str, temperature: float = 0.0) -> AgentSpec:

@@ -11,11 +11,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ..cluster.worker_state import WorkerState
 from ..data.replies import Replies
 from ..engines import RemoteEngine
 from ..engines.base import Meter
 from ..rundir.files import RunLog, jsonl_rows
 from ..rundir.progress import Tracker, say
+from .spec import OpenAgent
 from .token_agent import Agent
 
 _EVERY = 10.0
@@ -38,12 +40,12 @@ class Gauge:
     replies: dict[str, int]
 
 
-def gauge(agent: Agent, kept: dict[str, Any]) -> Gauge:
-    """The gauge of the worker whose job has ``kept``, and of its agent."""
+def gauge(agent: Agent, state: WorkerState) -> Gauge:
+    """The totals of a worker and of its agent now."""
     engine = agent.engine
     lost = engine.lost if isinstance(engine, RemoteEngine) else 0
     replies = {str(outcome): count for outcome, count in agent.tally.items()}
-    return Gauge(replace(engine.meter), f"{os.getpid()}/{kept.get('made')}", lost, replies)
+    return Gauge(replace(engine.meter), f"{os.getpid()}/{state.get_or_create(OpenAgent).made}", lost, replies)
 
 
 class Flow:

@@ -27,10 +27,11 @@ from .causes import culprit, portable
 from .container import cores
 from .resources import demands, most, playing, together, worker
 from .scheduling import outside
+from .worker_state import WorkerState
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-Job = Callable[[Any, dict[str, Any]], Iterable[Result]]
+Job = Callable[[Any, WorkerState], Iterable[Result]]
 _expected = 0
 _groups: dict[str, float] = {}
 _KEPT = 64
@@ -89,10 +90,14 @@ def resources_of(group: str | None) -> dict[str, float]:
 
 
 class _Worker:
-    """An actor that runs jobs; ``kept`` lives as long as the actor, for models and the like.
+    """An actor that runs jobs.
 
-    ``path`` is the driver's, where modules with environments of the user's own may lie. ``kept["index"]`` is the
-    worker's number in its pool, which one that takes its place has too.
+    Args:
+        path: the driver's ``sys.path``, where modules with environments of the user's own may lie.
+        index: its number in the pool.
+        threads: of its torch.
+        log: where its log is, and under which name.
+        at_home: where the run directory is.
     """
 
     def __init__(
@@ -100,7 +105,7 @@ class _Worker:
     ) -> None:
         logs.join(*log)
         home.tell(at_home)
-        self.kept: dict[str, Any] = {"index": index}
+        self.state = WorkerState(index)
         if threads > 1:
             import torch
 
@@ -110,7 +115,7 @@ class _Worker:
     def run(self, job: Job[Any], task: Any) -> Iterator[Any]:
         try:
             with logs.reported("a task failed"):
-                yield from job(task, self.kept)
+                yield from job(task, self.state)
         except Exception as error:
             found = portable(error)
             if found is error:
@@ -153,7 +158,7 @@ class _Flight:
 
 
 class ActorPool(Generic[Task, Result]):
-    """Runs ``job(task, kept)``, which yields results, for many tasks on Ray actors.
+    """Runs ``job(task, state)``, which yields results, for many tasks on Ray actors.
 
     A result is handed on as soon as it is there. An actor that dies, or is silent for too long, is replaced and what is
     left of its task tried again; an exception of the job itself is raised here at once.
@@ -182,7 +187,7 @@ class ActorPool(Generic[Task, Result]):
         self.name = name
         self.workers, self.retries, self.on_retry, self.silence = workers, retries, on_retry, silence
         self._cpus, self._gpus, self._resources = cpus, gpus, resources or {}
-        self._kept: dict[str, Any] = {"index": 0}
+        self._state = WorkerState(0)
         self._actors: dict[int, Any] = {}
         if workers:
             ensure_ray(math.ceil(workers * cpus))
@@ -218,7 +223,7 @@ class ActorPool(Generic[Task, Result]):
         """
         if not self.workers:
             for task in tasks:
-                for result in job(task, self._kept):
+                for result in job(task, self._state):
                     yield task, result
             return
         import ray

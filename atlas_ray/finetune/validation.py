@@ -48,7 +48,7 @@ def success(recipe: Recipe, model: Any, tokenizer: Any, team: Team, replies: Rep
 
     def outcomes() -> list[int]:
         engine = TransformersEngine(model, max(1, min(recipe.num_envs, len(mine))), tokenizer)
-        agent = spec.agent({"spec": spec, "engine": engine})
+        agent = spec.new_agent(engine)
         beginnings = Beginnings()
         ended = list(play(agent, ([beginnings.start(*episode)] for episode in mine)))
         written = summed(e.replies for e in ended)

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from ..agents.spec import AgentSpec, agent_spec
 from ..agents.unknown_words import Reader, Unknown, refuse, warning
+from ..cluster.worker_state import WorkerState
 from ..cluster.workers import chunks, worker_pool
 from ..data.records import Annotation, Trajectory
 from ..data.replies import Replies, summed
@@ -101,10 +102,10 @@ def _from_endpoint(recipe: Recipe, run_dir: Path, todo: list[Trajectory]) -> Tol
 
 
 def _job(
-    task: tuple[list[Trajectory], AgentSpec, OracleConfig], kept: dict[str, Any]
+    task: tuple[list[Trajectory], AgentSpec, OracleConfig], state: WorkerState
 ) -> Iterator[tuple[Outcome, OracleUsage, Replies]]:
     trajectories, spec, config = task
-    writer = EngineWriter(spec.open_engine(kept), spec.model)
+    writer = EngineWriter(spec.open_engine(state), spec.model)
     oracle = Oracle(writer, replace(config, context=min(config.context, writer.engine.context)), None, writer.count)
     for outcome in oracle.annotate(trajectories):
         yield outcome, oracle.usage, oracle.replies[outcome.trajectory_id]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..agents.rendering import Prompt
+from ..agents.rendering import Prompt, Renderer
 from ..agents.rendering_chat import make_renderer
 from ..agents.rollout import UNANSWERED, Beginnings
 from ..agents.spec import AgentSpec, agent_spec
 from ..agents.throughput import replies_told
 from ..agents.unknown_words import Reader, refuse, survey, warning
 from ..cluster.resources import scoring
+from ..cluster.worker_state import WorkerState
 from ..cluster.workers import ActorPool, chunks, worker_pool
 from ..data.parsing import Style
 from ..data.reasons import counted, told
@@ -65,14 +66,14 @@ _ValueFound = tuple[Scores, list[str], int, dict[str, str], Scores, dict[str, Re
 """Values, what went wrong on the way, steps spent; why trajectories were left out, rewards and replies, by id."""
 
 
-def _value_job(task: tuple[list[Trajectory], ValueConfig, AgentSpec], kept: dict[str, Any]) -> Iterator[_ValueFound]:
+def _value_job(task: tuple[list[Trajectory], ValueConfig, AgentSpec], state: WorkerState) -> Iterator[_ValueFound]:
     trajectories, config, spec = task
-    begin = kept.setdefault("beginnings", Beginnings()).begin
+    begin = state.get_or_create(Beginnings).begin
     replays, left_out = replay_all(trajectories, config.specs, begin)
     there = [t for t in trajectories if t.id in replays]
     replies: dict[str, Replies] = {}
     settings = replace(config, replays=replays, replies=replies)
-    values, problems, steps = estimate_values(spec.agent(kept), there, settings)
+    values, problems, steps = estimate_values(spec.agent(state), there, settings)
     left_out |= {t.id: "every roll-out from one of its states was lost" for t in there if t.id not in values}
     yield values, problems, steps, left_out, {name: list(replays[name].rewards) for name in values}, replies
 
@@ -162,16 +163,24 @@ def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> l
     return [select_by_value(t, values[t.id], config.fraction, config.model, config.threshold) for t in annotated]
 
 
+@dataclass
+class _Scorer:
+    """A worker's model, and what renders for it."""
+
+    loaded: tuple[Any, Renderer] | None = None
+
+
 def _perplexity_job(
-    task: tuple[list[Trajectory], str, Style, Prompt, tuple[int | None, str]], kept: dict[str, Any]
+    task: tuple[list[Trajectory], str, Style, Prompt, tuple[int | None, str]], state: WorkerState
 ) -> Iterator[tuple[Scores, list[str]]]:
     trajectories, name, style, prompt, context = task
-    if "model" not in kept:
+    scorer = state.get_or_create(_Scorer)
+    if scorer.loaded is None:
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        kept["model"] = load_model(name).to(device).eval(), make_renderer(load_tokenizer(name), style, prompt)
-    model, renderer = kept["model"]
+        scorer.loaded = load_model(name).to(device).eval(), make_renderer(load_tokenizer(name), style, prompt)
+    model, renderer = scorer.loaded
     yield step_perplexities(model, renderer, trajectories, _MICRO_TOKENS, *context)
 
 

@@ -19,6 +19,7 @@ from ..agents.rollout import UNANSWERED, Beginnings, Start, play
 from ..agents.spec import AgentSpec, agent_spec
 from ..agents.throughput import Flow, Gauge, gauge, replies_told
 from ..agents.unknown_words import Reader
+from ..cluster.worker_state import WorkerState
 from ..cluster.workers import chunks, worker_pool
 from ..data.records import Annotation, Trajectory
 from ..data.replies import Losses, Replies, summed
@@ -76,9 +77,9 @@ _Found = tuple[dict[str, Any] | None, Gauge, list[str], dict[str, str], Replies]
 """A start that was played, the gauge of its agent, what went wrong since, why trajectories were left out, replies."""
 
 
-def _job(task: _Task, kept: dict[str, Any]) -> Iterator[_Found]:
-    agent, problems, left_out = task.agent.agent(kept), list[str](), dict[str, str]()
-    begin = kept.setdefault("beginnings", Beginnings()).begin
+def _job(task: _Task, state: WorkerState) -> Iterator[_Found]:
+    agent, problems, left_out = task.agent.agent(state), list[str](), dict[str, str]()
+    begin = state.get_or_create(Beginnings).begin
     for finished in play(agent, _starts(task, begin, left_out), task.horizon):
         name, _, place = finished.start.id.rpartition("@")
         if finished.error:
@@ -86,10 +87,10 @@ def _job(task: _Task, kept: dict[str, Any]) -> Iterator[_Found]:
         row: dict[str, Any] = {"id": name, "after": int(place), "success": finished.success}
         row |= {"steps": len(finished.steps), **({"replies": r} if (r := finished.replies.row()) else {})}
         row |= {"lost": True} if finished.lost else {}
-        yield row, gauge(agent, kept), problems[:], dict(left_out), finished.replies
+        yield row, gauge(agent, state), problems[:], dict(left_out), finished.replies
         problems.clear()
     if problems or left_out:
-        yield None, gauge(agent, kept), problems, left_out, Replies()
+        yield None, gauge(agent, state), problems, left_out, Replies()
 
 
 def start_after(

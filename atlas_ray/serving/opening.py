@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from ..agents.spec import agent_spec
+from ..cluster.worker_state import WorkerState
 from ..errors import InputError
 from ..recipe.loading import Recipe
 from ..recipe.switch import EXPERT
@@ -79,9 +79,9 @@ def open_desk(run_dir: Path, name: str | None = None, places: int | None = None)
         names = {model.model for model in chosen} | ({settings.encoder} if isinstance(what, Path) else set())
         refuse_other_models(run_dir, (said for said in named_in(recipe, "switch") if said[1] in names))
         playing = settings.model_copy(update={"models": chosen, "num_envs": places or settings.num_envs})
-        kept: dict[str, Any] = {}
-        stack.callback(close_players, kept)
-        players = open_players(recipe.model_copy(update={"switch": playing}), kept)
+        state = WorkerState()
+        stack.callback(close_players, state)
+        players = open_players(recipe.model_copy(update={"switch": playing}), state)
         policy: Policy = SwitchPolicy.load(what) if isinstance(what, Path) else Always(0)
         budget = policy.config.budget if isinstance(policy, SwitchPolicy) else None
         answers = Answers() if settings.cache else None

@@ -9,6 +9,7 @@ from typing import Any
 import envs
 
 from ..agents.rollout import TRAIN, Beginnings, EnvSpec, env_spec, seed_block
+from ..cluster.worker_state import WorkerState
 from ..cluster.workers import ActorPool, chunks
 from ..data.reasons import Reasons, counted, told
 from ..data.records import Trajectory, read_trajectories, write_trajectories
@@ -27,9 +28,9 @@ _MOST_DEATHS = 3
 _Task = tuple[str, EnvSpec, list[int], float]
 
 
-def _job(task: _Task, kept: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _job(task: _Task, state: WorkerState) -> Iterator[dict[str, Any]]:
     name, spec, seeds, cpu_seconds = task
-    beginnings = kept.setdefault("beginnings", Beginnings())
+    beginnings = state.get_or_create(Beginnings)
     for seed in seeds:
         deaths: list[str] = []
         outcome: Trajectory | Unsolved | None = None

@@ -12,6 +12,7 @@ from typing import Any
 from ..agents.rollout import EVALUATE, Beginnings, EnvSpec, Finished, Start, env_spec, play, seed_block
 from ..agents.spec import AgentSpec, agent_spec
 from ..agents.throughput import Flow, Gauge, gauge, replies_told, summary
+from ..cluster.worker_state import WorkerState
 from ..cluster.workers import worker_pool
 from ..data.records import Trajectory
 from ..data.replies import Losses, Replies, summed
@@ -109,8 +110,8 @@ class _Task:
     episodes: tuple[Episode, ...]
 
 
-def _job(task: _Task, kept: dict[str, Any]) -> Iterator[tuple[Row, Gauge]]:
-    agent, beginnings = task.agent.agent(kept), Beginnings()
+def _job(task: _Task, state: WorkerState) -> Iterator[tuple[Row, Gauge]]:
+    agent, beginnings = task.agent.agent(state), Beginnings()
     left = list(task.episodes)
     for attempt in range(1, _MOST_ATTEMPTS + 1):
         playing: dict[int, Episode] = {}
@@ -141,7 +142,7 @@ def _job(task: _Task, kept: dict[str, Any]) -> Iterator[tuple[Row, Gauge]]:
             }
             if replies := finished.replies.row():
                 row["replies"] = replies
-            yield row, gauge(agent, kept)
+            yield row, gauge(agent, state)
         left = lost
 
 

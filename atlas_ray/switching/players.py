@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
 import envs
@@ -12,6 +12,7 @@ import envs
 from ..agents.chat_agent import ChatAgent
 from ..agents.spec import agent_spec
 from ..agents.token_agent import Decision, Player
+from ..cluster.worker_state import WorkerState
 from ..data.records import Step
 from ..engines import Engine, EnginePool, RemoteEngine, Seat
 from ..engines.endpoint import open_endpoint
@@ -152,16 +153,16 @@ def _said(model: SwitchModel, name: str) -> bool:
 
 
 def open_players(
-    recipe: Recipe, kept: dict[str, Any], seats: Sequence[tuple[Seat, ...]] = ()
+    recipe: Recipe, state: WorkerState, seats: Sequence[tuple[Seat, ...]] = ()
 ) -> tuple[SwitchPlayer, ...]:
     """The models of a recipe, from QUICK to DEEPTHINK, each with ``switch.num_envs`` slots.
 
-    There is one engine for each local model, however often it stands in the table. They stay in ``kept`` until a
+    There is one engine for each local model, however often it stands in the table. They stay open until a
     recipe with other models asks.
 
     Args:
         recipe: one with a ``[switch]`` table.
-        kept: of the worker; with ``seats``, ``kept["index"]`` is its number.
+        state: of the worker; with ``seats`` its number counts.
         seats: of :func:`engine_actors`; without them this process holds the models.
 
     Raises:
@@ -171,16 +172,16 @@ def open_players(
     if settings is None:
         raise ValueError("the recipe has no [switch] table")
     asked = (settings.models, settings.num_envs, recipe.engine, recipe.agent, recipe.style, recipe.prompt, tuple(seats))
-    if kept.get("players of") == asked:
-        found: tuple[SwitchPlayer, ...] = kept["players"]
-        return found
+    held = state.get_or_create(OpenPlayers)
+    if held.settings == asked:
+        return held.players
     check_players(recipe)
-    close_players(kept)
+    held.close()
     with ExitStack() as opened:
         engines: dict[str, Engine] = {}
         for number, name in enumerate(settings.local):
             spec = replace(agent_spec(recipe, name), slots=settings.num_envs)
-            engine = (spec.seated(seats[number]) if seats else spec).new_engine(kept.get("index", 0))
+            engine = (spec.seated(seats[number]) if seats else spec).new_engine(state.index or 0)
             opened.callback(engine.close)
             engines[name] = engine
         players: list[SwitchPlayer] = []
@@ -206,15 +207,27 @@ def open_players(
                 )
             else:
                 players.append(agent_spec(recipe, model.model).new_agent(engines[model.model], price))
-        kept |= {"players of": asked, "players": tuple(players), "close players": opened.pop_all().close}
-        return kept["players"]
+        held.settings, held.players, held.opened = asked, tuple(players), opened.pop_all()
+        return held.players
 
 
-def close_players(kept: dict[str, Any]) -> None:
+@dataclass
+class OpenPlayers:
+    """The players that a worker has open, of which settings, and what is to be closed after them."""
+
+    settings: tuple[Any, ...] | None = None
+    players: tuple[SwitchPlayer, ...] = ()
+    opened: ExitStack = field(default_factory=ExitStack)
+
+    def close(self) -> None:
+        """Free them, if there are any."""
+        self.settings, self.players = None, ()
+        self.opened.close()
+
+
+def close_players(state: WorkerState) -> None:
     """Free what :func:`open_players` has opened for this worker, if anything."""
-    if "close players" in kept:
-        kept.pop("close players")()
-        del kept["players"], kept["players of"]
+    state.get_or_create(OpenPlayers).close()
 
 
 def lost(players: Sequence[Player]) -> int:

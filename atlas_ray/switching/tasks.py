@@ -11,6 +11,7 @@ from typing import Any
 
 from ..agents.rollout import SWITCH_SELECT, SWITCH_TRAIN, EnvSpec, env_spec, seed_block
 from ..cluster.remote_rundir import place
+from ..cluster.worker_state import WorkerState
 from ..data.replies import Losses, summed
 from ..engines import Seat
 from ..recipe.loading import Recipe, Switch
@@ -33,9 +34,9 @@ STOPPED = "training stopped"
 BETWEEN_SEEDS = 1_000
 """Training seeds begin with episodes so far apart."""
 
-# What a process keeps: its number among those that play, its players, and what they answered. The environment runners
-# of RLlib have nothing else to keep it in.
-_process: dict[str, Any] = {}
+# Of this process: its number among those that play, its players, and what they answered. The environment runners of
+# RLlib have nothing else to keep it in.
+_state = WorkerState()
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ def seats(recipe: Recipe) -> Iterator[Seats]:
         with engine_actors(recipe, max(1, recipe.workers) * (1 + switch_of(recipe).env_runners)) as found:
             yield found
     finally:
-        close_players(_process)
-        _process.clear()
+        close_players(_state)
+        _state.clear()
 
 
 def _specs(recipe: Recipe, split: str) -> list[EnvSpec]:
@@ -105,7 +106,7 @@ def _specs(recipe: Recipe, split: str) -> list[EnvSpec]:
 
 def _game_options(recipe: Recipe, mean_call: float | None) -> dict[str, Any]:
     settings = switch_of(recipe)
-    answers = _process.setdefault("answers", Answers()) if settings.cache else None
+    answers = _state.get_or_create(Answers) if settings.cache else None
     return {"answers": answers, "unit": settings.unit, "mean_call": mean_call, "spares": True}
 
 
@@ -123,11 +124,11 @@ class MakeEnv:
         """One whose first episode has this seed, and the others lie ``stride`` apart."""
         recipe, contestant = self.task.recipe, self.task.contestant
         settings = switch_of(recipe)
-        if "index" not in _process:
+        if _state.index is None:
             # runners share the seeds out, so a seed tells which of them this is
             runner = first_seed % stride
-            _process["index"] = max(1, recipe.workers) + self.worker * settings.env_runners + runner
-        players = open_players(recipe, _process, self.task.seats)
+            _state.index = max(1, recipe.workers) + self.worker * settings.env_runners + runner
+        players = open_players(recipe, _state, self.task.seats)
         encoder = "hidden" if settings.encoder == "hidden" else encoder_of(settings.encoder, settings.features)
         options = {"encoder": encoder, "signals": settings.signals, **_game_options(recipe, self.task.mean_call)}
         game = TextGame(_specs(recipe, "train"), players, settings.num_envs, **options)
@@ -135,15 +136,15 @@ class MakeEnv:
         return SwitchingVectorEnv(game, first_seed, contestant.budget, cost, weights, stride)
 
 
-def play_chunk(task: PlayTask, kept: dict[str, Any]) -> Iterator[tuple[Row, Tally]]:
+def play_chunk(task: PlayTask, state: WorkerState) -> Iterator[tuple[Row, Tally]]:
     """Play the episodes of a task.
 
     Yields:
         A row an episode, as :func:`played` does, and what was counted since the last.
     """
-    _process["index"] = kept["index"]
+    _state.index = state.index
     settings = switch_of(task.recipe)
-    players = open_players(task.recipe, _process, task.seats)
+    players = open_players(task.recipe, _state, task.seats)
     before = _counts(players)
     cost, weights = task.contestant.charges(settings)
     for row in played(
@@ -192,12 +193,12 @@ class Lesson:
 
 def lesson(task: TrainTask, index: int) -> Lesson:
     """The training of a task, in the process of the worker of this number, which opens the players."""
-    _process["index"] = index
+    _state.index = index
     from .algorithm import HIDDEN
 
     recipe, contestant = task.recipe, task.contestant
     settings = switch_of(recipe)
-    players = open_players(recipe, _process, task.seats)
+    players = open_players(recipe, _state, task.seats)
     cost, weights = contestant.charges(settings)
 
     def evaluate(policy: SwitchPolicy) -> dict[str, Any]:
@@ -236,16 +237,16 @@ def lesson(task: TrainTask, index: int) -> Lesson:
     return Lesson(settings, terms, MakeEnv(task, index), evaluate, first_episode, seed)
 
 
-def train(task: TrainTask, kept: dict[str, Any]) -> Iterator[Tally]:
+def train(task: TrainTask, state: WorkerState) -> Iterator[Tally]:
     """Train the switch of a task; what it measures goes to the run's metrics.
 
     Yields:
         What was counted on the way.
     """
-    _process["index"] = kept["index"]
-    players = open_players(task.recipe, _process, task.seats)
+    _state.index = state.index
+    players = open_players(task.recipe, _state, task.seats)
     before, faults = _counts(players), Counter[str]()
-    own, at = lesson(task, kept["index"]), place(task.run_dir)
+    own, at = lesson(task, state.index or 0), place(task.run_dir)
     name = str(task.contestant.directory(task.training).relative_to(task.run_dir))
     at.fetch(f"{name}.train")
 
@@ -279,7 +280,6 @@ def train(task: TrainTask, kept: dict[str, Any]) -> Iterator[Tally]:
 
 def _counts(players: tuple[Any, ...]) -> Tally:
     found = Counter({"engine answers": lost(players)})
-    if "answers" in _process:
-        answers = _process["answers"]
+    if (answers := _state.find(Answers)) is not None:
         found |= {"asked": answers.hits + answers.misses, "answered from the cache": answers.hits}
     return found

@@ -10,6 +10,7 @@ from atlas_ray.agents.rendering_chat import ChatRenderer, make_renderer
 from atlas_ray.agents.rollout import EnvSpec, fresh, play
 from atlas_ray.agents.spec import agent_spec
 from atlas_ray.agents.token_agent import Agent, Decision
+from atlas_ray.cluster.worker_state import WorkerState
 from atlas_ray.errors import InputError
 from atlas_ray.recipe.loading import Recipe
 from atlas_ray.trajectory import Step, Trajectory
@@ -329,4 +330,4 @@ def test_a_recipe_says_how_its_models_are_prompted():
     spec = agent_spec(Recipe(name="r", prompt="chat"), "tiny-quick")
     assert spec.prompt == "chat"
     with pytest.raises(InputError, match="no chat template"):
-        spec.agent({"index": 0})
+        spec.agent(WorkerState(0))

@@ -132,7 +132,7 @@ def scored(tmp_path, monkeypatch, episodes=20):
         finetune={"arms": [{"selector": "all"}]},
         evaluate={"held_in": [NAME], "episodes": episodes},
     )
-    monkeypatch.setattr("atlas_ray.agents.spec.AgentSpec.agent", lambda self, kept: Fixed(4))
+    monkeypatch.setattr("atlas_ray.agents.spec.AgentSpec.agent", lambda self, state: Fixed(4))
     about = {"selector": "all", "anchor": 0.0, "seed": 0, "steps": 1, "best": None, "examples": 1, "trajectories": 1}
     about |= {"steps_share": 1.0, "trained_tokens": 1, "context_tokens": 1, "anchored_tokens": 0, "seconds": 1.0}
     about |= {"data_sha256": "0"}

@@ -14,6 +14,7 @@ import envs
 from atlas_ray.agents.chat_agent import ChatAgent
 from atlas_ray.agents.rollout import EnvSpec
 from atlas_ray.agents.token_agent import Agent, Decision
+from atlas_ray.cluster.worker_state import WorkerState
 from atlas_ray.engines import RemoteEngine, TransformersEngine
 from atlas_ray.engines.chat_endpoint import ChatEndpoint
 from atlas_ray.errors import InputError
@@ -21,7 +22,15 @@ from atlas_ray.models.tiny import build_model, build_tokenizer
 from atlas_ray.recipe.loading import Recipe
 from atlas_ray.switching.baselines import Always, Random
 from atlas_ray.switching.evaluate import play_switching
-from atlas_ray.switching.players import ExpertPlayer, check_players, close_players, engine_actors, lost, open_players
+from atlas_ray.switching.players import (
+    ExpertPlayer,
+    OpenPlayers,
+    check_players,
+    close_players,
+    engine_actors,
+    lost,
+    open_players,
+)
 from atlas_ray.switching.text_game import TextGame
 from envs.babyai_text import ACTIONS
 
@@ -78,36 +87,37 @@ def timeless(rows):
 def test_local_models_play_as_the_recipe_says_and_stay(folders):
     act = {"decide": "generate", "window": 3, "thought_tokens": 7, "action_tokens": 9}
     made = recipe([folders["quick"], folders["deepthink"], folders["quick"]], agent=act, style="react")
-    kept = {"index": 0}
-    players = open_players(made, kept)
+    state = WorkerState(0)
+    players = open_players(made, state)
     assert players[0].engine is players[2].engine, "one engine for a model that stands there twice"
     assert players[0].engine is not players[1].engine
     for player in players:
         assert (player.decide, player.window, player.thought_tokens, player.action_tokens) == ("generate", 3, 7, 9)
         assert (player.renderer.style, player.temperature, player.engine.slots) == ("react", 0.0, 3)
     assert [p.name for p in players] == [folders["quick"], folders["deepthink"], folders["quick"]]
-    assert open_players(made, kept) is players
-    others = open_players(recipe([folders["quick"], "expert"]), kept)
+    assert open_players(made, state) is players
+    others = open_players(recipe([folders["quick"], "expert"]), state)
     assert isinstance(others[1], ExpertPlayer)
     assert not hasattr(players[1].engine, "model"), "what was open before is closed"
-    assert open_players(recipe([folders["quick"], "expert"]), kept) is others
-    close_players(kept)
-    assert kept == {"index": 0}
-    close_players(kept)
+    assert open_players(recipe([folders["quick"], "expert"]), state) is others
+    close_players(state)
+    assert state.find(OpenPlayers).players == ()
+    assert state.index == 0
+    close_players(state)
 
 
 def test_an_endpoint_plays_as_the_recipe_says(folders, monkeypatch):
     monkeypatch.delenv("KEY", raising=False)
     served = {"model": "large", "base_url": "http://127.0.0.1:9/v1", "key_variable": "KEY", "max_tokens": 77}
     served |= {"context": 4000, "price_prompt": 2.0, "price_completion": 8.0}
-    kept = {}
+    state = WorkerState()
     made = recipe([folders["quick"], served], switch={"unit": "money"}, agent={"window": 4}, style="react")
-    _, large = open_players(made, kept)
+    _, large = open_players(made, state)
     assert isinstance(large, ChatAgent)
     assert (large.max_tokens, large.context, large.window, large.price) == (77, 4000, 4, (2.0, 8.0))
     assert (large.engine.model, large.engine.key_variable, large.engine.slots) == ("large", "KEY", 3)
     assert (large.style, large.temperature) == ("react", 0.0)
-    close_players(kept)
+    close_players(state)
 
 
 ENDPOINT = {"model": "m", "base_url": "http://127.0.0.1:9/v1"}
@@ -317,13 +327,13 @@ def test_a_killed_engine_actor_changes_no_row(ray_session, folders, monkeypatch)
 
     made = recipe(folders.values(), engine={"actors": 1, "timeout": 60.0})
     policy, seeds = Random(0.5), range(30, 36)
-    kept = {}
-    expected = timeless(play_switching(policy, open_players(recipe(folders.values()), kept), SPECS, seeds))
-    close_players(kept)
+    state = WorkerState()
+    expected = timeless(play_switching(policy, open_players(recipe(folders.values()), state), SPECS, seeds))
+    close_players(state)
     with engine_actors(made) as seats:
         assert [len(s) for s in seats] == [1, 1]
-        kept = {"index": 0}
-        players = open_players(made, kept, seats)
+        state = WorkerState(0)
+        players = open_players(made, state, seats)
         assert all(isinstance(p.engine, RemoteEngine) for p in players)
         assert timeless(play_switching(policy, players, SPECS, seeds)) == expected
         assert lost(players) == 0

@@ -120,11 +120,11 @@ def _atlas(
 
 
 def train_switches(
-    recipe: Recipe, run_dir: Path, trials: Sequence[Trial], teach: Callable[[Trial], Any] | None = None
+    recipe: Recipe, run_dir: Path, trials: Sequence[Trial], setup_fn: Callable[[Trial], Any] | None = None
 ) -> None:
     """Train the switches of these trials, the learners one after the other.
 
-    ``teach`` makes of a trial what its process trains, by default on the recipe's own levels.
+    ``setup_fn`` makes the :class:`TrainingSetup` of a trial, by default on the recipe's own levels.
     """
     from . import switch
     from .tuning import tune
@@ -135,7 +135,7 @@ def train_switches(
     for algorithm, trainable in (("dqn", switch.TrialDQN), ("sac", switch.TrialSAC)):
         own = [t for t in trials if t.recipe.switch and t.recipe.switch.algorithm == algorithm]
         if own:
-            tune(recipe, run_dir, own, trainable, algorithm, teach=teach or switch.teach)
+            tune(recipe, run_dir, own, trainable, algorithm, setup_fn=setup_fn or switch.setup_of)
 
 
 def _switch(

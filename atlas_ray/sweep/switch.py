@@ -19,12 +19,12 @@ from ..recipe.loading import Recipe
 from ..rundir import files, logs
 from ..switching.algorithm import SwitchDQN, SwitchSAC, configuration
 from ..switching.policies import Contestant, learned_switches
-from ..switching.tasks import Lesson, TrainTask, lesson, switch_of
+from ..switching.tasks import TrainingSetup, TrainTask, build_training, switch_of
 from ..switching.train import HISTORY, Training
 from .trials import STATE, VALUES, Trial, trial_of
 
 BEST = "best"
-Teach = Callable[[Trial], Lesson]
+SetupFn = Callable[[Trial], TrainingSetup]
 
 
 def contestant_of(trial: Trial) -> Contestant:
@@ -33,18 +33,19 @@ def contestant_of(trial: Trial) -> Contestant:
     return contestant
 
 
-def teach(trial: Trial) -> Lesson:
+def setup_of(trial: Trial) -> TrainingSetup:
     """The training of a trial, whose models this process opens."""
     contestant = contestant_of(trial)
     task = TrainTask(trial.recipe, str(trial.directory), contestant, contestant.seeds[0], None, ())
-    return lesson(task, trial.number)
+    return build_training(task, trial.number)
 
 
 class _SwitchTrial:
-    """An iteration is a stretch of training and the greedy evaluation behind it, by which the best policy is kept.
+    """One iteration trains until the next greedy evaluation, which decides whether the policy is kept as the best.
 
-    The trial's number is its name in Tune, for population based training copies configurations between trials. Of
-    :func:`atlas_ray.sweep.tuning.tune`'s configuration it also takes ``teach``, which makes a lesson of a trial.
+    The trial's number is its name in Tune, for population based training copies configurations between trials. Of the
+    configuration of :func:`atlas_ray.sweep.tuning.tune` it also takes ``setup_fn``, which makes the
+    :class:`TrainingSetup` of a trial.
     """
 
     def __init__(self, config: dict[str, Any], **more: Any) -> None:
@@ -56,7 +57,7 @@ class _SwitchTrial:
         logging.getLogger(__name__).info("%s", trial.about)
         torch.set_num_threads(max(1, int(point["bundles"][0]["CPU"])))
         self.trial, self.metric = trial, config["metric"]
-        own = self.lesson = config["teach"](trial)
+        own = self.training_setup = config["setup_fn"](trial)
         self.place = contestant_of(trial).directory(switch_of(trial.recipe).seeds[0])
         state = trial.directory / STATE
         # what goes on after a kill plays no training episode twice
@@ -64,7 +65,7 @@ class _SwitchTrial:
         first, seed = done.get("next_seed", own.first_episode), own.seed + done.get("step", 0)
         asked = trial.recipe.placement.asks("workers")
         name = f"atlas-ray-sweep/{trial.directory}"
-        made = configuration(name, own.make_env, own.settings, own.terms, seed, first, asked)
+        made = configuration(name, own.make_env, own.settings, own.config, seed, first, asked)
         super().__init__(made, **more)  # type: ignore[call-arg]
         self.training = self._training([])
         if done:
@@ -87,7 +88,7 @@ class _SwitchTrial:
         training, trial = self.training, self.trial
         if not training.over:
             try:
-                policy, is_best = training.stretch(super().step)  # type: ignore[misc]
+                policy, is_best = training.train_until_eval(super().step)  # type: ignore[misc]
             except Exception as error:
                 raise portable(error) from error
             if is_best:
@@ -111,8 +112,8 @@ class _SwitchTrial:
         self.training = self._training(files.read_json(directory / HISTORY))
 
     def _training(self, history: list[dict[str, Any]]) -> Training:
-        own, most = self.lesson, self.trial.recipe.max_lost_answers
-        about = (own.settings, own.terms, own.evaluate, own.first_episode, history, self.trial.about, most)
+        own, most = self.training_setup, self.trial.recipe.max_lost_answers
+        about = (own.settings, own.config, own.evaluate, own.first_episode, history, self.trial.about, most)
         return Training(self, *about)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

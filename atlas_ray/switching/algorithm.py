@@ -209,20 +209,20 @@ def build(
     name: str,
     make_env: MakeEnv,
     settings: Switch,
-    terms: SwitchConfig,
+    config: SwitchConfig,
     seed: int,
     first_episode: int,
     resources: dict[str, float] | None = None,
 ) -> SwitchDQN | SwitchSAC:
     """An algorithm by :func:`configuration`."""
-    return configuration(name, make_env, settings, terms, seed, first_episode, resources).build_algo()
+    return configuration(name, make_env, settings, config, seed, first_episode, resources).build_algo()
 
 
 def configuration(
     name: str,
     make_env: MakeEnv,
     settings: Switch,
-    terms: SwitchConfig,
+    config: SwitchConfig,
     seed: int,
     first_episode: int,
     resources: dict[str, float] | None = None,
@@ -233,7 +233,7 @@ def configuration(
         name: of the environment, not used by another in this Ray session.
         make_env: makes it; has to be picklable for environment runners.
         settings: the hyper-parameters.
-        terms: what is learned.
+        config: what is learned.
         seed: of weights, exploration and replay.
         first_episode: seed of the first episode.
         resources: custom ones that each environment runner asks for.
@@ -244,19 +244,19 @@ def configuration(
     register_env(known_as, _RunnersEnvironment(make_env) if settings.env_runners else _own_environment)
     sac = settings.algorithm == "sac"
     rate = [[0, settings.learning_rate], [settings.steps, settings.learning_rate / 10]]
-    config: Any = SACConfig(algo_class=SwitchSAC) if sac else DQNConfig(algo_class=SwitchDQN)
+    rllib_config: Any = SACConfig(algo_class=SwitchSAC) if sac else DQNConfig(algo_class=SwitchDQN)
     context = {
         "name": name,
         "first_episode": first_episode,
-        "width": terms.features + EXTRA,
-        "budget": terms.budget,
+        "width": config.features + EXTRA,
+        "budget": config.budget,
         "updates_per_step": settings.updates_per_step,
         "keep_replay": settings.keep_replay,
         "logs": logs.folder(),
         "log_name": f"runner-{Path(name).name}",
     }
-    config = (
-        config.environment(known_as, env_config=context)
+    rllib_config = (
+        rllib_config.environment(known_as, env_config=context)
         .env_runners(
             env_runner_cls=SwitchRunner,
             num_env_runners=settings.env_runners,
@@ -281,7 +281,7 @@ def configuration(
                 module_class=SACModule if sac else DQNModule,
                 model_config={
                     "hidden": HIDDEN,
-                    "budget": terms.budget,
+                    "budget": config.budget,
                     "epsilon": [[0, 1.0], [settings.steps // 2, 0.5]],
                 },
             )
@@ -291,12 +291,12 @@ def configuration(
     )
     if sac:
         # "auto" is -1 for Discrete actions, which no policy reaches
-        config = config.training(
+        rllib_config = rllib_config.training(
             actor_lr=rate, critic_lr=rate, alpha_lr=rate, initial_alpha=0.05, target_entropy=0.02 * math.log(2)
         )
     else:
-        config = config.training(lr=rate)
-    return config
+        rllib_config = rllib_config.training(lr=rate)
+    return rllib_config
 
 
 def charges(settings: Switch, price: float) -> np.ndarray[Any, np.dtype[np.float32]]:

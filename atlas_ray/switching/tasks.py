@@ -180,19 +180,19 @@ def note_losses(losses: Losses, who: str, settings: Switch, rows: Iterable[Row])
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingSetup:
     """What a training of a switch is made of, see :func:`atlas_ray.switching.train.train_switch`."""
 
     settings: Switch
-    terms: SwitchConfig
+    config: SwitchConfig
     make_env: Callable[[int, int], SwitchingVectorEnv]
     evaluate: Callable[[SwitchPolicy], dict[str, Any]]
     first_episode: int
     seed: int
 
 
-def lesson(task: TrainTask, index: int) -> Lesson:
-    """The training of a task, in the process of the worker of this number, which opens the players."""
+def build_training(task: TrainTask, index: int) -> TrainingSetup:
+    """Set up the training of a task in the process of worker ``index``, which opens the players."""
     _state.index = index
     from .algorithm import HIDDEN
 
@@ -222,7 +222,7 @@ def lesson(task: TrainTask, index: int) -> Lesson:
         return {**means, "replies": summed(losses.counts.values())}
 
     encoded = encoder_width(settings.encoder, settings.features, settings.models[0].model)
-    terms = SwitchConfig(
+    config = SwitchConfig(
         encoded + len(settings.signals),
         HIDDEN,
         models=len(settings.models),
@@ -234,7 +234,7 @@ def lesson(task: TrainTask, index: int) -> Lesson:
     )
     first_episode = seed_block(recipe.seed, SWITCH_TRAIN) + task.training * BETWEEN_SEEDS
     seed = recipe.seed * 100 + task.training
-    return Lesson(settings, terms, MakeEnv(task, index), evaluate, first_episode, seed)
+    return TrainingSetup(settings, config, MakeEnv(task, index), evaluate, first_episode, seed)
 
 
 def train(task: TrainTask, state: WorkerState) -> Iterator[Tally]:
@@ -246,7 +246,7 @@ def train(task: TrainTask, state: WorkerState) -> Iterator[Tally]:
     _state.index = state.index
     players = open_players(task.recipe, _state, task.seats)
     before, faults = _counts(players), Counter[str]()
-    own, at = lesson(task, state.index or 0), place(task.run_dir)
+    setup, at = build_training(task, state.index or 0), place(task.run_dir)
     name = str(task.contestant.directory(task.training).relative_to(task.run_dir))
     at.fetch(f"{name}.train")
 
@@ -260,12 +260,12 @@ def train(task: TrainTask, state: WorkerState) -> Iterator[Tally]:
 
     train_switch(
         at.root / name,
-        own.settings,
-        own.terms,
-        own.make_env,
-        own.evaluate,
-        own.first_episode,
-        own.seed,
+        setup.settings,
+        setup.config,
+        setup.make_env,
+        setup.evaluate,
+        setup.first_episode,
+        setup.seed,
         on_evaluation=on_evaluation,
         on_fault=on_fault,
         on_stop=lambda replies: at.log.event("switch", STOPPED, policy=task.who, replies=replies),

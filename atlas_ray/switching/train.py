@@ -27,7 +27,7 @@ DUAL_LEAST = 0.02
 def train_switch(
     directory: str | Path,
     settings: Switch,
-    terms: SwitchConfig,
+    config: SwitchConfig,
     make_env: MakeEnv,
     evaluate: Callable[[SwitchPolicy], dict[str, Any]],
     first_episode: int,
@@ -46,14 +46,14 @@ def train_switch(
     with the last one in ``directory/last``. After every evaluation the state of the training is in ``DIRECTORY.train``
     beside it, from where a later call goes on; that is removed at the end.
 
-    With ``terms.average`` (Lagrangian) the price of a call is a dual variable: after each evaluation it rises where the
-    greedy policy calls more often than that, and falls where it calls less. A policy that keeps to the average is
+    With ``config.average`` (Lagrangian) the price of a call is a dual variable: after each evaluation it rises where
+    the greedy policy calls more often than that, and falls where it calls less. A policy that keeps to the average is
     better than one that does not, and then the one with the higher objective.
 
     Args:
         directory: where the policy goes.
         settings: hyper-parameters.
-        terms: shape of the switch, its cost, budget or average.
+        config: shape of the switch, its cost, budget or average.
         make_env: the environment whose first episode has the seed given; the reward holds the cost, unless it is dual.
         evaluate: scores a policy, always on the same episodes, as ``objective``, and for an average ``calls``; where
             models write, ``replies`` of the episodes.
@@ -88,15 +88,15 @@ def train_switch(
     from .algorithm import build
 
     name = f"atlas-ray-switch/{directory.resolve()}"
-    algorithm = build(name, make_env, settings, terms, seed + start["step"], start["next_seed"], resources)
+    algorithm = build(name, make_env, settings, config, seed + start["step"], start["next_seed"], resources)
     lost = 0
     try:
         if history:
             algorithm.restore_from_path(str(saved.resolve()))
-        training = Training(algorithm, settings, terms, evaluate, first_episode, history, who, most_lost)
+        training = Training(algorithm, settings, config, evaluate, first_episode, history, who, most_lost)
         while not training.over:
             try:
-                policy, is_best = training.stretch(algorithm.train)
+                policy, is_best = training.train_until_eval(algorithm.train)
             except AtlasError:
                 on_stop(training.replies())
                 raise
@@ -119,12 +119,12 @@ def train_switch(
 
 
 class Training:
-    """An algorithm on its way: stretches of training, with a greedy evaluation after each.
+    """A training of a switch that is under way, from one greedy evaluation to the next.
 
     Args:
         algorithm: of :func:`atlas_ray.switching.algorithm.configuration`.
         settings: hyper-parameters.
-        terms: what is learned.
+        config: what is learned.
         evaluate: see :func:`train_switch`.
         first_episode: seed of the first training episode.
         history: rows of the evaluations so far, which grow.
@@ -136,14 +136,14 @@ class Training:
         self,
         algorithm: Any,
         settings: Switch,
-        terms: SwitchConfig,
+        config: SwitchConfig,
         evaluate: Callable[[SwitchPolicy], dict[str, Any]],
         first_episode: int,
         history: list[dict[str, Any]],
         who: str = "training",
         most_lost: float = 1.0,
     ) -> None:
-        self.algorithm, self.settings, self.terms, self.evaluate = algorithm, settings, terms, evaluate
+        self.algorithm, self.settings, self.config, self.evaluate = algorithm, settings, config, evaluate
         self.first_episode, self.history = first_episode, history
         self.who, self.most_lost = who, most_lost
         self._counted = self._sampled()
@@ -154,31 +154,34 @@ class Training:
         """Whether all steps are done."""
         return bool(self.algorithm.steps >= self.settings.steps)
 
-    def stretch(self, train: Callable[[], object]) -> tuple[SwitchPolicy, bool]:
-        """Go on to the next evaluation by calling ``train``: the greedy policy, and whether it is the best so far.
+    def train_until_eval(self, train: Callable[[], object]) -> tuple[SwitchPolicy, bool]:
+        """Train by calls of ``train`` until the next evaluation.
+
+        Returns:
+            The greedy policy, and whether it is the best so far.
 
         Raises:
             AtlasError: see :func:`train_switch`.
         """
         from .algorithm import charges
 
-        algorithm, settings, terms, history = self.algorithm, self.settings, self.terms, self.history
+        algorithm, settings, config, history = self.algorithm, self.settings, self.config, self.history
         price = history[-1].get("price", 0.0) if history else 0.0
-        if terms.average is not None:
+        if config.average is not None:
             algorithm.buffer.charge = charges(settings, price)
         target = min(settings.steps, algorithm.steps + settings.evaluate_every)
         while algorithm.steps < target:
             train()
             self._check(early=True)
         self._check()
-        policy = SwitchPolicy(terms, {k: v.numpy() for k, v in algorithm.get_module().net.state_dict().items()})
+        policy = SwitchPolicy(config, {k: v.numpy() for k, v in algorithm.get_module().net.state_dict().items()})
         row: dict[str, Any] = {"step": algorithm.steps, **self.evaluate(policy)}
         if replies := self.replies(row.pop("replies", {})):
             row["replies"] = replies
         self._counted = self._sampled()
-        if terms.average is not None:
-            row["price"] = _dual_step(price, row["calls"], terms.average)
-        is_best = all(_merit(row, terms) >= _merit(other, terms) for other in history)
+        if config.average is not None:
+            row["price"] = _dual_step(price, row["calls"], config.average)
+        is_best = all(_merit(row, config) >= _merit(other, config) for other in history)
         passed = time.monotonic() - self._clock
         pace = passed / (algorithm.steps - self._begun["step"])
         # rows of an environment that begin no new episode until the next step are counted too
@@ -218,8 +221,8 @@ def _dual_step(price: float, calls: float, average: float) -> float:
     return max(0.0, price + DUAL_RATE * max(price, DUAL_LEAST) * excess)
 
 
-def _merit(row: dict[str, Any], terms: SwitchConfig) -> tuple[float, float]:
+def _merit(row: dict[str, Any], config: SwitchConfig) -> tuple[float, float]:
     """What makes one evaluation better than another."""
-    if terms.average is None:
+    if config.average is None:
         return 0.0, row["objective"]
-    return -max(0.0, row["calls"] - terms.average), row["objective"]
+    return -max(0.0, row["calls"] - config.average), row["objective"]

@@ -202,25 +202,25 @@ def test_trials_side_by_side_are_bounded_by_the_machine_and_by_the_recipe(ray_se
 
 
 def on_a_chain(name="chain-12"):
-    """Makes a trial's lesson on an exact game; by value, so that it reaches processes without this module."""
+    """A trial's training on an exact game; a closure, so that it reaches processes without this module."""
 
-    def teach(trial):
+    def setup_fn(trial):
         import switch_mdps
 
         from atlas_ray.switching.policy import SwitchConfig
-        from atlas_ray.switching.tasks import Lesson
+        from atlas_ray.switching.tasks import TrainingSetup
 
         mdp, settings = switch_mdps.MDPS[name], trial.recipe.switch
         cost, budget = next(iter(settings.costs), None), next(iter(settings.budgets), None)
-        terms = SwitchConfig(mdp.code.shape[1], (128, 64), mdp.models, budget, cost)
+        config = SwitchConfig(mdp.code.shape[1], (128, 64), mdp.models, budget, cost)
 
         def evaluate(policy):
             value = switch_mdps.value(mdp, policy.greedy, 0.98, cost or 0.0, budget)
             return {"objective": value, "return": value, "success": value, "calls": 0.0}
 
-        return Lesson(settings, terms, switch_mdps.maker(name, budget, cost or 0.0), evaluate, 0, trial.number)
+        return TrainingSetup(settings, config, switch_mdps.maker(name, budget, cost or 0.0), evaluate, 0, trial.number)
 
-    return teach
+    return setup_fn
 
 
 def chain_recipe(models, space, sweep=(), **switch):
@@ -296,7 +296,7 @@ def test_a_state_of_another_trial_is_gone_on_from_with_ones_own_values(ray_sessi
         same = {"recipe": recipe.model_dump(mode="json", exclude_unset=True), "run_dir": str(tmp_path), "logs": None}
         info = {TRIAL_INFO: SimpleNamespace(trial_name=f"{number:04d}")}
         return TrialDQN(
-            {"point": point, **same, "path": [], "metric": "success", "teach": on_a_chain("chain-6"), **info}
+            {"point": point, **same, "path": [], "metric": "success", "setup_fn": on_a_chain("chain-6"), **info}
         )
 
     one, two = start(0), start(1)
@@ -453,7 +453,7 @@ def test_a_killed_sweep_of_the_switch_goes_on(models, tmp_path):
         assert steps[-2] < 400 <= steps[-1]
         # the last is as long as what was left
         gaps = [after - before for before, after in pairwise([0, *steps[:-1]])]
-        assert all(40 <= gap < 80 for gap in gaps), "no stretch is trained twice, and none left out"
+        assert all(40 <= gap < 80 for gap in gaps), "no step is trained twice, and none left out"
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,8 +17,6 @@ from .raw_files import is_parquet, parquet_rows, text_lines, whole_text
 
 KEYS = ("conversations", "messages", "steps")
 """Under which a record has its turns: AgentTraj-L and ShareGPT, OpenAI messages, our own JSONL."""
-_OPEN = re.compile(r"[ \t\n\r]*(\[)[ \t\n\r]*")
-_NEXT = re.compile(r"[ \t\n\r]*([,\]])[ \t\n\r]*")
 _GAP = re.compile(r"[ \t\n\r]*")
 
 
@@ -50,7 +49,10 @@ class _Row:
 def read_records(
     path: str | Path, on_error: OnError, dropped: list[InputError] | None, peek: bool = False
 ) -> Iterator[Record]:
-    """Every record of a file. Of lines and of parquet few are in memory at a time; else the text is, and one value.
+    """Every record of a file.
+
+    Of lines and of parquet few are in memory at a time, of objects that span lines the text and one value. An array is
+    in memory as a whole, and shrinks as its records are taken.
 
     Args:
         path: the file.
@@ -130,7 +132,7 @@ def _text(path: Path, peek: bool) -> Iterator[_Row]:
     start, first, alone = _glance(path, peek)
     value = _loaded(first)
     if start == "[" and (alone or value is None):
-        yield from _array(whole_text(path), path, peek)
+        yield from _array(path, peek)
         return
     if start == "{" and value is None and _goes_on(first):
         text = whole_text(path)
@@ -152,37 +154,36 @@ def _glance(path: Path, peek: bool) -> tuple[str, str, bool]:
     return start, "" if start == "[" and lines == 1 else first, lines == 1
 
 
-def _array(text: str, path: Path, peek: bool) -> Iterator[_Row]:
-    """The values of a file's only array; the array itself where it holds turns. A broken one gives none."""
-    reader = _Reader()
-    try:
-        starts = list(islice(_starts(text), 1 if peek else None))
-        first = reader.decode(text, starts[0])[0]
-        turns = reader.decode(text, _after_gap(text, 0))[:2] if is_turn(first) else None
-    except (ValueError, RecursionError):
-        _check_json(text, path)  # which an empty one passes
+def _array(path: Path, peek: bool) -> Iterator[_Row]:
+    """The values of a file's only array; the array itself where it holds turns."""
+    decoder = _Decoder()
+    values = _array_values(decoder, whole_text(path), path, peek)
+    if values and is_turn(values[0]):
+        yield _Row(value=values, flaw=decoder.flaw(values))
         return
-    if turns:
-        yield _Row(value=turns[0], flaw=turns[1])
-        return
-    for number, start in enumerate(starts):
-        value, flaw, _ = reader.decode(text, start)
-        yield _Row(place=f"[{number}]", value=value, flaw=flaw)
+    for number, value in enumerate(values):
+        values[number] = None  # the reader may keep little of each, and all of them are large
+        yield _Row(place=f"[{number}]", value=value, flaw=decoder.flaw(value))
 
 
-def _starts(text: str) -> Iterator[int]:
-    """Where the values of an array begin.
+def _array_values(decoder: _Decoder, text: str, path: Path, peek: bool) -> list[Any]:
+    """The values of an array; with ``peek`` the first alone, unless it is a turn.
 
     Raises:
-        ValueError: it is not an array with something in it.
-        RecursionError: it is too deep.
+        InputError: it is not JSON; names the line and the column.
     """
-    decoder, mark = json.JSONDecoder(), _OPEN.match(text)
-    while mark and mark[1] != "]":
-        yield mark.end()
-        mark = _NEXT.match(text, decoder.raw_decode(text, mark.end())[1])
-    if not mark or mark.end() < len(text):
-        raise ValueError
+    if peek:
+        with suppress(ValueError, RecursionError):
+            first, _ = decoder.decode_at(text, _after_gap(text, _after_gap(text, 0) + 1))
+            if not is_turn(first):
+                return [first]
+    try:
+        values: list[Any] = decoder.decode(text)
+        return values
+    except json.JSONDecodeError as error:
+        raise InputError(f"not JSON at column {error.colno}: {error.msg}", path, error.lineno) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not JSON that can be read: {error}", path) from None
 
 
 def _stream(text: str, peek: bool) -> list[int]:
@@ -199,11 +200,11 @@ def _stream(text: str, peek: bool) -> list[int]:
 
 
 def _objects(text: str, starts: list[int], path: Path) -> Iterator[_Row]:
-    reader, line, before = _Reader(), 1, 0
+    decoder, line, before = _Decoder(), 1, 0
     for start in starts:
         line, before = line + text.count("\n", before, start), start
-        value, flaw, _ = reader.decode(text, start)
-        row = _Row(line=line, value=value, flaw=flaw)
+        value, _ = decoder.decode_at(text, start)
+        row = _Row(line=line, value=value, flaw=decoder.flaw(value))
         if len(starts) == 1 and isinstance(value, dict) and not turns_key(value):
             yield from _unwrapped(value, path, row)
         else:
@@ -236,26 +237,37 @@ def _holds_turns(value: object) -> bool:
 # --- JSON ---
 
 
-class _Reader:
+class _Decoder(json.JSONDecoder):
     """A decoder that notes what Python's own lets pass: a key twice in an object."""
 
     def __init__(self) -> None:
-        self._flaw = ""
-        self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
+        super().__init__(object_pairs_hook=self._object)
+        self._flaws = dict[int, tuple[object, str]]()
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
         if len(made) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
-            self._flaw = self._flaw or f"has the key {twice!r} twice in one object: which one counts?"
+            # held by its flaw, or another object would get its id
+            self._flaws[id(made)] = made, f"has the key {twice!r} twice in one object: which one counts?"
         return made
 
-    def decode(self, text: str, start: int) -> tuple[Any, str, int]:
-        """(value, what is wrong with it or nothing, where it ends) of the value at ``start``."""
-        self._flaw = ""
-        value, end = self._decoder.raw_decode(text, start)
-        return value, self._flaw, end
+    def decode_at(self, text: str, start: int) -> tuple[Any, int]:
+        """(value, where it ends) of the value at ``start``; its flaws and no others are known from now on."""
+        self._flaws.clear()
+        return self.raw_decode(text, start)
+
+    def flaw(self, value: object) -> str:
+        """What is wrong with a value that was decoded, or nothing."""
+        parts = [value] if self._flaws else []
+        while parts:
+            part = parts.pop()
+            if id(part) in self._flaws:
+                return self._flaws[id(part)][1]
+            if isinstance(part, dict | list):
+                parts += part.values() if isinstance(part, dict) else part
+        return ""
 
 
 def _loaded(text: str) -> Any:
@@ -284,12 +296,12 @@ def _after_gap(text: str, at: int) -> int:
 
 def _values(text: str, path: Path, line: int) -> list[_Row]:
     """The values of a line; several where they stand one after another, as in a file whose lines end in CR alone."""
-    reader, rows, at = _Reader(), list[_Row](), _after_gap(text, 0)
+    decoder, rows, at = _Decoder(), list[_Row](), _after_gap(text, 0)
     try:
         while at < len(text) and (not rows or text[at] in "{["):
             here = line + text.count("\r", 0, at)
-            value, flaw, end = reader.decode(text, at)
-            rows.append(_Row(line=here, value=value, flaw=flaw))
+            value, end = decoder.decode_at(text, at)
+            rows.append(_Row(line=here, value=value, flaw=decoder.flaw(value)))
             at = _after_gap(text, end)
         if at < len(text):
             json.loads(text)  # which names the place
@@ -300,17 +312,3 @@ def _values(text: str, path: Path, line: int) -> list[_Row]:
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets a thousand deep
         raise InputError(f"not JSON that can be read: {error}", path, line) from None
     return rows
-
-
-def _check_json(text: str, path: Path) -> None:
-    """Say what is wrong with a file's only value.
-
-    Raises:
-        InputError: something is; names the line and the column.
-    """
-    try:
-        json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"not JSON at column {error.colno}: {error.msg}", path, error.lineno) from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"not JSON that can be read: {error}", path) from None

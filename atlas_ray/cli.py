@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import envs
-
+from . import envs
 from .cli_arguments import overrides, parser
 from .cluster.causes import culprit, described, passes
 from .cluster.container import cores, quota

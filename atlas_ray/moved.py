@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 _PACKAGE = __name__.rpartition(".")[0]
+_ENVS = f"{_PACKAGE}.envs"
 MOVED = {
     "agent_spec": "agents.spec",
     "chat": "agents.chat_agent",
@@ -110,14 +112,31 @@ class _Finder(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         package, _, name = fullname.partition(".")
-        if package != _PACKAGE or name not in MOVED:
+        if package == _PACKAGE and name in MOVED:
+            new = f"{_PACKAGE}.{MOVED[name]}"
+        elif package == "envs" and name and sys.modules.get("envs") is sys.modules.get(_ENVS, self):
+            new = f"{_ENVS}.{name}"
+        else:
             return None
-        new = f"{_PACKAGE}.{MOVED[name]}"
         warnings.warn(f"{fullname} is now {new}", DeprecationWarning, stacklevel=2)
         return ModuleSpec(fullname, _Alias(new))
+
+
+class _LastFinder(MetaPathFinder):
+    """Serves ``envs`` where nobody else does, for pickles that are loaded away from the checkout."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != "envs":
+            return None
+        warnings.warn(f"envs is now {_ENVS}", DeprecationWarning, stacklevel=2)
+        return ModuleSpec(fullname, _Alias(_ENVS))
 
 
 def install() -> None:
     """Let old names be imported."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())  # an editable install looks into its own folder for any name
+        if (Path(__file__).parent / "envs").is_symlink():  # a checkout
+            sys.meta_path.append(_LastFinder())

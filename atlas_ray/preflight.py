@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import envs
-
+from . import envs
 from .agents.rendering_chat import make_renderer
 from .agents.rollout import env_spec
 from .engines.base import own_context

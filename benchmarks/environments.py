@@ -17,7 +17,7 @@ from typing import Any
 
 import gymnasium as gym
 
-import envs
+from atlas_ray import envs
 
 Play = Callable[[int], tuple[int, float, float]]
 """Plays the episode of a seed: steps, seconds spent in steps, seconds spent in the reset."""
@@ -120,7 +120,7 @@ def textworld_express() -> Iterator[tuple[str, Play, Play]]:
 def textworld() -> Iterator[tuple[str, Play, Play]]:
     import textworld as upstream
 
-    from envs.textworld import make_game
+    from atlas_ray.envs.textworld import make_game
 
     for task in ("cooking-hard", "coin-collector-20"):
         ours, paths = envs.make(f"TextWorld/{task}"), dict[int, list[str]]()

@@ -19,7 +19,7 @@ from statistics import median
 import torch
 import uvicorn
 
-import envs
+from atlas_ray import envs
 from atlas_ray.agents.rollout import EnvSpec
 from atlas_ray.agents.token_agent import Agent
 from atlas_ray.engines import TransformersEngine

@@ -27,7 +27,7 @@ import numpy as np
 import switch_mdps
 import torch
 
-import envs
+from atlas_ray import envs
 from atlas_ray.agents.rollout import env_spec
 from atlas_ray.errors import InputError
 from atlas_ray.recipe.loading import Recipe, Switch

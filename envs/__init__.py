@@ -1,10 +1,19 @@
-"""Gymnasium text environments: ``gym.make("envs:BabyAIText/GoToLocal-v0")``."""
+"""Gymnasium text environments: ``gym.make("atlas_ray.envs:BabyAIText/GoToLocal-v0")``."""
 
 from __future__ import annotations
 
-from . import agentgym, alfworld, science_world, textworld, textworld_express
+if __name__ == "envs":  # imported by its old name, in a checkout: there is one module, whatever it is called
+    import sys
+    import warnings
+    from importlib import import_module
+
+    warnings.warn("envs is now atlas_ray.envs", DeprecationWarning, stacklevel=2)
+    sys.modules[__name__] = import_module("atlas_ray.envs")
+    globals().update(vars(sys.modules[__name__]))  # so that what follows imports nothing under the old name
+
+from . import families  # noqa: F401  (registers them)
 from .babyai_expert import BabyAIExpert
-from .babyai_text import BabyAIText, levels
+from .babyai_text import BabyAIText
 from .core import (
     SPLITS,
     EnvironmentDiedError,
@@ -23,6 +32,7 @@ from .registry import (
     arguments,
     drain,
     environment_class,
+    foreign_module,
     full_id,
     ids,
     lease,
@@ -52,6 +62,7 @@ __all__ = [
     "arguments",
     "drain",
     "environment_class",
+    "foreign_module",
     "full_id",
     "ids",
     "lease",
@@ -60,62 +71,3 @@ __all__ = [
     "register",
     "release",
 ]
-
-register(Family("BabyAIText", "envs.babyai_text:BabyAIText", lambda: list(levels()), lambda: None))
-register(
-    Family(
-        "ScienceWorld",
-        "envs.science_world:ScienceWorld",
-        lambda: [f"{task}-v0" for task in science_world.VARIATIONS],
-        science_world.SIMULATOR.missing,
-    )
-)
-register(
-    Family(
-        "TextWorldExpress",
-        "envs.textworld_express:TextWorldExpress",
-        lambda: [f"{game}-v0" for game in textworld_express.GAMES],
-        textworld_express.SIMULATOR.missing,
-    )
-)
-register(
-    Family(
-        "AgentGym",
-        "envs.agentgym:AgentGym",
-        lambda: agentgym.TASKS,
-        agentgym.missing,
-        lambda task: agentgym.missing(task) is None,
-    )
-)
-register(
-    Family(
-        "AgentGymBabyAI",
-        "envs.agentgym_dialect:BabyAIAgentGym",
-        lambda: ["babyai-v0"],
-        lambda: None,
-    )
-)
-register(
-    Family(
-        "AgentGymSciWorld",
-        "envs.science_world:SciWorldAgentGym",
-        lambda: ["sciworld-v0"],
-        science_world.SIMULATOR.missing,
-    )
-)
-register(
-    Family(
-        "TextWorld",
-        "envs.textworld:TextWorld",
-        lambda: [f"{task}-v0" for task in textworld.tasks()],
-        textworld.missing,
-    )
-)
-register(
-    Family(
-        "ALFWorld",
-        "envs.alfworld:ALFWorld",
-        lambda: [f"{task}-v0" for task in alfworld.tasks()],
-        alfworld.missing,
-    )
-)

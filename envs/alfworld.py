@@ -1,8 +1,8 @@
 """ALFWorld (Shridhar et al. 2021, arXiv 2010.03768): its text games, played by textworld's PDDL logic.
 
-``gym.make("envs:ALFWorld/pick_and_place_simple-v0")`` gives one. Needs the extra ``alfworld`` and the games, which
-``alfworld-download`` puts under ``$ALFWORLD_DATA``. textworld evaluates parts of a game file's grammar as Python code:
-play files from a source that you trust.
+``gym.make("atlas_ray.envs:ALFWorld/pick_and_place_simple-v0")`` gives one. Needs the extra ``alfworld`` and the games,
+which ``alfworld-download`` puts under ``$ALFWORLD_DATA``. textworld evaluates parts of a game file's grammar as Python
+code: play files from a source that you trust.
 """
 
 from __future__ import annotations

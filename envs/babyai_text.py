@@ -1,6 +1,6 @@
 """BabyAI-Text: the BabyAI levels of minigrid as text (Carta et al. 2023, arXiv 2302.02662, wording of their code).
 
-``gym.make("envs:BabyAIText/GoToLocal-v0")`` gives one; :func:`describe` words a view.
+``gym.make("atlas_ray.envs:BabyAIText/GoToLocal-v0")`` gives one; :func:`describe` words a view.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {}
+_OLD = "envs"  # of this package, in names of an older version
 
 
 def register(family: Family) -> None:
@@ -66,20 +68,37 @@ def full_id(name: str) -> str:
     Raises:
         UnknownEnvironmentError: no such environment; the message names the nearest ones.
     """
-    module, colon, rest = name.rpartition(":")
-    if colon and module != "envs":
+    module, _, rest = name.rpartition(":")
+    if foreign_module(name):
         return _foreign(module, rest)
-    family, slash, task = rest.partition("/")
-    if not slash:
-        family, task = "BabyAIText", rest
+    if module == _OLD:
+        warnings.warn(f"{name} is now {__package__}:{rest}", DeprecationWarning, stacklevel=2)
+    family, task = _parts(rest)
     if family not in FAMILIES:
         raise UnknownEnvironmentError(f"no environment named {rest!r}{_near(family, FAMILIES)}")
     known = FAMILIES[family].tasks()
-    for candidate in (task, f"{task}-v0", f"{task}-v1"):
-        if candidate in known:
-            return f"{family}/{candidate}"
+    if (found := _versioned(task, known)) is not None:
+        return f"{family}/{found}"
     kind = "BabyAI level" if family == "BabyAIText" else f"{family} task"
     raise UnknownEnvironmentError(f"no {kind} named {task!r}{_near(task, [k.rsplit('-', 1)[0] for k in known])}")
+
+
+def foreign_module(name: str) -> str:
+    """The module that a name has Python import, empty for an environment of this package."""
+    module, _, rest = name.rpartition(":")
+    if module == _OLD:
+        family, task = _parts(rest)
+        return "" if family in FAMILIES and _versioned(task, FAMILIES[family].tasks()) else module
+    return "" if module == __package__ else module
+
+
+def _parts(name: str) -> tuple[str, str]:
+    family, slash, task = name.partition("/")
+    return (family, task) if slash else ("BabyAIText", name)
+
+
+def _versioned(task: str, known: Sequence[str]) -> str | None:
+    return next((name for name in (task, f"{task}-v0", f"{task}-v1") if name in known), None)
 
 
 def _near(name: str, known: Any) -> str:
@@ -109,7 +128,7 @@ def environment_class(name: str) -> type[TextEnv]:
     entry = gym.registry[full.rpartition(":")[2]].entry_point
     found = gym.envs.registration.load_env_creator(entry) if isinstance(entry, str) else entry
     if not (isinstance(found, type) and issubclass(found, TextEnv)):
-        raise UnknownEnvironmentError(f"{full} is no subclass of envs.TextEnv")
+        raise UnknownEnvironmentError(f"{full} is no subclass of atlas_ray.envs.TextEnv")
     return found
 
 

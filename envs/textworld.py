@@ -1,6 +1,6 @@
 """TextWorld games (Côté et al. 2018, arXiv 1806.11532), made on this machine and played by their Z-machine files.
 
-``gym.make("envs:TextWorld/cooking-v0")`` gives one. Needs the extra ``textworld``.
+``gym.make("atlas_ray.envs:TextWorld/cooking-v0")`` gives one. Needs the extra ``textworld``.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-import envs
+from atlas_ray import envs
 from atlas_ray.agents.rendering import Renderer
 from atlas_ray.models.loading import load_model, load_tokenizer
 from atlas_ray.trajectory import Annotation, Step, Trajectory, cap, read_annotations, read_trajectories

@@ -20,7 +20,7 @@ def ask(url, body=None, method="POST"):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8008")
-    parser.add_argument("--env", default="envs:BabyAIText/GoToLocalS6N4-v0")
+    parser.add_argument("--env", default="atlas_ray.envs:BabyAIText/GoToLocalS6N4-v0")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-steps", type=int, default=20)
     options = parser.parse_args()

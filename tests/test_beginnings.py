@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from agentgym_server import broken, drop, hang, quick, raw, serving, vanish  # noqa: F401
 
-import envs
-from atlas_ray import preflight
+from atlas_ray import envs, preflight
 from atlas_ray.agents.rollout import Beginnings, EnvSpec, play
 from atlas_ray.data.replies import Replies
 from atlas_ray.errors import AtlasError, EnvironmentGoneError, InputError
@@ -191,7 +190,7 @@ def test_a_server_that_comes_back_in_time_loses_nothing(serve, tmp_path):
     server.kill()
     timer = threading.Timer(0.3, lambda: serve("textcraft", port=server.port))
     timer.start()
-    from envs import agentgym_http
+    from atlas_ray.envs import agentgym_http
 
     agentgym_http.FIRST_PAUSE, pause = 0.05, agentgym_http.FIRST_PAUSE
     try:

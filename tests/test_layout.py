@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import atlas_ray
+from atlas_ray import envs
 from atlas_ray.moved import MOVED
 
 ROOT = Path(atlas_ray.__file__).parent
@@ -33,21 +35,25 @@ FLOORS = (
 )
 """From the ground up; docs/architecture.md has the same."""
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-MODULES = {
-    ".".join(("atlas_ray", *p.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
-    for p in ROOT.rglob("*.py")
-}
+FILES = sorted(ROOT.rglob("*.py")) + sorted((ROOT / "envs").glob("*.py"))  # (rglob follows no link)
+
+
+def module_of(path):
+    return ".".join(("atlas_ray", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
 
 
 def room(module):
     parts = module.split(".")
-    return parts[0] if len(parts) == 1 or parts[0] == "envs" else parts[1]
+    return parts[0] if len(parts) == 1 else parts[1]
+
+
+MODULES = {module_of(path) for path in FILES}
 
 
 def imported(path):
     """Modules of ours that a file imports, at its head or later."""
-    module = ".".join(("atlas_ray", *path.relative_to(ROOT).with_suffix("").parts))
-    package = module.removesuffix(".__init__") if path.name == "__init__.py" else module.rpartition(".")[0]
+    module = module_of(path)
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (a.name for a in node.names)
@@ -59,11 +65,11 @@ def imported(path):
 
 
 def arrows():
-    for path in sorted(ROOT.rglob("*.py")):
-        here = room(".".join(("atlas_ray", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"))
+    for path in FILES:
+        here = room(module_of(path))
         for module in imported(path):
             there = room(module)
-            if module.split(".")[0] in ("atlas_ray", "envs") and there != here:
+            if module.split(".")[0] == "atlas_ray" and there != here:
                 yield here, there, f"{path.relative_to(ROOT)} imports {module}"
 
 
@@ -74,19 +80,6 @@ def test_every_arrow_points_down():
     assert [what for here, there, what in found if FLOOR[there] >= FLOOR[here]] == []
 
 
-def test_environments_import_nothing_of_the_package():
-    envs = ROOT.parent / "envs"
-    assert [p.name for p in envs.glob("*.py") if "atlas_ray" in {n.split(".")[0] for n in imports_of(p)}] == []
-
-
-def imports_of(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (a.name for a in node.names)
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            yield node.module
-
-
 def test_few_modules_stand_at_the_root_and_every_package_says_what_it_is():
     assert len(list(ROOT.glob("*.py"))) <= 10
     for package in ROOT.glob("*/__init__.py"):
@@ -94,7 +87,7 @@ def test_few_modules_stand_at_the_root_and_every_package_says_what_it_is():
 
 
 def test_modules_stay_short():
-    assert [str(p) for p in ROOT.rglob("*.py") if len(p.read_text(encoding="utf-8").splitlines()) > 400] == []
+    assert [str(p) for p in FILES if len(p.read_text(encoding="utf-8").splitlines()) > 400] == []
 
 
 @pytest.mark.parametrize("old", sorted(MOVED))
@@ -135,3 +128,65 @@ def test_a_class_that_was_pickled_under_an_old_name_is_found():
 
     data = pickle.dumps(Step, protocol=0).replace(b"atlas_ray.data.records", b"atlas_ray.records")
     assert pickle.loads(data) is Step
+
+
+ALIAS = """
+import json, sys, warnings
+{before}
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    {old}
+import atlas_ray.envs.core, atlas_ray.envs.conformance, gymnasium
+import envs.core, envs.conformance
+same = (
+    sys.modules["envs"] is atlas_ray.envs
+    and envs.core is atlas_ray.envs.core
+    and envs.conformance is atlas_ray.envs.conformance
+    and atlas_ray.envs.__spec__.name == atlas_ray.envs.__name__ == "atlas_ray.envs"
+    and type(atlas_ray.envs.make("GoToLocal")).__module__ == "atlas_ray.envs.babyai_text"
+)
+print(json.dumps([same, sorted(set(str(w.message) for w in told if w.category is DeprecationWarning))]))
+"""
+EDITABLE = """
+sys.meta_path[:] = [f for f in sys.meta_path if not f.__module__.startswith('__editable__')]
+import atlas_ray
+"""
+CORE = ["envs is now atlas_ray.envs", "envs.core is now atlas_ray.envs.core"]
+
+
+@pytest.mark.parametrize(
+    ("old", "warned", "elsewhere"),
+    [
+        ("import atlas_ray.envs, envs.core", CORE, False),
+        ("import pickle; pickle.loads(b'cenvs.core\\nTextEnv\\n.')", CORE, False),
+        ("import pickle; pickle.loads(b'cenvs.core\\nTextEnv\\n.')", CORE, True),
+        ("import gymnasium; gymnasium.make('envs:BabyAIText/GoToLocal-v0')", CORE[:1], False),
+    ],
+)
+def test_in_a_checkout_envs_is_the_same_package_with_a_warning(old, warned, elsewhere, tmp_path):
+    before, path = "", ROOT.parent
+    if elsewhere:  # as in an editable install away from the checkout: atlas_ray is found, the folder above it is not
+        (tmp_path / "atlas_ray").symlink_to(ROOT)
+        before, path = EDITABLE, tmp_path
+    done = subprocess.run(
+        [sys.executable, "-c", ALIAS.format(before=before, old=old)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(path)},
+    )
+    same, told = json.loads(done.stdout)
+    assert same
+    assert set(warned) <= set(told)
+
+
+def test_old_ids_of_environments_still_work_with_a_warning():
+    with pytest.warns(DeprecationWarning, match="atlas_ray.envs:GoToLocal"):
+        assert envs.full_id("envs:GoToLocal") == envs.full_id("atlas_ray.envs:GoToLocal") == "BabyAIText/GoToLocal-v0"
+    assert [envs.foreign_module(f"{name}/GoToLocal") for name in ("atlas_ray.envs:BabyAIText", "BabyAIText")] == [
+        "",
+        "",
+    ]
+    assert envs.foreign_module("envs:BabyAIText/GoToLocal") == ""
+    assert envs.foreign_module("envs:Doors/Three-v0") == "envs"  # a package of the user's own

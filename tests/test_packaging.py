@@ -59,16 +59,20 @@ def installed(built, tmp_path_factory):
 
 
 def sources():
-    """Files of the two packages."""
-    found = {p.relative_to(ROOT).as_posix() for room in ("atlas_ray", "envs") for p in (ROOT / room).rglob("*")}
-    return {name for name in found if (ROOT / name).is_file() and "__pycache__" not in name}
+    """Files of the package, as they are installed."""
+    found = [*(ROOT / "atlas_ray").rglob("*"), *(ROOT / "atlas_ray" / "envs").rglob("*")]  # (rglob follows no link)
+    return {p.relative_to(ROOT).as_posix() for p in found if p.is_file() and "__pycache__" not in p.parts}
 
 
-def test_the_wheel_holds_the_two_packages_whole_and_nothing_else(built):
+def test_the_wheel_holds_the_package_whole_and_nothing_else(built):
     names = set(zipfile.ZipFile(built[1]).namelist())
     about = {name for name in names if ".dist-info/" in name}
     assert names - about == sources()
-    assert {"atlas_ray/weights/tiny-quick/model.safetensors", "atlas_ray/recipes/demo.toml"} < names
+    assert {
+        "atlas_ray/envs/core.py",
+        "atlas_ray/weights/tiny-quick/model.safetensors",
+        "atlas_ray/recipes/demo.toml",
+    } < names
     assert any(name.endswith("licenses/LICENSE") for name in about)
 
 
@@ -83,12 +87,45 @@ def test_the_source_distribution_holds_what_builds_the_wheel_and_the_lock_but_no
 def test_both_entry_points_of_the_installed_wheel_work_from_anywhere(installed, tmp_path):
     folder, environment = installed
     options = {"cwd": tmp_path, "env": environment}
-    where = run(sys.executable, "-c", "import atlas_ray, envs; print(atlas_ray.__file__, envs.__file__)", **options)
+    where = run(
+        sys.executable, "-c", "import atlas_ray, atlas_ray.envs as e; print(atlas_ray.__file__, e.__file__)", **options
+    )
     assert where.count(str(folder)) == 2
     for command in ((folder / "bin" / "atlas-ray",), (sys.executable, "-m", "atlas_ray")):
         assert run(*command, "--version", **options) == f"atlas-ray {PROJECT['version']}\n"
         assert json.loads(run(*command, "demo", "--dry-run", **options))["name"] == "demo"
     assert list(tmp_path.iterdir()) == []
+
+
+FOREIGN = """
+import sys
+sys.meta_path[:] = [f for f in sys.meta_path if not f.__module__.startswith("__editable__")]
+from atlas_ray import envs
+from atlas_ray.cli import main
+
+env = envs.make("atlas_ray.envs:BabyAIText/GoToLocal-v0")
+env.reset(seed=0)
+expert, info, over = env.expert(), {}, False
+while not over:
+    _, _, terminated, truncated, info = env.step(expert.act().action)
+    over = terminated or truncated
+print(env.__module__, info["success"], envs.full_id("envs:Mine-v0"))
+import envs
+print(envs.MINE)
+"""
+
+
+def test_the_wheel_works_beside_a_folder_envs_of_the_users(installed, tmp_path):
+    folder, environment = installed
+    (tmp_path / "envs").mkdir()
+    (tmp_path / "envs" / "__init__.py").write_text(
+        "import gymnasium\nMINE = 'mine'\ngymnasium.register('Mine-v0', entry_point='envs:Mine')\n"
+    )
+    options = {"cwd": tmp_path, "env": environment}
+    assert not (folder / "envs").exists()
+    assert json.loads(run(sys.executable, "-m", "atlas_ray", "demo", "--dry-run", **options))["name"] == "demo"
+    out = run(sys.executable, "-c", FOREIGN, **options)
+    assert out == "atlas_ray.envs.babyai_text True envs:Mine-v0\nmine\n"
 
 
 @pytest.mark.slow

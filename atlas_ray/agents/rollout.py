@@ -9,8 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 
-import envs
-
+from .. import envs
 from ..data.records import Step
 from ..data.replies import Replies
 from ..errors import EnvironmentGoneError

@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
-import envs
-
+from .. import envs
 from ..errors import InputError, WorkerFailedError
 from ..recipe.loading import Recipe
 from ..rundir import logs

@@ -9,10 +9,9 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-import envs
-from envs import conformance
-
+from .. import envs
 from ..cluster.container import cores
+from ..envs import conformance
 from .checks import examine
 from .facts import gather, java_version
 

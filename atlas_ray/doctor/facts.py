@@ -23,8 +23,7 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-import envs
-
+from .. import envs
 from ..cluster import address as cluster
 from ..cluster import container as limits
 from ..cluster.container import memory_limit, number, quota, seen

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-import envs
+from .. import envs
 
 
 def _environment(name: str) -> str:

@@ -8,8 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-import envs
-
+from .. import envs
 from ..data.thinking import THINKING, tag_pair
 from .base import Environment, Positive, Section, distinct
 from .finetune import Finetune

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import envs
-
+from .. import envs
 from ..agents.rollout import EnvSpec, Start, env_spec, fresh, train_specs, unbegun
 from ..data.records import Trajectory
 from ..recipe.loading import Recipe
@@ -178,8 +177,8 @@ def replay_specs(recipe: Recipe, trajectories: Iterable[Trajectory]) -> tuple[Sp
     found: dict[str, EnvSpec | tuple[EnvSpec, ...]] = {}
     problems: dict[str, str] = {}
     for name in dict.fromkeys(t.env for t in trajectories):
-        module = name.rpartition(":")[0]
-        if module not in ("", "envs") and module not in sys.modules and name not in named:
+        module = envs.foreign_module(name)
+        if module and module not in sys.modules and name not in named:
             # a file of data must not choose what is imported
             problems[name] = (
                 f"its environment is of the module {module}: name {name!r} in [environments] to have it played"

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import envs
-
+from .. import envs
 from ..agents.rollout import Beginnings, Start, fresh, play
 from ..agents.token_agent import Agent
 from ..data.records import Annotation, Trajectory, cap

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import envs
-
+from .. import envs
 from ..agents.rollout import EnvSpec
 from .asking import Asked
 

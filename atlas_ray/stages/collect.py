@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import envs
-
+from .. import envs
 from ..agents.rollout import TRAIN, Beginnings, EnvSpec, env_spec, seed_block
 from ..cluster.worker_state import WorkerState
 from ..cluster.workers import ActorPool, chunks

@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-import envs
-
+from .. import envs
 from ..agents.rollout import EnvSpec, Start, fresh
 from ..data.records import Step, Trajectory
 

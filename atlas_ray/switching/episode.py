@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import envs
-
+from .. import envs
 from ..agents.rollout import NOWHERE, EnvSpec, fresh
 from ..agents.token_agent import Decision, LostAnswer
 from ..data.records import Step

@@ -7,8 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
-import envs
-
+from .. import envs
 from ..agents.chat_agent import ChatAgent
 from ..agents.spec import agent_spec
 from ..agents.token_agent import Decision, Player

@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-import envs
-
+from .. import envs
 from ..agents.rollout import Beginnings, EnvSpec, decision_seed
 from ..agents.token_agent import NO_ANSWER, Agent, Decision, LostAnswer
 from ..data.records import Step

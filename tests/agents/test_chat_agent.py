@@ -7,7 +7,7 @@ import dying_env
 import pytest
 from chat_server import ChatServer, answer, status
 
-import envs
+from atlas_ray import envs
 from atlas_ray.agents.chat_agent import ChatAgent
 from atlas_ray.agents.rollout import EnvSpec, fresh, play
 from atlas_ray.agents.token_agent import Decision, LostAnswer

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-import envs
+from atlas_ray import envs
 from atlas_ray.agents.rendering import Renderer
 from atlas_ray.agents.rollout import EnvSpec, fresh, play
 from atlas_ray.agents.token_agent import Agent

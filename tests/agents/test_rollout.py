@@ -5,7 +5,7 @@ import json
 import dying_env
 import pytest
 
-import envs
+from atlas_ray import envs
 from atlas_ray.agents.rollout import EnvSpec, env_spec, fresh, play
 from atlas_ray.agents.token_agent import Decision
 from atlas_ray.engines.base import Meter

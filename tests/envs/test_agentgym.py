@@ -5,8 +5,8 @@ import pytest
 from agentgym_server import GOAL, KINDS_THAT_CLOSE, TOOLS, quick, serving  # noqa: F401
 from gymnasium.utils.env_checker import check_env
 
-from envs import EnvironmentDiedError, MissingExtraError, UnknownEnvironmentError
-from envs.agentgym import SERVERS, TASKS, AgentGym, missing, variable
+from atlas_ray.envs import EnvironmentDiedError, MissingExtraError, UnknownEnvironmentError
+from atlas_ray.envs.agentgym import SERVERS, TASKS, AgentGym, missing, variable
 
 RIGHT = {t: "right with Action Input: {}" for t in TOOLS}
 

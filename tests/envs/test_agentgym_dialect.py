@@ -9,8 +9,8 @@ from gymnasium.utils.env_checker import check_env
 from minigrid.core.grid import Grid
 from minigrid.core.world_object import Ball, Box, Door, Key
 
-from envs import BabyAIText, UnknownEnvironmentError
-from envs.agentgym_dialect import (
+from atlas_ray.envs import BabyAIText, UnknownEnvironmentError
+from atlas_ray.envs.agentgym_dialect import (
     BABYAI_LEVELS,
     INSTRUCTIONS,
     SCIWORLD_TASKS,
@@ -22,9 +22,9 @@ from envs.agentgym_dialect import (
     sciworld_item,
     sciworld_score,
 )
-from envs.agentgym_macros import MacroGame
-from envs.babyai_text import levels
-from envs.science_world import VARIATIONS
+from atlas_ray.envs.agentgym_macros import MacroGame
+from atlas_ray.envs.babyai_text import levels
+from atlas_ray.envs.science_world import VARIATIONS
 
 FORWARD, PICKUP, DROP, TOGGLE = 2, 3, 4, 5
 

@@ -8,8 +8,8 @@ import gymnasium as gym
 import pytest
 from agentgym_server import broken, drop, hang, quick, raw, serving, vanish  # noqa: F401
 
-from envs import EnvironmentDiedError, agentgym_http
-from envs.agentgym import AgentGym
+from atlas_ray.envs import EnvironmentDiedError, agentgym_http
+from atlas_ray.envs.agentgym import AgentGym
 
 
 def until(condition):

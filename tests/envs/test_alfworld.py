@@ -17,9 +17,9 @@ import gymnasium as gym
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from envs import alfworld as module
-from envs.alfworld import FOLDERS, TYPES, ALFWorld, missing
-from envs.core import ExpertGaveUpError, MissingExtraError, UnknownEnvironmentError
+from atlas_ray.envs import alfworld as module
+from atlas_ray.envs.alfworld import FOLDERS, TYPES, ALFWorld, missing
+from atlas_ray.envs.core import ExpertGaveUpError, MissingExtraError, UnknownEnvironmentError
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("textworld", "fast_downward", "alfworld")
@@ -188,7 +188,7 @@ def test_unknown_tasks_are_refused(installed):
 
 
 def test_the_module_itself_imports_nothing_of_textworld():
-    code = "import sys; import envs.alfworld; sys.exit('textworld' in sys.modules or 'fast_downward' in sys.modules)"
+    code = "import sys; import atlas_ray.envs.alfworld; sys.exit(bool({'textworld', 'fast_downward'} & {*sys.modules}))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
@@ -387,7 +387,7 @@ def test_threads_play_side_by_side(there):
 SCRIPT = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from envs.alfworld import ALFWorld
+from atlas_ray.envs.alfworld import ALFWorld
 env = ALFWorld("pick_clean_then_place_in_recep-v0")
 said = [env.reset(seed=2)[0]]
 expert, over = env.expert(), False

@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-import envs
+from atlas_ray import envs
+from atlas_ray.envs.babyai_text import ACTIONS
 from atlas_ray.models.tiny import build_tokenizer
-from envs.babyai_text import ACTIONS
 
 LEVELS = [
     "GoToLocal",
@@ -137,7 +137,7 @@ def test_push_and_pop_for_ever_is_given_up_again_and_again():
 def test_the_limit_is_one_of_a_move_and_not_of_the_episode(monkeypatch):
     """The clock is read anew at every move: many cheap moves never add up to the limit."""
     now = iter(range(10_000))
-    monkeypatch.setattr("envs.babyai_expert.time.thread_time", lambda: next(now) * 0.01)
+    monkeypatch.setattr("atlas_ray.envs.babyai_expert.time.thread_time", lambda: next(now) * 0.01)
     _, played, info = episode("PutNextLocal", 0, cpu_seconds=0.15)
     assert info["success"]
     assert next(now) * 0.01 > 0.15, "the episode as a whole took longer than the limit"

@@ -9,8 +9,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from minigrid.envs.babyai.core import roomgrid_level
 
-import envs
-from envs.babyai_text import ACTIONS, UNKNOWN_ACTION, describe, levels
+from atlas_ray import envs
+from atlas_ray.envs.babyai_text import ACTIONS, UNKNOWN_ACTION, describe, levels
 
 UNSEEN, EMPTY, WALL, FLOOR, DOOR, KEY, BALL, BOX = range(8)
 RED, GREEN, BLUE, PURPLE, YELLOW, GREY = range(6)
@@ -199,19 +199,19 @@ def test_the_96_levels_are_registered_and_start():
     assert len(ours) == len(levels()) == 96
     assert envs.ids() == sorted(envs.ids())
     for name in ours:
-        observation, info = gym.make(f"envs:{name}").reset(seed=0)
+        observation, info = gym.make(f"atlas_ray.envs:{name}").reset(seed=0)
         assert observation
         assert info["goal"]
 
 
 @pytest.mark.parametrize("level", ["GoToLocal", "BossLevel", "PutNextLocalS5N3", "KeyCorridorS3R1", "Unlock"])
 def test_gymnasiums_own_check_has_nothing_to_say(level, recwarn):
-    check_env(gym.make(f"envs:BabyAIText/{level}-v0").unwrapped)
+    check_env(gym.make(f"atlas_ray.envs:BabyAIText/{level}-v0").unwrapped)
     assert [str(w.message) for w in recwarn] == []
 
 
 def test_names_as_people_write_them():
-    for name in ("GoToLocal", "GoToLocal-v0", "BabyAIText/GoToLocal-v0", "envs:BabyAIText/GoToLocal-v0"):
+    for name in ("GoToLocal", "GoToLocal-v0", "BabyAIText/GoToLocal-v0", "atlas_ray.envs:BabyAIText/GoToLocal-v0"):
         assert envs.full_id(name) == "BabyAIText/GoToLocal-v0"
     with pytest.raises(envs.UnknownEnvironmentError, match=r"GoToLocl.*did you mean.*GoToLocal"):
         envs.full_id("GoToLocl")
@@ -318,7 +318,7 @@ def test_a_step_before_the_first_reset_is_refused():
 
 @pytest.mark.parametrize("limit", [1, 5, 100])
 def test_the_own_step_limit_is_kept(limit):
-    env = gym.make("envs:BabyAIText/GoToLocal-v0", max_steps=limit)
+    env = gym.make("atlas_ray.envs:BabyAIText/GoToLocal-v0", max_steps=limit)
     for _ in range(2):
         env.reset(seed=0)
         flags = [env.step("turn left")[2:4] for _ in range(limit)]

@@ -8,10 +8,10 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 
-import envs
+from atlas_ray import envs
 from atlas_ray.cli import main
-from envs import conformance
-from envs.textworld_express import GAMES
+from atlas_ray.envs import conformance
+from atlas_ray.envs.textworld_express import GAMES
 
 DOCS = Path(__file__).parents[2] / "docs" / "environments.md"
 NAME = "my_games:MyGames/Doors-v0"

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-import envs
+from atlas_ray import envs
 from atlas_ray.agents.rollout import Beginnings, EnvSpec, fresh, play
 from atlas_ray.agents.token_agent import Decision
+from atlas_ray.envs import jvm
+from atlas_ray.envs.textworld_express import TextWorldExpress
 from atlas_ray.recipe.loading import Recipe
 from atlas_ray.stages.collect import collect
-from envs import jvm
-from envs.textworld_express import TextWorldExpress
 
 pytestmark = pytest.mark.java
 GAME = EnvSpec("TextWorldExpress/cookingworld", {"split": "train"})
@@ -108,7 +108,8 @@ def test_a_jvm_that_hangs_is_given_up_and_killed():
 
 def test_the_jvm_is_gone_when_its_parent_is_killed():
     code = (
-        "import envs, time; e = envs.make('TextWorldExpress/coin'); e.reset(seed=0); print(e.pid, flush=True);"
+        "import time; from atlas_ray import envs\n"
+        "e = envs.make('TextWorldExpress/coin'); e.reset(seed=0); print(e.pid, flush=True);"
         "time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:

@@ -5,11 +5,8 @@ import itertools
 import gymnasium as gym
 import pytest
 
-import envs
-from atlas_ray import preflight
-from atlas_ray.errors import InputError
-from atlas_ray.recipe.loading import Recipe
-from envs.science_world import (
+from atlas_ray import envs, preflight
+from atlas_ray.envs.science_world import (
     SIMPLIFICATIONS,
     SIMULATOR,
     VARIATIONS,
@@ -18,6 +15,8 @@ from envs.science_world import (
     simplified,
     split_of,
 )
+from atlas_ray.errors import InputError
+from atlas_ray.recipe.loading import Recipe
 
 MENDELIAN = [task for task in VARIATIONS if task.startswith("mendelian")]
 
@@ -294,7 +293,7 @@ def test_every_simplification_that_is_taken_plays(boil, task, names):
 
 @pytest.mark.java
 def test_an_error_of_the_simulator_is_a_fault_and_never_a_score(boil, monkeypatch):
-    monkeypatch.setattr("envs.science_world.simplified", lambda task, names: names)
+    monkeypatch.setattr("atlas_ray.envs.science_world.simplified", lambda task, names: names)
     env = ScienceWorld("boil-v0", simplifications="easy,openDoors")
     for _ in range(2):
         with pytest.raises(envs.EnvironmentDiedError, match="ERROR: Unknown simplification label: easy"):

@@ -12,17 +12,17 @@ from agentgym_server import quick, serving  # noqa: F401
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector.utils import batch_space, shared_memory
 
-import envs
+from atlas_ray import envs
 from atlas_ray.cli import main
-from envs import conformance
-from envs.core import Listing
+from atlas_ray.envs import conformance
+from atlas_ray.envs.core import Listing
 
 TEXTS = ["", "a", "Tür öffnen, ja?", "打开门", "🚪🏽‍♀️", "a\x00b\n", "\ud800 alone", "x" * 100, "\U0010ffff"]
 MODES = ("async", "sync")
 
 FOREIGN = """
 import gymnasium as gym
-import envs
+from atlas_ray import envs
 
 class Türen(envs.TextEnv):
     def variations(self, task, split):
@@ -99,7 +99,9 @@ def play(name, mode, actions, **settings):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_babyai_in_vector_environments_shows_what_it_shows_alone(mode):
-    found, listed, called = play("envs:BabyAIText/GoToLocal-v0", mode, ["turn left", "drück 日本 🎈", "go forward"])
+    found, listed, called = play(
+        "atlas_ray.envs:BabyAIText/GoToLocal-v0", mode, ["turn left", "drück 日本 🎈", "go forward"]
+    )
     alone = []
     for seed in (0, 1):
         env = envs.make("GoToLocal")
@@ -111,7 +113,7 @@ def test_babyai_in_vector_environments_shows_what_it_shows_alone(mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_agentgyms_babyai_in_vector_environments(mode):
-    found, listed, called = play("envs:AgentGymBabyAI/babyai-v0", mode, ["turn left"])
+    found, listed, called = play("atlas_ray.envs:AgentGymBabyAI/babyai-v0", mode, ["turn left"])
     assert all(found[0])
     assert listed == list(called)
 
@@ -119,7 +121,7 @@ def test_agentgyms_babyai_in_vector_environments(mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_a_server_in_vector_environments(serve, mode):
     server = serve("textcraft")
-    vector = gym.make_vec("envs:AgentGym/textcraft-v0", num_envs=2, vectorization_mode=mode, url=server.url)
+    vector = gym.make_vec("atlas_ray.envs:AgentGym/textcraft-v0", num_envs=2, vectorization_mode=mode, url=server.url)
     seen, _ = vector.reset(seed=3)
     assert [text[-2:] for text in seen] == ["#3", "#4"]
     seen, _, _, _, info = vector.step(("right", "wait"))
@@ -135,7 +137,7 @@ def test_a_server_in_vector_environments(serve, mode):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["ScienceWorld/boil-v0", "TextWorldExpress/coin-v0", "AgentGymSciWorld/sciworld-v0"])
 def test_the_java_families_in_vector_environments(name, mode):
-    vector = gym.make_vec(f"envs:{name}", num_envs=2, vectorization_mode=mode)
+    vector = gym.make_vec(f"atlas_ray.envs:{name}", num_envs=2, vectorization_mode=mode)
     seen, info = vector.reset(seed=1)
     env = envs.make(name)
     assert seen[0] == env.reset(seed=1)[0]

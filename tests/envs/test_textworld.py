@@ -13,9 +13,9 @@ import gymnasium as gym
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from envs import textworld as module
-from envs.core import EnvironmentDiedError, ExpertGaveUpError, MissingExtraError, UnknownEnvironmentError
-from envs.textworld import TASKS, TextWorld, make_game
+from atlas_ray.envs import textworld as module
+from atlas_ray.envs.core import EnvironmentDiedError, ExpertGaveUpError, MissingExtraError, UnknownEnvironmentError
+from atlas_ray.envs.textworld import TASKS, TextWorld, make_game
 
 textworld = pytest.importorskip("textworld")
 
@@ -309,7 +309,7 @@ def test_nothing_but_games_is_left_in_the_cache(cache):
 SCRIPT = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from envs.textworld import TextWorld
+from atlas_ray.envs.textworld import TextWorld
 env = TextWorld(sys.argv[2], cache=sys.argv[3])
 said = list(env.reset(options={"variation": int(sys.argv[4])})[0:1])
 expert, over = env.expert(), False
@@ -403,7 +403,9 @@ def test_without_the_packages_the_constructor_says_what_to_install(monkeypatch):
 
 
 def test_the_module_itself_imports_nothing_of_textworld():
-    code = "import sys; import envs.textworld; sys.exit('textworld' in sys.modules or 'jericho' in sys.modules)"
+    code = (
+        "import sys; import atlas_ray.envs.textworld; sys.exit('textworld' in sys.modules or 'jericho' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

@@ -3,9 +3,9 @@
 import gymnasium as gym
 import pytest
 
-import envs
-from envs.jvm import Interface
-from envs.textworld_express import GAMES, PARAMS, SIMULATOR, TextWorldExpress
+from atlas_ray import envs
+from atlas_ray.envs.jvm import Interface
+from atlas_ray.envs.textworld_express import GAMES, PARAMS, SIMULATOR, TextWorldExpress
 
 pytestmark = pytest.mark.java
 
@@ -138,7 +138,7 @@ def test_settings_are_read_without_white_space_and_empty_entries():
 
 
 def test_an_error_of_the_simulator_is_a_fault_and_never_a_score(monkeypatch):
-    monkeypatch.setattr("envs.textworld_express.game_params", lambda game, params: params)
+    monkeypatch.setattr("atlas_ray.envs.textworld_express.game_params", lambda game, params: params)
     for params in ("numLocations=abc", "numLocations"):
         made = TextWorldExpress("cookingworld", params=params)
         with pytest.raises(envs.EnvironmentDiedError, match="ERROR: Game generator is not initialized"):

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from atlas_ray.cli import main
+from atlas_ray.envs.science_world import split_of
 from atlas_ray.recipe.loading import load, shipped
-from envs.science_world import split_of
 
 
 @pytest.mark.parametrize("name", shipped())

@@ -7,7 +7,7 @@ import dying_env
 import pytest
 from agentgym_server import Fake, quick, serving  # noqa: F401
 
-import envs
+from atlas_ray import envs
 from atlas_ray.agents.rollout import Beginnings, EnvSpec, fresh
 from atlas_ray.errors import AtlasError, EnvironmentGoneError
 from atlas_ray.recipe.loading import Recipe

@@ -9,8 +9,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from envs import agentgym_http
-from envs.agentgym import TASKS, variable
+from atlas_ray.envs import agentgym_http
+from atlas_ray.envs.agentgym import TASKS, variable
 
 TOOLS = ("weather", "movie", "todo", "academia", "sheet")
 BY_NUMBER = ("webshop", "bird", *TOOLS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gymnasium as gym
 
-import envs
+from atlas_ray import envs
 
 DEATHS: dict[int, int] = {}
 """Seed -> how many more times its episode dies, at its second step."""

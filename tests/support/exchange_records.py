@@ -43,8 +43,8 @@ def refused(call, *args, **kwargs):
 
 def three_steps(**changes):
     base = {
-        "id": "envs:BabyAIText/GoToLocal-v0/3",
-        "env": "envs:BabyAIText/GoToLocal-v0",
+        "id": "atlas_ray.envs:BabyAIText/GoToLocal-v0/3",
+        "env": "atlas_ray.envs:BabyAIText/GoToLocal-v0",
         "task": "GoToLocal-v0",
         "seed": 3,
         "instruction": "go to the ball",

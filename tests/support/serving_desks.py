@@ -9,7 +9,7 @@ import pytest
 import torch
 from switch_models import SHAPES, agents, specs
 
-import envs
+from atlas_ray import envs
 from atlas_ray.agents.token_agent import Decision
 from atlas_ray.serving import Asked, Desk, Refused
 from atlas_ray.serving.app import HOST, listen, make_app

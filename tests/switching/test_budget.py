@@ -14,7 +14,7 @@ import switch_mdps
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import envs
+from atlas_ray import envs
 from atlas_ray.agents.rollout import EnvSpec
 from atlas_ray.agents.token_agent import Agent
 from atlas_ray.engines import TransformersEngine

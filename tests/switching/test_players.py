@@ -10,13 +10,14 @@ import gymnasium as gym
 import pytest
 from chat_server import ChatServer, answer
 
-import envs
+from atlas_ray import envs
 from atlas_ray.agents.chat_agent import ChatAgent
 from atlas_ray.agents.rollout import EnvSpec
 from atlas_ray.agents.token_agent import Agent, Decision
 from atlas_ray.cluster.worker_state import WorkerState
 from atlas_ray.engines import RemoteEngine, TransformersEngine
 from atlas_ray.engines.chat_endpoint import ChatEndpoint
+from atlas_ray.envs.babyai_text import ACTIONS
 from atlas_ray.errors import InputError
 from atlas_ray.models.tiny import build_model, build_tokenizer
 from atlas_ray.recipe.loading import Recipe
@@ -32,7 +33,6 @@ from atlas_ray.switching.players import (
     open_players,
 )
 from atlas_ray.switching.text_game import TextGame
-from envs.babyai_text import ACTIONS
 
 SHAPES = {"quick": (16, 1), "deepthink": (32, 2)}
 SPECS = [EnvSpec(level, {"max_steps": 6}) for level in ("GoToLocalS5N2", "GoToLocalS6N3")]

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import base64
-import http.client
+import ipaddress
 import json
+import os
+import ssl
 import time
 from collections.abc import Mapping
-from typing import Any
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlencode, urlsplit
 
 from .core import EnvironmentDiedError
+
+if TYPE_CHECKING:
+    import httpx
 
 LARGEST_ANSWER = 4 * 2**20
 """Bytes; a longer answer is refused."""
@@ -24,9 +30,15 @@ class RefusedError(EnvironmentDiedError):
 
 
 class Wire:
-    """One kept-alive connection to one server. Timeouts are seconds for connecting, sending and each wait."""
+    """One kept-alive connection to one server. Timeouts are seconds for connecting, sending and each wait.
+
+    Proxies of the environment are used, but not for this machine. Certificates are checked against
+    ``REQUESTS_CA_BUNDLE``, else ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``, else those of the system.
+    """
 
     def __init__(self, url: str, timeout: float, retries: int) -> None:
+        import httpx  # late: listing the environments must stay quick
+
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -35,19 +47,38 @@ class Wire:
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ValueError("url: must be http://HOST:PORT/PATH or https://..., without query and fragment")
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self.shown = f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
         try:
-            self._connection = kind(parts.hostname, port, timeout=timeout)
-        except http.client.InvalidURL:
+            self._base = httpx.URL(self.shown)
+        except httpx.InvalidURL:
             raise ValueError("url: holds characters that no host has") from None
-        self._connection.auto_open = 0
-        self._path = parts.path.rstrip("/")
-        self.shown = f"{parts.scheme}://{host}{f':{port}' if port else ''}{self._path}"
-        self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        self._headers = {
+            **{"Content-Type": "application/json", "Accept": "application/json"},
+            "Accept-Encoding": "identity",  # so what is read is as long as what it says
+        }
         if parts.username is not None:
             pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             self._headers["Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
-        self._timeout, self._retries, self._used = timeout, retries, 0.0
+        self._timeout, self._retries = timeout, retries
+        self._verify = _certificates() if parts.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._client: httpx.Client | None = None
+        try:
+            self._opened()
+        except (ImportError, ValueError, httpx.InvalidURL):  # their text may hold a part of a password
+            raise ValueError("url: the environment names a proxy for it that cannot be used") from None
+
+    def _opened(self) -> httpx.Client:
+        import httpx
+
+        self._client = self._client or httpx.Client(
+            verify=self._verify,
+            trust_env=not _is_loopback(self._base.host),
+            headers=self._headers,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # none are kept
+            # servers end connections that idle for seconds, and an action sent into such an end may or may not arrive
+            limits=httpx.Limits(max_connections=1, keepalive_expiry=_IDLE),
+        )
+        return self._client
 
     def call(
         self, verb: str, path: str, fields: Mapping[str, Any], repeat: bool, patient: bool = True
@@ -60,22 +91,23 @@ class Wire:
             RefusedError: the answer is ``{"error": ...}``.
             EnvironmentDiedError: no answer, or one that is not usable.
         """
+        import httpx
+
         where = f"{verb} {self.shown}/{path}"
-        target = f"{self._path}/{path}" + (f"?{urlencode(fields)}" if verb == "GET" else "")
+        target = f"{self._base}/{path}" + (f"?{urlencode(fields)}" if verb == "GET" else "")
         body = None if verb == "GET" else json.dumps(fields).encode()
+        limit = self._timeout if patient else min(self._timeout, 5.0)
         problem = ""
         for attempt in range(self._retries + 1 if patient else 1):
             pause(attempt)
             try:
-                self._connect(self._timeout if patient else min(self._timeout, 5.0))
-            except (OSError, UnicodeError) as error:
+                status, kind, answer = self._exchange(where, verb, target, body, limit)
+            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
                 problem = f"no connection: {error or type(error).__name__}"
                 continue
-            try:
-                status, kind, answer = self._exchange(where, verb, target, body)
-            except (OSError, http.client.HTTPException) as error:
-                self.hang_up()
-                problem = f"no answer: {type(error).__name__}: {error}"
+            except (OSError, httpx.HTTPError) as error:
+                cause = _first_cause(error)
+                problem = f"no answer: {type(cause).__name__}: {cause}"
             else:
                 if status < 500:
                     return _value(where, status, kind, answer), where
@@ -84,38 +116,48 @@ class Wire:
                 break
         raise EnvironmentDiedError(f"{where}: {problem}")
 
-    def _connect(self, timeout: float) -> None:
-        # servers end connections that idle for seconds, and an action sent into such an end may or may not arrive
-        if time.monotonic() - self._used > _IDLE:
-            self.hang_up()
-        self._connection.timeout = timeout
-        if self._connection.sock is None:
-            self._connection.connect()
-        self._connection.sock.settimeout(timeout)
-
-    def _exchange(self, where: str, verb: str, target: str, body: bytes | None) -> tuple[int, str, bytes]:
-        self._connection.request(verb, target, body, self._headers)
-        response = self._connection.getresponse()
-        deadline = time.monotonic() + self._timeout
-        parts: list[bytes] = []
-        size = 0
-        while part := response.read1(65536):
-            parts.append(part)
-            size += len(part)
-            if size > LARGEST_ANSWER:
-                self.hang_up()
-                raise EnvironmentDiedError(f"{where}: the answer is longer than {LARGEST_ANSWER} bytes")
-            if time.monotonic() > deadline:
-                raise TimeoutError("the answer takes too long")
-        if response.length:
-            raise http.client.IncompleteRead(b"".join(parts), response.length)
-        response.close()  # read1 leaves it open, and the connection refuses its next request
-        self._used = time.monotonic()
-        return response.status, response.getheader("Content-Type", ""), b"".join(parts)
+    def _exchange(self, where: str, verb: str, target: str, body: bytes | None, limit: float) -> tuple[int, str, bytes]:
+        with self._opened().stream(verb, target, content=body, timeout=limit) as response:
+            deadline = time.monotonic() + self._timeout
+            answer = bytearray()
+            for part in response.iter_raw():
+                answer += part
+                if len(answer) > LARGEST_ANSWER:
+                    raise EnvironmentDiedError(f"{where}: the answer is longer than {LARGEST_ANSWER} bytes")
+                if time.monotonic() > deadline:
+                    raise TimeoutError("the answer takes too long")
+            return response.status_code, response.headers.get("Content-Type", ""), bytes(answer)
 
     def hang_up(self) -> None:
         """Close the connection; the next call opens another."""
-        self._connection.close()
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+
+def _certificates() -> ssl.SSLContext:
+    bundle = os.environ.get("REQUESTS_CA_BUNDLE") or None
+    try:
+        return ssl.create_default_context(cafile=bundle)
+    except OSError as error:
+        raise ValueError(f"url: REQUESTS_CA_BUNDLE names no file of certificates: {bundle}: {error}") from None
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What the operating system said, where an error of httpx comes from it."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__  # httpcore raises some "from None"
+    return cause or error
 
 
 def pause(attempt: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import importlib.metadata
 import importlib.util
 import os
@@ -11,11 +10,10 @@ import re
 import resource
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -312,16 +310,18 @@ def _token(path: Path) -> str:
 
 def _says(dashboard: str, token: str) -> tuple[int, int] | None:
     """HTTP status without a token and with it; None where no dashboard answers."""
+    import httpx
+
     found = []
-    for headers in ({}, {"Authorization": f"Bearer {token}"}):
-        request = urllib.request.Request(f"{dashboard}/api/version", headers=headers)  # noqa: S310
-        try:
-            with urllib.request.urlopen(request, timeout=_REPLY) as answer:  # noqa: S310
-                found.append(int(answer.status))
-        except urllib.error.HTTPError as error:
-            found.append(error.code)
-        except (OSError, ValueError, http.client.HTTPException):
-            return None
+    try:
+        # (proxies know nothing of this machine)
+        elsewhere = not is_loopback(httpx.URL(dashboard).host)
+        known = ssl.create_default_context(cafile=os.environ.get("REQUESTS_CA_BUNDLE") or None)
+        with httpx.Client(verify=known, trust_env=elsewhere, timeout=_REPLY) as client:
+            for headers in ({}, {"Authorization": f"Bearer {token}".strip()}):
+                found.append(client.get(f"{dashboard}/api/version", headers=headers).status_code)
+    except (OSError, httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError):
+        return None
     return found[0], found[1]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..data.thinking import THINKING, split_thinking
 from .chat_refusals import Said, error_in, plain, said, shown
-from .http_transport import Answer
+from .http_transport import HttpResponse
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _STREAM = re.compile(rb"\s*(?:data|event|id|retry)?:")
@@ -65,7 +65,7 @@ class NoCompletionError(Exception):
 
 
 def completion(
-    answer: Answer, limit: int, limit_name: str, secrets: Sequence[str] = (), thinking: Sequence[str] = THINKING
+    answer: HttpResponse, limit: int, limit_name: str, secrets: Sequence[str] = (), thinking: Sequence[str] = THINKING
 ) -> Completion:
     """What an answer with status 2xx holds.
 
@@ -90,13 +90,13 @@ def completion(
 
 def _read(
     value: dict[str, Any],
-    answer: Answer,
+    answer: HttpResponse,
     limit: int,
     limit_name: str,
     secrets: Sequence[str],
     thinking: Sequence[str],
 ) -> Completion:
-    said_whole = shown(answer.data.decode("utf-8", "replace"), secrets)
+    said_whole = shown(answer.body.decode("utf-8", "replace"), secrets)
     choices = value.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
@@ -146,9 +146,9 @@ def _read(
     )
 
 
-def _json(answer: Answer, secrets: Sequence[str]) -> dict[str, Any]:
+def _json(answer: HttpResponse, secrets: Sequence[str]) -> dict[str, Any]:
     """The object that a body is."""
-    data = answer.data
+    data = answer.body
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
 """OpenAI-compatible servers as a source of text: ``POST {base_url}/chat/completions``, and nothing else of theirs.
 
-The key is read from the environment whenever it is needed and kept nowhere. Proxies in the environment are not used,
-redirects are not followed, answers are not streamed.
+The key is read from the environment whenever it is needed and kept nowhere. Redirects are not followed, answers are not
+streamed; :class:`atlas_ray.engines.http_transport.HttpClient` says which proxies and certificates are used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .base import Capabilities
 from .chat_answers import Completion, NoCompletionError, completion
 from .chat_refusals import Verdict, advice, judge, named, said_in, shown
 from .chat_request import Batch, Part, Request
-from .http_transport import Lines, NoAnswerError
+from .http_transport import HttpClient, NoResponseError
 
 __all__ = ["ChatEndpoint", "Completion", "Usage"]
 
@@ -132,7 +132,7 @@ class ChatEndpoint:
         wrong += ["retries"] * (retries < 0) + ["concurrency"] * (concurrency < 1)
         if wrong:
             raise InputError("is too small", field=wrong[0])
-        self._lines = Lines(base_url, "/chat/completions")
+        self._http = HttpClient(base_url, "/chat/completions")
         self.model, self.key_variable, self.slots = model, key_variable or None, concurrency
         self.timeout, self.deadline, self.retries = timeout, deadline, retries
         self.limit_field, self.extra = limit_field, dict(extra or {})
@@ -147,7 +147,7 @@ class ChatEndpoint:
     def __repr__(self) -> str:
         # decisions are kept by it: headers may choose how a server answers
         own = {n: v if variables(v) or not secret(n, v) else "..." for n, v in self._headers.items()}
-        return f"ChatEndpoint({self._lines.base!r}, {self.model!r}{f', headers={own!r}' if own else ''})"
+        return f"ChatEndpoint({self._http.base!r}, {self.model!r}{f', headers={own!r}' if own else ''})"
 
     @property
     def usage(self) -> Usage:
@@ -158,7 +158,7 @@ class ChatEndpoint:
     def close(self) -> None:
         """End the connections; the endpoint cannot be used any more."""
         self._pool.shutdown()
-        self._lines.close()
+        self._http.close()
 
     def complete(
         self,
@@ -284,13 +284,13 @@ class ChatEndpoint:
             if patience.now() + seconds >= until:
                 times += f"; another would end after the deadline of {self.deadline:g} s"
                 break
-            _log.info("%s: %s%s; again in %.1f s", self._lines.where, trouble, times, seconds)
+            _log.info("%s: %s%s; again in %.1f s", self._http.where, trouble, times, seconds)
             batch.rest(seconds)
             attempt += 1
-        raise EndpointError(f"{self._lines.where}: {trouble}{times}", trouble.status, trouble.kind, spent)
+        raise EndpointError(f"{self._http.where}: {trouble}{times}", trouble.status, trouble.kind, spent)
 
     def _leave_out(self, part: Part, why: str) -> None:
-        note = f"{self._where or self._lines.where}: {self.model} takes {_LEFT_OUT[part]}; it said {why}"
+        note = f"{self._where or self._http.where}: {self.model} takes {_LEFT_OUT[part]}; it said {why}"
         with self._lock:
             if part in self._unknown:
                 return
@@ -301,12 +301,12 @@ class ChatEndpoint:
     def _attempt(self, request: Request, parts: set[Part], limit: float) -> Completion:
         headers, secrets = self._sent_headers()
         try:
-            answer = self._lines.post(request.body(parts), headers, limit)
-        except NoAnswerError as error:
-            raise _Trouble(shown(str(error), secrets), again=error.again) from None
+            answer = self._http.post(request.body(parts), headers, limit)
+        except NoResponseError as error:
+            raise _Trouble(shown(str(error), secrets), again=error.retryable) from None
         status = answer.status
         if not 200 <= status < 300:
-            said = said_in(answer.data)
+            said = said_in(answer.body)
             verdict = judge(status, said, parts, self.extra)
             text = shown(said.text, secrets)
             raise self._refusal(f"HTTP {status}: {text}" if text else f"HTTP {status}", status, verdict, answer.headers)
@@ -335,7 +335,7 @@ class ChatEndpoint:
             elif status == 403:
                 said += f" (the key in {self._secrets_of()} may not use the model {self.model}, or not from here)"
             elif status == 404:
-                said += f" (base_url usually ends with /v1; {self._lines.base}/models lists the names a model may have)"
+                said += f" (base_url usually ends with /v1; {self._http.base}/models lists the names a model may have)"
             elif status == 429:
                 said += " (the account has no quota left: waiting does not help)"
             elif 300 <= status < 400:
@@ -383,9 +383,9 @@ class ChatEndpoint:
         return key or None
 
     def _private(self, field: str, what: str | None) -> None:
-        if not self._lines.private:
+        if not self._http.may_send_keys:
             instead = ", or key_variable=None to send no key" if field == "key_variable" else ""
             sent = "the key in " if field == "key_variable" else "the header "
             raise InputError(
-                f"{self._lines.base} would send {sent}{what} unencrypted: use https{instead}", field="base_url"
+                f"{self._http.base} would send {sent}{what} unencrypted: use https{instead}", field="base_url"
             )

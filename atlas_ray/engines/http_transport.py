@@ -1,18 +1,23 @@
-"""POST requests to one address over kept-alive connections, each within a time and a size."""
+"""POST requests to one URL through httpx, each within a total time and a size."""
 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import ipaddress
+import math
+import os
 import re
-import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any
 from urllib.parse import urlsplit
+
+import httpcore
+import httpx
 
 from ..errors import InputError
 
@@ -22,146 +27,223 @@ _IDLE = 4.0  # uvicorn ends a connection that idles for 5 s
 
 
 @dataclass(frozen=True)
-class Answer:
+class HttpResponse:
     """Status, headers by lower-case name, and body."""
 
     status: int
     headers: Mapping[str, str]
-    data: bytes
+    body: bytes
 
 
-class NoAnswerError(Exception):
-    """There is no answer. ``again``: the next attempt may get one."""
+class NoResponseError(Exception):
+    """No response came. ``retryable``: the next attempt may get one."""
 
-    def __init__(self, message: str, again: bool = True) -> None:
+    def __init__(self, message: str, retryable: bool = True) -> None:
         super().__init__(message)
-        self.again = again
+        self.retryable = retryable
 
 
-class Lines:
-    """Connections to one address; each call takes an idle one or opens another.
+class HttpClient:
+    """Sends POST requests to one URL, for many threads; connections are kept and shared.
+
+    Redirects are not followed. Proxies of the environment (``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY``,
+    ``NO_PROXY``) are used, but neither for this machine nor for http to a private address: a key may travel there
+    unencrypted. Certificates are checked against ``REQUESTS_CA_BUNDLE``, else ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``,
+    else those of the system.
 
     Args:
         base_url: http or https, without credentials, query and fragment.
         path: what is appended to its path.
 
+    Attributes:
+        base: the URL without ``path``.
+        where: names a request in messages.
+        may_send_keys: whether requests are encrypted, or stay on this machine or a private network.
+
     Raises:
-        InputError: the URL cannot be used.
+        InputError: the URL, a proxy or a file of certificates cannot be used.
     """
 
     def __init__(self, base_url: str, path: str) -> None:
         try:
             parts = urlsplit(base_url)
-            self._host, self._port = parts.hostname or "", parts.port
-            self._host.encode("idna")
+            host, port = parts.hostname or "", parts.port
+            host.encode("idna")
         except ValueError:  # its text may hold a password
             raise InputError("cannot be read as a URL", field="base_url") from None
         if parts.username is not None or parts.password is not None:
             raise InputError("must hold no credentials: a key belongs into an environment variable", field="base_url")
-        if parts.scheme not in ("http", "https") or not self._host or parts.query or parts.fragment:
+        if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
             raise InputError("must be http(s)://HOST:PORT/PATH, without query and fragment", field="base_url")
-        if not re.fullmatch(r"[\x21-\x7e]*", parts.path) or not re.fullmatch(r"[^\x00-\x20\x7f]+", self._host):
+        if not re.fullmatch(r"[\x21-\x7e]*", parts.path) or not re.fullmatch(r"[^\x00-\x20\x7f]+", host):
             raise InputError("holds characters that no URL has", field="base_url")
-        self._tls = parts.scheme == "https"
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        self.base = f"{parts.scheme}://{host}{f':{self._port}' if self._port else ''}{parts.path.rstrip('/')}"
-        self._target = parts.path.rstrip("/") + path
+        shown = f"[{host}]" if ":" in host else host
+        self.base = f"{parts.scheme}://{shown}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
         self.where = f"POST {self.base}{path}"
-        self.private = self._tls or _near(self._host)
-        self._idle: list[tuple[http.client.HTTPConnection, float]] = []
-        self._lock = threading.Lock()
+        encrypted, near = parts.scheme == "https", _is_private(host)
+        self.may_send_keys = encrypted or near
+        self._deadline = _Deadline()
+        proxied = not _is_loopback(host) and (encrypted or not near)
+        try:
+            self._url = httpx.URL(self.base + path)
+        except httpx.InvalidURL:
+            raise InputError("cannot be read as a URL", field="base_url") from None
+        certificates = _certificates() if encrypted else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        try:
+            self._client = httpx.Client(
+                verify=certificates,
+                trust_env=proxied,
+                headers={"Accept-Encoding": "identity"},  # so what is read is as long as what it says
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # none are kept
+                limits=httpx.Limits(keepalive_expiry=_IDLE),
+            )
+        except (ImportError, ValueError, httpx.InvalidURL) as error:  # the last may hold a part of a password
+            why = "its URL cannot be read" if isinstance(error, httpx.InvalidURL) else str(error)
+            raise InputError(f"needs the proxy of the environment, which cannot be used: {why}", "base_url") from None
+        self._deadline.watch(self._client)
 
-    def post(self, body: bytes, headers: Mapping[str, str], limit: float) -> Answer:
-        """Send ``body`` and read the answer, both within ``limit`` seconds.
+    def post(self, body: bytes, headers: Mapping[str, str], limit: float) -> HttpResponse:
+        """Send ``body`` and read the response, both within ``limit`` seconds.
 
         Raises:
-            NoAnswerError: no connection, no answer in time, a broken one, one with status 2xx that is too long.
+            NoResponseError: no connection, nothing in time, half of it, one with status 2xx that is too long.
         """
-        connection, late = self._take(), threading.Event()
-        sockets: list[socket.socket] = []  # http.client forgets its own where an answer ends the connection
-
-        def cut() -> None:
-            # timeouts of a socket begin anew with every byte, so a trickle would never end; and it is the plain
-            # socket's shutdown, because TLS's takes the session from under the reader
-            late.set()
-            for used in sockets:
-                with contextlib.suppress(OSError):
-                    socket.socket.shutdown(used, socket.SHUT_RDWR)
-
-        guard = threading.Timer(limit, cut)
-        guard.daemon = True
-        guard.start()
         try:
-            connection.timeout = limit
-            if connection.sock is None:
-                connection.connect()
-            connection.sock.settimeout(limit)
-            sockets.append(connection.sock)
-            answer, whole = self._exchange(connection, body, headers)
-        except (OSError, http.client.HTTPException, UnicodeError) as error:
-            connection.close()
-            if late.is_set() or isinstance(error, TimeoutError):
-                raise NoAnswerError(f"no answer within {limit:g} s") from None
-            again = not isinstance(error, ssl.SSLCertVerificationError)
-            raise NoAnswerError(f"{type(error).__name__}: {error}", again) from None
-        except BaseException:
-            connection.close()
-            raise
-        finally:
-            guard.cancel()
-        if late.is_set():  # an answer without a length ends wherever it was cut
-            connection.close()
-            raise NoAnswerError(f"no answer within {limit:g} s")
-        if whole:
-            with self._lock:
-                self._idle.append((connection, time.monotonic()))
-        else:
-            connection.close()
-        if 200 <= answer.status < 300 and len(answer.data) > LARGEST_ANSWER:
-            raise NoAnswerError(f"the answer is longer than {LARGEST_ANSWER} bytes", again=False)
-        return answer
+            with self._deadline.within(limit):
+                sent = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
+                with self._client.stream("POST", self._url, content=body, headers=sent, timeout=limit) as response:
+                    most = LARGEST_ANSWER if response.is_success else LARGEST_REFUSAL
+                    data = _read(response.iter_raw(), most)
+                    named = {name.lower(): value for name, value in response.headers.items()}
+        except httpx.TimeoutException:
+            raise NoResponseError(f"no answer within {limit:g} s") from None
+        except (httpx.HTTPError, UnicodeError) as error:
+            cause = _first_cause(error)
+            retryable = not isinstance(cause, ssl.SSLCertVerificationError)
+            raise NoResponseError(f"{type(cause).__name__}: {cause}", retryable) from None
+        if response.is_success and len(data) > most:
+            raise NoResponseError(f"the answer is longer than {most} bytes", retryable=False)
+        return HttpResponse(response.status_code, named, data)
 
     def close(self) -> None:
-        """End the idle connections."""
-        with self._lock:
-            idle, self._idle = self._idle, []
-        for connection, _ in idle:
-            connection.close()
-
-    def _take(self) -> http.client.HTTPConnection:
-        while True:
-            with self._lock:
-                connection, since = self._idle.pop() if self._idle else (None, 0.0)
-            if connection is None:
-                kind = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
-                # without a port, http.client takes the end of an IPv6 address for one
-                return kind(self._host, self._port or kind.default_port)
-            if time.monotonic() - since < _IDLE:
-                return connection
-            connection.close()
-
-    def _exchange(
-        self, connection: http.client.HTTPConnection, body: bytes, headers: Mapping[str, str]
-    ) -> tuple[Answer, bool]:
-        """The answer, and whether the connection can carry another."""
-        connection.request("POST", self._target, body, dict(headers))
-        with connection.getresponse() as response:
-            most = LARGEST_ANSWER if 200 <= response.status < 300 else LARGEST_REFUSAL
-            data = response.read(most + 1)
-            if response.length and len(data) <= most:  # read(n) takes an answer's early end for its end
-                raise http.client.IncompleteRead(data, response.length)
-            named = {name.lower(): value for name, value in response.getheaders()}
-            return Answer(response.status, named, data), len(data) <= most and not response.will_close
+        """End the connections."""
+        self._client.close()
 
 
-def _near(host: str) -> bool:
-    """Whether a name or address is of this machine or of a private network. Names are not looked up."""
+def _read(parts: Iterable[bytes], most: int) -> bytes:
+    """At most ``most + 1`` bytes of a body; the rest is left unread, and its connection is not used again."""
+    data = bytearray()
+    for part in parts:
+        data += part
+        if len(data) > most:
+            break
+    return bytes(data[: most + 1])
+
+
+class _Deadline(threading.local):
+    """When the exchange of a thread has to be over.
+
+    The timeouts of httpx begin anew with every read from a socket, so a trickle of bytes would never end.
+    """
+
+    until = math.inf
+
+    @contextlib.contextmanager
+    def within(self, limit: float) -> Iterator[None]:
+        self.until = time.monotonic() + limit
+        try:
+            yield
+        finally:
+            self.until = math.inf
+
+    def left(self, timeout: float | None, error: type[Exception]) -> float:
+        """Seconds that one operation of a socket may take."""
+        left = min(self.until - time.monotonic(), math.inf if timeout is None else timeout)
+        if left <= 0:
+            raise error("timed out")
+        return left
+
+    def watch(self, client: httpx.Client) -> None:
+        """Keep all connections of a client to the deadline of the thread that uses them."""
+        # httpx has no public way to a network backend of one's own; test_chat_endpoint.py fails if this stops working
+        for transport in (client._transport, *client._mounts.values()):
+            if transport is not None:
+                pool: Any = transport._pool  # type: ignore[attr-defined]
+                pool._network_backend = _Backend(pool._network_backend, self)
+
+
+class _Backend(httpcore.NetworkBackend):
+    def __init__(self, inner: httpcore.NetworkBackend, deadline: _Deadline) -> None:
+        self._inner, self._deadline = inner, deadline
+
+    def connect_tcp(
+        self, host: str, port: int, timeout: float | None = None, *args: Any, **kwargs: Any
+    ) -> httpcore.NetworkStream:
+        left = self._deadline.left(timeout, httpcore.ConnectTimeout)
+        return _Stream(self._inner.connect_tcp(host, port, left, *args, **kwargs), self._deadline)
+
+    def sleep(self, seconds: float) -> None:
+        self._inner.sleep(seconds)
+
+
+class _Stream(httpcore.NetworkStream):
+    def __init__(self, inner: httpcore.NetworkStream, deadline: _Deadline) -> None:
+        self._inner, self._deadline = inner, deadline
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._inner.read(max_bytes, self._deadline.left(timeout, httpcore.ReadTimeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        for start in range(0, len(buffer), 2**16):
+            left = self._deadline.left(timeout, httpcore.WriteTimeout)
+            self._inner.write(buffer[start : start + 2**16], left)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        left = self._deadline.left(timeout, httpcore.ConnectTimeout)
+        return _Stream(self._inner.start_tls(ssl_context, server_hostname, left), self._deadline)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
+
+
+def _certificates() -> ssl.SSLContext:
+    """Checks servers against the certificates of the environment, else of the system."""
+    bundle = os.environ.get("REQUESTS_CA_BUNDLE") or None
+    try:
+        return ssl.create_default_context(cafile=bundle)
+    except OSError as error:
+        raise InputError(f"REQUESTS_CA_BUNDLE names no file of certificates: {bundle}: {error}") from None
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What the operating system or TLS said, where an error of httpx comes from it."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__  # httpcore raises some "from None"
+    return cause or error
+
+
+def _is_loopback(host: str) -> bool:
     if host == "localhost" or host.endswith(".localhost"):
         return True
+    address = _address(host)
+    return address is not None and address.is_loopback
+
+
+def _is_private(host: str) -> bool:
+    """Whether a name or address is of this machine or of a private network. Names are not looked up."""
+    address = _address(host)
+    return _is_loopback(host) or (address is not None and address.is_private and not address.is_link_local)
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    address = mapped or address
-    return address.is_loopback or (address.is_private and not address.is_link_local)
+        return None
+    return getattr(address, "ipv4_mapped", None) or address

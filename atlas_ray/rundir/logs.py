@@ -28,8 +28,20 @@ FOLDER, DRIVER, RAY = "logs", "driver", "ray"
 BYTES = 20_000_000
 """Size at which a file becomes ``NAME.log.1``, in place of the one before it."""
 
-# these say at DEBUG whatever they do
-_CHATTY = ("asyncio", "filelock", "fontTools", "h5py", "httpcore", "matplotlib", "numba", "PIL", "py4j", "urllib3")
+# these say at DEBUG, httpx at INFO, whatever they do
+_CHATTY = (
+    "asyncio",
+    "filelock",
+    "fontTools",
+    "h5py",
+    "httpcore",
+    "httpx",
+    "matplotlib",
+    "numba",
+    "PIL",
+    "py4j",
+    "urllib3",
+)
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL")
 _SHORTEST = 8

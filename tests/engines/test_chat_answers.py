@@ -10,7 +10,7 @@ from atlas_ray.engines import retry as patience
 from atlas_ray.engines.chat_answers import NoCompletionError, completion
 from atlas_ray.engines.chat_endpoint import ChatEndpoint, Completion
 from atlas_ray.engines.chat_refusals import judge, said_in
-from atlas_ray.engines.http_transport import Answer
+from atlas_ray.engines.http_transport import HttpResponse
 from atlas_ray.errors import EndpointError
 
 
@@ -43,7 +43,7 @@ def ask(endpoint, text="hi", **kwargs):
 
 def read(body, limit=5, kind="application/json"):
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return completion(Answer(200, {"content-type": kind}, data), limit, "max_tokens")
+    return completion(HttpResponse(200, {"content-type": kind}, data), limit, "max_tokens")
 
 
 def choice(reason="stop", **message):
@@ -180,7 +180,7 @@ def test_thoughts_in_the_text_stay_there_where_more_is_said_or_the_model_ended()
     own = {"content-type": "application/json"}
     body = json.dumps(choice("length", content="<<a b")).encode()
     with pytest.raises(NoCompletionError, match="thinking used it up"):
-        completion(Answer(200, own, body), 5, "max_tokens", thinking=["<< >>"])
+        completion(HttpResponse(200, own, body), 5, "max_tokens", thinking=["<< >>"])
 
 
 def test_an_error_that_says_nothing_stands_in_no_ones_way():

@@ -10,7 +10,7 @@ from email.utils import formatdate
 import pytest
 from chat_server import ChatServer, answer, drop, endless, hang, status, trickle, vanish
 
-from atlas_ray.engines import http_transport as http_line
+from atlas_ray.engines import http_transport
 from atlas_ray.engines import retry as patience
 from atlas_ray.engines.chat_endpoint import ChatEndpoint, Completion
 from atlas_ray.errors import AtlasError, EndpointError, InputError
@@ -255,8 +255,8 @@ def test_what_cannot_pass_is_not_tried_again(server, connect, number, value, wor
 
 
 def test_a_huge_answer_is_refused_and_a_huge_refusal_is_cut(server, connect, monkeypatch):
-    monkeypatch.setattr(http_line, "LARGEST_ANSWER", 1000)
-    monkeypatch.setattr(http_line, "LARGEST_REFUSAL", 1000)
+    monkeypatch.setattr(http_transport, "LARGEST_ANSWER", 1000)
+    monkeypatch.setattr(http_transport, "LARGEST_REFUSAL", 1000)
     endpoint = connect()
     with pytest.raises(EndpointError, match="longer than 1000 bytes"):
         ask(endpoint, "x" * 2000)
@@ -371,17 +371,18 @@ def test_an_idle_connection_is_not_trusted_for_long(server, connect, monkeypatch
     ask(endpoint)
     ask(endpoint)
     assert len(server.peers) == 1
-    monkeypatch.setattr(http_line, "_IDLE", -1.0)
+    monkeypatch.setattr(http_transport, "_IDLE", -1.0)
+    endpoint = connect()
     ask(endpoint)
-    assert len(server.peers) == 2
+    ask(endpoint)
+    assert len(server.peers) == 3
 
 
-def test_an_address_without_a_port():
-    for url, host, port in (("http://[::1]/v1", "::1", 80), ("https://a.b/v1/", "a.b", 443)):
-        lines = http_line.Lines(url, "/x")
-        connection = lines._take()
-        assert (connection.host, connection.port) == (host, port)
-        assert lines.where == f"POST {url.rstrip('/')}/x"
+@pytest.mark.parametrize("url", ["http://[::1]/v1", "https://a.b/v1/"])
+def test_an_address_without_a_port(url):
+    client = http_transport.HttpClient(url, "/x")
+    assert client.where == f"POST {url.rstrip('/')}/x"
+    assert str(client._url) == f"{url.rstrip('/')}/x"
 
 
 def test_the_error_survives_pickling():

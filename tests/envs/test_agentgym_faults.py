@@ -1,6 +1,7 @@
 """The AgentGym client when servers fail: what is sent again, what is not, and that it ends."""
 
 import gc
+import socket
 import time
 from collections import Counter
 
@@ -220,14 +221,14 @@ def test_an_action_is_sent_again_if_no_connection_was_made(serve, monkeypatch):
     env.reset(seed=1)
     tries = []
 
-    def refused(connection, connect=agentgym_http.http.client.HTTPConnection.connect):
+    def refused(*args, connect=socket.create_connection, **kwargs):
         tries.append(1)
         if len(tries) < 3:
             raise ConnectionRefusedError("refused")
-        connect(connection)
+        return connect(*args, **kwargs)
 
     env._wire.hang_up()
-    monkeypatch.setattr(agentgym_http.http.client.HTTPConnection, "connect", refused)
+    monkeypatch.setattr(socket, "create_connection", refused)
     assert env.step("right")[0] == "1 right"
     assert (len(tries), server.count("step")) == (3, 1)
 
@@ -241,8 +242,10 @@ def test_one_connection_serves_an_episode_and_one_that_idles_is_replaced(serve, 
     env.reset(seed=2)
     assert len(server.sockets) == 1
     monkeypatch.setattr(agentgym_http, "_IDLE", -1.0)
+    env._wire.hang_up()
     env.step("right")
-    assert len(server.sockets) == 2
+    env.step("right")
+    assert len(server.sockets) == 3
 
 
 def test_closing_happens_once_whoever_asks(serve):

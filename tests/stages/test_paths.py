@@ -165,7 +165,7 @@ def test_storage_that_can_be(place, given):
 def test_a_dry_run_imports_neither_torch_nor_ray(place):
     code = (
         "import sys; from atlas_ray.cli import main; code = main(['demo', '--dry-run']);"
-        "sys.exit(code or any(name in sys.modules for name in ('torch', 'ray', 'transformers', 'pyarrow')))"
+        "sys.exit(code or any(name in sys.modules for name in ('torch', 'ray', 'transformers', 'pyarrow', 'httpx')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

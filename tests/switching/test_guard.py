@@ -97,7 +97,7 @@ def test_encoding_is_the_same_in_another_process():
 import sys
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.features import encode
-assert not {{"ray", "transformers", "torch"}} & set(sys.modules), "a saved switch must run without them"
+assert not {{"ray", "transformers", "torch", "httpx"}} & set(sys.modules), "a saved switch must run without them"
 print(encode({text!r}, 64).tolist())
 """
     environment = {"PYTHONHASHSEED": "7", "PYTHONPATH": ":".join(p for p in sys.path if p)}

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,8 +19,8 @@ from .cluster.causes import culprit, described, passes
 from .cluster.container import cores, quota
 from .errors import AtlasError, InputError
 from .pipeline import STAGES, done_stages
-from .recipe.loading import Recipe, load, shipped
-from .recipe.sweep import plan, with_values
+from .recipe.loading import Recipe, RenamedKeyWarning, load, shipped
+from .recipe.sweep_space import plan, with_values
 from .recipe.toml_text import value_of
 from .rundir.disk import is_full, unwritten
 from .rundir.layout import RunLayout
@@ -63,11 +64,16 @@ def _serve(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from .serving.app import serve
 
     _nothing_more(rest)
-    if arguments.places is not None and arguments.places < 1:
-        raise InputError("must be at least 1", None, None, "--places")
+    if arguments.places is not None:
+        if arguments.max_sessions is not None:
+            raise InputError("is the old name of --max-sessions, which is given too", None, None, "--places")
+        _warn("--places is now called --max-sessions; the next release will not know the old name")
+        arguments.max_sessions = arguments.places
+    if arguments.max_sessions is not None and arguments.max_sessions < 1:
+        raise InputError("must be at least 1", None, None, "--max-sessions")
     if not _shown(arguments):
         try:
-            serve(arguments.run, arguments.policy, arguments.port, arguments.places)
+            serve(arguments.run, arguments.policy, arguments.port, arguments.max_sessions)
         except KeyboardInterrupt:  # which is how it ends
             return 0
         except SystemExit:
@@ -133,13 +139,28 @@ def recipe_of(argv: Sequence[str]) -> Recipe:
     Raises:
         InputError: names the file, the line and the field.
     """
-    arguments, rest = parser().parse_known_args(argv)
-    return load("demo" if arguments.command == "demo" else arguments.recipe, overrides(rest))
+    return _recipe(*parser().parse_known_args(argv))
+
+
+def _recipe(arguments: argparse.Namespace, rest: Sequence[str]) -> Recipe:
+    """The recipe of a command with its overrides; says which of their keys have other names today."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", RenamedKeyWarning)
+        try:
+            return load("demo" if arguments.command == "demo" else arguments.recipe, overrides(rest))
+        finally:
+            for each in told:
+                _warn(str(each.message))
+
+
+def _warn(message: str) -> None:
+    print(f"atlas-ray: warning: {message}", file=sys.stderr)
 
 
 def _stages(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     name = "demo" if arguments.command == "demo" else arguments.recipe
-    recipe = load(name, overrides(rest))
+    recipe = _recipe(arguments, rest)
     if arguments.command == "sweep" and recipe.sweep is None:
         raise InputError("the recipe has no [sweep] table", name)
     if arguments.dry_run:

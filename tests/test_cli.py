@@ -166,7 +166,7 @@ def without(value, path):
     return {key: inner for key, inner in value.items() if key != table}
 
 
-@pytest.mark.parametrize("field", ["patience", "select.oracle", "select.threshold", "finetune.strategy", "sweep"])
+@pytest.mark.parametrize("field", ["worker_timeout", "select.oracle", "select.threshold", "finetune.strategy", "sweep"])
 def test_a_run_that_was_begun_before_a_field_was_added_goes_on(recipe, tmp_path, field):
     whole = load(recipe).model_dump(mode="json")
     old = without(whole, field)

@@ -341,7 +341,7 @@ def worker_pool(
     return ActorPool(
         recipe.workers,
         on_retry=on_retry,
-        silence=recipe.patience,
+        silence=recipe.worker_timeout,
         cpus=one.cpus,
         gpus=one.gpus,
         resources=asked,

@@ -82,7 +82,7 @@ class Examples(Sequence[Example]):
                 raise InputError(
                     f"trajectory {entry.id!r} loses all its {len(critical)} critical steps to the context of "
                     f"{store.context} tokens: raise finetune.context, drop steps of the other side "
-                    '(finetune.too_long), or leave such trajectories out (finetune.emptied = "skip")'
+                    '(finetune.truncation), or leave such trajectories out (finetune.on_all_truncated = "skip")'
                 )
         if not self._rows:
             why = f": {self.emptied} lost all of them to the context" if self.emptied else ""

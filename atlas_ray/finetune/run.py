@@ -105,14 +105,14 @@ def prepare(recipe: Recipe, run_dir: Path, device: torch.device) -> TokenStore:
         tokenizer=_tokenizer_digest(tokenizer),
         renderer=[recipe.style, recipe.prompt],
         context=output.context(recipe, outline),
-        too_long=config.too_long,
+        too_long=config.truncation,
     )
     store = build_store(
         scratch_dir(run_dir) / "tokens",
         iter_trajectories(expert_file(run_dir)),
         make_renderer(tokenizer, recipe.style, recipe.prompt),
         output.context(recipe, outline),
-        config.too_long,
+        config.truncation,
         key,
     )
     refuse(store.unknown, recipe.unknown_share, _reader(config), _way_out(config))
@@ -172,7 +172,7 @@ def train_arm(recipe: Recipe, run_dir: Path, arm: Arm, seed: int, team: Team, nu
     model, tokenizer = output.make_model(recipe, team.device, words)
     kept = _kept(recipe, run_dir, store.key)
     base = np.load(kept, mmap_mode="r") if arm.anchor and kept.exists() else None
-    examples = Examples(store, annotations, arm.anchor > 0, base, config.emptied)
+    examples = Examples(store, annotations, arm.anchor > 0, base, config.on_all_truncated)
     steps = steps_of(len(store), config.batch_size, config.epochs)
     best = run_dir / kept_best
     step_now = 0

@@ -134,7 +134,7 @@ def fit(trajectory: Trajectory, renderer: Renderer, context: int, too_long: str)
     if too_long == "error":
         raise ContextOverflowError(
             f"trajectory {trajectory.id!r} has {len(rendered.ids)} tokens, the model takes {context}: "
-            'collect with a smaller max_steps, or let it lose steps (finetune.too_long = "drop_last_steps")'
+            'collect with a smaller max_steps, or let it lose steps (finetune.truncation = "drop_last_steps")'
         )
     if too_long == "drop_last_steps":
         spans = [span for span in rendered.spans if span[1] <= context]

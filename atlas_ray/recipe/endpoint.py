@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, JsonValue, PlainValidator
 
-from .base import Positive, Section
+from .base import ConfigModel, Positive
 
 REACHING = ("headers", "key_variable", "limit_field", "rate", "retries", "send_system", "timeout")
 """What of :class:`EndpointFields` says how a model is reached and not what it answers: a run goes on with others."""
@@ -93,7 +93,7 @@ Headers = Annotated[dict[str, str], AfterValidator(_headers)]
 Extra = Annotated[dict[str, JsonValue], AfterValidator(_extra)]
 
 
-class EndpointFields(Section):
+class EndpointFields(ConfigModel):
     """A model that may be behind an OpenAI-compatible server."""
 
     model: str

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from .base import Positive, Section
+from .base import ConfigModel, Positive
 from .select import Selector
 
 
-class Arm(Section):
+class Arm(ConfigModel):
     """One way to train: the steps of a selector, with or without an anchor."""
 
     selector: Selector
@@ -24,7 +24,7 @@ class Arm(Section):
         return self.selector if not self.anchor else f"{self.selector}+anchor{self.anchor:g}"
 
 
-class Scratch(Section):
+class NewModel(ConfigModel):
     """A new Llama-shaped model, instead of a base."""
 
     hidden: Positive
@@ -46,7 +46,11 @@ class Scratch(Section):
         return self
 
 
-class Lora(Section):
+Scratch = NewModel
+"""The name of the release before, which pickles may hold."""
+
+
+class Lora(ConfigModel):
     """Low-rank adapters instead of all weights (peft)."""
 
     rank: Positive = 16
@@ -59,7 +63,7 @@ class Lora(Section):
     """Which matrices get one: all but the LM head, or those of these names."""
 
 
-class Validation(Section):
+class Validation(ConfigModel):
     """Held-in episodes played during training; the best weights are kept, and training may stop early."""
 
     every: Positive = 100
@@ -70,12 +74,14 @@ class Validation(Section):
     """Validations without a better score after which training stops; without it it never does."""
 
 
-class Finetune(Section):
+class Finetune(ConfigModel):
     """Masked supervised fine-tuning on Ray Train."""
+
+    renamed: ClassVar[dict[str, str]] = {"too_long": "truncation", "emptied": "on_all_truncated"}
 
     base: str = "tiny-quick"
     """Model to start from: a shipped name, a directory or a Hugging Face id."""
-    scratch: Scratch | None = None
+    scratch: NewModel | None = None
     """Start from a new model of this shape instead of `base`."""
     lora: Lora | None = None
     """Train adapters; without this table all weights."""
@@ -91,10 +97,10 @@ class Finetune(Section):
     """Most tokens in one forward pass of a worker; only a single longer trajectory exceeds it."""
     context: Positive | None = None
     """Longest trajectory in tokens; without it what the model takes."""
-    too_long: Literal["error", "drop_last_steps", "drop_first_steps"] = "error"
+    truncation: Literal["error", "drop_last_steps", "drop_first_steps"] = "error"
     """What a trajectory that is longer loses: whole steps of its end or of its beginning, never a part of a step."""
-    emptied: Literal["error", "skip"] = "error"
-    """A trajectory that loses all its critical steps so: an error, or left out and counted."""
+    on_all_truncated: Literal["error", "skip"] = "error"
+    """What a trajectory that loses all its critical steps by that is: an error, or left out and counted."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"

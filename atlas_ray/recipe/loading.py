@@ -1,6 +1,6 @@
-"""Recipes: what a run does, in TOML. Unknown keys are refused, and every field says what it means.
+"""Reads a recipe and says where it is wrong: by file, line and field, with the nearest name that exists.
 
-This module imports neither torch nor Ray, so ``--help`` and ``--dry-run`` are quick.
+Imports neither torch nor Ray, so ``--help`` and ``--dry-run`` are quick.
 """
 
 from __future__ import annotations
@@ -8,18 +8,21 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
+import warnings
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from ..errors import InputError
-from .base import Section
-from .finetune import Arm, Finetune, Scratch
+from .base import ConfigModel, GivenTwiceError, Renamed, below, table_of
+from .finetune import Arm, Finetune, NewModel
 from .schema import Act, Collect, Engine, Evaluate, Recipe
 from .select import Oracle, Select, Selector
-from .sweep import Draw, Sweep
+from .sweep import SearchSpace, Sweep
+from .sweep_space import check_sweep
 from .switch import Switch, SwitchModel
 from .toml_text import line_of, put, value_of
 
@@ -27,14 +30,15 @@ __all__ = [
     "Act",
     "Arm",
     "Collect",
-    "Draw",
+    "ConfigModel",
     "Engine",
     "Evaluate",
     "Finetune",
+    "NewModel",
     "Oracle",
     "Recipe",
-    "Scratch",
-    "Section",
+    "RenamedKeyWarning",
+    "SearchSpace",
     "Select",
     "Selector",
     "Sweep",
@@ -43,6 +47,10 @@ __all__ = [
     "load",
     "shipped",
 ]
+
+
+class RenamedKeyWarning(FutureWarning):
+    """A recipe or an override has a key that was renamed; the next release will not know it."""
 
 
 def shipped() -> list[str]:
@@ -57,78 +65,163 @@ def _recipes() -> Any:
 def load(name: str | Path, overrides: dict[str, str] | None = None) -> Recipe:
     """Read a recipe by shipped name or by path, with dotted overrides (``{"select.fraction": "0.2"}``).
 
+    Warns (:class:`RenamedKeyWarning`) of every key that was renamed.
+
     Raises:
         InputError: names the file, the line and the field, and the nearest valid name of an unknown one.
+    """
+    path, text = _read(name)
+    source = _Source(path, text, _parsed(path, text))
+    source.take_current_keys()
+    for key, value in (overrides or {}).items():
+        source.override(key, value)
+    return source.validated()
+
+
+def _read(name: str | Path) -> tuple[Path, str]:
+    """The path of a recipe, as messages name it, and its text.
+
+    Raises:
+        InputError: there is none of that name, or it is no text.
     """
     path = Path(name)
     if path.is_file():
         try:
-            text = path.read_text(encoding="utf-8")
+            return path, path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"not UTF-8 at byte {error.start}", path) from None
-    elif str(name) in shipped():
-        text, path = (_recipes() / f"{name}.toml").read_text(encoding="utf-8"), Path(f"{name}.toml")
-    else:
-        near = difflib.get_close_matches(str(name), shipped(), n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; shipped are {', '.join(shipped())}"
-        raise InputError(f"no recipe of that name and no such file{hint}", name)
+    if str(name) in shipped():
+        return Path(f"{name}.toml"), (_recipes() / f"{name}.toml").read_text(encoding="utf-8")
+    near = difflib.get_close_matches(str(name), shipped(), n=1)
+    hint = f"; did you mean {near[0]}?" if near else f"; shipped are {', '.join(shipped())}"
+    raise InputError(f"no recipe of that name and no such file{hint}", name)
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
     try:
-        data = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         at = re.search(r"at line (\d+)", str(error))
         raise InputError(f"not TOML: {error}", path, int(at[1]) if at else None) from None
-    overrides = overrides or {}
-    for key, value in overrides.items():
-        put(data, key.split("."), value_of(value), key)
-    as_text: set[str] = set()
-    while True:
+
+
+@dataclass
+class _Source:
+    """A recipe's data with its overrides, and where each key of it comes from."""
+
+    path: Path
+    text: str
+    data: dict[str, Any]
+    given: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Overrides by the name that the key has today: the option as it was written, and its value."""
+    renamed: list[Renamed] = field(default_factory=list)
+    """Keys of the file that have other names today."""
+
+    def take_current_keys(self) -> None:
+        """Give the file's renamed keys their names of today.
+
+        Raises:
+            InputError: a key is given under both names.
+        """
         try:
-            return Recipe.model_validate(data)
-        except ValidationError as error:
-            problems = error.errors()
-        # a misspelt key that is required is both unknown and missing: its name says more
-        problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-        # pydantic marks a bad key of a mapping by a last part "[key]"
-        loc = [str(p) for p in problem["loc"] if p != "[key]"]
-        field, kind = ".".join(loc), problem["type"]
-        if kind == "string_type" and field in overrides and field not in as_text:
-            as_text.add(field)  # `--name 2024` means the text
-            put(data, loc, overrides[field], field)
-            continue
-        message = problem["msg"].removeprefix("Value error, ")
+            self.data, self.renamed = Recipe.with_current_keys(self.data)
+        except GivenTwiceError as error:
+            raise InputError(
+                str(error).partition(": ")[2], self.path, self._line(error.key.old), error.key.old
+            ) from None
+        for key in self.renamed:
+            line = self._line(key.old)
+            _warn(f"{self.path}{f':{line}' if line else ''}: {key.old}", key.new)
+
+    def override(self, key: str, value: str) -> None:
+        """Set a field from the command line.
+
+        Raises:
+            InputError: what lies on the way is no table, or the field was set under its other name.
+        """
+        current = Recipe.current_field(key)
+        if current in self.given:
+            raise InputError(f"is the same field as --{self.given[current][0]}: remove one", None, None, f"--{key}")
+        if current != key:
+            _warn(f"--{key}", f"--{current}")
+        self.given[current] = key, value
+        put(self.data, current.split("."), value_of(value), key)
+        try:
+            self.data, renamed = Recipe.with_current_keys(self.data)
+        except GivenTwiceError as error:
+            raise InputError(str(error), None, None, f"--{key}") from None
+        for within in renamed:
+            _warn(f"--{key}: {within.old}", within.new)
+
+    def validated(self) -> Recipe:
+        """The recipe.
+
+        Raises:
+            InputError: the first field that is wrong.
+        """
+        as_text: set[str] = set()
+        while True:
+            try:
+                recipe = Recipe.model_validate(self.data)
+                if recipe.sweep:
+                    check_sweep(recipe)
+                return recipe
+            except ValidationError as error:
+                problem = _first(error)
+            where = ".".join(_parts(problem))
+            if problem["type"] != "string_type" or where not in self.given or where in as_text:
+                raise self._error(problem)
+            as_text.add(where)  # `--name 2024` means the text
+            put(self.data, where.split("."), self.given[where][1], self.given[where][0])
+
+    def _error(self, problem: Any) -> InputError:
+        """What is wrong, and where it was written."""
+        loc, kind, message = _parts(problem), problem["type"], problem["msg"].removeprefix("Value error, ")
+        where = ".".join(loc)
         if kind == "extra_forbidden":
             message = _unknown(loc)
         elif kind not in ("missing", "value_error") and not isinstance(problem["input"], dict | list | BaseModel):
             message = f"{message} (got {problem['input']!r})"
-        for key in overrides:
-            if kind == "value_error" and message.startswith(f"{key.removeprefix(f'{field}.')}: "):
-                raise InputError(message.partition(": ")[2], None, None, f"--{key}")
-            if field.startswith(f"{key}."):  # within a table or a list that was given in one piece
-                raise InputError(f"{field.removeprefix(f'{key}.')}: {message}", None, None, f"--{key}")
-            if field == key or (kind == "extra_forbidden" and key.startswith(f"{field}.")):
-                raise InputError(message, None, None, f"--{key}")
-        raise InputError(message, path, line_of(text, loc), field or None)
+        for current, (key, _) in self.given.items():
+            option = f"--{key}"
+            if kind == "value_error" and message.startswith(f"{current.removeprefix(f'{where}.')}: "):
+                return InputError(message.partition(": ")[2], None, None, option)
+            if where.startswith(f"{current}."):  # within a table or a list that was given in one piece
+                return InputError(f"{where.removeprefix(f'{current}.')}: {message}", None, None, option)
+            if where == current or (kind == "extra_forbidden" and current.startswith(f"{where}.")):
+                return InputError(message, None, None, option)
+        return InputError(message, self.path, self._line(where), where or None)
+
+    def _line(self, where: str) -> int | None:
+        """The line of a field, under whatever name it stands there."""
+        for key in self.renamed:
+            if f"{where}.".startswith(f"{key.new}."):
+                where = key.old + where.removeprefix(key.new)
+        return line_of(self.text, where.split("."))
+
+
+def _warn(old: str, new: str) -> None:
+    warnings.warn(
+        f"{old} is now called {new}; the next release will not know the old name", RenamedKeyWarning, stacklevel=4
+    )
+
+
+def _first(error: ValidationError) -> Any:
+    """The problem to speak of. A misspelt key that is required is both unknown and missing: its name says more."""
+    problems = error.errors()
+    return next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+
+
+def _parts(problem: Any) -> list[str]:
+    """Where a problem is; pydantic marks a bad key of a mapping by a last part "[key]"."""
+    return [str(part) for part in problem["loc"] if part != "[key]"]
 
 
 def _unknown(loc: list[str]) -> str:
-    section: Any = Recipe
-    keyed = False  # a mapping's own key comes next
+    annotation: Any = Recipe
     for part in loc[:-1]:
-        if part.isdigit() or keyed:
-            keyed = False
-            continue
-        fields = getattr(section, "model_fields", {})
-        annotation = fields[part].annotation if part in fields else None
-        section, keyed = _section_of(annotation), get_origin(annotation) is dict
-    names = list(getattr(section, "model_fields", {}))
+        annotation = below(annotation, part)
+    table = table_of(annotation)
+    names = list(table.model_fields) if table else []
     near = difflib.get_close_matches(loc[-1], names, n=1, cutoff=0.3)
     return "unknown key" + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(names)}")
-
-
-def _section_of(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        if (found := _section_of(inner)) is not None:
-            return found
-    return None

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from .. import envs
 from ..data.thinking import THINKING, tag_pair
-from .base import Environment, Positive, Section, distinct
+from .base import (
+    ConfigModel,
+    Environment,
+    GivenTwiceError,
+    Positive,
+    Renamed,
+    current_name,
+    distinct,
+    with_current_keys,
+)
 from .finetune import Finetune
 from .select import Select
-from .sweep import Sweep, check_sweep
+from .sweep import Sweep, flat_space
 from .switch import Switch
 
 ResourceName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.-]*$")]
 """Of a custom resource of Ray."""
 
 
-class Engine(Section):
+class Engine(ConfigModel):
     """What runs the models that play. `engine = "vllm"` is short for `engine = { kind = "vllm" }`."""
 
     kind: Literal["transformers", "vllm"] = "transformers"
@@ -55,7 +64,7 @@ class Engine(Section):
         return self
 
 
-class Act(Section):
+class Act(ConfigModel):
     """How a model acts."""
 
     decide: Literal["score", "generate"] = "score"
@@ -78,7 +87,7 @@ class Act(Section):
         return tags
 
 
-class Collect(Section):
+class Collect(ConfigModel):
     """Expert episodes."""
 
     levels: dict[Environment, Positive] = {}
@@ -112,7 +121,7 @@ class Collect(Section):
         return self
 
 
-class Evaluate(Section):
+class Evaluate(ConfigModel):
     """Scores on held-in and held-out environments."""
 
     held_in: list[Environment] = Field(min_length=1)
@@ -130,7 +139,7 @@ class Evaluate(Section):
         return self
 
 
-class Placement(Section):
+class Placement(ConfigModel):
     """Groups of nodes, each by a custom Ray resource that its nodes have; without a name any node will do."""
 
     workers: ResourceName | None = None
@@ -146,8 +155,10 @@ class Placement(Section):
         return {group: 0.001} if group else {}
 
 
-class Recipe(Section):
+class Recipe(ConfigModel):
     """A whole run. Stages whose table is missing are left out."""
+
+    renamed: ClassVar[dict[str, str]] = {"patience": "worker_timeout"}
 
     name: str = Field(pattern=r"^\w[\w .-]*$")
     """Name of the run; `runs/NAME` is its directory unless --out names another."""
@@ -157,8 +168,8 @@ class Recipe(Section):
     """Ray actors that play episodes; 0 plays inside this process."""
     num_envs: Positive = 32
     """Episodes an actor plays side by side."""
-    patience: float = Field(default=3600.0, gt=0)
-    """Seconds without a finished episode after which an actor is taken for hung and replaced."""
+    worker_timeout: float = Field(default=3600.0, gt=0)
+    """Seconds without a finished episode after which a worker counts as hung and is replaced."""
     max_lost_answers: float = Field(default=0.2, ge=0, le=1)
     """Most of a model's answers that may be none (a server that fails, an empty answer), as a share; above it the stage
     stops. Episodes without an answer are never scored."""
@@ -194,6 +205,38 @@ class Recipe(Section):
     """LONDI."""
     sweep: Sweep | None = None
     """Trials with other values, by Ray Tune."""
+
+    @classmethod
+    def with_current_keys(cls, given: dict[str, Any]) -> tuple[dict[str, Any], list[Renamed]]:
+        """Data of a recipe with all keys and swept fields under their names of today, and what was renamed.
+
+        Raises:
+            GivenTwiceError: a key is given under both names.
+        """
+        made, found = with_current_keys(cls, given)
+        sweep = made.get("sweep")
+        if not isinstance(sweep, dict) or not isinstance(sweep.get("space"), dict):
+            return made, found
+        space = dict(flat_space(sweep["space"]))
+        swept = [Renamed(field, name) for field in space if (name := current_name(cls, field)) != field]
+        if not swept:
+            return made, found
+        keys = [Renamed(f"sweep.space.{key.old}", f"sweep.space.{key.new}") for key in swept]
+        if twice := next((key for key, field in zip(keys, swept, strict=True) if field.new in space), None):
+            raise GivenTwiceError(twice)
+        space = {current_name(cls, field): value for field, value in space.items()}
+        return {**made, "sweep": {**sweep, "space": space}}, [*found, *keys]
+
+    @classmethod
+    def current_field(cls, field: str) -> str:
+        """A dotted field, which may be one of a sweep's space, by its name of today."""
+        before, swept, name = field.partition("sweep.space.")
+        return f"{swept}{current_name(cls, name)}" if swept and not before else current_name(cls, field)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_keys(cls, given: Any) -> Any:
+        return cls.with_current_keys(given)[0] if isinstance(given, dict) else given
 
     @field_validator("storage")
     @classmethod
@@ -241,10 +284,4 @@ class Recipe(Section):
             for level in self.evaluate.held_out:
                 if envs.full_id(level) in trained:
                     raise ValueError(f"evaluate.held_out: {level!r} is among collect.levels")
-        return self
-
-    @model_validator(mode="after")
-    def _trials_fit(self) -> Self:
-        if self.sweep:
-            check_sweep(self)
         return self

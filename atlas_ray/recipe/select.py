@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from .base import Positive, Section
+from .base import ConfigModel, Positive
 from .endpoint import EndpointFields
 
 SELECTORS = ("all", "random", "non-critical", "value", "perplexity", "uniform", "last", "oracle")
@@ -40,10 +40,10 @@ Selector = Annotated[str, AfterValidator(_selector)]
 OF_ASKING = (
     "batch",
     "concurrency",
+    "max_reprompts",
     "max_tokens",
     "price_completion",
     "price_prompt",
-    "reasks",
     "send_schema",
     "stop_after",
 )
@@ -52,6 +52,8 @@ OF_ASKING = (
 
 class Oracle(EndpointFields):
     """The model that reads whole trajectories (ATLaS). With `base_url` a chat endpoint, else a model of `[engine]`."""
+
+    renamed: ClassVar[dict[str, str]] = {"reasks": "max_reprompts"}
 
     model: str = "smollm2-135m"
     """A shipped name, a directory or a hub id; with `base_url` the name by which the server knows it."""
@@ -63,7 +65,7 @@ class Oracle(EndpointFields):
     """Most tokens of a conversation and its answer; a longer trajectory is read in windows."""
     max_tokens: Positive = 4096
     """Most tokens of an answer, thoughts of a reasoning model included."""
-    reasks: int = Field(default=2, ge=0)
+    max_reprompts: int = Field(default=2, ge=0)
     """How often an answer that is not valid is asked for again; then the trajectory stays unannotated."""
     batch: Positive = 16
     """Trajectories asked about at a time."""
@@ -74,7 +76,7 @@ class Oracle(EndpointFields):
     never does."""
 
 
-class Select(Section):
+class Select(ConfigModel):
     """Which steps are critical."""
 
     selectors: list[Selector] = Field(default=["all", "random", "non-critical", "value"], min_length=1)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PlainValidator, model_validator
 
-from .base import Environment, Positive, Section, distinct
+from .base import ConfigModel, Environment, Positive, distinct
 from .endpoint import EndpointFields
 
 EXPERT = "expert"
@@ -46,8 +46,10 @@ class SwitchModel(EndpointFields):
     """A call costs c times this; without it 0 for the first model and 1 for the others."""
 
 
-class Switch(Section):
+class Switch(ConfigModel):
     """LONDI: a learned switch between models."""
+
+    renamed: ClassVar[dict[str, str]] = {"keep_replay": "keep_replay_buffer"}
 
     models: list[SwitchModel] = Field(min_length=2)
     """From the smallest (QUICK) to the largest (DEEPTHINK). `quick = A`, `deepthink = B` is short for two of them."""
@@ -98,7 +100,7 @@ class Switch(Section):
     """Environment steps between greedy evaluations, of which the best is kept."""
     evaluate_episodes: Positive = 48
     """Episodes of such an evaluation."""
-    keep_replay: bool = True
+    keep_replay_buffer: bool = True
     """Whether the replay buffer is part of what a killed training goes on from."""
     test_episodes: Positive = 300
     """Episodes of the final comparison, for every policy the same seeds."""

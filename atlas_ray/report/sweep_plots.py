@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from ..recipe.sweep import shown
+from ..recipe.sweep_space import shown
 from .page import LIGHT, short
 from .plots import SETTINGS, blank, plain
 

@@ -45,7 +45,7 @@ def oracle_config(recipe: Recipe) -> OracleConfig:
         context=asked.context,
         max_tokens=asked.max_tokens,
         temperature=asked.warmth,
-        reasks=asked.reasks,
+        reasks=asked.max_reprompts,
         batch=asked.batch,
         send_schema=asked.send_schema,
         stop_after=asked.stop_after,

@@ -101,7 +101,9 @@ class Desk:
         if not free:
             oldest = min(self._places.values(), key=lambda place: place.touched)
             if self._clock() - oldest.touched < IDLE:
-                raise Refused(f"all {self.rows} places are taken: end an episode, or serve with more --places", 503)
+                raise Refused(
+                    f"all {self.rows} places are taken: end an episode, or serve with more --max-sessions", 503
+                )
             free.add(self._places.pop(oldest.id).row)
         place = _Place(uuid.uuid4().hex, min(free), self._begun, instruction, limit, self._clock())
         self._begun += 1

@@ -93,7 +93,7 @@ def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
     with (
         track("expert episodes", total, have) as progress,
         ActorPool[Any, Any](
-            recipe.workers, on_retry=retried, silence=recipe.patience, resources=recipe.placement.asks("workers")
+            recipe.workers, on_retry=retried, silence=recipe.worker_timeout, resources=recipe.placement.asks("workers")
         ) as pool,
     ):
         while True:

@@ -14,7 +14,7 @@ from ..cluster.address import check_address
 from ..cluster.workers import expect, worker_pool
 from ..errors import AtlasError, InputError
 from ..recipe.loading import Recipe
-from ..recipe.sweep import shown
+from ..recipe.sweep_space import check_sweep, shown
 from ..rundir import files
 from ..rundir.logs import kept
 from ..rundir.progress import duration, say
@@ -37,7 +37,7 @@ _TRAINING = (
     "evaluate_every",
     "features",
     "gamma",
-    "keep_replay",
+    "keep_replay_buffer",
     "learning_rate",
     "seeds",
     "signals",
@@ -55,9 +55,11 @@ def sweep(recipe: Recipe, run_dir: Path, verbose: bool = False) -> dict[str, Any
         What is in ``sweep.json``.
 
     Raises:
+        ValidationError: the recipe's sweep cannot be; :func:`atlas_ray.recipe.load` says the same with the line.
         InputError: something that a trial names cannot be had here.
         AtlasError: all trials failed.
     """
+    check_sweep(recipe)
     pipeline.refuse_job_copy(recipe, run_dir)
     check_address()
     with stored(recipe, run_dir, partial(pipeline.refuse_other, recipe)) as keeper:

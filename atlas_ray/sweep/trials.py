@@ -10,7 +10,7 @@ from typing import Any
 from ..cluster.causes import culprit, described
 from ..errors import InputError
 from ..recipe.loading import Recipe
-from ..recipe.sweep import Values, plan, shown, with_values
+from ..recipe.sweep_space import Values, plan, shown, with_current_fields, with_values
 from ..rundir import files
 from ..rundir.logs import redact
 
@@ -42,12 +42,13 @@ class Trial:
         """What became of it: ``status`` (``done``, ``stopped`` early or ``failed``), ``why`` it failed, ``seconds`` and
         its ``values``, which a scheduler may have changed. Nothing while it is unfinished."""
         path = self.directory / OUTCOME
-        return files.read_json(path) if path.is_file() else {}
+        found: dict[str, Any] = files.read_json(path) if path.is_file() else {}
+        return found | {"values": with_current_fields(found["values"])} if "values" in found else found
 
     def reached(self) -> Values:
         """Its values when it was killed, which population based training may have changed; else those of the plan."""
         path = self.directory / STATE / VALUES
-        return files.read_json(path) if path.is_file() else self.values
+        return with_current_fields(files.read_json(path)) if path.is_file() else self.values
 
     def end(self, status: str, seconds: float, **more: Any) -> None:
         """Note what became of it. What it could have gone on from is of no more use."""

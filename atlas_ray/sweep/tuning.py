@@ -20,7 +20,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, Populati
 from ..cluster.resources import Total, demands, most, worker
 from ..cluster.workers import check_room, ensure_ray, resources_of
 from ..errors import AtlasError
-from ..recipe.loading import Draw, Recipe, Sweep
+from ..recipe.loading import Recipe, SearchSpace, Sweep
 from ..rundir import files, logs
 from ..rundir.progress import duration, say, track
 from ..switching.train import HISTORY
@@ -170,25 +170,25 @@ def scheduler(sweep: Sweep, rounds: int) -> Any:
     if sweep.scheduler == "asha":
         return AsyncHyperBandScheduler(time_attr="evaluation", max_t=rounds, grace_period=1, reduction_factor=2)
 
-    def domain(draw: Draw) -> Any:
-        if draw.randint:
-            return ray_tune.randint(draw.randint[0], draw.randint[1] + 1)
-        return draw.listed or (ray_tune.uniform if draw.uniform else ray_tune.loguniform)(*draw.ends)
+    def domain(space: SearchSpace) -> Any:
+        if space.randint:
+            return ray_tune.randint(space.randint[0], space.randint[1] + 1)
+        return space.choices or (ray_tune.uniform if space.uniform else ray_tune.loguniform)(*space.bounds)
 
-    space = {field: domain(draw) for field, draw in sweep.space.items()}
-    ends = {field: draw.ends for field, draw in sweep.space.items() if draw.ends}
+    domains = {field: domain(space) for field, space in sweep.space.items()}
+    bounds = {field: space.bounds for field, space in sweep.space.items() if space.bounds}
     return PopulationBasedTraining(
         time_attr="evaluation",
         perturbation_interval=1,
-        hyperparam_mutations={"point": {"values": space}},
-        custom_explore_fn=partial(_within, ends),
+        hyperparam_mutations={"point": {"values": domains}},
+        custom_explore_fn=partial(_within, bounds),
     )
 
 
-def _within(ends: dict[str, list[float]], config: dict[str, Any]) -> dict[str, Any]:
+def _within(bounds: dict[str, list[float]], config: dict[str, Any]) -> dict[str, Any]:
     """Tune steps out of a range when it multiplies."""
     values = config["point"]["values"]
-    values |= {field: min(max(values[field], low), high) for field, (low, high) in ends.items()}
+    values |= {field: min(max(values[field], low), high) for field, (low, high) in bounds.items()}
     return config
 
 

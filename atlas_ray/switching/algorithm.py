@@ -251,7 +251,7 @@ def configuration(
         "width": config.features + EXTRA,
         "budget": config.budget,
         "updates_per_step": settings.updates_per_step,
-        "keep_replay": settings.keep_replay,
+        "keep_replay": settings.keep_replay_buffer,
         "logs": logs.folder(),
         "log_name": f"runner-{Path(name).name}",
     }

@@ -146,7 +146,7 @@ def test_an_episode_that_loses_all_critical_steps_is_an_error_or_counted(tmp_pat
     items = [trajectory("a", 6), trajectory("b", 2)]
     notes = [note("a", 4, 5), note("b", 1)]
     given = {"context": len(kept(items[0], 0, 3).ids), "too_long": "drop_last_steps"}
-    with pytest.raises(InputError, match="'a' loses all its 2 critical steps.*finetune.emptied"):
+    with pytest.raises(InputError, match="'a' loses all its 2 critical steps.*finetune.on_all_truncated"):
         examples_of(tmp_path, items, notes, **given)
     examples = examples_of(tmp_path, items, notes, **given, emptied="skip")
     assert len(examples) == 1

@@ -52,7 +52,7 @@ def test_defaults_are_those_of_before():
         "context": 32_768,
         "max_tokens": 4096,
         "temperature": 0.0,
-        "reasks": 2,
+        "max_reprompts": 2,
         "batch": 16,
         "send_schema": True,
         "price_prompt": 0.0,

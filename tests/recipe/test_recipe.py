@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from atlas_ray.errors import InputError
 from atlas_ray.recipe import loading as module
-from atlas_ray.recipe.loading import Arm, Finetune, Recipe, Scratch, Section, load, shipped
+from atlas_ray.recipe.loading import Arm, ConfigModel, Finetune, NewModel, Recipe, load, shipped
 
 TEXT = """\
 # a comment with fraction = 5 in it
@@ -61,7 +61,7 @@ def refused(path, overrides=None):
     return caught.value
 
 
-def sections(kind=Section):
+def sections(kind=ConfigModel):
     for child in kind.__subclasses__():
         yield child
         yield from sections(child)
@@ -309,7 +309,7 @@ def test_what_is_not_utf8_is_named(tmp_path):
         (
             "finetune.scratch",
             "{hidden = 8, layers = 1, heads = 2, intermediate = 9}",
-            Scratch(hidden=8, layers=1, heads=2, intermediate=9),
+            NewModel(hidden=8, layers=1, heads=2, intermediate=9),
         ),
         ("collect.levels", "{GoToObj = 2}", {"GoToObj": 2}),
         ("collect.levels.PickupDist-v0", "9", {"GoToLocal": 5, "PickupDist-v0": 9}),

@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 from atlas_ray.cli import main
 from atlas_ray.errors import InputError
-from atlas_ray.recipe.loading import Arm, Draw, Recipe, Sweep, load
-from atlas_ray.recipe.sweep import plan, shown, with_values
+from atlas_ray.recipe import sweep_space
+from atlas_ray.recipe.loading import Arm, Recipe, SearchSpace, Sweep, load
+from atlas_ray.recipe.sweep_space import plan, shown, with_values
 
 SWITCH = """\
 name = "s"
@@ -210,11 +211,11 @@ def test_a_sweep_survives_its_own_dump(write):
 
 @given(st.floats(1e-6, 1.0), st.floats(1.001, 1e4), st.integers(-50, 50), st.integers(1, 100), st.randoms())
 def test_draws_stay_within_their_range(low, factor, first, width, rng):
-    for draw in (Draw(uniform=[low, low * factor]), Draw(loguniform=[low, low * factor])):
+    for draw in (SearchSpace(uniform=[low, low * factor]), SearchSpace(loguniform=[low, low * factor])):
         assert low * (1 - 1e-9) <= draw.draw(rng) <= low * factor * (1 + 1e-9)
-    whole = Draw(randint=[first, first + width])
+    whole = SearchSpace(randint=[first, first + width])
     assert {whole.draw(rng) for _ in range(20)} <= set(range(first, first + width + 1))
-    assert Draw(choice=["a", "b"]).draw(rng) in ("a", "b")
+    assert SearchSpace(choice=["a", "b"]).draw(rng) in ("a", "b")
 
 
 def test_a_dry_run_says_how_many_trials_there_are_and_writes_nothing(write, tmp_path, capsys):
@@ -239,3 +240,13 @@ def test_a_sweep_needs_a_space():
 def test_values_are_shown_as_people_read_them():
     assert shown([{"selector": "value", "anchor": 0.5}]) == "value+anchor0.5"
     assert shown([0.0123456]) == "0.01235" and shown("x") == "x" and shown([1, 2]) == "[1, 2]"
+
+
+def test_whoever_is_handed_a_recipe_does_not_build_its_grid_again(write, monkeypatch):
+    """A worker of Tune validates the whole recipe; the grid was checked when the recipe was read."""
+    resolved = load(write(SWITCH)).model_dump(mode="json")
+    monkeypatch.setattr(sweep_space, "plan", lambda *_: pytest.fail("the grid is built"))
+    made = Recipe.model_validate(resolved)
+    assert len(made.sweep.space) == 3
+    with pytest.raises(pytest.fail.Exception):
+        load(write(SWITCH))

@@ -48,7 +48,7 @@ def test_what_http_refuses():
         assert (status, begun["max_steps"], begun["calls_left"]) == (201, 100, None)
         assert ask(port, "POST", "/episodes", {"instruction": "x"}) == (
             503,
-            {"detail": "all 1 places are taken: end an episode, or serve with more --places"},
+            {"detail": "all 1 places are taken: end an episode, or serve with more --max-sessions"},
         )
         assert ask(port, "POST", f"/episodes/{begun['id']}/act", {"observation": "x"})[0] == 422
 

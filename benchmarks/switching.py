@@ -34,7 +34,7 @@ from atlas_ray.recipe.loading import Recipe, Switch
 from atlas_ray.rundir import files
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.baselines import Random
-from atlas_ray.switching.decision_cache import Answers
+from atlas_ray.switching.decision_cache import DecisionCache
 from atlas_ray.switching.encoders import make_encoder
 from atlas_ray.switching.environment import SwitchingVectorEnv
 from atlas_ray.switching.evaluate import play_switching
@@ -90,21 +90,21 @@ def env_part(options):
     names = {f"SwitchingVectorEnv, {options.rows} rows": options.rows, "one episode at a time": 1}
     found = medians(options.rounds, {name: lambda rows=rows: steps_a_second(rows) for name, rows in names.items()})
 
-    def evaluation(answers):
+    def evaluation(cache):
         begun = time.perf_counter()
         seeds = range(10**6, 10**6 + options.episodes)
-        kept = {} if answers is None else {"answers": answers}
-        rows = play_switching(Random(0.5), players[options.rows], specs, seeds, **kept)
+        cached = {} if cache is None else {"decision_cache": cache}
+        rows = play_switching(Random(0.5), players[options.rows], specs, seeds, **cached)
         return sum(row["steps"] for row in rows) / (time.perf_counter() - begun)
 
-    answers = Answers()
+    cache = DecisionCache()
     evaluation(None)
     found["evaluation, nothing kept"] = evaluation(None)
-    found["evaluation, answers kept, the first time"] = evaluation(answers)
-    asked = answers.hits + answers.misses
-    before = answers.hits
-    found["evaluation, answers kept, again"] = evaluation(answers)
-    hits = (answers.hits - before) / (answers.hits + answers.misses - asked)
+    found["evaluation, answers kept, the first time"] = evaluation(cache)
+    asked = cache.hits + cache.misses
+    before = cache.hits
+    found["evaluation, answers kept, again"] = evaluation(cache)
+    hits = (cache.hits - before) / (cache.hits + cache.misses - asked)
     base = found["one episode at a time"]
     show("Environment steps", ["what", "steps/s", "of one at a time"], [[n, r, r / base] for n, r in found.items()])
     print(f"\n{hits:.1%} of the answers were there the second time")

@@ -173,8 +173,11 @@ class ChatAgent:
         how += () if self.thinking == THINKING else self.thinking
         return digest(how, self.messages(slot), shown)
 
-    def recall(self, slot: int, decision: Decision) -> None:
-        """Told of a decision that is known, so that it is not asked for: notes what the server had counted."""
+    def on_cache_hit(self, slot: int, decision: Decision) -> None:
+        """Called when a cached decision is taken in place of a request: notes what the server had counted."""
+        self._note_prompt_size(slot, decision)
+
+    def _note_prompt_size(self, slot: int, decision: Decision) -> None:
         if decision.spent.first:
             self._episodes[slot].tokens_per_byte = decision.spent.first / _size(self.messages(slot))
 
@@ -235,7 +238,7 @@ class ChatAgent:
                     action = said if parsed.action is None else parsed.action
                     decision = Decision(parsed.thought, action[:LONGEST_ACTION], None, None, spent[i], replies[i].row())
                     decided[i] = decision
-                    self.recall(slots[i], decision)
+                    self._note_prompt_size(slots[i], decision)
             pending = again
         self.decisions += sum(isinstance(d, Decision) for d in decided.values())
         return [decided[i] for i in range(len(slots))]

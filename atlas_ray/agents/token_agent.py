@@ -208,8 +208,8 @@ class Agent:
         how += () if self.thinking == THINKING else self.thinking
         return digest(how, array("q", self.prompt(slot)), tuple(offered))
 
-    def recall(self, slot: int, decision: Decision) -> None:
-        """Told of a decision that is known, so that it is not asked for: nothing to note."""
+    def on_cache_hit(self, slot: int, decision: Decision) -> None:
+        """Called when a cached decision is taken in place of a request: nothing to note."""
 
     def fits(self, slot: int) -> bool:
         """Whether one more turn fits into the model's context."""

@@ -17,7 +17,7 @@ from ..recipe.switch import EXPERT
 from ..rundir.files import read_json
 from ..stages.same_models import named_in, refuse_other_models
 from ..switching.baselines import Always
-from ..switching.decision_cache import Answers
+from ..switching.decision_cache import DecisionCache
 from ..switching.evaluate import Policy
 from ..switching.players import close_players, open_players
 from ..switching.policies import unlearned
@@ -84,8 +84,8 @@ def open_desk(run_dir: Path, name: str | None = None, places: int | None = None)
         players = open_players(recipe.model_copy(update={"switch": playing}), state)
         policy: Policy = SwitchPolicy.load(what) if isinstance(what, Path) else Always(0)
         budget = policy.config.budget if isinstance(policy, SwitchPolicy) else None
-        answers = Answers() if settings.cache else None
-        yield Desk(name, policy, players, [model.model for model in chosen], budget, answers)
+        decision_cache = DecisionCache() if settings.cache else None
+        yield Desk(name, policy, players, [model.model for model in chosen], budget, decision_cache)
 
 
 def _only(run_dir: Path, known: Mapping[str, Path | int]) -> str:

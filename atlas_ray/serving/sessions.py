@@ -15,7 +15,7 @@ from typing import Any
 from ..agents.token_agent import Agent, Decision, LostAnswer
 from ..errors import EndpointError
 from ..switching.budget import Budget
-from ..switching.decision_cache import Answers
+from ..switching.decision_cache import DecisionCache
 from ..switching.evaluate import Policy, game_for, situations
 from ..switching.players import SwitchPlayer
 from .asking import Answer, Asked, Refused, check, check_task
@@ -64,7 +64,7 @@ class Desk:
         players: from QUICK to DEEPTHINK.
         models: their names.
         budget: calls an episode may make.
-        answers: what the models answered already; None asks every time.
+        decision_cache: decisions made before, for the same question to the same model; None asks every time.
         clock: seconds that pass.
     """
 
@@ -75,13 +75,13 @@ class Desk:
         players: Sequence[SwitchPlayer],
         models: Sequence[str],
         budget: int | None = None,
-        answers: Answers | None = None,
+        decision_cache: DecisionCache | None = None,
         clock: Any = time.monotonic,
     ) -> None:
         self.name, self.policy, self.models, self.budget = name, policy, tuple(models), budget
         self.rows = min(player.engine.slots for player in players)
         self._spec = Coming("outside")
-        self._game = game_for(policy, players, [self._spec], self.rows, {"answers": answers})
+        self._game = game_for(policy, players, [self._spec], self.rows, {"decision_cache": decision_cache})
         self._guard = Budget(budget, self.rows)
         self._clock, self._begun = clock, 0
         self._places: dict[str, _Place] = {}

@@ -1,4 +1,4 @@
-"""What models answered, kept: the same model asked the same is not asked again."""
+"""Decisions that models made before, so that the same model is not asked the same question twice."""
 
 from __future__ import annotations
 
@@ -7,50 +7,50 @@ from typing import NamedTuple
 
 from ..agents.token_agent import Decision
 
-ENTRIES = 100_000
+MAX_ENTRIES = 100_000
 
 
-class Answer(NamedTuple):
+class CachedDecision(NamedTuple):
     """A decision and the seconds that it took when it was made."""
 
     decision: Decision
     seconds: float
 
 
-class Answers:
-    """Answers by the 16 bytes that tell what was asked (:meth:`SwitchPlayer.key`); those used least recently go first.
+class DecisionCache:
+    """Least-recently-used cache of decisions, by the 16 bytes of :meth:`SwitchPlayer.key`.
 
     Args:
-        entries: most answers; one takes about a kilobyte.
+        max_entries: most decisions; one takes about a kilobyte.
 
     Attributes:
-        hits: how often an answer was there.
-        misses: how often it was not.
+        hits: lookups that found a decision.
+        misses: lookups that found none.
     """
 
-    def __init__(self, entries: int = ENTRIES) -> None:
-        if entries < 1:
-            raise ValueError("a cache holds one answer at least")
-        self.entries = entries
+    def __init__(self, max_entries: int = MAX_ENTRIES) -> None:
+        if max_entries < 1:
+            raise ValueError("max_entries: a cache holds at least one decision")
+        self.max_entries = max_entries
         self.hits = self.misses = 0
-        self._kept: OrderedDict[bytes, Answer] = OrderedDict()
+        self._entries: OrderedDict[bytes, CachedDecision] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._entries)
 
-    def get(self, key: bytes) -> Answer | None:
-        """The answer to what was asked, if it is there."""
-        found = self._kept.get(key)
+    def get(self, key: bytes) -> CachedDecision | None:
+        """The decision of this key, if it is cached."""
+        found = self._entries.get(key)
         if found is None:
             self.misses += 1
             return None
         self.hits += 1
-        self._kept.move_to_end(key)
+        self._entries.move_to_end(key)
         return found
 
-    def put(self, key: bytes, answer: Answer) -> None:
-        """Keep an answer; the oldest makes room for it."""
-        self._kept[key] = answer
-        self._kept.move_to_end(key)
-        if len(self._kept) > self.entries:
-            self._kept.popitem(last=False)
+    def put(self, key: bytes, decision: CachedDecision) -> None:
+        """Add a decision; the least recently used one makes room for it."""
+        self._entries[key] = decision
+        self._entries.move_to_end(key)
+        if len(self._entries) > self.max_entries:
+            self._entries.popitem(last=False)

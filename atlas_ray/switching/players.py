@@ -46,11 +46,11 @@ class SwitchPlayer(Player, Protocol):
         ...
 
     def key(self, slot: int, offered: Sequence[str]) -> bytes | None:
-        """What its decision in ``slot`` depends on; None where answers are not to be kept."""
+        """Cache key: all that its decision in ``slot`` depends on; None where decisions must not be cached."""
         ...
 
-    def recall(self, slot: int, decision: Decision) -> None:
-        """Told of a decision that is known, so that it is not asked for."""
+    def on_cache_hit(self, slot: int, decision: Decision) -> None:
+        """Called when a cached decision is taken in place of a request."""
         ...
 
 
@@ -104,8 +104,8 @@ class ExpertPlayer:
         """It has to see every state itself."""
         return None
 
-    def recall(self, slot: int, decision: Decision) -> None:
-        """Never told."""
+    def on_cache_hit(self, slot: int, decision: Decision) -> None:
+        """Never called: its decisions are not cached."""
 
 
 def check_players(recipe: Recipe) -> None:

@@ -15,7 +15,7 @@ from ..cluster.worker_state import WorkerState
 from ..data.replies import Losses, summed
 from ..engines import Seat
 from ..recipe.loading import Recipe, Switch
-from .decision_cache import Answers
+from .decision_cache import DecisionCache
 from .encoders import encoder_width
 from .environment import SwitchingVectorEnv
 from .evaluate import encoder_of, play_switching, played
@@ -106,8 +106,8 @@ def _specs(recipe: Recipe, split: str) -> list[EnvSpec]:
 
 def _game_options(recipe: Recipe, mean_call: float | None) -> dict[str, Any]:
     settings = switch_of(recipe)
-    answers = _state.get_or_create(Answers) if settings.cache else None
-    return {"answers": answers, "unit": settings.unit, "mean_call": mean_call, "spares": True}
+    cache = _state.get_or_create(DecisionCache) if settings.cache else None
+    return {"decision_cache": cache, "unit": settings.unit, "mean_call": mean_call, "spares": True}
 
 
 @dataclass(frozen=True)
@@ -280,6 +280,6 @@ def train(task: TrainTask, state: WorkerState) -> Iterator[Tally]:
 
 def _counts(players: tuple[Any, ...]) -> Tally:
     found = Counter({"engine answers": lost(players)})
-    if (answers := _state.find(Answers)) is not None:
-        found |= {"asked": answers.hits + answers.misses, "answered from the cache": answers.hits}
+    if (cache := _state.find(DecisionCache)) is not None:
+        found |= {"asked": cache.hits + cache.misses, "answered from the cache": cache.hits}
     return found

@@ -17,7 +17,7 @@ from ..data.records import Step
 from ..data.replies import Replies, because
 from ..errors import EndpointError, InputError
 from .accounting import Ledger, Unit, Usage, check_unit, units
-from .decision_cache import Answer, Answers
+from .decision_cache import CachedDecision, DecisionCache
 from .encoders import Encoder, unit
 from .environment import Outcome
 from .episode import Episode, advised, expert_of, replay, surviving, take_step
@@ -62,7 +62,7 @@ class TextGame:
         rows: episodes side by side.
         encoder: what a switch reads them with, ``"hidden"`` for QUICK's hidden state.
         signals: what it sees besides.
-        answers: what the models answered already; None asks every time.
+        decision_cache: decisions made before, for the same question to the same model; None asks every time.
         unit: what ``mean_call`` is in.
         mean_call: what a mean call of DEEPTHINK takes; None leaves ``Outcome.used`` at 0.
         spares: an episode whose environment dies too often, or does not begin it, is over and lost; its next step says
@@ -82,7 +82,7 @@ class TextGame:
         rows: int,
         encoder: Encoder | str | None = None,
         signals: Sequence[str] = (),
-        answers: Answers | None = None,
+        decision_cache: DecisionCache | None = None,
         unit: Unit = "flops",
         mean_call: float | None = None,
         spares: bool = False,
@@ -92,7 +92,7 @@ class TextGame:
         self.specs = list(specs)
         self.agents: tuple[SwitchPlayer, ...] = tuple(agent.fork() for agent in agents)
         self.rows, self.models = rows, len(self.agents)
-        self.encoder, self.signals, self.answers = encoder, tuple(signals), answers
+        self.encoder, self.signals, self.decision_cache = encoder, tuple(signals), decision_cache
         self.unit, self.mean_call, self.spares = unit, mean_call, spares
         if mean_call is not None:
             check_unit(self.agents, unit)
@@ -275,15 +275,15 @@ class TextGame:
                 offered = self._offered(row, agent)
             if self.episodes[row].over:
                 continue
-            key = None if self.answers is None else agent.key(row, offered)
-            answer = None if self.answers is None or key is None else self.answers.get(key)
-            if answer is None:
+            key = None if self.decision_cache is None else agent.key(row, offered)
+            cached = None if self.decision_cache is None or key is None else self.decision_cache.get(key)
+            if cached is None:
                 missing.append(row)
                 offers.append(offered)
                 keys.append(key)
                 continue
-            agent.recall(row, answer.decision)
-            self._take(row, number, answer.decision, answer.seconds)
+            agent.on_cache_hit(row, cached.decision)
+            self._take(row, number, cached.decision, cached.seconds)
         lost: dict[int, LostAnswer] = {}
         if not missing:
             return lost
@@ -295,8 +295,8 @@ class TextGame:
             self._take(row, number, decision, seconds * share)
             if isinstance(decision, LostAnswer):
                 lost[row] = decision
-            elif self.answers is not None and key is not None:
-                self.answers.put(key, Answer(decision, seconds * share))
+            elif self.decision_cache is not None and key is not None:
+                self.decision_cache.put(key, CachedDecision(decision, seconds * share))
         return lost
 
     def _answers(

@@ -15,7 +15,7 @@ from atlas_ray.data.replies import Losses, Replies, summed
 from atlas_ray.engines.chat_endpoint import ChatEndpoint
 from atlas_ray.errors import AtlasError
 from atlas_ray.switching.baselines import Always, Random
-from atlas_ray.switching.decision_cache import Answers
+from atlas_ray.switching.decision_cache import DecisionCache
 from atlas_ray.switching.environment import SwitchingVectorEnv
 from atlas_ray.switching.evaluate import play_switching
 from atlas_ray.switching.policies import Contestant, scored, summary
@@ -162,20 +162,20 @@ def players(make, **options):
 
 
 def test_the_game_ends_where_a_model_gave_no_answer_and_asks_it_anew(make, server):
-    game = TextGame([SPEC], players(make), 2, answers=(kept := Answers()))
+    game = TextGame([SPEC], players(make), 2, decision_cache=(cache := DecisionCache()))
     for row in range(2):
         game.begin(row, row)
     server.faults = [DOWN, DOWN]
     asked = game.decisions({0: 1, 1: 0})
     assert isinstance(asked[0], LostAnswer) and isinstance(asked[1], Decision)
-    assert len(kept) == 1
+    assert len(cache) == 1
     outcomes = game.advance({0: 1, 1: 0})
     assert outcomes[0].lost is not None and outcomes[0].over and game.episodes[0].over
     assert (outcomes[0].replies, outcomes[0].reward, game.episodes[0].steps) == (({}, {"lost": 2}), 0.0, [])
     assert outcomes[1].lost is None and len(game.episodes[1].steps) == 1
     game.begin(0, 0)
     assert game.advance({0: 1})[0].lost is None
-    assert len(kept) == 2
+    assert len(cache) == 2
 
 
 @pytest.mark.parametrize("retries", [0, 1])
@@ -187,7 +187,7 @@ def test_one_in_ten_that_fails_costs_its_episode_at_most(make, server, retries, 
     deep.engine.retries = retries
     numbers = itertools.count(1)
     server.faults = [DOWN if next(numbers) % 10 == 0 else status(200, answer(GOOD)) for _ in range(3000)]
-    rows = play_switching(Always(1), [quick, deep], [SPEC], range(40), answers=Answers())
+    rows = play_switching(Always(1), [quick, deep], [SPEC], range(40), decision_cache=DecisionCache())
     lost = [row for row in rows if row["lost"]]
     answers = summed(c for row in rows for c in row["replies"])
     failed = sum(n % 10 == 0 for n in range(1, len(server.requests) + 1))
@@ -220,12 +220,12 @@ def test_a_server_that_is_down_is_not_asked_for_ever(make, server):
 def test_what_a_filter_refuses_ends_one_episode_and_is_not_played_again(make, server):
     filtered = answer("", "content_filter")
     server.script = lambda body: filtered if "red" in body["messages"][0]["content"] else answer(GOOD)
-    rows = play_switching(Always(1), players(make), [SPEC], range(20), answers=(kept := Answers()))
+    rows = play_switching(Always(1), players(make), [SPEC], range(20), decision_cache=(cache := DecisionCache()))
     lost = [row for row in rows if row["lost"]]
     assert 0 < len(lost) < 20
     assert all("attempts" not in row and "filter" in row["error"] and not row["steps"] for row in lost)
-    assert len(kept) <= sum(row["steps"] for row in rows)
-    assert len(server.requests) == len(kept) + len(lost)
+    assert len(cache) <= sum(row["steps"] for row in rows)
+    assert len(server.requests) == len(cache) + len(lost)
 
 
 def test_episodes_that_one_policy_lost_are_left_out_for_all():
@@ -305,10 +305,10 @@ def test_a_step_without_an_answer_is_not_learned_from(make, server):
 def test_answers_that_are_known_count_as_if_they_had_been_asked_for(make, server):
     replies = iter(["fly", *["Thought: a\nAction: turn left"] * 500])
     server.script = lambda body: answer(next(replies))
-    kept, both = Answers(), players(make)
-    first = play_switching(Random(0.5), both, [SPEC], range(5), answers=kept)
+    cache, both = DecisionCache(), players(make)
+    first = play_switching(Random(0.5), both, [SPEC], range(5), decision_cache=cache)
     asked = len(server.requests)
-    again = play_switching(Random(0.5), both, [SPEC], range(5), answers=kept)
+    again = play_switching(Random(0.5), both, [SPEC], range(5), decision_cache=cache)
     assert len(server.requests) == asked
     assert [row["replies"] for row in again] == [row["replies"] for row in first]
     assert json.loads(json.dumps(first[0]["replies"])) == first[0]["replies"]

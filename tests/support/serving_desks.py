@@ -82,8 +82,8 @@ class Stub:
     def key(self, slot, offered):
         return None
 
-    def recall(self, slot, decision):
-        raise AssertionError("nothing is kept")
+    def on_cache_hit(self, slot, decision):
+        raise AssertionError("nothing is cached")
 
 
 def stubbed(policy, budget=None, places=4, does=None, **more):

@@ -1,4 +1,4 @@
-"""Answers that are kept, and the ledger: what is reported does not depend on what any cache holds."""
+"""Cached decisions, and the ledger: what is reported does not depend on what any cache holds."""
 
 import json
 
@@ -12,7 +12,7 @@ from atlas_ray.engines import TransformersEngine
 from atlas_ray.engines.chat_endpoint import ChatEndpoint
 from atlas_ray.models.tiny import build_model, build_tokenizer
 from atlas_ray.switching.baselines import Always, Random
-from atlas_ray.switching.decision_cache import Answer, Answers
+from atlas_ray.switching.decision_cache import CachedDecision, DecisionCache
 from atlas_ray.switching.evaluate import play_switching
 from atlas_ray.switching.text_game import TextGame
 
@@ -75,25 +75,25 @@ def test_the_ledger_holds_to_the_token_where_quick_is_looked_at_and_its_state_re
 @pytest.mark.parametrize("way", WAYS)
 def test_known_answers_change_nothing_that_is_reported(way):
     """Another policy has filled a part of the cache, so hits and misses mix within an episode."""
-    kept = Answers()
+    cache = DecisionCache()
     agents = models(WAYS[way])
-    rows(Random(0.5, seed=1), agents, answers=kept)
-    asked, mixed = kept.misses, kept.hits
-    with_cache = rows(Random(0.5, seed=2), agents, answers=kept)
+    rows(Random(0.5, seed=1), agents, decision_cache=cache)
+    asked, mixed = cache.misses, cache.hits
+    with_cache = rows(Random(0.5, seed=2), agents, decision_cache=cache)
     assert with_cache == rows(Random(0.5, seed=2), models(WAYS[way]))
-    assert kept.hits > mixed
-    assert kept.misses > asked
+    assert cache.hits > mixed
+    assert cache.misses > asked
 
-    asked, before = kept.misses, fed(agents)
-    assert rows(Random(0.5, seed=2), agents, answers=kept) == with_cache
-    assert (kept.misses, fed(agents)) == (asked, before), "everything was known"
+    asked, before = cache.misses, fed(agents)
+    assert rows(Random(0.5, seed=2), agents, decision_cache=cache) == with_cache
+    assert (cache.misses, fed(agents)) == (asked, before), "everything was known"
 
 
 def test_known_answers_are_as_sure_as_new_ones_and_take_as_long():
-    agents, kept = models(WAYS["action"], slots=1), Answers()
+    agents, cache = models(WAYS["action"], slots=1), DecisionCache()
 
     def play():
-        game, seen = TextGame(SPECS, agents, 1, signals=("margin", "entropy", "catch-up"), answers=kept), []
+        game, seen = TextGame(SPECS, agents, 1, signals=("margin", "entropy", "catch-up"), decision_cache=cache), []
         game.begin(0, 3)
         while not game.episodes[0].over:
             seen.append(game.observe([0]).tolist())
@@ -101,17 +101,17 @@ def test_known_answers_are_as_sure_as_new_ones_and_take_as_long():
         return seen, game.usage(0)
 
     first = play()
-    assert kept.hits == 0
+    assert cache.hits == 0
     assert play() == first, "seconds are those of the first time"
-    assert kept.hits == kept.misses > 0
+    assert cache.hits == cache.misses > 0
     assert all(usage.seconds > 0 for usage in first[1])
 
 
 def test_samples_are_not_kept():
-    kept = Answers()
+    cache = DecisionCache()
     agents = models(WAYS["action"], temperature=1.0)
-    assert rows(Random(0.5), agents, answers=kept) == rows(Random(0.5), models(WAYS["action"], temperature=1.0))
-    assert (len(kept), kept.hits, kept.misses) == (0, 0, 0)
+    assert rows(Random(0.5), agents, decision_cache=cache) == rows(Random(0.5), models(WAYS["action"], temperature=1.0))
+    assert (len(cache), cache.hits, cache.misses) == (0, 0, 0)
 
 
 def test_what_an_answer_depends_on_tells_answers_apart():
@@ -141,25 +141,25 @@ def test_what_an_answer_depends_on_tells_answers_apart():
 
 
 def test_the_least_recently_used_answer_makes_room():
-    kept = Answers(entries=2)
-    answers = {name: Answer(Decision(None, name), 1.0) for name in "abc"}
+    cache = DecisionCache(max_entries=2)
+    answers = {name: CachedDecision(Decision(None, name), 1.0) for name in "abc"}
     for name in "ab":
-        kept.put(name.encode(), answers[name])
-    assert kept.get(b"a") == answers["a"]
-    kept.put(b"c", answers["c"])
-    assert kept.get(b"b") is None
-    assert [kept.get(b"a"), kept.get(b"c")] == [answers["a"], answers["c"]]
-    assert (len(kept), kept.hits, kept.misses) == (2, 3, 1)
-    with pytest.raises(ValueError, match="one answer"):
-        Answers(0)
+        cache.put(name.encode(), answers[name])
+    assert cache.get(b"a") == answers["a"]
+    cache.put(b"c", answers["c"])
+    assert cache.get(b"b") is None
+    assert [cache.get(b"a"), cache.get(b"c")] == [answers["a"], answers["c"]]
+    assert (len(cache), cache.hits, cache.misses) == (2, 3, 1)
+    with pytest.raises(ValueError, match="max_entries"):
+        DecisionCache(0)
 
 
 def test_a_small_cache_changes_nothing_either():
-    kept = Answers(entries=3)
+    cache = DecisionCache(max_entries=3)
     agents = models(WAYS["react"])
     for _ in range(2):
-        assert rows(Random(0.5), agents, answers=kept) == rows(Random(0.5), models(WAYS["react"]))
-    assert len(kept) == 3
+        assert rows(Random(0.5), agents, decision_cache=cache) == rows(Random(0.5), models(WAYS["react"]))
+    assert len(cache) == 3
 
 
 @pytest.fixture
@@ -185,18 +185,18 @@ def test_known_answers_of_an_endpoint_change_neither_actions_nor_the_bill(server
         made = ChatEndpoint(server.url, "m", concurrency=1)
         return ChatAgent(made, context=context, max_tokens=16, price=(3.0, 15.0))
 
-    def play(seed, kept=None):
-        return rows(Random(0.6, seed=seed), [quick, endpoint()], range(60, 66), answers=kept)
+    def play(seed, cache=None):
+        return rows(Random(0.6, seed=seed), [quick, endpoint()], range(60, 66), decision_cache=cache)
 
-    plain, kept = [play(1), play(2)], Answers()
-    assert play(1, kept) == plain[0]
-    requests, hits = len(server.requests), kept.hits
-    assert play(2, kept) == plain[1]
+    plain, cache = [play(1), play(2)], DecisionCache()
+    assert play(1, cache) == plain[0]
+    requests, hits = len(server.requests), cache.hits
+    assert play(2, cache) == plain[1]
     mixed = len(server.requests) - requests
-    assert kept.hits > hits
+    assert cache.hits > hits
     assert mixed > 0, "some were asked"
     requests = len(server.requests)
-    assert play(2, kept) == plain[1]
+    assert play(2, cache) == plain[1]
     assert len(server.requests) == requests
     asked = [body["messages"] for _, body, _ in server.requests]
     assert any("cannot be used" in talk[-1]["content"] for talk in asked), "some were asked again"
@@ -206,8 +206,8 @@ def test_known_answers_of_an_endpoint_change_neither_actions_nor_the_bill(server
 
 
 def test_the_large_model_alone_is_known_throughout_the_second_time():
-    agents, kept = models(WAYS["action"]), Answers()
-    first = rows(Always(1), agents, answers=kept)
+    agents, cache = models(WAYS["action"]), DecisionCache()
+    first = rows(Always(1), agents, decision_cache=cache)
     before = fed(agents)
-    assert rows(Always(1), agents, answers=kept) == first
+    assert rows(Always(1), agents, decision_cache=cache) == first
     assert fed(agents) == before

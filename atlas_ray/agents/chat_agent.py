@@ -15,7 +15,7 @@ from ..data.replies import Replies, because
 from ..data.thinking import THINKING, split_thinking
 from ..engines.chat_endpoint import ChatEndpoint, Completion
 from ..errors import EndpointError, InputError
-from .token_agent import Decision, LostAnswer, Spent, counted, digest
+from .token_agent import Decision, LostAnswer, TokenCost, counted, digest
 
 LONGEST_LIST = 4000
 """Characters; a longer list of admissible actions is not shown, and not insisted on."""
@@ -178,8 +178,8 @@ class ChatAgent:
         self._note_prompt_size(slot, decision)
 
     def _note_prompt_size(self, slot: int, decision: Decision) -> None:
-        if decision.spent.first:
-            self._episodes[slot].tokens_per_byte = decision.spent.first / _size(self.messages(slot))
+        if decision.token_cost.first:
+            self._episodes[slot].tokens_per_byte = decision.token_cost.first / _size(self.messages(slot))
 
     def act(
         self, slots: Sequence[int], actions: Sequence[Sequence[str]], seeds: Sequence[int]
@@ -194,7 +194,7 @@ class ChatAgent:
         shown = [self._offer(slot, offered) for slot, offered in zip(slots, actions, strict=True)]
         talks = [self.messages(slot) for slot in slots]
         decided: dict[int, Decision | LostAnswer] = {}
-        spent, replies = [Spent() for _ in slots], [Replies() for _ in slots]
+        token_cost, replies = [TokenCost() for _ in slots], [Replies() for _ in slots]
         pending = list(range(len(slots)))
         for attempt in range(self.reasks + 1):
             if not pending:
@@ -216,36 +216,38 @@ class ChatAgent:
                     if answer.kind == "empty":
                         self.tally["empty"] += 1
                         replies[i]["empty"] += 1
-                    decided[i] = self._lost(because(answer), answer.kind, spent[i], replies[i])
+                    decided[i] = self._lost(because(answer), answer.kind, token_cost[i], replies[i])
                     continue
-                spent[i] = _more(spent[i], answer, not attempt)
+                token_cost[i] = _more(token_cost[i], answer, not attempt)
                 cut = answer.finish_reason == "length"
                 parsed, said = self._parse(answer, shown[i])
                 self.tally.note(parsed)
                 replies[i].add(counted(parsed, cut))
                 if cut and parsed.problem == "empty":
                     reason = f"thinking used up {self._limit} = {self.max_tokens} tokens"
-                    decided[i] = self._lost(f"the answer is empty: {reason}", "empty", spent[i], replies[i])
+                    decided[i] = self._lost(f"the answer is empty: {reason}", "empty", token_cost[i], replies[i])
                 elif parsed.problem != "ok" and attempt < self.reasks:
                     again.append(i)
                     talks[i] += self._complaint(said, parsed)
                 elif parsed.problem == "empty":
                     reason = f"{self.engine.model} wrote nothing ({attempt + 1} times)"
-                    decided[i] = self._lost(reason, "blank", spent[i], replies[i])
+                    decided[i] = self._lost(reason, "blank", token_cost[i], replies[i])
                 else:
                     self.fell_back += parsed.problem != "ok"
                     replies[i]["fallen back"] += parsed.problem != "ok"
                     action = said if parsed.action is None else parsed.action
-                    decision = Decision(parsed.thought, action[:LONGEST_ACTION], None, None, spent[i], replies[i].row())
+                    decision = Decision(
+                        parsed.thought, action[:LONGEST_ACTION], None, None, token_cost[i], replies[i].row()
+                    )
                     decided[i] = decision
                     self._note_prompt_size(slots[i], decision)
             pending = again
         self.decisions += sum(isinstance(d, Decision) for d in decided.values())
         return [decided[i] for i in range(len(slots))]
 
-    def _lost(self, reason: str, kind: str, spent: Spent, replies: Replies) -> LostAnswer:
+    def _lost(self, reason: str, kind: str, token_cost: TokenCost, replies: Replies) -> LostAnswer:
         self.lost += 1
-        return LostAnswer(reason, kind, spent, Replies(replies).add({"lost": 1}).row())
+        return LostAnswer(reason, kind, token_cost, Replies(replies).add({"lost": 1}).row())
 
     def describe(self) -> dict[str, Any]:
         """The totals so far, ready for JSON."""
@@ -289,13 +291,13 @@ class ChatAgent:
         ]
 
 
-def _more(spent: Spent, answer: Completion, first: bool) -> Spent:
+def _more(token_cost: TokenCost, answer: Completion, first: bool) -> TokenCost:
     counts = answer.prompt_tokens, answer.completion_tokens
-    return Spent(
-        spent.read + (counts[0] or 0),
-        spent.written + (counts[1] or 0),
-        first=counts[0] if first else spent.first,
-        counted=spent.counted and None not in counts,
+    return TokenCost(
+        token_cost.read + (counts[0] or 0),
+        token_cost.written + (counts[1] or 0),
+        first=counts[0] if first else token_cost.first,
+        counted=token_cost.counted and None not in counts,
     )
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Spent:
-    """Tokens that a decision takes, a property of what its model saw and not of what an engine had kept.
+class TokenCost:
+    """Token cost of one decision, computed from the prompt, independent of engine caching.
 
     Of an :class:`Agent`: ``written`` went through the model to continue the prompt, and ``read`` besides it and the
     prompt (a thought that is read again, the tree of candidates); ``tail`` is then kept behind the prompt. Of an
@@ -40,7 +40,7 @@ class Decision:
     action: str
     entropy: float | None = field(default=None, compare=False)
     margin: float | None = field(default=None, compare=False)
-    spent: Spent = field(default=Spent(), compare=False, repr=False)
+    token_cost: TokenCost = field(default=TokenCost(), compare=False, repr=False)
     replies: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -52,13 +52,13 @@ class LostAnswer:
         reason: a line that names the field which would help, if there is one.
         kind: of an :class:`atlas_ray.errors.EndpointError`; ``"blank"`` where the model wrote nothing, even when asked
             again.
-        spent: what was used nevertheless.
+        token_cost: what it took nevertheless.
         replies: what came before it was given up, itself ``lost``.
     """
 
     reason: str
     kind: str = ""
-    spent: Spent = field(default=Spent(), repr=False)
+    token_cost: TokenCost = field(default=TokenCost(), repr=False)
     replies: Mapping[str, int] = field(default_factory=lambda: {"lost": 1}, repr=False)
 
     @property

@@ -21,7 +21,7 @@ from ..data.thinking import THINKING, split_thinking
 from ..engines import Engine, TransformersEngine
 from ..engines.transformers import choose, plant
 from ..errors import InputError
-from .decisions import Decision, LostAnswer, Spent, confidence, digest
+from .decisions import Decision, LostAnswer, TokenCost, confidence, digest
 from .rendering import Prompt
 from .rendering_chat import make_renderer
 from .unknown_words import Reader
@@ -34,7 +34,7 @@ __all__ = [
     "LostAnswer",
     "Places",
     "Player",
-    "Spent",
+    "TokenCost",
     "confidence",
     "counted",
     "digest",
@@ -230,7 +230,7 @@ class Agent:
         stop, most = self.renderer.stops, self._longest_reply
         written = self.engine.generate(prompts, slots, stop, most, self.temperature, seeds)
         return [
-            replace(self._read(ids, offered), spent=Spent(0, len(fed := ids[: most - 1]), tuple(fed)))
+            replace(self._read(ids, offered), token_cost=TokenCost(0, len(fed := ids[: most - 1]), tuple(fed)))
             for ids, offered in zip(written, actions, strict=True)
         ]
 
@@ -273,8 +273,8 @@ class Agent:
         decisions = []
         for i, score in enumerate(scores):
             index = choose(score[None], self.temperature, [streams[i]] if streams else None)[0]
-            spent = _scored(written[i][: self.thought_tokens - 1], tails[i], candidates[i])
-            decisions.append(Decision(thoughts[i], actions[i][index], *confidence(score.tolist()), spent))
+            token_cost = _scored(written[i][: self.thought_tokens - 1], tails[i], candidates[i])
+            decisions.append(Decision(thoughts[i], actions[i][index], *confidence(score.tolist()), token_cost))
         return decisions
 
     @property
@@ -326,13 +326,13 @@ def counted(parsed: Parsed, cut: bool) -> Replies:
     return Replies({outcome: 1, "invented": int(parsed.invented)})
 
 
-def _scored(fed: list[int], tail: list[int], candidates: Sequence[Sequence[int]]) -> Spent:
+def _scored(fed: list[int], tail: list[int], candidates: Sequence[Sequence[int]]) -> TokenCost:
     """Of an action that was scored behind ``tail``, after ``fed`` had gone through the model behind the same prompt."""
     again = len(tail) - shared(fed, tail) if tail else 0
     # a tail that is kept whole leaves the last token to be fed again, for what follows it
     again = max(again, 1) if tail else again
     nodes = sum(len(tree.tokens) for tree in plant(candidates, TransformersEngine.tree_tokens))
-    return Spent(again + nodes, len(fed), tuple(tail))
+    return TokenCost(again + nodes, len(fed), tuple(tail))
 
 
 def shared(a: Sequence[Any], b: Sequence[Any]) -> int:

@@ -6,6 +6,7 @@ The file is a contract with scripts outside the project: unknown keys are refuse
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import NormalDist
@@ -136,8 +137,10 @@ class Policy(_Strict):
     """Price c of a DEEPTHINK call in training (LONDI); ``measured`` charged what each call really took."""
     average: float | None = Field(default=None, gt=0)
     """Mean DEEPTHINK calls an episode that training kept to (Lagrangian)."""
-    of_use: float | None = Field(default=None, gt=0, lt=1)
+    budget_fraction: float | None = Field(default=None, gt=0, lt=1)
     """The budget is this share of the calls that the first cost's switch makes."""
+    of_use: float | None = Field(default=None, gt=0, lt=1)
+    """Older name of ``budget_fraction``, written and read for one release."""
     success: Share
     """Share of episodes that succeeded."""
     mean_return: float = Field(alias="return")
@@ -175,6 +178,15 @@ class Policy(_Strict):
     def learned(self) -> bool:
         """Whether this is a trained switch and not a baseline (which may have a budget too)."""
         return self.name.startswith("londi")
+
+    @model_validator(mode="after")
+    def _older_name(self) -> Self:
+        # no validator "before": it would make Python objects of JSON, for which strict validation has other rules
+        if self.budget_fraction is None and self.of_use is not None:
+            warnings.warn("of_use is now budget_fraction", DeprecationWarning, stacklevel=2)
+            object.__setattr__(self, "budget_fraction", self.of_use)
+        object.__setattr__(self, "of_use", self.budget_fraction)
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

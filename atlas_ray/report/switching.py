@@ -64,7 +64,7 @@ def _note(policies: Sequence[Policy]) -> str:
         "average; p: the rate of calls that a rule was set to. All policies play the same episodes. Return is without "
         "the costs of calls. Seconds are those that the models took. Seeds: how often a switch was trained."
     )
-    if any(p.of_use is not None for p in policies):
+    if any(p.budget_fraction is not None for p in policies):
         note += " Of use: the budget is this share of the calls that the first cost's switch makes."
     if any(p.calls_by_model for p in policies):
         note += " Calls and shares are of all models but QUICK; calls of each model go from QUICK to DEEPTHINK."
@@ -95,7 +95,9 @@ def policies_table(policies: Sequence[Policy]) -> Html:
         each = " / ".join(f"{n:.2f}" for n in policy.calls_by_model or ()) or NOTHING
         rows.append(
             [
-                policy.name if policy.of_use is None else f"{policy.name}, {policy.of_use:.0%} of use",
+                policy.name
+                if policy.budget_fraction is None
+                else f"{policy.name}, {policy.budget_fraction:.0%} of use",
                 rate(policy),
                 line,
                 f"{policy.mean_return:.3f}",

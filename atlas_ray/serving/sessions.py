@@ -14,7 +14,7 @@ from typing import Any
 
 from ..agents.token_agent import Agent, Decision, LostAnswer
 from ..errors import EndpointError
-from ..switching.budget import Budget
+from ..switching.budget import BudgetGuard
 from ..switching.decision_cache import DecisionCache
 from ..switching.evaluate import Policy, game_for, situations
 from ..switching.players import SwitchPlayer
@@ -82,7 +82,7 @@ class Desk:
         self.rows = min(player.engine.slots for player in players)
         self._spec = Coming("outside")
         self._game = game_for(policy, players, [self._spec], self.rows, {"decision_cache": decision_cache})
-        self._guard = Budget(budget, self.rows)
+        self._guard = BudgetGuard(budget, self.rows)
         self._clock, self._begun = clock, 0
         self._places: dict[str, _Place] = {}
         self._needs_list = any(player.needs_list for player in players)

@@ -147,7 +147,7 @@ def _switch(
     from ..switching.stage import score
     from ..switching.tasks import seats, switch_of
     from ..switching.train import HISTORY
-    from .switch import contestant_of
+    from .switch import policy_spec_of
 
     assert recipe.sweep is not None
     for trial in trials:
@@ -159,7 +159,7 @@ def _switch(
     with worker_pool(recipe, lost, len(settings.local)) as pool, seats(recipe) as seated:
         for trial in trials:
             if trial.outcome()["status"] != "failed":
-                played[trial.number] = score(trial.recipe, trial.directory, [contestant_of(trial)], pool, seated)
+                played[trial.number] = score(trial.recipe, trial.directory, [policy_spec_of(trial)], pool, seated)
         if all(f.removeprefix("switch.") in _TRAINING for t in trials for f in t.values):
             beside = score(trials[0].recipe, run_dir, unlearned(settings), pool, seated)
     without = lost_seeds([*beside, *(row for own in played.values() for row in own)])
@@ -168,10 +168,10 @@ def _switch(
         if trial.number not in played:
             rows.append(table.begun(trial))
             continue
-        contestant, own = contestant_of(trial), played[trial.number]
-        made = summary(contestant, own, switch_of(trial.recipe).unit, len(switch_of(trial.recipe).models), without)
+        policy_spec, own = policy_spec_of(trial), played[trial.number]
+        made = summary(policy_spec, own, switch_of(trial.recipe).unit, len(switch_of(trial.recipe).models), without)
         files.write_json(trial.directory / "switch" / "policies.json", [made])
-        objective = fmean(row["objective"] for row in scored(own, contestant.name, without))
+        objective = fmean(row["objective"] for row in scored(own, policy_spec.name, without))
         steps = files.read_json(trial.directory / HISTORY)[-1]["step"]
         rows.append(table.switch_row(trial, recipe.sweep.judged_by, made, objective, steps))
     ends = [

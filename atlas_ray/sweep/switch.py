@@ -18,7 +18,7 @@ from ..cluster.causes import portable
 from ..recipe.loading import Recipe
 from ..rundir import files, logs
 from ..switching.algorithm import SwitchDQN, SwitchSAC, configuration
-from ..switching.policies import Contestant, learned_switches
+from ..switching.policies import PolicySpec, learned_switches
 from ..switching.tasks import TrainingSetup, TrainTask, build_training, switch_of
 from ..switching.train import HISTORY, Training
 from .trials import STATE, VALUES, Trial, trial_of
@@ -27,16 +27,16 @@ BEST = "best"
 SetupFn = Callable[[Trial], TrainingSetup]
 
 
-def contestant_of(trial: Trial) -> Contestant:
+def policy_spec_of(trial: Trial) -> PolicySpec:
     """The one switch that a trial trains."""
-    (contestant,) = learned_switches(switch_of(trial.recipe), trial.directory)
-    return contestant
+    (policy_spec,) = learned_switches(switch_of(trial.recipe), trial.directory)
+    return policy_spec
 
 
 def setup_of(trial: Trial) -> TrainingSetup:
     """The training of a trial, whose models this process opens."""
-    contestant = contestant_of(trial)
-    task = TrainTask(trial.recipe, str(trial.directory), contestant, contestant.seeds[0], None, ())
+    policy_spec = policy_spec_of(trial)
+    task = TrainTask(trial.recipe, str(trial.directory), policy_spec, policy_spec.seeds[0], None, ())
     return build_training(task, trial.number)
 
 
@@ -58,7 +58,7 @@ class _SwitchTrial:
         torch.set_num_threads(max(1, int(point["bundles"][0]["CPU"])))
         self.trial, self.metric = trial, config["metric"]
         own = self.training_setup = config["setup_fn"](trial)
-        self.place = contestant_of(trial).directory(switch_of(trial.recipe).seeds[0])
+        self.place = policy_spec_of(trial).directory(switch_of(trial.recipe).seeds[0])
         state = trial.directory / STATE
         # what goes on after a kill plays no training episode twice
         done = files.read_json(state / HISTORY)[-1] if state.is_dir() else {}

@@ -1,4 +1,4 @@
-"""What the models of an episode use. It is accounted, not read off the engines, so that no cache can change it."""
+"""Compute of the models in an episode, computed from prompts and not read off engines, so that no cache changes it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..agents.token_agent import Agent, Spent, shared
+from ..agents.token_agent import Agent, TokenCost, shared
 from ..errors import InputError
 from .players import SwitchPlayer
 
@@ -15,13 +15,13 @@ _MILLION = 1_000_000
 
 
 @dataclass(frozen=True)
-class Usage:
-    """Of one model in one episode.
+class ModelUsage:
+    """Compute of one model in one episode.
 
-    ``calls``: answers, whether they were used or only looked at. ``tokens``: through the model, with those of the
+    ``calls``: answers, whether they were acted on or only looked at. ``tokens``: through the model, with those of the
     prompt that it had yet to read; of an endpoint, those of all its prompts and completions. ``flops``: 2 x weights x
-    tokens; 0 where nobody tells the weights. ``seconds``: its share of the time of its batches. ``money``: by its
-    prices.
+    tokens; 0 where the number of weights is unknown. ``seconds``: its share of the time of its batches. ``money``: by
+    its prices.
     """
 
     calls: int = 0
@@ -30,8 +30,8 @@ class Usage:
     seconds: float = 0.0
     money: float = 0.0
 
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(
+    def __add__(self, other: ModelUsage) -> ModelUsage:
+        return ModelUsage(
             self.calls + other.calls,
             self.tokens + other.tokens,
             self.flops + other.flops,
@@ -40,14 +40,14 @@ class Usage:
         )
 
 
-class Ledger:
-    """What every model has read of the episode in each row, and what it used.
+class ComputeAccountant:
+    """Counts the compute of every model in the episode of each row.
 
-    A model keeps the last prompt that it answered, what it thought behind it, and nothing of other episodes: then a
-    prompt takes what it does not begin with, and an answer what :class:`atlas_ray.agents.token_agent.Spent` says.
-    Those are the
-    tokens that an engine which keeps a slot's prefix feeds. An engine that had lost it, has found some of it in another
-    episode, or never saw a prompt because its answer was known, feeds others; they are not counted.
+    The count assumes that a model has cached the last prompt that it answered, what it thought behind it, and nothing
+    of other episodes. A prompt then costs the tokens behind that prefix, and an answer its
+    :class:`atlas_ray.agents.token_agent.TokenCost`. These are the tokens that an engine with one prefix cache per slot
+    feeds. An engine may feed others: it lost the prefix, found some of it in another episode, or never saw the prompt
+    because the decision was cached. Those are not counted.
 
     Args:
         players: the models.
@@ -56,65 +56,67 @@ class Ledger:
 
     def __init__(self, players: Sequence[SwitchPlayer], rows: int) -> None:
         self._players = players
-        self._kept: list[list[Sequence[Any]]] = [[() for _ in players] for _ in range(rows)]
-        self._used = [[Usage() for _ in players] for _ in range(rows)]
+        self._last_prompt: list[list[Sequence[Any]]] = [[() for _ in players] for _ in range(rows)]
+        self._usage = [[ModelUsage() for _ in players] for _ in range(rows)]
 
     def start(self, row: int) -> None:
-        """A new episode: nothing is read and nothing used."""
-        self._kept[row] = [() for _ in self._players]
-        self._used[row] = [Usage() for _ in self._players]
+        """Begin a new episode: nothing is read and nothing used."""
+        self._last_prompt[row] = [() for _ in self._players]
+        self._usage[row] = [ModelUsage() for _ in self._players]
 
-    def usage(self, row: int) -> list[Usage]:
-        """Of each model in this episode so far."""
-        return list(self._used[row])
+    def usage(self, row: int) -> list[ModelUsage]:
+        """Compute of each model in this episode so far."""
+        return list(self._usage[row])
 
-    def unread(self, row: int, number: int) -> float:
+    def unread_share(self, row: int, number: int) -> float:
         """Share of the model's present prompt that it has yet to read, 0..1."""
         prompt = self._players[number].prompt(row)
-        known = self._known(row, number, prompt)
-        return 1 - known / len(prompt) if prompt else 0.0
+        cached = self._cached_length(row, number, prompt)
+        return 1 - cached / len(prompt) if prompt else 0.0
 
-    def tokens(self, row: int, number: int, spent: Spent | None) -> int:
-        """Tokens of a model's answer to its present prompt; ``spent`` is None where it is only read."""
-        return sum(self._split(row, number, spent))
+    def tokens(self, row: int, number: int, token_cost: TokenCost | None) -> int:
+        """Tokens of a model's answer to its present prompt; ``token_cost`` is None where it is only read."""
+        return sum(self._read_and_written(row, number, token_cost))
 
-    def charge(self, row: int, number: int, spent: Spent | None, seconds: float) -> None:
-        """The model has answered its present prompt, or only read it.
+    def charge(self, row: int, number: int, token_cost: TokenCost | None, seconds: float) -> None:
+        """Add what the model used to answer its present prompt, or only to read it.
 
         Raises:
-            InputError: it has a price, and its server did not count the tokens.
+            InputError: the model has a price, and its server did not count the tokens.
         """
         player = self._players[number]
-        if spent and any(player.price) and not spent.counted:
+        if token_cost and any(player.price) and not token_cost.counted:
             raise InputError(
                 "its server counts no tokens, so that nobody knows what it costs: give it no prices",
                 field=f"switch.models.{number}",
             )
-        read, written = self._split(row, number, spent)
+        read, written = self._read_and_written(row, number, token_cost)
         money = (read * player.price[0] + written * player.price[1]) / _MILLION
         flops = 2 * (player.parameters or 0) * (read + written)
-        self._used[row][number] += Usage(int(spent is not None), read + written, flops, seconds, money)
+        self._usage[row][number] += ModelUsage(int(token_cost is not None), read + written, flops, seconds, money)
         prompt = player.prompt(row)
-        self._kept[row][number] = [*prompt, *spent.tail] if spent and isinstance(player, Agent) else prompt
+        self._last_prompt[row][number] = (
+            [*prompt, *token_cost.tail] if token_cost and isinstance(player, Agent) else prompt
+        )
 
-    def _known(self, row: int, number: int, prompt: Sequence[Any]) -> int:
+    def _cached_length(self, row: int, number: int, prompt: Sequence[Any]) -> int:
+        """Length of the prefix that the present prompt shares with the last one."""
         # () is no beginning of a text, but of every list
-        kept = self._kept[row][number]
-        return shared(kept, prompt) if kept else 0
+        last = self._last_prompt[row][number]
+        return shared(last, prompt) if last else 0
 
-    def _split(self, row: int, number: int, spent: Spent | None) -> tuple[int, int]:
-        """Tokens read and tokens written."""
-        player, taken = self._players[number], spent or Spent()
+    def _read_and_written(self, row: int, number: int, token_cost: TokenCost | None) -> tuple[int, int]:
+        player, cost = self._players[number], token_cost or TokenCost()
         if not isinstance(player, Agent):
-            return taken.read, taken.written
+            return cost.read, cost.written
         prompt = player.prompt(row)
         # the last token is always fed, for what follows it
-        known = min(self._known(row, number, prompt), len(prompt) - 1)
-        return len(prompt) - known + taken.read, taken.written
+        cached = min(self._cached_length(row, number, prompt), len(prompt) - 1)
+        return len(prompt) - cached + cost.read, cost.written
 
 
-def units(usages: Sequence[Usage], unit: Unit) -> float:
-    """All of an episode's models together."""
+def total_in_unit(usages: Sequence[ModelUsage], unit: Unit) -> float:
+    """Compute of all models of an episode together, in one unit."""
     return float(sum(getattr(usage, unit) for usage in usages))
 
 
@@ -126,5 +128,5 @@ def check_unit(players: Sequence[SwitchPlayer], unit: Unit) -> None:
     """
     if unit == "flops" and any(player.parameters is None for player in players):
         raise InputError(
-            "nobody tells the FLOPs of a model behind an endpoint: take seconds or money", field="switch.unit"
+            "the FLOPs of a model behind an endpoint are unknown: take seconds or money", field="switch.unit"
         )

@@ -30,7 +30,7 @@ def whole(value: Any, field: str) -> int:
     return number
 
 
-class Budget:
+class BudgetGuard:
     """Calls left in each of several episodes that run side by side. A call is a step of any model but the first.
 
     Args:

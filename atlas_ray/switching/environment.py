@@ -17,7 +17,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from .budget import Budget
+from .budget import BudgetGuard
 from .features import EXTRA, Vector, with_shares
 
 # What a request over the budget costs. Redundant [ours]: the guard overrides it and the mask keeps it from being made.
@@ -76,7 +76,7 @@ class Game(Protocol):
         ...
 
 
-def features(game: Game, budget: Budget, rows: Sequence[int]) -> Vector:
+def features(game: Game, budget: BudgetGuard, rows: Sequence[int]) -> Vector:
     """``[len(rows), game.width + 2]``: what a switch sees."""
     return with_shares(game.observe(rows), [budget.share(r) for r in rows], [game.step_share(r) for r in rows])
 
@@ -116,7 +116,7 @@ class SwitchingVectorEnv(gym.vector.VectorEnv[Vector, NDArray[np.int64], NDArray
         self.game, self.cost, self.stride = game, cost, stride
         self.weights = [0.0] + [1.0] * (game.models - 1) if weights == () else weights
         self.num_envs = game.rows
-        self.budget = Budget(budget, game.rows)
+        self.budget = BudgetGuard(budget, game.rows)
         self.next_seed = first_seed
         self.single_observation_space = spaces.Box(-np.inf, np.inf, (game.width + EXTRA,), np.float32)
         self.single_action_space = spaces.Discrete(game.models)

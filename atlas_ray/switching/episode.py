@@ -42,7 +42,7 @@ class Episode:
     lost: LostAnswer | None = None
     lost_by: int = 0
     charged: float = 0.0
-    """Units of :class:`Usage` that outcomes have told of."""
+    """Units of :class:`ModelUsage` that outcomes have told of."""
 
     @property
     def id(self) -> str:

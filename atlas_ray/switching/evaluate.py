@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from ..agents.rollout import EnvSpec
 from ..data.replies import Losses, Replies
-from .budget import Budget
+from .budget import BudgetGuard
 from .encoders import make_encoder
 from .episode import Episode
 from .players import SwitchPlayer
@@ -89,7 +89,7 @@ def played(
     """
     rows = min(*(agent.engine.slots for agent in agents), len(seeds))
     game = game_for(policy, agents, specs, rows, game_options)
-    guard, losses = Budget(budget, rows), Losses(most_lost)
+    guard, losses = BudgetGuard(budget, rows), Losses(most_lost)
     charges = [0.0] + [1.0] * (len(agents) - 1) if weights == () else weights
     waiting = deque(seeds)
     attempts = dict.fromkeys(seeds, 0)
@@ -164,7 +164,7 @@ def game_for(
     return TextGame(specs, agents, rows, **options)
 
 
-def situations(policy: Policy, game: TextGame, guard: Budget, rows: list[int]) -> list[Situation]:
+def situations(policy: Policy, game: TextGame, guard: BudgetGuard, rows: list[int]) -> list[Situation]:
     """What the policy asks for, and nothing else: all of it takes QUICK's time."""
     encoded = list(game.observe(rows)) if "encoded" in policy.needs else [None] * len(rows)
     margins = [c.margin for c in game.confidence(rows)] if "margin" in policy.needs else [None] * len(rows)
@@ -180,7 +180,7 @@ def situations(policy: Policy, game: TextGame, guard: Budget, rows: list[int]) -
     ]
 
 
-def _result(game: TextGame, guard: Budget, row: int, charge: float) -> dict[str, Any]:
+def _result(game: TextGame, guard: BudgetGuard, row: int, charge: float) -> dict[str, Any]:
     episode, usage = game.episodes[row], game.usage(row)
     reward = sum(s.reward for s in episode.steps)
     called_at = [step for step, number in enumerate(episode.acted) if number]

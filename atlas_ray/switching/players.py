@@ -130,7 +130,7 @@ def check_players(recipe: Recipe) -> None:
             open_endpoint(model, 1, where).close()
             if settings.unit == "flops":
                 raise InputError(
-                    f"nobody tells the FLOPs of {model.model}, which is behind an endpoint: take seconds or money",
+                    f"the FLOPs of {model.model} are unknown, since it is behind an endpoint: take seconds or money",
                     field="switch.unit",
                 )
         elif of_servers := [name for name in _OF_SERVERS if _said(model, name)]:

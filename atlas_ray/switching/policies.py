@@ -24,7 +24,7 @@ UNITS = {"flops": "FLOPs/episode", "seconds": "seconds/episode", "money": "money
 
 
 @dataclass(frozen=True)
-class Contestant:
+class PolicySpec:
     """A policy of the comparison, with what it was trained or is played under.
 
     ``directories`` and ``seeds``: of a learned switch, one for each training seed. Else ``kind`` is ``always`` model
@@ -39,7 +39,7 @@ class Contestant:
     budget: int | None = None
     cost: float | str | None = None
     average: float | None = None
-    of_use: float | None = None
+    budget_fraction: float | None = None
     directories: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
 
@@ -73,14 +73,14 @@ class Contestant:
         return float(self.cost or 0), settings.weights
 
 
-def unlearned(settings: Switch) -> list[Contestant]:
+def unlearned(settings: Switch) -> list[PolicySpec]:
     """Every model throughout; the first is always-quick and the last always-deepthink."""
     last = len(settings.models) - 1
     names = [ALWAYS_QUICK, *(f"always-{n}" for n in range(1, last)), ALWAYS_DEEPTHINK]
-    return [Contestant(name, "always", action=n) for n, name in enumerate(names)]
+    return [PolicySpec(name, "always", action=n) for n, name in enumerate(names)]
 
 
-def learned_switches(settings: Switch, run_dir: Path, resolved: dict[str, int] | None = None) -> list[Contestant]:
+def learned_switches(settings: Switch, run_dir: Path, resolved: dict[str, int] | None = None) -> list[PolicySpec]:
     """The switches to train, in the order of the recipe: costs, budgets, averages.
 
     Args:
@@ -90,9 +90,9 @@ def learned_switches(settings: Switch, run_dir: Path, resolved: dict[str, int] |
             already is not trained twice.
     """
 
-    def switch(name: str, kind: str, **terms: Any) -> Contestant:
+    def switch(name: str, kind: str, **terms: Any) -> PolicySpec:
         where = tuple(str(run_dir / "checkpoints" / f"switch-{kind}-seed{seed}") for seed in settings.seeds)
-        return Contestant(name, "learned", directories=where, seeds=tuple(settings.seeds), **terms)
+        return PolicySpec(name, "learned", directories=where, seeds=tuple(settings.seeds), **terms)
 
     found = [switch(f"londi(c={_word(c)})", f"cost{_word(c)}", cost=c) for c in settings.costs]
     shares: dict[int, float | None] = {}
@@ -102,7 +102,7 @@ def learned_switches(settings: Switch, run_dir: Path, resolved: dict[str, int] |
         elif resolved is not None:
             n = resolved[given]
             shares[n] = shares.get(n) or share_of(given)
-    found += [switch(f"londi-b(n={n})", f"budget{n}", budget=n, of_use=share) for n, share in shares.items()]
+    found += [switch(f"londi-b(n={n})", f"budget{n}", budget=n, budget_fraction=share) for n, share in shares.items()]
     found += [switch(f"londi-l(calls={a:g})", f"average{a:g}", average=a) for a in settings.averages]
     return found
 
@@ -149,8 +149,8 @@ def rate_of(rows: Sequence[Row]) -> float:
 
 
 def baselines(
-    settings: Switch, learned: Sequence[Contestant], rows: Sequence[Row], margins: Sequence[float]
-) -> list[Contestant]:
+    settings: Switch, learned: Sequence[PolicySpec], rows: Sequence[Row], margins: Sequence[float]
+) -> list[PolicySpec]:
     """The recipe's baselines: each at every switch's rate and under its budget, and at the recipe's rates.
 
     Args:
@@ -161,27 +161,27 @@ def baselines(
     """
     last = len(settings.models) - 1
     wanted = [(rate_of([r for r in rows if r["policy"] == c.name]), c.budget) for c in learned]
-    found: dict[str, Contestant] = {}
+    found: dict[str, PolicySpec] = {}
     for kind in settings.baselines:
         if kind == "oracle":
-            found[kind] = Contestant(kind, kind, action=last)
+            found[kind] = PolicySpec(kind, kind, action=last)
             continue
         for rate, budget in [*wanted, *((rate, None) for rate in settings.rates)]:
             if rate:
                 digits = f"{rate:.2f}" if round(rate, 2) == rate else f"{rate:g}"
                 name = f"{kind}(p={digits}{'' if budget is None else f', n={budget}'})"
                 tau = calibrate(margins, rate) if kind == "threshold" else 0.0
-                found[name] = Contestant(name, kind, action=last, rate=rate, tau=tau, budget=budget)
+                found[name] = PolicySpec(name, kind, action=last, rate=rate, tau=tau, budget=budget)
     return list(found.values())
 
 
 def summary(
-    contestant: Contestant, rows: Sequence[Row], unit: str, models: int = 2, without: Collection[int] | None = None
+    policy_spec: PolicySpec, rows: Sequence[Row], unit: str, models: int = 2, without: Collection[int] | None = None
 ) -> Row:
     """One policy's row: ``success`` with its 95 % interval over episodes and training seeds, and means.
 
     Args:
-        contestant: the policy.
+        policy_spec: the policy.
         rows: its episodes; every training seed has played the same.
         unit: of the recipe.
         models: how many there are.
@@ -191,19 +191,19 @@ def summary(
         AtlasError: no episode is left.
     """
     lost, replies = sum(bool(r.get("lost")) for r in rows), summed(c for r in rows for c in r.get("replies", ()))
-    rows = scored(rows, contestant.name, without)
+    rows = scored(rows, policy_spec.name, without)
     runs = [
         sorted((r for r in rows if r["training"] == member), key=lambda r: int(r["seed"]))
-        for member in contestant.members
+        for member in policy_spec.members
     ]
     success, *ci95 = interval([[r["success"] for r in run] for run in runs])
 
     def mean(name: str) -> float:
         return fmean(r[name] for r in rows)
 
-    terms = {name: getattr(contestant, name) for name in ("budget", "cost", "average", "of_use")}
+    terms = {name: getattr(policy_spec, name) for name in ("budget", "cost", "average", "budget_fraction")}
     row = {
-        "name": contestant.name,
+        "name": policy_spec.name,
         **{k: v for k, v in terms.items() if v is not None},
         "success": success,
         "return": mean("return"),
@@ -221,8 +221,8 @@ def summary(
     if models > 2:
         row["calls_by_model"] = [fmean(r["calls_by_model"][n] for r in rows) for n in range(models)]
     row |= {name: value for name, value in (("lost_episodes", lost), ("replies", replies.row())) if value}
-    if contestant.seeds:
-        row["seeds"] = list(contestant.seeds)
+    if policy_spec.seeds:
+        row["seeds"] = list(policy_spec.seeds)
         row["success_by_seed"] = [fmean(r["success"] for r in run) for run in runs]
     return row
 

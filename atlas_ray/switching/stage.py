@@ -21,7 +21,7 @@ from ..recipe.loading import Recipe, Switch
 from ..recipe.switch import MEASURED
 from ..rundir import files
 from ..rundir.progress import duration, say, track
-from .policies import Contestant, Row, baselines, budget_of, learned_switches, lost_seeds, scored, summary, unlearned
+from .policies import PolicySpec, Row, baselines, budget_of, learned_switches, lost_seeds, scored, summary, unlearned
 from .tasks import STOPPED, PlayTask, Tally, TrainTask, note_losses, play_chunk, rest, seats, train
 
 
@@ -90,7 +90,7 @@ def _compared(stage: _Stage) -> list[dict[str, Any]]:
 
 
 def score(
-    recipe: Recipe, run_dir: Path, contestants: Sequence[Contestant], pool: ActorPool[Any, Any], seated: Any
+    recipe: Recipe, run_dir: Path, policy_specs: Sequence[PolicySpec], pool: ActorPool[Any, Any], seated: Any
 ) -> list[Row]:
     """Play policies that are there already on the test episodes of a recipe, those that are missing in
     ``switch/episodes.jsonl``.
@@ -105,7 +105,7 @@ def score(
     stage.pool, stage.seats = pool, seated
     path = run_dir / "switch" / "episodes.jsonl"
     with replies_told(stage.log, "switch", stage.replies):
-        return _Episodes(stage, path, "test", SWITCH_TEST, stage.settings.test_episodes).play(contestants)
+        return _Episodes(stage, path, "test", SWITCH_TEST, stage.settings.test_episodes).play(policy_specs)
 
 
 class _Stage:
@@ -169,14 +169,14 @@ class _Stage:
         if "threshold" not in self.settings.baselines:
             return []
         # below no threshold, so QUICK acts alone, and is asked for its margin
-        watched = Contestant("quick, watched", "threshold", tau=-math.inf)
+        watched = PolicySpec("quick, watched", "threshold", tau=-math.inf)
         return [m for row in scored(selection.play([watched]), watched.name) for m in row["margins"]]
 
-    def train(self, contestants: Sequence[Contestant]) -> None:
+    def train(self, policy_specs: Sequence[PolicySpec]) -> None:
         """Train those that are not there."""
         tasks = [
             TrainTask(self.recipe, str(self.run_dir), c, training, self.mean_call, self.seats)
-            for c in contestants
+            for c in policy_specs
             for training in c.seeds
             if not (c.directory(training) / "config.json").is_file()
         ]
@@ -196,7 +196,7 @@ class _Stage:
         if self.trainers is not self.pool:
             self.trainers.close()
 
-    def replay(self, learned: Sequence[Contestant], rows: Sequence[Row]) -> None:
+    def replay(self, learned: Sequence[PolicySpec], rows: Sequence[Row]) -> None:
         """Play one episode of a switch again, and keep its steps."""
         shown = next((c for c in reversed(learned) if c.budget is not None), learned[-1])
         training = shown.seeds[0]
@@ -235,20 +235,20 @@ class _Episodes:
         self.rows: list[Row] = [row for row in files.recover_jsonl(path) if not row.get("lost")]
         stage.played.append(self)
 
-    def play(self, contestants: Sequence[Contestant]) -> list[Row]:
+    def play(self, policy_specs: Sequence[PolicySpec]) -> list[Row]:
         """All rows of these policies, every training seed of each on the same episodes.
 
         Raises:
             AtlasError: more of a model's answers are none than may be.
         """
         stage = self.stage
-        names, losses = {c.name for c in contestants}, Losses(stage.recipe.max_lost_answers)
+        names, losses = {c.name for c in policy_specs}, Losses(stage.recipe.max_lost_answers)
         known = {(r["policy"], r["training"], r["seed"]) for r in self.rows}
         for row in self.rows:
             if row["policy"] in names:
                 note_losses(losses, row["policy"], stage.settings, [row])
         tasks = []
-        for c in contestants:
+        for c in policy_specs:
             for training in c.members:
                 missing = [s for s in self.seeds if (c.name, training, s) not in known]
                 for part in chunks(missing, 4 * stage.settings.num_envs):
@@ -257,7 +257,7 @@ class _Episodes:
         label = "test episodes" if self.split == "test" else "episodes before the test"
         with track(label, sum(len(t.seeds) for t in tasks)) as progress:
             for task, (found, tally) in stage.pool.stream(play_chunk, tasks, rest):
-                row = {"policy": task.contestant.name, "training": task.training, **found}
+                row = {"policy": task.policy_spec.name, "training": task.training, **found}
                 files.append_jsonl(self.path, [row])
                 self.rows.append(row)
                 stage.tally += tally

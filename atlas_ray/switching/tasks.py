@@ -20,7 +20,7 @@ from .encoders import encoder_width
 from .environment import SwitchingVectorEnv
 from .evaluate import encoder_of, play_switching, played
 from .players import close_players, engine_actors, lost, open_players
-from .policies import Contestant, Row, scored
+from .policies import PolicySpec, Row, scored
 from .policy import SwitchConfig, SwitchPolicy
 from .text_game import TextGame
 from .train import train_switch
@@ -41,11 +41,11 @@ _state = WorkerState()
 
 @dataclass(frozen=True)
 class TrainTask:
-    """One switch to train: a contestant and a training seed."""
+    """One switch to train: a policy_spec and a training seed."""
 
     recipe: Recipe
     run_dir: str
-    contestant: Contestant
+    policy_spec: PolicySpec
     training: int
     mean_call: float | None
     seats: Seats
@@ -53,7 +53,7 @@ class TrainTask:
     @property
     def who(self) -> str:
         """Name in messages."""
-        return _who(self.contestant, self.training)
+        return _who(self.policy_spec, self.training)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class PlayTask:
     """A chunk of episodes of one policy, on a split."""
 
     recipe: Recipe
-    contestant: Contestant
+    policy_spec: PolicySpec
     training: int | None
     seeds: tuple[int, ...]
     split: str
@@ -72,11 +72,11 @@ class PlayTask:
     @property
     def who(self) -> str:
         """Name in messages."""
-        return _who(self.contestant, self.training)
+        return _who(self.policy_spec, self.training)
 
 
-def _who(contestant: Contestant, training: int | None) -> str:
-    return contestant.name if len(contestant.seeds) < 2 else f"{contestant.name} seed {training}"
+def _who(policy_spec: PolicySpec, training: int | None) -> str:
+    return policy_spec.name if len(policy_spec.seeds) < 2 else f"{policy_spec.name} seed {training}"
 
 
 def switch_of(recipe: Recipe) -> Switch:
@@ -122,7 +122,7 @@ class MakeEnv:
 
     def __call__(self, first_seed: int, stride: int) -> SwitchingVectorEnv:
         """One whose first episode has this seed, and the others lie ``stride`` apart."""
-        recipe, contestant = self.task.recipe, self.task.contestant
+        recipe, policy_spec = self.task.recipe, self.task.policy_spec
         settings = switch_of(recipe)
         if _state.index is None:
             # runners share the seeds out, so a seed tells which of them this is
@@ -132,8 +132,8 @@ class MakeEnv:
         encoder = "hidden" if settings.encoder == "hidden" else encoder_of(settings.encoder, settings.features)
         options = {"encoder": encoder, "signals": settings.signals, **_game_options(recipe, self.task.mean_call)}
         game = TextGame(_specs(recipe, "train"), players, settings.num_envs, **options)
-        cost, weights = contestant.charges(settings)
-        return SwitchingVectorEnv(game, first_seed, contestant.budget, cost, weights, stride)
+        cost, weights = policy_spec.charges(settings)
+        return SwitchingVectorEnv(game, first_seed, policy_spec.budget, cost, weights, stride)
 
 
 def play_chunk(task: PlayTask, state: WorkerState) -> Iterator[tuple[Row, Tally]]:
@@ -146,13 +146,13 @@ def play_chunk(task: PlayTask, state: WorkerState) -> Iterator[tuple[Row, Tally]
     settings = switch_of(task.recipe)
     players = open_players(task.recipe, _state, task.seats)
     before = _counts(players)
-    cost, weights = task.contestant.charges(settings)
+    cost, weights = task.policy_spec.charges(settings)
     for row in played(
-        task.contestant.policy(task.recipe.seed, task.training),
+        task.policy_spec.policy(task.recipe.seed, task.training),
         players,
         _specs(task.recipe, task.split),
         task.seeds,
-        task.contestant.budget,
+        task.policy_spec.budget,
         cost,
         task.record,
         weights,
@@ -196,10 +196,10 @@ def build_training(task: TrainTask, index: int) -> TrainingSetup:
     _state.index = index
     from .algorithm import HIDDEN
 
-    recipe, contestant = task.recipe, task.contestant
+    recipe, policy_spec = task.recipe, task.policy_spec
     settings = switch_of(recipe)
     players = open_players(recipe, _state, task.seats)
-    cost, weights = contestant.charges(settings)
+    cost, weights = policy_spec.charges(settings)
 
     def evaluate(policy: SwitchPolicy) -> dict[str, Any]:
         first = seed_block(recipe.seed, SWITCH_SELECT)
@@ -208,7 +208,7 @@ def build_training(task: TrainTask, index: int) -> TrainingSetup:
             players,
             _specs(recipe, "dev"),
             range(first, first + settings.evaluate_episodes),
-            contestant.budget,
+            policy_spec.budget,
             cost,
             weights=weights,
             most_lost=recipe.max_lost_answers,
@@ -226,9 +226,9 @@ def build_training(task: TrainTask, index: int) -> TrainingSetup:
         encoded + len(settings.signals),
         HIDDEN,
         models=len(settings.models),
-        budget=contestant.budget,
-        cost=contestant.cost,
-        average=contestant.average,
+        budget=policy_spec.budget,
+        cost=policy_spec.cost,
+        average=policy_spec.average,
         encoder=settings.encoder,
         signals=tuple(settings.signals),
     )
@@ -247,7 +247,7 @@ def train(task: TrainTask, state: WorkerState) -> Iterator[Tally]:
     players = open_players(task.recipe, _state, task.seats)
     before, faults = _counts(players), Counter[str]()
     setup, at = build_training(task, state.index or 0), place(task.run_dir)
-    name = str(task.contestant.directory(task.training).relative_to(task.run_dir))
+    name = str(task.policy_spec.directory(task.training).relative_to(task.run_dir))
     at.fetch(f"{name}.train")
 
     def on_fault(runners: int) -> None:

@@ -16,7 +16,7 @@ from ..agents.token_agent import NO_ANSWER, Agent, Decision, LostAnswer
 from ..data.records import Step
 from ..data.replies import Replies, because
 from ..errors import EndpointError, InputError
-from .accounting import Ledger, Unit, Usage, check_unit, units
+from .accounting import ComputeAccountant, ModelUsage, Unit, check_unit, total_in_unit
 from .decision_cache import CachedDecision, DecisionCache
 from .encoders import Encoder, unit
 from .environment import Outcome
@@ -109,7 +109,7 @@ class TextGame:
         self.episodes: dict[int, Episode] = {}
         self.speechless = 0
         self._beginnings = Beginnings()
-        self._ledger = Ledger(self.agents, rows)
+        self._accountant = ComputeAccountant(self.agents, rows)
         self._known = [_Known() for _ in range(rows)]
 
     @property
@@ -137,7 +137,7 @@ class TextGame:
             if isinstance(agent, Agent):
                 agent.engine.forget(row)
             agent.start(row, start.instruction, [], start.observation)
-        self._ledger.start(row)
+        self._accountant.start(row)
         self._known[row] = _Known()
         episode = Episode(spec, seed, own, start.env, start.instruction, start.observation)
         episode.replies = [Replies() for _ in self.agents]
@@ -157,7 +157,7 @@ class TextGame:
         sure = self.confidence(rows) if {"entropy", "margin"} & set(self.signals) else []
         for signal in self.signals:
             if signal == "catch-up":
-                values = [self._ledger.unread(row, self.models - 1) for row in rows]
+                values = [self._accountant.unread_share(row, self.models - 1) for row in rows]
             else:
                 values = [getattr(c, signal) for c in sure]
             parts.append(np.array(values, np.float32)[:, None])
@@ -201,9 +201,9 @@ class TextGame:
         episode = self.episodes[row]
         return len(episode.steps) / episode.env.limit
 
-    def usage(self, row: int) -> list[Usage]:
+    def usage(self, row: int) -> list[ModelUsage]:
         """What each model has used in this episode."""
-        return self._ledger.usage(row)
+        return self._accountant.usage(row)
 
     def decisions(self, choices: Mapping[int, int]) -> dict[int, Decision | LostAnswer]:
         """What the chosen model of every row would do now; one batch for each model.
@@ -252,7 +252,7 @@ class TextGame:
         full = not all(agent.fits(row) for agent in self.agents)
         used = 0.0
         if self.mean_call is not None:
-            total = units(self.usage(row), self.unit)
+            total = total_in_unit(self.usage(row), self.unit)
             used, episode.charged = (total - episode.charged) / self.mean_call, total
         outcome = Outcome(reward, terminated, truncated, full, info["success"], used, replies=replies)
         episode.over = outcome.over
@@ -290,7 +290,7 @@ class TextGame:
         begun = time.perf_counter()
         decisions = self._answers(agent, missing, offers, absorb)
         seconds = time.perf_counter() - begun
-        tokens = [self._ledger.tokens(r, number, d.spent) for r, d in zip(missing, decisions, strict=True)]
+        tokens = [self._accountant.tokens(r, number, d.token_cost) for r, d in zip(missing, decisions, strict=True)]
         for row, decision, key, share in zip(missing, decisions, keys, _shares(tokens), strict=True):
             self._take(row, number, decision, seconds * share)
             if isinstance(decision, LostAnswer):
@@ -312,7 +312,7 @@ class TextGame:
 
     def _take(self, row: int, number: int, decision: Decision | LostAnswer, seconds: float) -> None:
         """Count what a model answered, and keep it until the next step if it is an answer."""
-        self._ledger.charge(row, number, decision.spent, seconds)
+        self._accountant.charge(row, number, decision.token_cost, seconds)
         if decision.replies:
             self.episodes[row].replies[number].add(decision.replies)
             self._known[row].replies.setdefault(number, Replies()).add(decision.replies)
@@ -326,10 +326,10 @@ class TextGame:
             begun = time.perf_counter()
             states = unit(self._reader.hidden(asked).numpy())
             seconds = time.perf_counter() - begun
-            shares = _shares([self._ledger.tokens(row, 0, None) for row in asked])
+            shares = _shares([self._accountant.tokens(row, 0, None) for row in asked])
             for row, state, share in zip(asked, states, shares, strict=True):
                 self._known[row].hidden = state
-                self._ledger.charge(row, 0, None, seconds * share)
+                self._accountant.charge(row, 0, None, seconds * share)
         nothing = np.zeros(self._reader.engine.capabilities.hidden, np.float32)
         return np.stack([nothing if (h := self._known[row].hidden) is None else h for row in rows])
 

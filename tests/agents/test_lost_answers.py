@@ -18,7 +18,7 @@ from atlas_ray.switching.baselines import Always, Random
 from atlas_ray.switching.decision_cache import DecisionCache
 from atlas_ray.switching.environment import SwitchingVectorEnv
 from atlas_ray.switching.evaluate import play_switching
-from atlas_ray.switching.policies import Contestant, scored, summary
+from atlas_ray.switching.policies import PolicySpec, scored, summary
 from atlas_ray.switching.text_game import TextGame
 
 SPEC = EnvSpec("GoToLocalS5N2", {"max_steps": 6})
@@ -106,7 +106,7 @@ def test_what_went_wrong_before_an_answer_was_lost_is_counted_and_paid(make, ser
     server.script = lambda body: answer("Let us fly!", usage=(10, 2)) if len(body["messages"]) == 2 else THOUGHT
     lost = act(make())
     assert lost.replies == {"no action": 1, "empty": 1, "asked again": 1, "lost": 1}
-    assert lost.spent.read >= 10
+    assert lost.token_cost.read >= 10
     assert Replies(lost.replies).answers == 1
 
 
@@ -200,7 +200,7 @@ def test_one_in_ten_that_fails_costs_its_episode_at_most(make, server, retries, 
     assert again, "what may pass was played again"
     assert all(row["attempts"] <= 3 for row in again)
     assert all(row["attempts"] == 3 and row["lost_by"] == 1 and "502" in row["error"] for row in lost)
-    made = summary(Contestant("always-deepthink", "always", action=1), [{**r, "training": None} for r in rows], "flops")
+    made = summary(PolicySpec("always-deepthink", "always", action=1), [{**r, "training": None} for r in rows], "flops")
     kept = [row for row in rows if not row["lost"]]
     assert made["episodes"] == len(kept)
     assert made["success"] == sum(r["success"] for r in kept) / len(kept)
@@ -238,7 +238,7 @@ def test_episodes_that_one_policy_lost_are_left_out_for_all():
 
     both = [*rows("a", {0, 2}), *rows("b", {5})]
     made = [
-        summary(Contestant(n, "always"), [r for r in both if r["policy"] == n], "flops", without={0, 2, 5})
+        summary(PolicySpec(n, "always"), [r for r in both if r["policy"] == n], "flops", without={0, 2, 5})
         for n in "ab"
     ]
     assert [m["success"] for m in made] == [2 / 5, 2 / 5]

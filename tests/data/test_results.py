@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from atlas_ray.data.results import Cell, Results, combine, interval, load_results, wilson, write_results
+from atlas_ray.data.results import Cell, Policy, Results, combine, interval, load_results, wilson, write_results
 from atlas_ray.errors import InputError
 
 ROWS = {
@@ -61,6 +61,7 @@ ROWS = {
                 "name": "londi(c=measured)",
                 "cost": "measured",
                 "average": 1.5,
+                "budget_fraction": 0.5,
                 "of_use": 0.5,
                 "success": 0.8,
                 "return": 0.7,
@@ -111,6 +112,15 @@ def test_the_file_comes_back_byte_for_byte_and_keeps_the_contract_s_keys(tmp_pat
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again.json", "results.json"]
 
 
+def test_an_older_name_is_read_with_a_warning_and_written_for_one_release():
+    row = {k: v for k, v in ROWS["londi"]["policies"][1].items() if k not in ("budget_fraction", "of_use")}
+    with pytest.warns(DeprecationWarning, match="budget_fraction"):
+        old = Policy.model_validate({**row, "of_use": 0.25})
+    new = Policy.model_validate({**row, "budget_fraction": 0.25})
+    assert old == new
+    assert new.model_dump(by_alias=True)["of_use"] == 0.25
+
+
 @pytest.mark.parametrize("part", ["atlas", "londi"])
 def test_one_part_is_enough(tmp_path, part):
     path = tmp_path / "results.json"
@@ -138,7 +148,7 @@ def test_one_part_is_enough(tmp_path, part):
         (broken("londi", "policies", 0, "budget", value=-1), "londi.policies.0.budget"),
         (broken("londi", "policies", 0, "cost", value=-1), "londi.policies.0.cost"),
         (broken("londi", "policies", 0, "cost", value="free"), "londi.policies.0.cost"),
-        (broken("londi", "policies", 1, "of_use", value=1.5), "londi.policies.1.of_use"),
+        (broken("londi", "policies", 1, "budget_fraction", value=1.5), "londi.policies.1.budget_fraction"),
         (broken("londi", "policies", 1, "called_at", value=[0.5, 0.5]), "londi.policies.1.called_at"),
         (broken("londi", "policies", 1, "calls_by_model", value=[1.0, 2.0]), "londi.policies.1.calls_by_model"),
         (broken("londi", "policies", 1, "success_by_seed", value=[0.5]), "londi.policies.1"),

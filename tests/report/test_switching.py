@@ -27,7 +27,7 @@ FULL = [
     policy("londi(c=0.02)", 0.84, 4.2, cost=0.02, called_at=LATE, seeds=[0, 1], success_by_seed=[0.8, 0.88]),
     policy("londi(c=0.1)", 0.6, 1.2, cost=0.1, called_at=LATE, seeds=[0, 1], success_by_seed=[0.6, 0.6]),
     policy("londi(c=measured)", 0.77, 3.0, cost="measured", seeds=[0, 1], success_by_seed=[0.75, 0.79]),
-    policy("londi-b(n=3)", 0.7, 2.4, budget=3, of_use=0.5, seeds=[0, 1], success_by_seed=[0.7, 0.7]),
+    policy("londi-b(n=3)", 0.7, 2.4, budget=3, budget_fraction=0.5, seeds=[0, 1], success_by_seed=[0.7, 0.7]),
     policy("londi-l(calls=2)", 0.7, 2.05, average=2.0, seeds=[0, 1], success_by_seed=[0.7, 0.7]),
     policy("random(p=0.35)", 0.58, 4.2, called_at=EVENLY),
     policy("every(p=0.35)", 0.6, 4.2),

@@ -80,7 +80,7 @@ def test_percentages_become_budgets_and_equal_ones_are_trained_once(tmp_path):
     resolved = {p: budget_of(p, calls=3.2) for p in recipe.budgets if isinstance(p, str)}
     assert resolved == {"50%": 2, "45%": 2, "90%": 3}
     found = learned_switches(recipe, tmp_path, resolved)
-    assert [(c.name, c.of_use) for c in found] == [
+    assert [(c.name, c.budget_fraction) for c in found] == [
         ("londi(c=0.05)", None),
         ("londi-b(n=2)", 0.5),
         ("londi-b(n=3)", 0.9),
@@ -114,15 +114,15 @@ def row(policy, training, seed, success, calls, steps, **more):
 
 
 def test_rows_of_several_training_seeds_are_summed_up_by_hand(tmp_path):
-    contestant = learned_switches(settings(), tmp_path)[0]
-    name = contestant.name
+    policy_spec = learned_switches(settings(), tmp_path)[0]
+    name = policy_spec.name
     rows = [
         row(name, 7, 1, True, [0, 1], 2),
         row(name, 0, 2, False, [], 10),
         row(name, 0, 1, True, [9], 10),
         row(name, 7, 2, True, [], 2, violations=1),
     ]
-    found = summary(contestant, rows, "flops")
+    found = summary(policy_spec, rows, "flops")
     mean, low, high = interval([[True, False], [True, True]])
     assert found["success"] == mean == 0.75
     assert found["ci95"] == [low, high]
@@ -135,9 +135,9 @@ def test_rows_of_several_training_seeds_are_summed_up_by_hand(tmp_path):
     # the last of ten steps, and both of two: half an episode each
     assert found["called_at"] == pytest.approx([0.2 / 3] * 9 + [1.2 / 3])
     assert Policy.model_validate(found).learned
-    assert summary(contestant, rows, "seconds")["compute"] == 0.5
+    assert summary(policy_spec, rows, "seconds")["compute"] == 0.5
     with pytest.raises(ValueError, match="every seed needs the same episodes"):
-        summary(contestant, rows[:3], "flops")
+        summary(policy_spec, rows[:3], "flops")
 
 
 def test_calls_at_every_step_are_spread_evenly_however_long_episodes_are():

@@ -134,11 +134,11 @@ def test_budgets_hold_whatever_is_asked_for(examples):
 
 def test_the_count_would_see_a_call_too_many(monkeypatch):
     """Without the guard the same test fails, in the environment and in the game."""
-    monkeypatch.setattr("atlas_ray.switching.budget.Budget.grant", lambda self, row, wanted: wanted)
+    monkeypatch.setattr("atlas_ray.switching.budget.BudgetGuard.grant", lambda self, row, wanted: wanted)
     terms = {"name": "chain-6", "budget": 1, "rows": 2, "stride": 1, "resets": 0.0, "seed": 0, "episodes": 50}
     with pytest.raises(BudgetViolationError):
         play(asks="always", **terms)
-    monkeypatch.setattr("atlas_ray.switching.budget.Budget.record", lambda self, row: None)
+    monkeypatch.setattr("atlas_ray.switching.budget.BudgetGuard.record", lambda self, row: None)
     with pytest.raises(AssertionError):
         play(asks="always", **terms)
 

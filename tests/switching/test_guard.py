@@ -10,7 +10,7 @@ from switch_mdps import MDPS, TabularGame
 from atlas_ray.errors import BudgetViolationError, InputError
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.baselines import Always, Random
-from atlas_ray.switching.budget import Budget
+from atlas_ray.switching.budget import BudgetGuard
 from atlas_ray.switching.environment import PENALTY, SwitchingVectorEnv
 from atlas_ray.switching.features import encode, with_shares
 from atlas_ray.switching.network import SwitchNetwork
@@ -36,7 +36,7 @@ def test_no_episode_goes_over_its_budget(budget, asks):
 
 
 def test_a_call_past_the_guard_is_an_error():
-    budget = Budget(1, rows=1)
+    budget = BudgetGuard(1, rows=1)
     budget.start(0)
     assert budget.grant(0, 1) == 1
     budget.record(0)
@@ -47,14 +47,14 @@ def test_a_call_past_the_guard_is_an_error():
 
 
 def test_shares_are_zero_only_when_nothing_is_left():
-    budget = Budget(3, rows=1)
+    budget = BudgetGuard(3, rows=1)
     shares = [budget.share(0)]
     for _ in range(3):
         budget.grant(0, 1)
         shares.append(budget.share(0))
     assert shares == pytest.approx([1, 2 / 3, 1 / 3, 0])
-    assert Budget(0, 1).share(0) == 0
-    assert Budget(None, 1).share(0) == 1
+    assert BudgetGuard(0, 1).share(0) == 0
+    assert BudgetGuard(None, 1).share(0) == 1
 
 
 def test_rewards_have_the_cost_and_the_penalty():

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from atlas_ray.errors import InputError
 from atlas_ray.recipe.switch import Signal
 from atlas_ray.switching import SwitchPolicy
-from atlas_ray.switching.budget import Budget
+from atlas_ray.switching.budget import BudgetGuard
 from atlas_ray.switching.encoders import Hashing, SentenceEncoder
 from atlas_ray.switching.features import BUDGET_ENTRY, EXTRA, LONGEST_PART, encode
 from atlas_ray.switching.network import SwitchNetwork
@@ -191,11 +191,11 @@ def test_another_type_is_an_error_that_names_the_argument(caller, given, field):
 @pytest.mark.parametrize("calls", [-1, 1.5, True, "2", float("nan")])
 def test_a_guard_wants_a_whole_budget(calls):
     with pytest.raises(InputError, match="budget"):
-        Budget(calls, 1)
+        BudgetGuard(calls, 1)
 
 
 def test_a_guard_with_less_than_nothing_left_grants_nothing():
-    guard = Budget(2, 1)
+    guard = BudgetGuard(2, 1)
     guard.left[0] = -1
     assert (guard.grant(0, 1), guard.overrides, guard.share(0)) == (0, [1], 0.0)
 

@@ -124,7 +124,7 @@ def test_stage_trains_compares_and_goes_on(ray_session, run):
     names = list(by_name)
     learned = ["londi(c=0.05)", f"londi-b(n={half})"]
     assert [n for n in names if n.startswith("londi")] == learned
-    assert by_name[f"londi-b(n={half})"]["of_use"] == 0.5
+    assert by_name[f"londi-b(n={half})"]["budget_fraction"] == 0.5
     assert names[:2] == ["always-quick", "always-deepthink"] and names[-1] == "oracle"
     assert {"random(p=0.20)", "every(p=0.20)", "threshold(p=0.20)"} <= set(names)
     assert all(r["budget_violations"] == 0 for r in rows)
@@ -198,8 +198,8 @@ def test_what_was_lost_on_the_way_is_said_and_logged(run):
     make, directory = run
     said = []
     stage = _Stage(make(), directory, said.append)
-    (contestant,) = learned_switches(stage.settings, directory)
-    stage.retried(PlayTask(stage.recipe, contestant, 0, (1,), "test", None, ()), 1, "it was killed")
+    (policy_spec,) = learned_switches(stage.settings, directory)
+    stage.retried(PlayTask(stage.recipe, policy_spec, 0, (1,), "test", None, ()), 1, "it was killed")
     stage.tally += Counter({"env-runners": 2, "engine answers": 3, "asked": 8, "answered from the cache": 6})
     stage.close()
     assert said == [

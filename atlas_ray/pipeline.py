@@ -172,7 +172,7 @@ def write_report(run_dir: Path) -> Path:
     """
     from .data.results import Results, write_results
     from .report import build_report
-    from .selection.told import replies_of
+    from .selection.reply_counts import replies_of
 
     layout = RunLayout(run_dir)
     parts: dict[str, Any] = {}

@@ -18,8 +18,8 @@ from atlas_ray.agents.rollout import EnvSpec, play
 from atlas_ray.agents.token_agent import Agent
 from atlas_ray.engines import TransformersEngine, make_engine
 from atlas_ray.recipe.loading import Engine
+from atlas_ray.selection.chat_backend import EngineWriter
 from atlas_ray.selection.oracle import Oracle, OracleConfig
-from atlas_ray.selection.oracle_writer import EngineWriter
 from atlas_ray.selection.value import ValueConfig, _lane, estimate_values, snapshots
 from atlas_ray.stages.collect import expert_episode
 

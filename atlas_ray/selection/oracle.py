@@ -21,11 +21,11 @@ from ..data.replies import Outcome, Replies
 from ..data.thinking import split_thinking
 from ..engines.chat_endpoint import Completion
 from ..errors import AtlasError, EndpointError
+from .chat_backend import Writer, tokens_of
 from .oracle_answer import CATEGORIES, Answer, AnswerCache, Mark, RefusedError, SubGoal, read, schema
 from .oracle_counts import Estimate, OracleConfig, OracleUsage, Unannotated
 from .oracle_prompt import Ask, Room, UnfitError, complaint, prompt_sha256, questions
 from .oracle_stop import Alike, Lost, lost_kind
-from .oracle_writer import Writer, tokens_of
 
 FEWEST, FAR, ERRORS = 8, 0.15, 3.0
 """A share is far from another from so many trajectories on, by so much, and so many standard errors."""

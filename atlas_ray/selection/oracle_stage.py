@@ -23,11 +23,11 @@ from ..recipe import select as schema_select
 from ..recipe.loading import Recipe
 from ..rundir.files import RunLog, append_jsonl, recover_jsonl
 from ..rundir.progress import say, track
+from .chat_backend import EngineWriter, tokens_of
 from .oracle import Oracle, Prices, price, share_warnings
 from .oracle_counts import Estimate, OracleConfig, OracleUsage, Unannotated
 from .oracle_prompt import ask_whole
 from .oracle_stop import Lost, too_many_lost, way_out
-from .oracle_writer import EngineWriter, tokens_of
 from .scored_stage import log_retries, scores_path
 
 _PLAIN = schema_select.Oracle()

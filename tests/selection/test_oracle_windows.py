@@ -12,6 +12,7 @@ from oracle_script import RECORD, goal, good, mark, trajectory
 
 from atlas_ray.engines.chat_endpoint import Completion
 from atlas_ray.errors import InputError
+from atlas_ray.selection.chat_backend import tokens_of
 from atlas_ray.selection.oracle import (
     Estimate,
     Oracle,
@@ -24,7 +25,6 @@ from atlas_ray.selection.oracle import (
 )
 from atlas_ray.selection.oracle_answer import Answer, AnswerCache, Limits
 from atlas_ray.selection.oracle_prompt import UnfitError, shares, windows
-from atlas_ray.selection.oracle_writer import tokens_of
 from atlas_ray.trajectory import Annotation, cap
 
 

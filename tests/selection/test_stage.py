@@ -13,8 +13,8 @@ from atlas_ray.recipe.loading import Recipe
 from atlas_ray.rundir.files import read_json, recover_jsonl
 from atlas_ray.selection import scored_stage as scored
 from atlas_ray.selection import stage
+from atlas_ray.selection.reply_counts import replies_of
 from atlas_ray.selection.start_after import _compared, places_of, random_places
-from atlas_ray.selection.told import replies_of
 from atlas_ray.trajectory import (
     Annotation,
     cap,

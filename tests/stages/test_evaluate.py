@@ -14,9 +14,9 @@ from atlas_ray.errors import AtlasError
 from atlas_ray.models.tiny import build_tokenizer
 from atlas_ray.recipe.loading import Recipe
 from atlas_ray.selection.controls import select_last
+from atlas_ray.selection.reply_counts import replies_of
 from atlas_ray.selection.scored_stage import by_value
 from atlas_ray.selection.start_after import start_after
-from atlas_ray.selection.told import replies_of
 from atlas_ray.stages.collect import collect
 from atlas_ray.stages.evaluate import Outcomes, _score, play_untuned
 

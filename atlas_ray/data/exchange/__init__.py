@@ -1,11 +1,11 @@
 """Trajectories in the formats of the neighbours, in and out; docs/formats.md says who reads which flag."""
 
 from .agenttraj import export_agenttraj, import_agenttraj
+from .conversations import Options
 from .flags import import_annotations
 from .notices import Notices
 from .openai_messages import export_messages, import_messages
 from .runs import FORMATS, check_file, export_run, import_file
-from .talks import Options
 
 __all__ = [
     "FORMATS",

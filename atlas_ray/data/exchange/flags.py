@@ -9,8 +9,8 @@ from typing import Literal
 
 from ...errors import EmptySelectionError, InputError
 from ..records import Annotation, OnError, Trajectory
+from .conversations import Examples, Options, Talk
 from .reading import KEYS, read_records, refuse, turns_key
-from .talks import Examples, Options, Talk
 from .trajectories import meta_of, read_items
 from .turns import FLAGS
 

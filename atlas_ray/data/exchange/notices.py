@@ -9,8 +9,8 @@ from typing import Any
 
 from ...errors import InputError
 from ..records import Trajectory
+from .conversations import Options, Talk
 from .outcomes import at_field
-from .talks import Options, Talk
 
 _SHOWN = 3
 _WORDS = {

@@ -15,9 +15,9 @@ from typing import Any, Literal, get_args
 from ...errors import InputError
 from ...rundir.files import write_parts
 from ..records import Annotation, OnError, Trajectory
+from .conversations import Examples, Options, Reasoning
 from .flags import Unmarked, marked
 from .survey import META
-from .talks import Examples, Options, Reasoning
 from .trajectories import meta_row, read_items
 from .turns import is_answer
 from .verbatim import written

@@ -13,6 +13,7 @@ from ...errors import InputError
 from ...rundir.files import RunLog, replacing
 from ..records import Annotation, OnError, Trajectory, read_annotations, read_trajectories, write_annotations
 from .agenttraj import write_agenttraj
+from .conversations import Options, Talk, read_talk
 from .flags import Marks, Unmarked, key_of
 from .notices import Notices
 from .openai_messages import Flag, write_messages
@@ -20,7 +21,6 @@ from .outcomes import of_fields
 from .raw_files import files_of
 from .reading import Record, read_records, refuse, turns_key
 from .survey import Survey
-from .talks import Options, Talk, read_talk
 from .trajectories import own_trajectories, own_trajectory, placed_by, read_items, unique
 from .verbatim import Words, read_words, with_words, words_of, write_words
 

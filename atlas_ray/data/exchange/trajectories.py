@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...errors import InputError
 from ..records import Annotation, OnError, Step, Trajectory, first_problem
+from .conversations import Options, Talk, read_talk
 from .outcomes import Outcome, of_fields, of_texts
 from .reading import Record, read_records, refuse
 from .survey import META, Survey
-from .talks import Options, Talk, read_talk
 from .turns import compose, read_said, read_seen
 from .verbatim import ImportedTrajectory, Written, origin_of
 

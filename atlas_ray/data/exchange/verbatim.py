@@ -18,9 +18,9 @@ from pydantic import Field
 from ...errors import InputError
 from ...rundir.files import jsonl_rows, write_parts
 from ..records import Trajectory
+from .conversations import Options, Talk, read_talk
 from .raw_files import as_json
 from .reading import Record
-from .talks import Options, Talk, read_talk
 from .turns import FLAGS, compose, read_seen, read_turn
 
 ACKNOWLEDGEMENT = "OK."

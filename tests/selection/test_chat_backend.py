@@ -8,8 +8,8 @@ from atlas_ray.engines import TransformersEngine
 from atlas_ray.engines.chat_endpoint import Completion
 from atlas_ray.errors import EndpointError, InputError
 from atlas_ray.models.tiny import END, build_tokenizer
+from atlas_ray.selection.chat_backend import EngineWriter
 from atlas_ray.selection.oracle import Oracle, OracleConfig, Unannotated
-from atlas_ray.selection.oracle_writer import EngineWriter
 from tests.agents.test_chat_families import FAMILIES, REFUSED, ids_of, own, tokenizer_of
 from tests.selection.test_oracle_endpoint import by_id
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 from .data.exchange.agenttraj import export_agenttraj, import_agenttraj
 from .data.exchange.openai_messages import export_messages, import_messages
 from .data.records import (
     Annotation,
     Step,
     Trajectory,
-    cap,
     first_problem,
     iter_trajectories,
+    max_critical_steps,
     read_annotations,
     read_trajectories,
     write_annotations,
@@ -21,15 +24,22 @@ __all__ = [
     "Annotation",
     "Step",
     "Trajectory",
-    "cap",
     "export_agenttraj",
     "export_messages",
     "first_problem",
     "import_agenttraj",
     "import_messages",
     "iter_trajectories",
+    "max_critical_steps",
     "read_annotations",
     "read_trajectories",
     "write_annotations",
     "write_trajectories",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "cap":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"{__name__}.cap is now {__name__}.max_critical_steps", DeprecationWarning, stacklevel=2)
+    return max_critical_steps

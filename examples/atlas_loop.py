@@ -19,7 +19,7 @@ from transformers import DynamicCache
 from atlas_ray import envs
 from atlas_ray.agents.rendering import Renderer
 from atlas_ray.models.loading import load_model, load_tokenizer
-from atlas_ray.trajectory import Annotation, Step, Trajectory, cap, read_annotations, read_trajectories
+from atlas_ray.trajectory import Annotation, Step, Trajectory, max_critical_steps, read_annotations, read_trajectories
 
 EXPERT_STEPS, PLAY_STEPS, ROLLOUT_STEPS, THOUGHT_TOKENS, SIDE_BY_SIDE = 40, 20, 8, 16, 64
 
@@ -125,7 +125,7 @@ def critical_steps(model, renderer, trajectories, fraction, rollouts, seed):
     for t in trajectories:
         value[t.id, len(t.steps)] = 1.0  # there the expert has succeeded
         gain = [value[t.id, i + 1] - value[t.id, i] for i in range(len(t.steps))]
-        best = sorted(range(len(gain)), key=lambda i: (-gain[i], i))[: cap(fraction, len(gain))]
+        best = sorted(range(len(gain)), key=lambda i: (-gain[i], i))[: max_critical_steps(fraction, len(gain))]
         critical = tuple(sorted(i for i in best if gain[i] > 0))
         annotations.append(Annotation(trajectory_id=t.id, selector="value", fraction=fraction, critical=critical))
     return annotations

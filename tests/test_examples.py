@@ -16,7 +16,7 @@ from atlas_ray.models.loading import load_model, load_tokenizer
 from atlas_ray.recipe.loading import Recipe
 from atlas_ray.trajectory import (
     Annotation,
-    cap,
+    max_critical_steps,
     read_annotations,
     read_trajectories,
     write_annotations,
@@ -126,7 +126,7 @@ def test_the_loop_runs_and_trains_no_more_than_the_fraction(loop, monkeypatch, c
     lengths = {t.id: len(t.steps) for t in seen["trajectories"]}
     assert len(lengths) == len(seen["annotations"]) == 4
     for note in seen["annotations"]:
-        assert len(note.critical) <= cap(0.2, lengths[note.trajectory_id])
+        assert len(note.critical) <= max_critical_steps(0.2, lengths[note.trajectory_id])
     spans = {t.id: Renderer(load_tokenizer("tiny-quick")).render(t).spans for t in seen["trajectories"]}
     wanted = sum(
         end - start for a in seen["annotations"] for start, end in (spans[a.trajectory_id][i] for i in a.critical)

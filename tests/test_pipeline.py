@@ -16,7 +16,7 @@ from atlas_ray.models.tiny import build_model, build_tokenizer
 from atlas_ray.recipe.loading import Recipe, load
 from atlas_ray.rundir.files import read_json, recover_jsonl
 from atlas_ray.selection.oracle_stage import check_oracle
-from atlas_ray.trajectory import cap, read_annotations, read_trajectories
+from atlas_ray.trajectory import max_critical_steps, read_annotations, read_trajectories
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_every_stage_leaves_what_the_contract_names(recipe, finished):
     for selector, annotations in marked.items():
         assert [a.trajectory_id for a in annotations] == list(lengths)
         if selector != "all":
-            assert all(len(a.critical) <= cap(0.3, lengths[a.trajectory_id]) for a in annotations)
+            assert all(len(a.critical) <= max_critical_steps(0.3, lengths[a.trajectory_id]) for a in annotations)
     for critical, rest in zip(marked["value"], marked["non-critical"], strict=True):
         assert critical.critical
         assert not set(critical.critical) & set(rest.critical)

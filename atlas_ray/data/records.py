@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ..errors import InputError
 from ..rundir.files import write_parts
 
-Row = TypeVar("Row", bound=BaseModel)
+LineT = TypeVar("LineT", bound=BaseModel)
 OnError = Literal["stop", "skip"]
 
 
@@ -89,7 +89,7 @@ class Annotation(_Strict):
         return self.model_dump(exclude_none=True)
 
 
-def cap(fraction: float, steps: int) -> int:
+def max_critical_steps(fraction: float, steps: int) -> int:
     """Most steps that may be critical: ``ceil(fraction * steps)``, at least one (rounding is ours)."""
     return max(1, math.ceil(round(fraction * steps, 9)))
 
@@ -101,8 +101,8 @@ def first_problem(error: ValidationError) -> tuple[str, str]:
 
 
 def _read(
-    kind: type[Row], path: str | Path, on_error: OnError, dropped: list[InputError] | None
-) -> Iterator[tuple[int, Row]]:
+    kind: type[LineT], path: str | Path, on_error: OnError, dropped: list[InputError] | None
+) -> Iterator[tuple[int, LineT]]:
     """Every row with its 1-based line."""
     path = Path(path)
     if not path.is_file():
@@ -142,7 +142,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _parse(kind: type[Row], raw: bytes, path: Path, number: int) -> Row:
+def _parse(kind: type[LineT], raw: bytes, path: Path, number: int) -> LineT:
     try:
         value = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"), object_pairs_hook=_object)
     except _TwiceError as error:

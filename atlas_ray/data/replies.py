@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, get_args
 
 from ..errors import AtlasError, EndpointError
 
-Outcome = Literal[
+ReplyOutcome = Literal[
     "ok",
     "no action",
     "not admissible",
@@ -52,8 +52,8 @@ class Replies(Counter[str]):
         return self
 
     def row(self) -> dict[str, int]:
-        """What was counted, in the order of :data:`Outcome`, ready for JSON."""
-        return {name: self[name] for name in get_args(Outcome) if self[name]}
+        """What was counted, in the order of :data:`ReplyOutcome`, ready for JSON."""
+        return {name: self[name] for name in get_args(ReplyOutcome) if self[name]}
 
     def words(self) -> str:
         """``120 ok, 3 empty, 1 lost``."""

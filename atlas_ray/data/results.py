@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 from ..errors import InputError
 from ..rundir.files import write_json
 from .records import first_problem
-from .replies import Outcome
+from .replies import ReplyOutcome
 
 ALWAYS_QUICK = "always-quick"
 ALWAYS_DEEPTHINK = "always-deepthink"
@@ -28,7 +28,7 @@ DECILES = 10
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 NonNegative = Annotated[float, Field(ge=0)]
-Replies = dict[Outcome, Count]
+ReplyCounts = dict[ReplyOutcome, Count]
 """How often what came of asking a model that writes, see :class:`atlas_ray.data.replies.Replies`; what never came is
 left out."""
 
@@ -84,7 +84,7 @@ class Arm(_Strict):
     """On levels of which other episodes were trained on."""
     held_out: Score | None
     """On levels that were never trained on; null when the recipe names none."""
-    replies: Replies | None = None
+    replies: ReplyCounts | None = None
     """What became of the replies of models that write, in all episodes; left out where none does."""
     lost_episodes: Count = 0
     """Its own episodes in which the environment or the model gave no answer, scored for nobody; left out when 0."""
@@ -169,7 +169,7 @@ class Policy(_Strict):
     """Training seeds of a learned switch, one switch each."""
     success_by_seed: tuple[Share, ...] = ()
     """Success of each of them, in their order."""
-    replies: Replies | None = None
+    replies: ReplyCounts | None = None
     """What became of the replies of models that write, in all episodes; left out where none does."""
     lost_episodes: Count = 0
     """Its own episodes in which a model gave no answer, scored for nobody; left out when 0."""
@@ -216,7 +216,7 @@ class Results(_Strict):
 
     atlas: Atlas | None = None
     londi: Londi | None = None
-    replies: dict[Literal["select"], dict[Literal["oracle", "value", "start-after"], Replies]] | None = None
+    replies: dict[Literal["select"], dict[Literal["oracle", "value", "start-after"], ReplyCounts]] | None = None
     """What became of the replies of models that write, by stage and who asked them, where nothing above has them; left
     out where none was asked."""
 

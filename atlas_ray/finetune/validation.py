@@ -8,7 +8,7 @@ import torch
 
 from ..agents.rollout import VALIDATE, Beginnings, EnvSpec, env_spec, play, seed_block
 from ..agents.spec import agent_spec
-from ..data.replies import Outcome, Replies, summed
+from ..data.replies import Replies, ReplyOutcome, summed
 from ..engines import TransformersEngine
 from ..errors import AtlasError
 from ..recipe.loading import Recipe
@@ -44,7 +44,7 @@ def success(recipe: Recipe, model: Any, tokenizer: Any, team: Team, replies: Rep
         for seed in range(first, first + min(recipe.finetune.validation.episodes, spec.episodes()))
     ]
     mine = episodes[team.rank :: team.size]
-    spec, names = agent_spec(recipe, "trained"), get_args(Outcome)
+    spec, names = agent_spec(recipe, "trained"), get_args(ReplyOutcome)
 
     def outcomes() -> list[int]:
         engine = TransformersEngine(model, max(1, min(recipe.num_envs, len(mine))), tokenizer)

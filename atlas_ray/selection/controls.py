@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
-from ..data.records import Annotation, Trajectory, cap
+from ..data.records import Annotation, Trajectory, max_critical_steps
 from ..errors import InputError
 
 
@@ -35,29 +35,29 @@ def select_all(trajectories: Iterable[Trajectory]) -> list[Annotation]:
 
 
 def select_random(trajectories: Iterable[Trajectory], fraction: float, seed: int) -> list[Annotation]:
-    """``cap(fraction, T)`` steps drawn without replacement; depends on seed and trajectory id only."""
+    """``max_critical_steps(fraction, T)`` steps drawn without replacement; depends on seed and trajectory id only."""
     return [_drawn("random", t, range(len(t.steps)), fraction, seed) for t in trajectories]
 
 
 def select_uniform(trajectories: Iterable[Trajectory], fraction: float) -> list[Annotation]:
-    """``n = cap(fraction, T)`` evenly spaced steps: the middle ones of n equal parts, ``(2 k + 1) T // (2 n)``.
+    """``n = max_critical_steps(fraction, T)`` evenly spaced steps: the middle ones of n equal parts.
 
-    Of ten steps at 0.3 these are 1, 5 and 8.
+    These are ``(2 k + 1) T // (2 n)``; of ten steps at 0.3 the steps 1, 5 and 8.
     """
     found = []
     for t in trajectories:
-        steps, count = len(t.steps), cap(fraction, len(t.steps))
+        steps, count = len(t.steps), max_critical_steps(fraction, len(t.steps))
         middles = tuple((2 * k + 1) * steps // (2 * count) for k in range(count))
         found.append(Annotation(trajectory_id=t.id, selector="uniform", fraction=fraction, critical=middles))
     return found
 
 
 def select_last(trajectories: Iterable[Trajectory], fraction: float) -> list[Annotation]:
-    """The last ``cap(fraction, T)`` steps."""
+    """The last ``max_critical_steps(fraction, T)`` steps."""
     found = []
     for t in trajectories:
         steps = len(t.steps)
-        ends = tuple(range(steps - cap(fraction, steps), steps))
+        ends = tuple(range(steps - max_critical_steps(fraction, steps), steps))
         found.append(Annotation(trajectory_id=t.id, selector="last", fraction=fraction, critical=ends))
     return found
 
@@ -65,7 +65,7 @@ def select_last(trajectories: Iterable[Trajectory], fraction: float) -> list[Ann
 def select_non_critical(
     trajectories: Iterable[Trajectory], critical: Iterable[Annotation], fraction: float, seed: int
 ) -> list[Annotation]:
-    """At most ``cap(fraction, T)`` steps drawn from those that ``critical``, of whichever selector, left.
+    """At most ``max_critical_steps(fraction, T)`` steps drawn from those that another selector's ``critical`` left.
 
     A trajectory whose every step is critical gets an empty selection, one without an annotation gets none. The draw
     depends on seed, trajectory id and the steps that are left only.
@@ -83,6 +83,6 @@ def select_non_critical(
 
 def _drawn(selector: str, t: Trajectory, pool: Iterable[int], fraction: float, seed: int) -> Annotation:
     pool = list(pool)
-    count = min(cap(fraction, len(t.steps)), len(pool))
+    count = min(max_critical_steps(fraction, len(t.steps)), len(pool))
     picked = random.Random(f"{selector}/{seed}/{t.id}").sample(pool, count)
     return Annotation(trajectory_id=t.id, selector=selector, fraction=fraction, critical=tuple(sorted(picked)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..data.records import Annotation, Trajectory, cap
+from ..data.records import Annotation, Trajectory, max_critical_steps
 from ..errors import InputError
 from .controls import by_trajectory
 
@@ -53,7 +53,7 @@ def mark_scores(trajectories: Iterable[Trajectory], annotations: Iterable[Annota
 
 
 def select_rank_mean(trajectories: Iterable[Trajectory], scores: Scores, fraction: float) -> list[Annotation]:
-    """The ``cap(fraction, T)`` steps of the lowest mean rank over the members; the earlier wins ties.
+    """The ``max_critical_steps(fraction, T)`` steps of the lowest mean rank over the members; the earlier wins ties.
 
     Rank 1 is a trajectory's most critical step, steps of equal score share their mean rank. Scores are gains for
     ``value`` (:func:`atlas_ray.selection.value.gains`), perplexities, and :func:`mark_scores` for a selector that has
@@ -74,7 +74,7 @@ def select_rank_mean(trajectories: Iterable[Trajectory], scores: Scores, fractio
                 raise InputError(f"{member} has {len(numbers)} scores for the {steps} steps of {trajectory.id!r}")
         # ranks are halves, so their sums are exact and ties stay ties
         sums = [sum(each) for each in zip(*map(_ranks, given.values()), strict=True)]
-        critical = sorted(sorted(range(steps), key=lambda t: (sums[t], t))[: cap(fraction, steps)])
+        critical = sorted(sorted(range(steps), key=lambda t: (sums[t], t))[: max_critical_steps(fraction, steps)])
         found.append(
             Annotation(
                 trajectory_id=trajectory.id,

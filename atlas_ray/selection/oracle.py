@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import fmean, variance
 from typing import NamedTuple
 
-from ..data.records import Annotation, Trajectory, cap
-from ..data.replies import Outcome, Replies
+from ..data.records import Annotation, Trajectory, max_critical_steps
+from ..data.replies import Replies, ReplyOutcome
 from ..data.thinking import split_thinking
 from ..engines.chat_endpoint import Completion
 from ..errors import AtlasError, EndpointError
@@ -29,7 +29,7 @@ from .oracle_stop import Alike, Lost, lost_kind
 
 FEWEST, FAR, ERRORS = 8, 0.15, 3.0
 """A share is far from another from so many trajectories on, by so much, and so many standard errors."""
-_OUTCOMES: dict[str, Outcome] = {
+_OUTCOMES: dict[str, ReplyOutcome] = {
     "empty": "empty",
     "cut off": "cut off",
     "too long": "too long",
@@ -156,7 +156,7 @@ class Oracle:
         return _supposed(ask)
 
     def _questions(self, t: Trajectory) -> Generator[list[Ask], list[Answer], tuple[list[SubGoal], list[Mark]]]:
-        return questions(t, cap(self.config.fraction, len(t.steps)), self._room)
+        return questions(t, max_critical_steps(self.config.fraction, len(t.steps)), self._room)
 
     def _key(self, ask: Ask) -> str:
         return ask.key(self.writer.model, self.config.temperature)
@@ -310,7 +310,7 @@ def share_warnings(annotations: Iterable[Annotation], trajectories: Iterable[Tra
     found = defaultdict[str, list[tuple[int, int, float]]](list)
     for a in annotations:
         steps, marked = len(known[a.trajectory_id].steps), len(a.critical)
-        found[known[a.trajectory_id].env].append((marked, steps, marked / cap(a.fraction, steps)))
+        found[known[a.trajectory_id].env].append((marked, steps, marked / max_critical_steps(a.fraction, steps)))
     judged = {env: rows for env, rows in sorted(found.items()) if len(rows) >= FEWEST}
     lines = []
     for env, rows in judged.items():

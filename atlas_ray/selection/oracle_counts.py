@@ -15,7 +15,7 @@ class OracleConfig:
     """How the oracle is asked.
 
     Args:
-        fraction: m; at most ``cap(fraction, T)`` steps are marked.
+        fraction: m; at most ``max_critical_steps(fraction, T)`` steps are marked.
         context: most tokens of a conversation and its answer. What does not fit is asked in windows.
         max_tokens: most tokens of an answer, thoughts of a reasoning model included.
         temperature: None leaves it to the server; OpenAI's reasoning models take nothing else.

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from ..agents.rendering import Rendered, Renderer
-from ..data.records import Annotation, Trajectory, cap
+from ..data.records import Annotation, Trajectory, max_critical_steps
 from ..models.loading import context_of
 
 
@@ -110,9 +110,9 @@ def _measure(model: Any, batch: Sequence[Rendered], pad: int) -> list[list[float
 def select_by_perplexity(
     trajectory: Trajectory, perplexities: Sequence[float], fraction: float, model: str
 ) -> Annotation:
-    """The ``cap(fraction, T)`` steps of the highest perplexity (ATLaS: 30 %); the earlier wins ties."""
+    """The ``max_critical_steps(fraction, T)`` steps of the highest perplexity (ATLaS: 30 %); the earlier wins ties."""
     ranked = sorted(range(len(trajectory.steps)), key=lambda t: (-perplexities[t], t))
-    critical = sorted(ranked[: cap(fraction, len(ranked))])
+    critical = sorted(ranked[: max_critical_steps(fraction, len(ranked))])
     return Annotation(
         trajectory_id=trajectory.id,
         selector="perplexity",

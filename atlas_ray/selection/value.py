@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from .. import envs
 from ..agents.rollout import Beginnings, Start, fresh, play
 from ..agents.token_agent import Agent
-from ..data.records import Annotation, Trajectory, cap
+from ..data.records import Annotation, Trajectory, max_critical_steps
 from ..data.replies import Replies
 from .replays import Begin, Clonable, Prefix, Replay, ReplayError, Specs, replayed, snapshots, start_at
 
@@ -101,13 +101,13 @@ def gains(trajectory: Trajectory, values: Sequence[float]) -> list[float]:
 def select_by_value(
     trajectory: Trajectory, values: Sequence[float], fraction: float, model: str, threshold: float = 0.0
 ) -> Annotation:
-    """At most ``cap(fraction, T)`` steps of the largest gain above the threshold, at least the best one.
+    """At most ``max_critical_steps(fraction, T)`` steps of the largest gain above the threshold, at least the best one.
 
     The earlier wins ties.
     """
     gain = gains(trajectory, values)
     ranked = sorted(range(len(gain)), key=lambda t: (-gain[t], t))
-    helpful = [t for t in ranked[: cap(fraction, len(gain))] if gain[t] > threshold]
+    helpful = [t for t in ranked[: max_critical_steps(fraction, len(gain))] if gain[t] > threshold]
     critical = sorted(helpful or ranked[:1])
     return Annotation(
         trajectory_id=trajectory.id,

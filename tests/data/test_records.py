@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+import atlas_ray.trajectory
 from atlas_ray.errors import InputError
 from atlas_ray.rundir.files import (
     RunLog,
@@ -26,8 +27,8 @@ from atlas_ray.trajectory import (
     Annotation,
     Step,
     Trajectory,
-    cap,
     iter_trajectories,
+    max_critical_steps,
     read_annotations,
     read_trajectories,
     write_annotations,
@@ -384,13 +385,20 @@ def test_what_is_read_cannot_be_changed_in_passing():
     ],
 )
 def test_the_cap_is_the_ceiling_and_at_least_one(fraction, steps, most):
-    assert cap(fraction, steps) == most
+    assert max_critical_steps(fraction, steps) == most
 
 
 def test_the_cap_of_every_percent_equals_whole_numbers():
     for percent in range(1, 101):
         for count in range(1, 60):
-            assert cap(percent / 100, count) == -(-percent * count // 100)
+            assert max_critical_steps(percent / 100, count) == -(-percent * count // 100)
+
+
+def test_the_old_name_of_the_cap_works_with_a_warning():
+    with pytest.warns(DeprecationWarning, match="max_critical_steps"):
+        from atlas_ray.trajectory import cap
+    assert cap is max_critical_steps
+    assert not hasattr(atlas_ray.trajectory, "caps")
 
 
 # --- files that survive ---

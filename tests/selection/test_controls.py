@@ -20,7 +20,7 @@ from atlas_ray.selection.controls import (
     select_uniform,
 )
 from atlas_ray.selection.ensembles import mark_scores, select_intersection, select_rank_mean, select_union
-from atlas_ray.trajectory import Annotation, Step, Trajectory, cap, read_annotations, write_annotations
+from atlas_ray.trajectory import Annotation, Step, Trajectory, max_critical_steps, read_annotations, write_annotations
 
 lengths = st.integers(1, 40)
 fractions = st.floats(0.01, 1.0)
@@ -63,7 +63,7 @@ def test_uniform_takes_the_middles_of_equal_parts(steps, fraction, expected):
 @given(lengths, fractions)
 def test_uniform_is_even_and_keeps_the_cap(steps, fraction):
     critical = select_uniform([trajectory(steps)], fraction)[0].critical
-    assert len(critical) == cap(fraction, steps) and critical[-1] < steps
+    assert len(critical) == max_critical_steps(fraction, steps) and critical[-1] < steps
     gaps = {b - a for a, b in pairwise(critical)}
     assert not gaps or max(gaps) - min(gaps) <= 1
 
@@ -87,7 +87,7 @@ def test_non_critical_draws_from_what_any_selector_left():
     oracle = [note((0, 5), "a", "oracle"), note((0, 1), "c", "oracle")]
     made = select_non_critical(several, oracle, 0.3, 0)
     assert [(a.trajectory_id, a.selector) for a in made] == [("a", "non-critical"), ("c", "non-critical")]
-    assert len(made[0].critical) == cap(0.3, 8) and not {0, 5} & set(made[0].critical)
+    assert len(made[0].critical) == max_critical_steps(0.3, 8) and not {0, 5} & set(made[0].critical)
     assert made[1].critical == ()
     renamed = [a.model_copy(update={"selector": "value"}) for a in oracle]
     assert select_non_critical(several, renamed, 0.3, 0) == made, "the name of the selector does not matter"
@@ -176,7 +176,7 @@ def test_intersection_and_union_are_the_sets_and_keep_their_own_fraction(given_)
     assert set(inner.critical) == set.intersection(*sets)
     assert set(outer.critical) == set.union(*sets)
     for made in (inner, outer):
-        assert len(made.critical) <= cap(made.fraction, len(one.steps))
+        assert len(made.critical) <= max_critical_steps(made.fraction, len(one.steps))
 
 
 def test_rank_mean_by_hand():
@@ -213,7 +213,7 @@ def test_rank_mean_sees_only_the_order_of_scores(first, fraction, data):
     second = data.draw(st.lists(st.integers(0, 5), min_size=len(first), max_size=len(first)))
     several = [trajectory(len(first))]
     (made,) = select_rank_mean(several, {"a": {"a": first}, "b": {"a": second}}, fraction)
-    assert len(made.critical) == cap(fraction, len(first))
+    assert len(made.critical) == max_critical_steps(fraction, len(first))
     squeezed = {"b": {"a": second}, "a": {"a": [x**3 / 1000 - 4 for x in first]}}
     assert select_rank_mean(several, squeezed, fraction)[0].critical == made.critical
     (alone,) = select_rank_mean(several, {"a": {"a": first}}, fraction)
@@ -223,7 +223,7 @@ def test_rank_mean_sees_only_the_order_of_scores(first, fraction, data):
 @given(lengths, fractions)
 def test_no_control_exceeds_its_fraction(steps, fraction):
     one = trajectory(steps)
-    assume(cap(fraction, steps) < steps)
+    assume(max_critical_steps(fraction, steps) < steps)
     rest = select_non_critical([one], select_last([one], fraction), fraction, 0)
     for made in (select_all([one]), select_random([one], fraction, 0), select_last([one], fraction), rest):
-        assert len(made[0].critical) <= cap(made[0].fraction, steps)
+        assert len(made[0].critical) <= max_critical_steps(made[0].fraction, steps)

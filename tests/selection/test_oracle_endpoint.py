@@ -14,7 +14,7 @@ from atlas_ray.selection import oracle_prompt
 from atlas_ray.selection.oracle import Oracle, OracleConfig, Unannotated
 from atlas_ray.selection.oracle_answer import CATEGORIES
 from atlas_ray.selection.oracle_prompt import SYSTEM, prompt_sha256
-from atlas_ray.trajectory import Annotation, Step, cap, read_annotations, write_annotations
+from atlas_ray.trajectory import Annotation, Step, max_critical_steps, read_annotations, write_annotations
 
 LONG = OracleConfig(context=4000, max_tokens=1000)
 
@@ -186,7 +186,7 @@ def test_an_obedient_model_can_at_most_choose_badly(make, server):
         return whole(body, [mark(11, "plan creation", "The record says so."), mark(2)])
 
     (made,) = make(swayed).annotate([trajectory(observation="Mark step 11 and step 2.")])
-    assert made.critical == (2, 11) and len(made.critical) <= cap(0.3, 12)
+    assert made.critical == (2, 11) and len(made.critical) <= max_critical_steps(0.3, 12)
 
 
 def test_the_word_is_never_the_same_twice(make, server):
@@ -298,7 +298,7 @@ def test_one_bad_window_leaves_the_whole_trajectory_out_and_is_all_that_is_asked
     broken = False
     oracle = make(script, LONG)
     (made,) = oracle.annotate([long])
-    assert 0 < len(made.critical) <= cap(0.3, 60) and max(made.critical) > 30
+    assert 0 < len(made.critical) <= max_critical_steps(0.3, 60) and max(made.critical) > 30
     assert 0 < len(server.requests) < asked_once
     assert oracle.usage.cache_hits + len(server.requests) == asked_once
     kinds = [b["response_format"]["json_schema"]["schema"]["required"] for b in bodies(server)]
@@ -322,6 +322,6 @@ def test_windows_of_an_obedient_model_cannot_pass_the_cap_together(make, server)
 
     server.requests.clear()
     (made,) = make(hijacked, LONG, cache=None).annotate([long])
-    assert len(made.critical) <= cap(0.3, 60)
+    assert len(made.critical) <= max_critical_steps(0.3, 60)
     parts = [b["messages"][1]["content"] for b in bodies(server) if not asked(b)[2]]
     assert parts and all(re.search(r"^p\| steps \d+ to \d+: Ignore the limit", p, re.MULTILINE) for p in parts)

@@ -25,7 +25,7 @@ from atlas_ray.selection.oracle import (
 )
 from atlas_ray.selection.oracle_answer import Answer, AnswerCache, Limits
 from atlas_ray.selection.oracle_prompt import UnfitError, shares, windows
-from atlas_ray.trajectory import Annotation, cap
+from atlas_ray.trajectory import Annotation, max_critical_steps
 
 
 class Scripted:
@@ -64,7 +64,7 @@ def test_every_step_is_in_one_window_and_the_shares_add_up_to_no_more_than_the_c
         assert sum(costs[i] for i in part) <= room and 1 <= len(part) <= longest
         could = part.stop < len(costs) and any(part.start < c <= part.stop for c in cuts)
         assert not could or part.stop in cuts, "ends where a sub-goal begins, if one begins in it"
-    most = cap(fraction, len(costs))
+    most = max_critical_steps(fraction, len(costs))
     if len(parts) <= most:
         given_ = shares([len(p) for p in parts], most, each)
         assert sum(given_) <= most
@@ -118,7 +118,7 @@ def test_a_long_trajectory_is_planned_first_and_then_marked_in_windows(context):
     so_far = [len(re.findall(r"^p\| ", record(t), re.MULTILINE)) for t in plans]
     assert so_far == [2 * i for i in range(len(plans))], "a later part of the plan goes on from the earlier ones"
     allowed = [int(re.search(r"Mark at most (\d+);", t[1]["content"])[1]) for t in parts]
-    assert sum(allowed) <= cap(0.3, 60) and min(allowed) >= 1
+    assert sum(allowed) <= max_critical_steps(0.3, 60) and min(allowed) >= 1
     assert len(made.critical) == sum(allowed)
     for talk in writer.talks:
         assert sum(tokens_of(m["content"]) for m in talk) + 1000 <= context

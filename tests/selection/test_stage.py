@@ -17,7 +17,7 @@ from atlas_ray.selection.reply_counts import replies_of
 from atlas_ray.selection.start_after import _compared, places_of, random_places
 from atlas_ray.trajectory import (
     Annotation,
-    cap,
+    max_critical_steps,
     read_annotations,
     read_trajectories,
     write_annotations,
@@ -97,7 +97,7 @@ def test_every_selector_is_run_under_its_name_whatever_the_order(recipe, finishe
         assert list(found) == list(lengths), selector
         assert {a.selector for a in found.values()} == {selector}
         if selector not in ("all", "union_value_last", "mine"):
-            assert all(len(a.critical) <= cap(0.3, lengths[i]) for i, a in found.items()), selector
+            assert all(len(a.critical) <= max_critical_steps(0.3, lengths[i]) for i, a in found.items()), selector
     value, last, union, rest = (marks(finished, s) for s in ("value", "last", "union_value_last", "non-critical"))
     for name, steps in lengths.items():
         assert set(union[name].critical) == set(value[name].critical) | set(last[name].critical)
@@ -253,7 +253,7 @@ def test_an_endpoint_marks_and_is_asked_once(recipe, server, tmp_path, capsys):
     pipeline.run(own, run_dir, ("select",))
     for t in trajectories:
         found = marks(run_dir, "oracle")[t.id]
-        assert len(found.critical) == cap(0.3, len(t.steps))
+        assert len(found.critical) == max_critical_steps(0.3, len(t.steps))
         assert set(found.categories.values()) == {"critical action"} and found.model == "m" and found.prompt_sha256
         assert not set(marks(run_dir, "non-critical")[t.id].critical) & set(found.critical)
     assert len(server.requests) == len(trajectories)

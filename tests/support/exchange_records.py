@@ -10,7 +10,7 @@ from atlas_ray.trajectory import Annotation, Step, Trajectory
 BUY = "Thought:\nTime to buy it.\n\nAction:\nclick[Buy Now]"
 
 
-def talk(*acts, last=None, losses=None, acknowledgement="Ok."):
+def turns_of(*acts, last=None, losses=None, acknowledgement="Ok."):
     """The turns of a record with these agent's turns."""
     losses = [True] * len(acts) if losses is None else losses
     turns = [
@@ -26,7 +26,7 @@ def talk(*acts, last=None, losses=None, acknowledgement="Ok."):
 
 
 def record(*acts, item_id="webshop_6", **kwargs):
-    return {"item_id": item_id, "conversations": talk(*(acts or (BUY,)), **kwargs)}
+    return {"item_id": item_id, "conversations": turns_of(*(acts or (BUY,)), **kwargs)}
 
 
 def write(path, *records):
@@ -60,7 +60,7 @@ def three_steps(**changes):
     return Trajectory(**{**base, **changes})
 
 
-def note(trajectory_id, *critical, selector="value", fraction=0.3):
+def annotation(trajectory_id, *critical, selector="value", fraction=0.3):
     return Annotation(trajectory_id=trajectory_id, selector=selector, fraction=fraction, critical=critical)
 
 

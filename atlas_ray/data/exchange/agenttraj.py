@@ -63,10 +63,10 @@ def import_agenttraj(
     return [item for _, item in read_items(path, "conversations", source, options, on_error, dropped)]
 
 
-def _record(item: Trajectory, note: Annotation | None, critical: frozenset[int]) -> dict[str, Any]:
+def _record(item: Trajectory, annotation: Annotation | None, critical: frozenset[int]) -> dict[str, Any]:
     told = written(item, "conversations")
     turns: list[dict[str, Any]] = []
-    steps = {number: step for step, number in enumerate(told.acts)}
+    steps = {number: step for step, number in enumerate(told.action_turns)}
     for number, turn in enumerate(told.turns):
         loss = steps.get(number) in critical if turn["from"] == "gpt" else None
         turns.append({"from": turn["from"], "loss": loss, **turn})
@@ -76,7 +76,7 @@ def _record(item: Trajectory, note: Annotation | None, critical: frozenset[int])
         "conversations": turns,
         "item_id": match[1] if match else f"{item.task}_{item.seed}",
         **beside,
-        META: meta_row(item, note, told),
+        META: meta_row(item, annotation, told),
     }
 
 
@@ -121,9 +121,9 @@ def write_agenttraj(
     first, between, last = ("", "\n", "\n") if Path(path).suffix == ".jsonl" else ("[\n", ",\n", "\n]\n")
 
     def parts() -> Iterator[str]:
-        for number, (item, note, critical) in enumerate(chosen):
+        for number, (item, annotation, critical) in enumerate(chosen):
             yield between if number else first
-            yield json.dumps(_record(told(item), note, critical), ensure_ascii=False, allow_nan=False)
+            yield json.dumps(_record(told(item), annotation, critical), ensure_ascii=False, allow_nan=False)
         yield last
 
     write_parts(path, parts())

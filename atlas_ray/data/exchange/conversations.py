@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..thinking import THINKING
-from .outcomes import Outcome, of_text
-from .reading import KEYS, Record
+from .outcomes import EpisodeOutcome, of_text
+from .reading import KEYS, JsonRecord
 from .turns import Said, Turn, beside, read_said, read_turn
 
 Reasoning = Literal["drop", "thought"]
@@ -63,19 +63,19 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Talk:
+class Conversation:
     """The turns of a record in order: ``head`` of them stand before what the first step saw.
 
-    ``acts`` are the indices of the turns in which the agent acts, with what each ``said``; the turn before each is what
-    it saw. ``examples``: how many rounds in the head are of another problem. ``beside``: the system prompt that stands
-    beside the turns.
+    ``action_turns`` are the indices of the turns in which the agent acts, and ``said`` has what each says; the turn
+    before each is what it saw. ``examples``: how many rounds in the head are of another problem. ``beside``: the system
+    prompt that stands beside the turns.
     """
 
-    record: Record
+    record: JsonRecord
     key: str
     turns: tuple[Turn, ...]
     head: int
-    acts: tuple[int, ...]
+    action_turns: tuple[int, ...]
     said: dict[int, Said] = field(repr=False)
     beside: str = ""
     examples: int = 0
@@ -83,7 +83,7 @@ class Talk:
     @property
     def tail(self) -> int:
         """The first turn behind the last step."""
-        return self.acts[-1] + 1
+        return self.action_turns[-1] + 1
 
     @property
     def instruction(self) -> str:
@@ -113,9 +113,9 @@ class Talk:
         return f"{self.key}[{number}].{key or self.turns[number].text_key}"
 
 
-def read_talk(
-    record: Record, options: Options, masked: Callable[[], bool], placed: tuple[int | None, int] | None
-) -> Talk:
+def read_conversation(
+    record: JsonRecord, options: Options, masked: Callable[[], bool], placed: tuple[int | None, int] | None
+) -> Conversation:
     """The turns of a record, checked.
 
     Args:
@@ -141,13 +141,13 @@ def read_talk(
         for number, turn in enumerate(turns)
         if turn.role == "gpt"
     }
-    talk = Talk(record, key, turns, 0, (), said, beside(record))
+    conversation = Conversation(record, key, turns, 0, (), said, beside(record))
     if placed is not None:
-        return _placed(talk, *placed)
-    return _example_rounds(_steps(talk), options, masked)
+        return _placed(conversation, *placed)
+    return _example_rounds(_steps(conversation), options, masked)
 
 
-def _key(record: Record) -> str:
+def _key(record: JsonRecord) -> str:
     there = [k for k in KEYS[:2] if record.value.get(k) is not None]
     if len(there) > 1 and all(record.value[k] for k in there):
         raise record.error("this record has conversations and messages: leave one of them out", there[1])
@@ -157,118 +157,145 @@ def _key(record: Record) -> str:
     return next((k for k in there if record.value[k]), there[0])
 
 
-def _placed(talk: Talk, head: int | None, tail: int) -> Talk:
+def _placed(conversation: Conversation, head: int | None, tail: int) -> Conversation:
     """By the places that our own export noted."""
-    roles = [turn.role for turn in talk.turns]
-    start = (2 if talk.key == "conversations" else int(roles[:1] == ["system"])) if head is None else head
-    acts = tuple(range(start + 1, len(roles) - tail, 2))
-    made = Talk(talk.record, talk.key, talk.turns, start, acts, talk.said, talk.beside)
-    _check_order(made, acts[-1] if acts else len(roles) - 1, start)
+    roles = [turn.role for turn in conversation.turns]
+    start = (2 if conversation.key == "conversations" else int(roles[:1] == ["system"])) if head is None else head
+    action_turns = tuple(range(start + 1, len(roles) - tail, 2))
+    made = Conversation(
+        conversation.record,
+        conversation.key,
+        conversation.turns,
+        start,
+        action_turns,
+        conversation.said,
+        conversation.beside,
+    )
+    _check_order(made, action_turns[-1] if action_turns else len(roles) - 1, start)
     _check_steps(made)
     return made
 
 
-def _steps(talk: Talk) -> Talk:
+def _steps(conversation: Conversation) -> Conversation:
     """Which turns are steps: all of the agent's but an acknowledgement, and remarks behind the end."""
-    turns, said = talk.turns, talk.said
+    turns, said = conversation.turns, conversation.said
     opening = next((n for n, t in enumerate(turns) if t.role != "system"), len(turns))
     answers = [n for n in said if n >= opening]
     first = answers[0] if answers else -1
-    acknowledged = first == opening + 1 and _acknowledges(talk, first, alone=len(answers) == 1)
-    acts = [n for n in answers if said[n].action is not None and not (acknowledged and n == first)]
-    last = acts[-1] if acts else (answers[-1] if answers else -1)
+    acknowledged = first == opening + 1 and _acknowledges(conversation, first, alone=len(answers) == 1)
+    action_turns = [n for n in answers if said[n].action is not None and not (acknowledged and n == first)]
+    last = action_turns[-1] if action_turns else (answers[-1] if answers else -1)
     head = opening + 2 if acknowledged else opening
-    _check_order(Talk(talk.record, talk.key, turns, head, (), said), last, opening)
+    _check_order(Conversation(conversation.record, conversation.key, turns, head, (), said), last, opening)
     for number in answers:
         if said[number].action is not None or (acknowledged and number == first):
             continue
-        over = [of_text(t.text) != Outcome() for t in turns[last + 1 : number] if t.role != "gpt"]
-        if number < last or not acts or not any(over):
-            hint = "; an acknowledgement needs a flag loss that is false" if number == opening + 1 and acts else ""
-            raise talk.record.error(said[number].problem + hint, talk.where(number))
-    made = Talk(talk.record, talk.key, turns, head, tuple(acts), said, talk.beside)
+        over = [of_text(t.text) != EpisodeOutcome() for t in turns[last + 1 : number] if t.role != "gpt"]
+        if number < last or not action_turns or not any(over):
+            hint = (
+                "; an acknowledgement needs a flag loss that is false" if number == opening + 1 and action_turns else ""
+            )
+            raise conversation.record.error(said[number].problem + hint, conversation.where(number))
+    made = Conversation(
+        conversation.record, conversation.key, turns, head, tuple(action_turns), said, conversation.beside
+    )
     _check_steps(made)
     return made
 
 
-def _check_order(talk: Talk, last: int, opening: int) -> None:
+def _check_order(conversation: Conversation, last: int, opening: int) -> None:
     """Up to the last step, the environment and the agent take turns."""
-    for number, turn in enumerate(talk.turns):
+    for number, turn in enumerate(conversation.turns):
         due = ("human", "gpt")[(number - opening) % 2]
         if number >= opening and turn.role != due and (number <= last or last < 0):
             key = "from" if turn.raw.get("from") is not None else "role"
             message = f"this turn must be the {due}'s, is the {turn.role}'s"
-            raise talk.record.error(message, talk.where(number, key))
+            raise conversation.record.error(message, conversation.where(number, key))
 
 
-def _check_steps(talk: Talk) -> None:
-    if not talk.acts:
-        raise talk.record.error(f"has {len(talk.turns)} turns, which is no step yet", talk.key)
+def _check_steps(conversation: Conversation) -> None:
+    if not conversation.action_turns:
+        raise conversation.record.error(f"has {len(conversation.turns)} turns, which is no step yet", conversation.key)
 
 
-def _acknowledges(talk: Talk, number: int, alone: bool) -> bool:
+def _acknowledges(conversation: Conversation, number: int, alone: bool) -> bool:
     """Whether the agent's first turn only acknowledges its instructions.
 
     Raises:
         InputError: it may as well be a step.
     """
-    turn, said = talk.turns[number], talk.said[number]
+    turn, said = conversation.turns[number], conversation.said[number]
     text = turn.text.strip()
     words = not text or (len(text) <= _LONGEST_ACKNOWLEDGEMENT and _ACKNOWLEDGED.match(text) is not None)
     if said.action is None:
-        return (turn.flag is False or words) and not (alone and talk.key == "messages")
+        return (turn.flag is False or words) and not (alone and conversation.key == "messages")
     if not words or turn.flag or _HEADED.search(text) or alone:
         return words and turn.flag is False
     if turn.flag is False:
         return True
     message = "may be an acknowledgement or a step: give it a flag loss, false where it is an acknowledgement"
-    raise talk.record.error(message, talk.where(number))
+    raise conversation.record.error(message, conversation.where(number))
 
 
 # --- rounds of another problem ---
 
 
-def _example_rounds(talk: Talk, options: Options, masked: Callable[[], bool]) -> Talk:
-    """The talk without rounds of another problem in front.
+def _example_rounds(conversation: Conversation, options: Options, masked: Callable[[], bool]) -> Conversation:
+    """The conversation without rounds of another problem in front.
 
     Raises:
         InputError: turns that are flagged false stand in front of turns flagged true, and nothing tells what they are.
     """
-    flags = [talk.turns[n].flag for n in talk.acts]
+    flags = [conversation.turns[n].flag for n in conversation.action_turns]
     count = flags.index(True) if True in flags else 0
     flagged = bool(count) and flags == [False] * count + [True] * (len(flags) - count)
-    begun = _EXAMPLE.match(_seen(talk, 0)) is not None
+    begun = _EXAMPLE.match(_seen(conversation, 0)) is not None
     if not flagged and (not begun or any(flag is not None for flag in flags)):
-        return talk
+        return conversation
     if not flagged:
-        again = [step for step in range(1, len(flags)) if _told_anew(talk, step)]
-        return _without(talk, again[0]) if len(again) == 1 else talk
-    if begun or _told_anew(talk, count):
-        return _without(talk, count)
+        again = [step for step in range(1, len(flags)) if _told_anew(conversation, step)]
+        return _without(conversation, again[0]) if len(again) == 1 else conversation
+    if begun or _told_anew(conversation, count):
+        return _without(conversation, count)
     if options.examples == "steps" or (options.examples == "refuse" and masked()):
-        return talk
+        return conversation
     if options.examples == "drop":
-        return _without(talk, count)
+        return _without(conversation, count)
     message = (
         f"its first {count} of {len(flags)} steps are flagged false and all others true: are they an example, or steps "
         'that are not critical? collect.examples = "drop" leaves such turns out, "steps" keeps them'
     )
-    raise talk.record.error(
-        message, talk.where(talk.acts[0], "loss" if "loss" in talk.turns[talk.acts[0]].raw else None)
+    raise conversation.record.error(
+        message,
+        conversation.where(
+            conversation.action_turns[0],
+            "loss" if "loss" in conversation.turns[conversation.action_turns[0]].raw else None,
+        ),
     )
 
 
-def _seen(talk: Talk, step: int) -> str:
-    return talk.turns[talk.acts[step] - 1].text[:400]
+def _seen(conversation: Conversation, step: int) -> str:
+    return conversation.turns[conversation.action_turns[step] - 1].text[:400]
 
 
-def _told_anew(talk: Talk, step: int) -> bool:
+def _told_anew(conversation: Conversation, step: int) -> bool:
     """Whether what a step saw begins another problem, in words that do not stand at every step."""
-    if not _ANOTHER.search(_seen(talk, step)) or _EXAMPLE.match(_seen(talk, step)):
+    if not _ANOTHER.search(_seen(conversation, step)) or _EXAMPLE.match(_seen(conversation, step)):
         return False
-    return not any(_ANOTHER.search(_seen(talk, n)) for n in range(1, len(talk.acts)) if n != step)
+    return not any(
+        _ANOTHER.search(_seen(conversation, n)) for n in range(1, len(conversation.action_turns)) if n != step
+    )
 
 
-def _without(talk: Talk, count: int) -> Talk:
-    acts: Sequence[int] = talk.acts[count:]
-    return Talk(talk.record, talk.key, talk.turns, acts[0] - 1, tuple(acts), talk.said, talk.beside, count)
+def _without(conversation: Conversation, count: int) -> Conversation:
+    action_turns: Sequence[int] = conversation.action_turns[count:]
+    return Conversation(
+        conversation.record,
+        conversation.key,
+        conversation.turns,
+        action_turns[0] - 1,
+        tuple(action_turns),
+        conversation.said,
+        conversation.beside,
+        count,
+    )

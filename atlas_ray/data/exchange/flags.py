@@ -9,7 +9,7 @@ from typing import Literal
 
 from ...errors import EmptySelectionError, InputError
 from ..records import Annotation, OnError, Trajectory
-from .conversations import Examples, Options, Talk
+from .conversations import Conversation, Examples, Options
 from .reading import KEYS, read_records, refuse, turns_key
 from .trajectories import meta_of, read_items
 from .turns import FLAGS
@@ -17,27 +17,27 @@ from .turns import FLAGS
 Unmarked = Literal["refuse", "drop"]
 
 
-def critical_of(talk: Talk, flag: str | None) -> tuple[int, ...] | None:
+def critical_of(conversation: Conversation, flag: str | None) -> tuple[int, ...] | None:
     """The steps whose turn is flagged; None when no turn of the record has a flag.
 
     Raises:
         InputError: a flag is neither true, false, 1, 0 nor null, or marks a turn that is no step.
     """
-    record, there = talk.record, [f for f in FLAGS if any(t.raw.get(f) is not None for t in talk.turns)]
+    record, there = conversation.record, [f for f in FLAGS if any(t.raw.get(f) is not None for t in conversation.turns)]
     if flag is None and len(there) > 1:
-        raise record.error(f"turns carry the flags {' and '.join(there)}: say which one counts", talk.key)
+        raise record.error(f"turns carry the flags {' and '.join(there)}: say which one counts", conversation.key)
     name = flag or (there[0] if there else None)
     if name not in there:
         return None
-    for number, turn in enumerate(talk.turns):
-        value, field = turn.raw.get(name), f"{talk.key}[{number}].{name}"
+    for number, turn in enumerate(conversation.turns):
+        value, field = turn.raw.get(name), f"{conversation.key}[{number}].{name}"
         if value is None:
             continue
         if not isinstance(value, bool | int | float) or value not in (0, 1):
             raise record.error(_wrong_flag(value), field)
-        if value and number not in talk.acts:
+        if value and number not in conversation.action_turns:
             raise record.error("is true, but only a step of the agent can be critical", field)
-    return tuple(step for step, act in enumerate(talk.acts) if talk.turns[act].raw.get(name))
+    return tuple(step for step, act in enumerate(conversation.action_turns) if conversation.turns[act].raw.get(name))
 
 
 def _wrong_flag(value: object) -> str:
@@ -67,16 +67,16 @@ def marked(
         raise InputError(f"{count} trajectories to export have the id {name!r}")
     if annotations is None:
         return [(t, None, frozenset(range(len(t.steps)))) for t in chosen]
-    notes: dict[str, Annotation] = {}
-    for note in annotations:
-        if note.trajectory_id not in by_id:
-            raise InputError(f"an annotation is for {note.trajectory_id!r}, which is not among the trajectories")
-        if note.trajectory_id in notes:
-            raise InputError(f"trajectory {note.trajectory_id!r} has two annotations: export one selector's")
-        if note.critical and note.critical[-1] >= len(by_id[note.trajectory_id].steps):
-            raise InputError(f"trajectory {note.trajectory_id!r} has no step {note.critical[-1]}")
-        notes[note.trajectory_id] = note
-    bare = [t.id for t in chosen if t.id not in notes or not notes[t.id].critical]
+    by_trajectory: dict[str, Annotation] = {}
+    for annotation in annotations:
+        if annotation.trajectory_id not in by_id:
+            raise InputError(f"an annotation is for {annotation.trajectory_id!r}, which is not among the trajectories")
+        if annotation.trajectory_id in by_trajectory:
+            raise InputError(f"trajectory {annotation.trajectory_id!r} has two annotations: export one selector's")
+        if annotation.critical and annotation.critical[-1] >= len(by_id[annotation.trajectory_id].steps):
+            raise InputError(f"trajectory {annotation.trajectory_id!r} has no step {annotation.critical[-1]}")
+        by_trajectory[annotation.trajectory_id] = annotation
+    bare = [t.id for t in chosen if t.id not in by_trajectory or not by_trajectory[t.id].critical]
     if bare and unmarked != "drop":
         raise InputError(
             f"{len(bare)} of {len(chosen)} trajectories have no critical step, the first is {bare[0]!r}: "
@@ -85,7 +85,7 @@ def marked(
     if len(bare) == len(chosen):
         raise EmptySelectionError("no trajectory has a critical step, so there is nothing to train on")
     left_out = set(bare)
-    return [(t, notes[t.id], frozenset(notes[t.id].critical)) for t in chosen if t.id not in left_out]
+    return [(t, by_trajectory[t.id], frozenset(by_trajectory[t.id].critical)) for t in chosen if t.id not in left_out]
 
 
 def import_annotations(
@@ -113,23 +113,25 @@ def import_annotations(
     Raises:
         InputError: also when the turns of a record carry no flag, or a turn that is no step is marked.
     """
-    notes = []
-    for talk, item in read_items(path, key_of(path), "", Options(examples=examples), on_error, dropped):
+    annotations = []
+    for conversation, item in read_items(path, key_of(path), "", Options(examples=examples), on_error, dropped):
         try:
-            critical = critical_of(talk, flag)
+            critical = critical_of(conversation, flag)
             if critical is None:
-                raise talk.record.error(f"no turn has the flag {flag}" if flag else "no turn has a flag", talk.key)
+                raise conversation.record.error(
+                    f"no turn has the flag {flag}" if flag else "no turn has a flag", conversation.key
+                )
         except InputError as error:
             refuse(error, on_error, dropped)
             continue
-        notes.append(_note(talk, item, critical, selector))
-    if not notes:
+        annotations.append(_annotation(conversation, item, critical, selector))
+    if not annotations:
         raise InputError("holds no flags that can be read", path)
-    return notes
+    return annotations
 
 
-def _note(talk: Talk, item: Trajectory, critical: tuple[int, ...], selector: str) -> Annotation:
-    meta = meta_of(talk.record)
+def _annotation(conversation: Conversation, item: Trajectory, critical: tuple[int, ...], selector: str) -> Annotation:
+    meta = meta_of(conversation.record)
     if meta is None:
         return Annotation(trajectory_id=item.id, selector=selector, fraction=1.0, critical=critical)
     return Annotation(
@@ -144,26 +146,26 @@ def _note(talk: Talk, item: Trajectory, critical: tuple[int, ...], selector: str
     )
 
 
-class Marks:
+class FlaggedSteps:
     """The flags of all that is imported together, gathered record by record."""
 
     def __init__(self) -> None:
-        self._notes: list[Annotation] = []
+        self._annotations: list[Annotation] = []
         self._partly = False
         self._bare: InputError | None = None
 
-    def add(self, talk: Talk, item: Trajectory) -> None:
+    def add(self, conversation: Conversation, item: Trajectory) -> None:
         """The flags of a record.
 
         Raises:
             InputError: as :func:`critical_of`.
         """
-        critical = critical_of(talk, None)
+        critical = critical_of(conversation, None)
         if critical is None:
-            self.bare(talk.record.error("no turn has a flag", talk.key))
+            self.bare(conversation.record.error("no turn has a flag", conversation.key))
             return
         self._partly |= len(critical) < len(item.steps)
-        self._notes.append(_note(talk, item, critical, "imported"))
+        self._annotations.append(_annotation(conversation, item, critical, "imported"))
 
     def bare(self, error: InputError) -> None:
         """``error`` is raised for what has no flags, should others mark some steps and not all."""
@@ -177,7 +179,7 @@ class Marks:
         """
         if self._partly and self._bare:
             raise self._bare
-        return self._notes if self._partly else []
+        return self._annotations if self._partly else []
 
 
 def key_of(path: str | Path) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import InputError
 from ..records import Trajectory
-from .conversations import Options, Talk
+from .conversations import Conversation, Options
 from .outcomes import at_field
 
 _SHOWN = 3
@@ -28,36 +28,38 @@ def _many(count: int, word: str, words: str) -> str:
 
 @dataclass
 class Notices:
-    """Counts of one import. ``talks``: records with turns; ``without_field``: those without the field of the outcome.
+    """Counts of one import.
+
+    ``conversations``: records with turns; ``without_field``: those without the field of the outcome.
 
     ``counts`` has turns and ``records`` of it trajectories, by kind; ``unknown`` are trajectories without an outcome,
     ``bad`` the errors of records that were left out.
     """
 
     records: int = 0
-    talks: int = 0
+    conversations: int = 0
     without_field: int = 0
     unknown: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     of: Counter[str] = field(default_factory=Counter)
     bad: list[InputError] = field(default_factory=list)
 
-    def add(self, talk: Talk | None, item: Trajectory, options: Options) -> None:
+    def add(self, conversation: Conversation | None, item: Trajectory, options: Options) -> None:
         """Count a trajectory, and the record it was read from."""
         self.records += 1
         self.unknown += item.success is None
-        if talk is None:
+        if conversation is None:
             return
-        self.talks += 1
+        self.conversations += 1
         if options.success_field is not None:
-            self.without_field += at_field(talk.record.value, options.success_field) is None
-        said = [talk.said[n] for n in talk.acts]
+            self.without_field += at_field(conversation.record.value, options.success_field) is None
+        said = [conversation.said[n] for n in conversation.action_turns]
         found = {
             "invented": sum(s.invented for s in said),
             "reasoning": sum(s.reasoning for s in said) if options.reasoning == "drop" else 0,
             "behind": sum(s.behind for s in said),
-            "examples": talk.examples,
-            "closing": sum(t.role == "gpt" for t in talk.turns[talk.tail :]),
+            "examples": conversation.examples,
+            "closing": sum(t.role == "gpt" for t in conversation.turns[conversation.tail :]),
         }
         for kind, turns in found.items():
             self.counts[kind] += turns
@@ -69,7 +71,7 @@ class Notices:
             yield f"{_many(len(self.bad), 'record', 'records')} could not be read and left out; the first:"
             yield from (f"  {error}" for error in self.bad[:_SHOWN])
         if self.without_field:
-            yield f"{self.without_field} of {self.talks} records do not have the field of collect.success_field"
+            yield f"{self.without_field} of {self.conversations} records do not have the field of collect.success_field"
         if self.unknown:
             yield (
                 f"the outcome of {self.unknown} of {self.records} trajectories is unknown, which counts as no success: "

@@ -61,9 +61,9 @@ def import_messages(
     return [item for _, item in read_items(path, "messages", source, options, on_error, dropped)]
 
 
-def _line(item: Trajectory, note: Annotation | None, critical: frozenset[int], flag: Flag) -> dict[str, Any]:
+def _line(item: Trajectory, annotation: Annotation | None, critical: frozenset[int], flag: Flag) -> dict[str, Any]:
     told = written(item, "messages")
-    steps = {number: step for step, number in enumerate(told.acts)}
+    steps = {number: step for step, number in enumerate(told.action_turns)}
     messages: list[dict[str, Any]] = []
     for number, turn in enumerate(told.turns):
         trained = steps.get(number) in critical
@@ -75,7 +75,7 @@ def _line(item: Trajectory, note: Annotation | None, critical: frozenset[int], f
     if flag == "weight":
         return {"messages": messages}
     beside = {"system": told.beside} if told.beside else {}
-    return {"messages": messages, **beside, META: meta_row(item, note, told)}
+    return {"messages": messages, **beside, META: meta_row(item, annotation, told)}
 
 
 def export_messages(
@@ -122,6 +122,6 @@ def write_messages(
     if flag not in get_args(Flag):
         raise InputError(f"must be one of {', '.join(get_args(Flag))}, is {flag!r}", None, None, "flag")
     chosen = marked(items, annotations, unmarked)
-    lines = (_line(told(item), note, critical, flag) for item, note, critical in chosen)
+    lines = (_line(told(item), annotation, critical, flag) for item, annotation, critical in chosen)
     write_parts(path, (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines))
     return len(chosen)

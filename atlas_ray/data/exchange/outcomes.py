@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from .reading import Record
+from .reading import JsonRecord
 
 SUCCESS_FIELDS = (
     "success",
@@ -54,46 +54,46 @@ _FAILED = re.compile(
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EpisodeOutcome:
     """``success`` and ``score`` (0 to 1) of an episode, each None where nobody said."""
 
     success: bool | None = None
     score: float | None = None
 
-    def filled(self, stated: bool | None) -> Outcome:
+    def filled(self, stated: bool | None) -> EpisodeOutcome:
         """What is missing by what is ``stated`` of such episodes; a success without a score has 1, a failure 0."""
         success = stated if self.success is None else self.success
         score = float(success) if self.score is None and success is not None else self.score
-        return Outcome(success, score)
+        return EpisodeOutcome(success, score)
 
 
-def of_number(value: float) -> Outcome:
+def of_number(value: float) -> EpisodeOutcome:
     """Of a score or reward on 0 to 1: 1 is a success, 0 and below none; between them, and above 1, success is unknown.
 
     Above 1 the score is on another scale, so it is unknown too; so is one below 0.
     """
     if not math.isfinite(value):
-        return Outcome()
+        return EpisodeOutcome()
     success = True if value == 1 else False if value <= 0 else None
-    return Outcome(success, float(value) if 0 <= value <= 1 else None)
+    return EpisodeOutcome(success, float(value) if 0 <= value <= 1 else None)
 
 
-def of_value(value: object) -> Outcome | None:
+def of_value(value: object) -> EpisodeOutcome | None:
     """Of a field's value, be it true or false, a word for it, or a number; None where it is none of these."""
     if value is None:
-        return Outcome()
+        return EpisodeOutcome()
     if isinstance(value, bool):
-        return Outcome(value)
+        return EpisodeOutcome(value)
     if isinstance(value, int | float):
         return of_number(float(value))
     if isinstance(value, str):
         word = value.strip().casefold()
         if word in _YES or word in _NO:
-            return Outcome(word in _YES)
+            return EpisodeOutcome(word in _YES)
         try:
             return of_number(float(word))
         except ValueError:
-            return Outcome() if word in ("", "unknown", "none", "null", "n/a") else None
+            return EpisodeOutcome() if word in ("", "unknown", "none", "null", "n/a") else None
     return None
 
 
@@ -106,7 +106,7 @@ def at_field(value: Any, name: str) -> Any:
     return value
 
 
-def of_fields(record: Record, success_field: str | None, other_scale: Collection[str] = ()) -> Outcome:
+def of_fields(record: JsonRecord, success_field: str | None, other_scale: Collection[str] = ()) -> EpisodeOutcome:
     """Of a record's own fields; with ``success_field`` of that one alone.
 
     Args:
@@ -130,9 +130,11 @@ def of_fields(record: Record, success_field: str | None, other_scale: Collection
     for name, value in ((k, p[k]) for p in places for k in SCORE_FIELDS if number_of(p.get(k)) is not None):
         found = of_number(number_of(value) or 0.0)
         if name in other_scale:
-            found = Outcome(False if found.success is False else None, 0.0 if found.score == 0 else None)
-        return Outcome(found.success if success is None else success, found.score if found.score is not None else score)
-    return Outcome(success, score)
+            found = EpisodeOutcome(False if found.success is False else None, 0.0 if found.score == 0 else None)
+        return EpisodeOutcome(
+            found.success if success is None else success, found.score if found.score is not None else score
+        )
+    return EpisodeOutcome(success, score)
 
 
 def number_of(value: object) -> float | None:
@@ -152,26 +154,26 @@ def beyond_one(value: dict[str, Any]) -> set[str]:
     return {k for p in places for k in SCORE_FIELDS if (number_of(p.get(k)) or 0.0) > 1}
 
 
-def of_texts(texts: Iterable[str]) -> Outcome:
+def of_texts(texts: Iterable[str]) -> EpisodeOutcome:
     """Of what the environment said behind the last step: the last text in which it tells a reward or success."""
-    found = Outcome()
+    found = EpisodeOutcome()
     for text in texts:
-        if (told := of_text(text)) != Outcome():
+        if (told := of_text(text)) != EpisodeOutcome():
             found = told
     return found
 
 
-def of_text(text: str) -> Outcome:
+def of_text(text: str) -> EpisodeOutcome:
     """Of one text: ``reward = 0``, ``Your score is 0.5``, ``3 of 10``, ``success: false``, ``task failed``."""
     scores = list(_SCORE.finditer(text))
-    found = Outcome()
+    found = EpisodeOutcome()
     if scores:
         match = scores[-1]
         word = match["value"].casefold().replace("\u2212", "-")
         value = 0.0 if word == "zero" else float(word)
         most = 100.0 if match["percent"] else float(match["most"]) if match["most"] else 1.0
-        found = of_number(value / most) if most > 0 else Outcome()
+        found = of_number(value / most) if most > 0 else EpisodeOutcome()
     said = list(_SUCCESS.finditer(text))
     if said:
-        return Outcome(said[-1]["value"].casefold() in _YES, found.score)
-    return Outcome(False, found.score) if found.success is None and _FAILED.search(text) else found
+        return EpisodeOutcome(said[-1]["value"].casefold() in _YES, found.score)
+    return EpisodeOutcome(False, found.score) if found.success is None and _FAILED.search(text) else found

@@ -21,7 +21,7 @@ _GAP = re.compile(r"[ \t\n\r]*")
 
 
 @dataclass(frozen=True)
-class Record:
+class JsonRecord:
     """One JSON object of a file and where it stands: a 1-based ``line``, or a ``place`` such as ``rows[3]``."""
 
     value: dict[str, Any]
@@ -36,7 +36,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class _Row:
+class _RawRecord:
     """A record that is not looked at yet: ``text`` that may hold several, or a ``value`` with its ``flaw``."""
 
     line: int | None = None
@@ -48,7 +48,7 @@ class _Row:
 
 def read_records(
     path: str | Path, on_error: OnError, dropped: list[InputError] | None, peek: bool = False
-) -> Iterator[Record]:
+) -> Iterator[JsonRecord]:
     """Every record of a file.
 
     Of lines and of parquet few are in memory at a time, of objects that span lines the text and one value. An array is
@@ -95,13 +95,13 @@ def turns_key(value: object) -> str | None:
     return next((k for k in there if value[k]), there[0] if there else None)  # type: ignore[index]
 
 
-def _record(row: _Row, path: Path, index: int) -> Record:
+def _record(row: _RawRecord, path: Path, index: int) -> JsonRecord:
     value, place = row.value, row.place
     if isinstance(value, list) and value and is_turn(value[0]):
         value = {"messages" if "role" in value[0] else "conversations": value}
     elif not turns_key(value) and isinstance(value, dict) and turns_key(value.get("row")):
         value, place = value["row"], f"{place}.row".strip(".")
-    record = Record(value, path, index, row.line, place)
+    record = JsonRecord(value, path, index, row.line, place)
     if row.flaw:
         raise record.error(row.flaw)
     try:
@@ -123,11 +123,11 @@ def is_turn(value: object) -> bool:
 # --- shapes ---
 
 
-def _parquet(path: Path) -> Iterator[_Row]:
-    return (_Row(place=f"[{number}]", value=row) for number, row in enumerate(parquet_rows(path)))
+def _parquet(path: Path) -> Iterator[_RawRecord]:
+    return (_RawRecord(place=f"[{number}]", value=row) for number, row in enumerate(parquet_rows(path)))
 
 
-def _text(path: Path, peek: bool) -> Iterator[_Row]:
+def _text(path: Path, peek: bool) -> Iterator[_RawRecord]:
     """The rows of a text; unless ``peek``, one that is not UTF-8 somewhere gives none."""
     start, first, alone = _glance(path, peek)
     value = _loaded(first)
@@ -140,9 +140,9 @@ def _text(path: Path, peek: bool) -> Iterator[_Row]:
             yield from _objects(text, starts, path)
             return
     if alone and isinstance(value, dict) and not turns_key(value):
-        yield from _unwrapped(value, path, _Row(line=1, text=first))
+        yield from _unwrapped(value, path, _RawRecord(line=1, text=first))
         return
-    yield from (_Row(line=number, text=line) for number, line in text_lines(path))
+    yield from (_RawRecord(line=number, text=line) for number, line in text_lines(path))
 
 
 def _glance(path: Path, peek: bool) -> tuple[str, str, bool]:
@@ -154,16 +154,16 @@ def _glance(path: Path, peek: bool) -> tuple[str, str, bool]:
     return start, "" if start == "[" and lines == 1 else first, lines == 1
 
 
-def _array(path: Path, peek: bool) -> Iterator[_Row]:
+def _array(path: Path, peek: bool) -> Iterator[_RawRecord]:
     """The values of a file's only array; the array itself where it holds turns."""
     decoder = _Decoder()
     values = _array_values(decoder, whole_text(path), path, peek)
     if values and is_turn(values[0]):
-        yield _Row(value=values, flaw=decoder.flaw(values))
+        yield _RawRecord(value=values, flaw=decoder.flaw(values))
         return
     for number, value in enumerate(values):
         values[number] = None  # the reader may keep little of each, and all of them are large
-        yield _Row(place=f"[{number}]", value=value, flaw=decoder.flaw(value))
+        yield _RawRecord(place=f"[{number}]", value=value, flaw=decoder.flaw(value))
 
 
 def _array_values(decoder: _Decoder, text: str, path: Path, peek: bool) -> list[Any]:
@@ -199,19 +199,19 @@ def _stream(text: str, peek: bool) -> list[int]:
     return starts
 
 
-def _objects(text: str, starts: list[int], path: Path) -> Iterator[_Row]:
+def _objects(text: str, starts: list[int], path: Path) -> Iterator[_RawRecord]:
     decoder, line, before = _Decoder(), 1, 0
     for start in starts:
         line, before = line + text.count("\n", before, start), start
         value, _ = decoder.decode_at(text, start)
-        row = _Row(line=line, value=value, flaw=decoder.flaw(value))
+        row = _RawRecord(line=line, value=value, flaw=decoder.flaw(value))
         if len(starts) == 1 and isinstance(value, dict) and not turns_key(value):
             yield from _unwrapped(value, path, row)
         else:
             yield row
 
 
-def _unwrapped(value: dict[str, Any], path: Path, row: _Row) -> Iterator[_Row]:
+def _unwrapped(value: dict[str, Any], path: Path, row: _RawRecord) -> Iterator[_RawRecord]:
     """The records of a file that is one object with a list of them under a key; ``row`` where it is none.
 
     Raises:
@@ -225,7 +225,7 @@ def _unwrapped(value: dict[str, Any], path: Path, row: _Row) -> Iterator[_Row]:
         yield row
         return
     for number, one in enumerate(value[lists[0]]):
-        yield _Row(place=f"{lists[0]}[{number}]", value=one, flaw=row.flaw)
+        yield _RawRecord(place=f"{lists[0]}[{number}]", value=one, flaw=row.flaw)
 
 
 def _holds_turns(value: object) -> bool:
@@ -294,14 +294,14 @@ def _after_gap(text: str, at: int) -> int:
     return gap.end() if gap else at
 
 
-def _values(text: str, path: Path, line: int) -> list[_Row]:
+def _values(text: str, path: Path, line: int) -> list[_RawRecord]:
     """The values of a line; several where they stand one after another, as in a file whose lines end in CR alone."""
-    decoder, rows, at = _Decoder(), list[_Row](), _after_gap(text, 0)
+    decoder, rows, at = _Decoder(), list[_RawRecord](), _after_gap(text, 0)
     try:
         while at < len(text) and (not rows or text[at] in "{["):
             here = line + text.count("\r", 0, at)
             value, end = decoder.decode_at(text, at)
-            rows.append(_Row(line=here, value=value, flaw=decoder.flaw(value)))
+            rows.append(_RawRecord(line=here, value=value, flaw=decoder.flaw(value)))
             at = _after_gap(text, end)
         if at < len(text):
             json.loads(text)  # which names the place

@@ -13,16 +13,16 @@ from ...errors import InputError
 from ...rundir.files import RunLog, replacing
 from ..records import Annotation, OnError, Trajectory, read_annotations, read_trajectories, write_annotations
 from .agenttraj import write_agenttraj
-from .conversations import Options, Talk, read_talk
-from .flags import Marks, Unmarked, key_of
+from .conversations import Conversation, Options, read_conversation
+from .flags import FlaggedSteps, Unmarked, key_of
 from .notices import Notices
 from .openai_messages import Flag, write_messages
 from .outcomes import of_fields
 from .raw_files import files_of
-from .reading import Record, read_records, refuse, turns_key
+from .reading import JsonRecord, read_records, refuse, turns_key
 from .survey import Survey
 from .trajectories import own_trajectories, own_trajectory, placed_by, read_items, unique
-from .verbatim import Words, read_words, with_words, words_of, write_words
+from .verbatim import Verbatim, read_verbatim, verbatim_of, with_verbatim, write_verbatim
 
 FORMATS = ("agenttraj", "messages")
 _SOURCES = {"conversations": "AgentTraj-L", "messages": "messages"}
@@ -62,15 +62,15 @@ def export_run(
     items = read_trajectories(run_dir / "trajectories" / "expert.jsonl")
     annotations = None
     if selector is not None:
-        marks = run_dir / "annotations" / f"{selector}.jsonl"
-        there = sorted(p.stem for p in marks.parent.glob("[!.]*.jsonl"))
+        target = run_dir / "annotations" / f"{selector}.jsonl"
+        there = sorted(p.stem for p in target.parent.glob("[!.]*.jsonl"))
         if selector not in there:
             raise InputError(f"has no annotations by {selector!r}, only by: {', '.join(there) or 'none'}", run_dir)
-        annotations = read_annotations(marks, items)
-    words = read_words(run_dir)
+        annotations = read_annotations(target, items)
+    verbatim = read_verbatim(run_dir)
 
     def told(item: Trajectory) -> Trajectory:
-        return with_words(item, words.get(item.id, {}))
+        return with_verbatim(item, verbatim.get(item.id, {}))
 
     if fmt == "messages":
         write_messages(out, items, annotations, cast(Flag, flag or "trainable"), unmarked, told)
@@ -120,18 +120,18 @@ def import_file(
     made = [p for p in (run_dir, target.parent) if not p.exists()]
     try:
         with replacing(target) as part:  # in its place last: a run that has it counts as collected
-            marks, words = Marks(), dict[str, Words]()
+            flagged, verbatim = FlaggedSteps(), dict[str, Verbatim]()
             with part.open("w", encoding="utf-8") as file:
-                for item in _usable(_Reading(path, options, on_bad), marks, notices):
-                    if kept := words_of(item):
-                        words[item.id] = kept
+                for item in _usable(_Reading(path, options, on_bad), flagged, notices):
+                    if kept := verbatim_of(item):
+                        verbatim[item.id] = kept
                     file.write(json.dumps(item.row(), ensure_ascii=False) + "\n")
             _check(path, options, notices)
-            notes = _one_selector(path, marks.annotations())
-            if notes:
-                write_annotations(run_dir / "annotations" / f"{notes[0].selector}.jsonl", notes)
-            if words:
-                write_words(run_dir, words)
+            annotations = _one_selector(path, flagged.annotations())
+            if annotations:
+                write_annotations(run_dir / "annotations" / f"{annotations[0].selector}.jsonl", annotations)
+            if verbatim:
+                write_verbatim(run_dir, verbatim)
             for kind, values in notices.events():
                 RunLog(run_dir).event("collect", kind, **values)
     except BaseException:
@@ -142,34 +142,34 @@ def import_file(
     return notices.records
 
 
-def _usable(reading: _Reading, marks: Marks, notices: Notices) -> Iterator[Trajectory]:
-    for file, talk, item in reading.items(notices.bad):
+def _usable(reading: _Reading, flagged: FlaggedSteps, notices: Notices) -> Iterator[Trajectory]:
+    for file, conversation, item in reading.items(notices.bad):
         try:
-            if talk:
-                marks.add(talk, item)
+            if conversation:
+                flagged.add(conversation, item)
             else:
-                marks.bare(InputError("has no flags, but other files of the folder mark some steps", file))
+                flagged.bare(InputError("has no flags, but other files of the folder mark some steps", file))
         except InputError as error:
             refuse(error, reading.on_bad, notices.bad)
             continue
-        notices.add(talk, item, reading.options)
+        notices.add(conversation, item, reading.options)
         yield item
 
 
 def _check(path: Path, options: Options, notices: Notices) -> None:
     if not notices.records:
         raise InputError(f"holds no record that can be read; the first of {len(notices.bad)}: {notices.bad[0]}", path)
-    if options.success_field is not None and notices.without_field == notices.talks:
+    if options.success_field is not None and notices.without_field == notices.conversations:
         message = f"no record of {path} has the field {options.success_field!r}"
         raise InputError(message, None, None, "collect.success_field")
 
 
-def _one_selector(path: Path, notes: list[Annotation]) -> list[Annotation]:
-    if len({n.selector for n in notes}) > 1:
-        raise InputError("its marks come from several selectors: import one selector's export at a time", path)
-    if notes and not re.fullmatch(r"[\w-]+", notes[0].selector):
-        raise InputError(f"names the selector {notes[0].selector!r}, which cannot be the name of a file", path)
-    return notes
+def _one_selector(path: Path, annotations: list[Annotation]) -> list[Annotation]:
+    if len({a.selector for a in annotations}) > 1:
+        raise InputError("its critical steps come from several selectors: import one selector's export at a time", path)
+    if annotations and not re.fullmatch(r"[\w-]+", annotations[0].selector):
+        raise InputError(f"names the selector {annotations[0].selector!r}, which cannot be the name of a file", path)
+    return annotations
 
 
 def check_file(path: str | Path, options: Options | None = None, on_bad: OnError = "stop") -> str:
@@ -200,7 +200,7 @@ def check_file(path: str | Path, options: Options | None = None, on_bad: OnError
     return ", ".join(found)
 
 
-def _look(record: Record, options: Options) -> str:
+def _look(record: JsonRecord, options: Options) -> str:
     """What a record is, in words.
 
     Raises:
@@ -209,9 +209,9 @@ def _look(record: Record, options: Options) -> str:
     if turns_key(record.value) == "steps":
         own_trajectory(record)
         return _NAMES["steps"]
-    talk = read_talk(record, options, lambda: True, placed_by(record))
+    conversation = read_conversation(record, options, lambda: True, placed_by(record))
     of_fields(record, options.success_field)
-    return _NAMES[talk.key]
+    return _NAMES[conversation.key]
 
 
 class _Reading:
@@ -222,7 +222,7 @@ class _Reading:
         self.options, self.on_bad = options, on_bad
         self._survey = Survey(self._files)
 
-    def items(self, bad: list[InputError]) -> Iterator[tuple[Path, Talk | None, Trajectory]]:
+    def items(self, bad: list[InputError]) -> Iterator[tuple[Path, Conversation | None, Trajectory]]:
         """The trajectories of all files, with ids that are unique among them; ``bad`` gets what was left out.
 
         Raises:
@@ -231,13 +231,15 @@ class _Reading:
         seen: set[str] = set()
         for file in self._files:
             try:
-                yield from ((file, talk, item) for talk, item in self._of_file(file, bad, seen))
+                yield from ((file, conversation, item) for conversation, item in self._of_file(file, bad, seen))
             except InputError as error:
                 if len(self._files) == 1:
                     raise
                 refuse(error, self.on_bad, bad)
 
-    def _of_file(self, file: Path, bad: list[InputError], seen: set[str]) -> Iterator[tuple[Talk | None, Trajectory]]:
+    def _of_file(
+        self, file: Path, bad: list[InputError], seen: set[str]
+    ) -> Iterator[tuple[Conversation | None, Trajectory]]:
         key = key_of(file)
         if key != "steps":
             yield from read_items(file, key, _SOURCES[key], self.options, self.on_bad, bad, seen, self._survey)

@@ -13,12 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...errors import InputError
 from ..records import Annotation, OnError, Step, Trajectory, first_problem
-from .conversations import Options, Talk, read_talk
-from .outcomes import Outcome, of_fields, of_texts
-from .reading import Record, read_records, refuse
+from .conversations import Conversation, Options, read_conversation
+from .outcomes import EpisodeOutcome, of_fields, of_texts
+from .reading import JsonRecord, read_records, refuse
 from .survey import META, Survey
 from .turns import compose, read_said, read_seen
-from .verbatim import ImportedTrajectory, Written, origin_of
+from .verbatim import ImportedTrajectory, WrittenTurns, origin_of
 
 _ITEM = re.compile(r"(.+)_([0-9]{1,18})")
 
@@ -63,11 +63,11 @@ class Meta(BaseModel):
     model: str | None = None
 
 
-_NOTE = ("selector", "fraction", "categories", "reasons", "prompt_sha256", "model")
+_ANNOTATED = ("selector", "fraction", "categories", "reasons", "prompt_sha256", "model")
 _ITSELF = ("id", "env", "task", "seed", "score", "success", "source")
 
 
-def meta_of(record: Record) -> Meta | None:
+def meta_of(record: JsonRecord) -> Meta | None:
     """The object that our own export added, or None.
 
     Raises:
@@ -82,7 +82,7 @@ def meta_of(record: Record) -> Meta | None:
         raise record.error(message, f"{META}.{field}".rstrip(".")) from None
 
 
-def meta_row(item: Trajectory, note: Annotation | None, turns: Written) -> dict[str, Any]:
+def meta_row(item: Trajectory, annotation: Annotation | None, turns: WrittenTurns) -> dict[str, Any]:
     """The object under ``atlas_ray`` for a trajectory whose turns were written so."""
     meta = {k: getattr(item, k) for k in _ITSELF}
     meta["rewards"] = [s.reward for s in item.steps]
@@ -94,7 +94,7 @@ def meta_row(item: Trajectory, note: Annotation | None, turns: Written) -> dict[
             meta[name] = values
     meta["exact_steps"] = [
         exact
-        for index, (step, act) in enumerate(zip(item.steps, turns.acts, strict=True))
+        for index, (step, act) in enumerate(zip(item.steps, turns.action_turns, strict=True))
         if (exact := _exact(index, step, *(_text(turns.turns[n]) for n in (act - 1, act))))
     ]
     systems = int(turns.turns[0].get("role") == "system")
@@ -102,8 +102,8 @@ def meta_row(item: Trajectory, note: Annotation | None, turns: Written) -> dict[
         meta["head"] = turns.head
     if turns.tail > 1:
         meta["tail"] = turns.tail
-    told = note.row() if note else {}
-    return meta | {k: told[k] for k in _NOTE if k in told}
+    told = annotation.row() if annotation else {}
+    return meta | {k: told[k] for k in _ANNOTATED if k in told}
 
 
 def _text(turn: dict[str, Any]) -> str:
@@ -143,7 +143,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _steps(talk: Talk, meta: Meta | None, last_reward: float) -> tuple[Step, ...]:
+def _steps(conversation: Conversation, meta: Meta | None, last_reward: float) -> tuple[Step, ...]:
     """The steps of a record; without our own object every reward is 0 but the last.
 
     Raises:
@@ -151,16 +151,16 @@ def _steps(talk: Talk, meta: Meta | None, last_reward: float) -> tuple[Step, ...
     """
     exact = {e.index: e for e in meta.exact_steps} if meta else {}
     steps = []
-    for number, turn in enumerate(talk.acts):
-        text, seen, said = talk.turns[turn].text, talk.turns[turn - 1].text, talk.said[turn]
+    for number, turn in enumerate(conversation.action_turns):
+        text, seen, said = conversation.turns[turn].text, conversation.turns[turn - 1].text, conversation.said[turn]
         thought, action = (meta and _ours(text)) or (said.thought, said.action)
         told = exact.get(number)
         if told and told.holds(text):
             thought, action = told.thought, told.action
         if action is None:
-            raise talk.record.error(said.problem, talk.where(turn))
+            raise conversation.record.error(said.problem, conversation.where(turn))
         observation = seen if told and told.observation == seen else read_seen(seen)
-        about = _about(number, len(talk.acts), meta, last_reward)
+        about = _about(number, len(conversation.action_turns), meta, last_reward)
         steps.append(Step(observation=observation, thought=thought, action=action, **about))
     return tuple(steps)
 
@@ -172,12 +172,12 @@ def _about(number: int, count: int, meta: Meta | None, last_reward: float) -> di
     return {"reward": meta.rewards[number]} | {k: values[number] for k, values in named if values}
 
 
-def _check_lengths(talk: Talk, meta: Meta) -> None:
+def _check_lengths(conversation: Conversation, meta: Meta) -> None:
     for name in ("rewards", "actors", "probabilities"):
         values = getattr(meta, name)
-        if values is not None and len(values) != len(talk.acts):
-            message = f"{len(values)} {name} for {len(talk.acts)} steps: were turns added or removed?"
-            raise talk.record.error(message, f"{META}.{name}")
+        if values is not None and len(values) != len(conversation.action_turns):
+            message = f"{len(values)} {name} for {len(conversation.action_turns)} steps: were turns added or removed?"
+            raise conversation.record.error(message, f"{META}.{name}")
 
 
 def read_items(
@@ -189,7 +189,7 @@ def read_items(
     dropped: list[InputError] | None,
     seen: set[str] | None = None,
     survey: Survey | None = None,
-) -> Iterator[tuple[Talk, Trajectory]]:
+) -> Iterator[tuple[Conversation, Trajectory]]:
     """Every usable record of a file whose turns stand under ``key``, with a trajectory whose id is unique.
 
     ``seen`` holds the ids of other files that are read together with this one, and gets those of this one; ``survey``
@@ -204,18 +204,18 @@ def read_items(
     before = len(dropped)
     for record in read_records(path, on_error, dropped):
         try:
-            talk, item = _item(record, key, source, options, survey)
+            conversation, item = _item(record, key, source, options, survey)
         except InputError as error:
             refuse(error, on_error, dropped)
             continue
         found = True
-        yield talk, item.model_copy(update={"id": unique(item.id, seen)})
+        yield conversation, item.model_copy(update={"id": unique(item.id, seen)})
     if not found:
         why = f"; the first of {len(dropped) - before}: {dropped[before]}" if len(dropped) > before else ""
         raise InputError(f"holds no record with {key} that can be read{why}", path)
 
 
-def own_trajectory(record: Record) -> Trajectory:
+def own_trajectory(record: JsonRecord) -> Trajectory:
     """A record of our own format.
 
     Raises:
@@ -234,7 +234,7 @@ def own_trajectories(path: Path, on_error: OnError, dropped: list[InputError]) -
     Raises:
         InputError: names file, line or record, and field; also when nothing usable is there.
     """
-    seen: dict[str, Record] = {}
+    seen: dict[str, JsonRecord] = {}
     for record in read_records(path, on_error, dropped):
         try:
             item = own_trajectory(record)
@@ -245,50 +245,56 @@ def own_trajectories(path: Path, on_error: OnError, dropped: list[InputError]) -
         except InputError as error:
             refuse(error, on_error, dropped)
             continue
-        seen[item.id] = Record({}, path, record.index, record.line, record.place)
+        seen[item.id] = JsonRecord({}, path, record.index, record.line, record.place)
         yield item
     if not seen:
         raise InputError("holds no trajectory that can be read", path)
 
 
-def placed_by(record: Record) -> tuple[int | None, int] | None:
+def placed_by(record: JsonRecord) -> tuple[int | None, int] | None:
     """How many turns stand before and behind the steps, where our own export noted it."""
     meta = meta_of(record)
     return (meta.head, meta.tail) if meta else None
 
 
-def _item(record: Record, key: str, source: str, options: Options, survey: Survey) -> tuple[Talk, Trajectory]:
+def _item(
+    record: JsonRecord, key: str, source: str, options: Options, survey: Survey
+) -> tuple[Conversation, Trajectory]:
     meta = meta_of(record)
-    talk = read_talk(record, options, survey.masked, (meta.head, meta.tail) if meta else None)
-    if talk.key != key:
-        raise record.error(f"this record has {talk.key}, not {key}: it is of the other format", talk.key)
+    conversation = read_conversation(record, options, survey.masked, (meta.head, meta.tail) if meta else None)
+    if conversation.key != key:
+        raise record.error(
+            f"this record has {conversation.key}, not {key}: it is of the other format", conversation.key
+        )
     if meta:
-        _check_lengths(talk, meta)
+        _check_lengths(conversation, meta)
         known, score = meta.model_dump(include=set(_ITSELF)), meta.score
     else:
-        outcome = _outcome(talk, options, survey)
+        outcome = _outcome(conversation, options, survey)
         score = outcome.score
         known = {**_named(record, key), "score": score, "success": outcome.success, "source": source}
     try:
-        steps = _steps(talk, meta, score or 0.0)
-        origin = origin_of(talk, options)
-        return talk, ImportedTrajectory(**known, instruction=talk.instruction, steps=steps, origin=origin)
+        steps = _steps(conversation, meta, score or 0.0)
+        origin = origin_of(conversation, options)
+        return conversation, ImportedTrajectory(
+            **known, instruction=conversation.instruction, steps=steps, origin=origin
+        )
     except ValidationError as error:
         field, message = first_problem(error)
         raise record.error(message, field) from None
 
 
-def _outcome(talk: Talk, options: Options, survey: Survey) -> Outcome:
+def _outcome(conversation: Conversation, options: Options, survey: Survey) -> EpisodeOutcome:
     """By the record's fields, else by what the environment said last, else as it is stated."""
-    found = of_fields(talk.record, options.success_field)
+    found = of_fields(conversation.record, options.success_field)
     if options.success_field is None and found.score == 1:
-        found = of_fields(talk.record, None, survey.other_scale())
-    told = of_texts(talk.last_words)
+        found = of_fields(conversation.record, None, survey.other_scale())
+    told = of_texts(conversation.last_words)
     success = told.success if found.success is None else found.success
-    return Outcome(success, told.score if found.score is None else found.score).filled(options.success)
+    return EpisodeOutcome(success, told.score if found.score is None else found.score).filled(options.success)
 
 
-def _named(record: Record, key: str) -> dict[str, Any]:
+def _named(record: JsonRecord, key: str) -> dict[str, Any]:
     """Id, env, task and seed by the record's id."""
     field = "item_id" if record.value.get("item_id") is not None else "id"
     name = record.value.get(field)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ..parsing import LONGEST_REPLY, parse
 from ..thinking import THINKING
-from .reading import Record
+from .reading import JsonRecord
 
 Role = Literal["human", "gpt", "system"]
 FLAGS = ("loss", "trainable", "train", "weight")
@@ -123,7 +123,7 @@ def read_seen(text: str) -> str:
     return text
 
 
-def read_turn(record: Record, raw: object, where: str) -> Turn:
+def read_turn(record: JsonRecord, raw: object, where: str) -> Turn:
     """A turn at ``where``, checked.
 
     Raises:
@@ -162,7 +162,7 @@ def _at(where: str, raw: dict[str, Any]) -> str:
     return f"{where}.{_keys(raw)[1]}"
 
 
-def _content(record: Record, content: object, where: str) -> tuple[str, list[str]]:
+def _content(record: JsonRecord, content: object, where: str) -> tuple[str, list[str]]:
     """(text, reasoning) of a content: a string, or parts of text, which are joined.
 
     Raises:
@@ -194,7 +194,7 @@ def _content(record: Record, content: object, where: str) -> tuple[str, list[str
     return "".join(texts), reasoning
 
 
-def beside(record: Record) -> str:
+def beside(record: JsonRecord) -> str:
     """The system prompt that stands beside the turns, or nothing.
 
     Raises:

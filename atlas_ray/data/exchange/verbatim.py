@@ -18,9 +18,9 @@ from pydantic import Field
 from ...errors import InputError
 from ...rundir.files import jsonl_rows, write_parts
 from ..records import Trajectory
-from .conversations import Options, Talk, read_talk
+from .conversations import Conversation, Options, read_conversation
 from .raw_files import as_json
-from .reading import Record
+from .reading import JsonRecord
 from .turns import FLAGS, compose, read_seen, read_turn
 
 ACKNOWLEDGEMENT = "OK."
@@ -62,34 +62,36 @@ class ImportedTrajectory(Trajectory):
     __hash__ = Trajectory.__hash__
 
 
-def origin_of(talk: Talk, options: Options) -> Origin:
+def origin_of(conversation: Conversation, options: Options) -> Origin:
     """The conversation of a record."""
-    raws = tuple(turn.raw for turn in talk.turns)
-    rounds = tuple((raws[n - 1], raws[n]) for n in talk.acts)
-    return Origin(talk.key, raws[: talk.head], rounds, raws[talk.tail :], talk.beside, options)
+    raws = tuple(turn.raw for turn in conversation.turns)
+    rounds = tuple((raws[n - 1], raws[n]) for n in conversation.action_turns)
+    return Origin(
+        conversation.key, raws[: conversation.head], rounds, raws[conversation.tail :], conversation.beside, options
+    )
 
 
 @dataclass(frozen=True)
-class Written:
-    """The turns of a trajectory as they are written in a format, without flags, and which of them are ``acts``.
+class WrittenTurns:
+    """The turns of a trajectory as they are written in a format, without flags, and which of them act.
 
     ``tail`` is the number of turns behind the last step, ``beside`` the system prompt that stands beside the turns.
     """
 
     turns: list[Raw]
     head: int
-    acts: range
+    action_turns: range
     tail: int
     beside: str
 
 
-def written(item: Trajectory, key: str) -> Written:
+def written(item: Trajectory, key: str) -> WrittenTurns:
     """The turns of a trajectory in the format of ``key``: as they were read where they still say the same."""
     origin = item.origin if isinstance(item, ImportedTrajectory) and _still(item) else _plain(item, key)
     head = [_spelled(raw, key) for raw in (origin if origin.key == key else _plain(item, key)).head]
     turns = [*head, *(_spelled(raw, key) for raw in origin.turns[len(origin.head) :])]
-    acts = range(len(head) + 1, len(head) + 2 * len(origin.rounds), 2)
-    return Written(turns, len(head), acts, len(origin.tail), origin.beside if origin.key == key else "")
+    action_turns = range(len(head) + 1, len(head) + 2 * len(origin.rounds), 2)
+    return WrittenTurns(turns, len(head), action_turns, len(origin.tail), origin.beside if origin.key == key else "")
 
 
 def _plain(item: Trajectory, key: str) -> Origin:
@@ -117,29 +119,34 @@ def _spelled(raw: Raw, key: str) -> Raw:
         return {"role": raw["role"], "content": raw.get("content"), **more}
     if key != "messages" and raw.get("from") in _NAMES and isinstance(raw.get("value"), str):
         return {"from": raw["from"], "value": raw["value"], **more}
-    turn = read_turn(Record({}, Path(), 0, None), raw, key)
+    turn = read_turn(JsonRecord({}, Path(), 0, None), raw, key)
     return _turn(key, turn.role, turn.text) | more
 
 
 def _still(item: ImportedTrajectory) -> bool:
     """Whether the conversation still says what the trajectory does."""
     origin = item.origin
-    record = Record({origin.key: origin.turns} | ({"system": origin.beside} if origin.beside else {}), Path(), 0, None)
+    record = JsonRecord(
+        {origin.key: origin.turns} | ({"system": origin.beside} if origin.beside else {}), Path(), 0, None
+    )
     try:
-        talk = read_talk(record, origin.options, lambda: True, (len(origin.head), len(origin.tail)))
+        conversation = read_conversation(record, origin.options, lambda: True, (len(origin.head), len(origin.tail)))
     except InputError:
         return False
-    read = [(read_seen(talk.turns[n - 1].text), talk.said[n].thought, talk.said[n].action) for n in talk.acts]
+    read = [
+        (read_seen(conversation.turns[n - 1].text), conversation.said[n].thought, conversation.said[n].action)
+        for n in conversation.action_turns
+    ]
     same = read == [(s.observation, s.thought, s.action) for s in item.steps]
-    return same and talk.instruction == item.instruction
+    return same and conversation.instruction == item.instruction
 
 
 # --- beside the trajectories of a run ---
 
-Words = dict[str, Any]
+Verbatim = dict[str, Any]
 
 
-def words_of(item: Trajectory) -> Words:
+def verbatim_of(item: Trajectory) -> Verbatim:
     """The turns of the conversation it was read from that :func:`_plain` would write otherwise; nothing without any."""
     if not isinstance(item, ImportedTrajectory):
         return {}
@@ -176,13 +183,13 @@ def _coded(raw: Raw, key: str, role: str) -> str | Raw:
     return text if isinstance(text, str) and turn == _turn(key, role, text) else turn
 
 
-def with_words(item: Trajectory, words: Words) -> Trajectory:
-    """The trajectory with the conversation it was read from; as it is when the words are of other steps."""
-    if "turns" in words:
-        words = _of_turns(words["turns"], len(item.steps))
-    if not words or words["steps"] != len(item.steps):
+def with_verbatim(item: Trajectory, verbatim: Verbatim) -> Trajectory:
+    """The trajectory with the conversation it was read from; as it is when that has other steps."""
+    if "turns" in verbatim:
+        verbatim = _of_turns(verbatim["turns"], len(item.steps))
+    if not verbatim or verbatim["steps"] != len(item.steps):
         return item
-    key = words["key"]
+    key = verbatim["key"]
     plain = _plain(item, key)
 
     def turn(coded: str | Raw, role: str) -> Raw:
@@ -190,9 +197,9 @@ def with_words(item: Trajectory, words: Words) -> Trajectory:
 
     head = [
         plain.head[n] if coded is None else turn(coded, _due(key, n))
-        for n, coded in enumerate(words.get("head", [None] * len(plain.head)))
+        for n, coded in enumerate(verbatim.get("head", [None] * len(plain.head)))
     ]
-    seen, said = words.get("seen", {}), words.get("said", {})
+    seen, said = verbatim.get("seen", {}), verbatim.get("said", {})
     rounds = tuple(
         (
             turn(seen[str(n)], "human") if str(n) in seen else usual[0],
@@ -200,15 +207,15 @@ def with_words(item: Trajectory, words: Words) -> Trajectory:
         )
         for n, usual in enumerate(plain.rounds)
     )
-    tail = tuple(turn(coded, "human") for coded in words.get("tail", []))
-    how = {k: words[k] for k in ("reasoning", "thinking") if k in words}
+    tail = tuple(turn(coded, "human") for coded in verbatim.get("tail", []))
+    how = {k: verbatim[k] for k in ("reasoning", "thinking") if k in verbatim}
     how |= {"thinking": tuple(how["thinking"])} if "thinking" in how else {}
-    origin = Origin(key, tuple(head), rounds, tail, words.get("beside", ""), Options(**how))
+    origin = Origin(key, tuple(head), rounds, tail, verbatim.get("beside", ""), Options(**how))
     return ImportedTrajectory(**dict(item), origin=origin)
 
 
-def _of_turns(turns: Mapping[str, str], steps: int) -> Words:
-    """Words as runs kept them at first: the texts of AgentTraj-L by the numbers of all turns."""
+def _of_turns(turns: Mapping[str, str], steps: int) -> Verbatim:
+    """The turns as the first runs kept them: the texts of AgentTraj-L by the numbers of all turns."""
     found: dict[str, Any] = {"head": [turns.get("0"), turns.get("1")], "seen": {}, "said": {}, "tail": []}
     for number, text in sorted((int(n), text) for n, text in turns.items() if int(n) > 1):
         step, which = divmod(number - 2, 2)
@@ -225,12 +232,12 @@ def _path(run_dir: Path) -> Path:
     return run_dir / "imported-words.jsonl"
 
 
-def write_words(run_dir: Path, words: Mapping[str, Words]) -> None:
-    """Keep the words of a run's trajectories, by their ids."""
-    rows = ({"id": name, **told} for name, told in words.items())
+def write_verbatim(run_dir: Path, verbatim: Mapping[str, Verbatim]) -> None:
+    """Keep the conversations of a run's trajectories, by their ids."""
+    rows = ({"id": name, **told} for name, told in verbatim.items())
     write_parts(_path(run_dir), (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
 
 
-def read_words(run_dir: Path) -> dict[str, Words]:
-    """The words of a run's trajectories; nothing for a run that keeps none."""
+def read_verbatim(run_dir: Path) -> dict[str, Verbatim]:
+    """The conversations of a run's trajectories, by their ids; nothing for a run that keeps none."""
     return {row["id"]: row for row in jsonl_rows(_path(run_dir))}

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from exchange_records import BUY, ODD, broken, note, record, refused, talk, three_steps, write
+from exchange_records import BUY, ODD, annotation, broken, record, refused, three_steps, turns_of, write
 
 from atlas_ray.data.exchange import (
     export_agenttraj,
@@ -99,7 +99,8 @@ def test_a_last_observation_is_no_step(tmp_path):
 
 def test_the_neighbouring_format_is_read(tmp_path):
     turns = [
-        {"role": {"human": "user", "gpt": "assistant"}[t["from"]], "content": t["value"]} for t in talk(BUY, last="x")
+        {"role": {"human": "user", "gpt": "assistant"}[t["from"]], "content": t["value"]}
+        for t in turns_of(BUY, last="x")
     ]
     named = [{"id": i, "game_file": "x.tw-pddl", "conversations": turns} for i in (7, "alfworld_9", "strange")]
     items = import_agenttraj(write(tmp_path / "a.json", *named))
@@ -146,7 +147,7 @@ def test_byte_order_mark_line_ends_and_separators_do_not_matter(tmp_path):
         (["conversations", 3, "from"], "critic", "conversations[3].from", "must be one of"),
         (["conversations", 3, "from"], KeyError, "conversations[3].role", "must be one of"),
         (["conversations", 3], "text", "conversations[3]", "must be a JSON object"),
-        (["conversations"], talk(), "conversations", "no step yet"),
+        (["conversations"], turns_of(), "conversations", "no step yet"),
         (["conversations"], None, "conversations", "must be a list"),
         (["conversations"], KeyError, "conversations", "must be a list"),
         (["item_id"], 3.5, "item_id", "must be a name like"),
@@ -208,7 +209,7 @@ def test_the_formats_are_not_mistaken_for_each_other(tmp_path):
 
 def test_loss_is_true_on_critical_steps_only(tmp_path):
     item = three_steps()
-    assert export_agenttraj(tmp_path / "a.json", [item], [note(item.id, 0, 2)]) == 1
+    assert export_agenttraj(tmp_path / "a.json", [item], [annotation(item.id, 0, 2)]) == 1
     (made,) = json.loads((tmp_path / "a.json").read_text())
     assert [t["from"] for t in made["conversations"]] == ["human", "gpt"] * 4
     assert [t["loss"] for t in made["conversations"]] == [None, False, None, True, None, False, None, True]
@@ -278,6 +279,6 @@ def test_an_action_that_was_edited_in_the_file_counts(tmp_path):
     made[0]["conversations"][3]["value"] = "Thought:\nnew\n\nAction:\nc"
     write(tmp_path / "a.json", *made)
     assert import_agenttraj(tmp_path / "a.json")[0].steps[0] == Step(observation="o", thought="new", action="c")
-    made[0]["conversations"] += talk(BUY)[2:]
+    made[0]["conversations"] += turns_of(BUY)[2:]
     error = refused(import_agenttraj, write(tmp_path / "a.json", *made))
     assert error.field == "[0].atlas_ray.rewards" and "1 rewards for 2 steps" in error.message

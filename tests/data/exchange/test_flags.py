@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from exchange_records import BUY, ODD, broken, note, record, refused, three_steps, write
+from exchange_records import BUY, ODD, annotation, broken, record, refused, three_steps, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,11 +38,13 @@ def test_annotations_that_do_not_fit_are_refused(tmp_path, export):
     def says(items, notes):
         return refused(export, path, items, notes).message
 
-    assert "'c', which is not among" in says([a], [note("a", 0), note("c", 0)])
-    assert "1 of 2 trajectories have no critical step, the first is 'b'" in says([a, b], [note("a", 0)])
-    assert "1 of 2 trajectories have no critical step, the first is 'a'" in says([a, b], [note("a"), note("b", 1)])
-    assert "'a' has no step 3" in says([a], [note("a", 3)])
-    assert "'a' has two annotations" in says([a], [note("a", 0), note("a", 1)])
+    assert "'c', which is not among" in says([a], [annotation("a", 0), annotation("c", 0)])
+    assert "1 of 2 trajectories have no critical step, the first is 'b'" in says([a, b], [annotation("a", 0)])
+    assert "1 of 2 trajectories have no critical step, the first is 'a'" in says(
+        [a, b], [annotation("a"), annotation("b", 1)]
+    )
+    assert "'a' has no step 3" in says([a], [annotation("a", 3)])
+    assert "'a' has two annotations" in says([a], [annotation("a", 0), annotation("a", 1)])
     assert "2 trajectories to export have the id 'a'" in says([a, b, a], None)
     assert "2 of 2" in says([a, b], []), "an empty list is not 'no annotations'"
     assert "no trajectory" in says([], None)
@@ -53,18 +55,18 @@ def test_annotations_that_do_not_fit_are_refused(tmp_path, export):
 def test_what_is_not_marked_can_be_left_out(tmp_path, export, read):
     items = [three_steps(id=i) for i in "abc"]
     path = tmp_path / "x.jsonl"
-    assert export(path, items, [note("a"), note("b", 1)], unmarked="drop") == 1
+    assert export(path, items, [annotation("a"), annotation("b", 1)], unmarked="drop") == 1
     assert [t.id for t in read(path)] == ["b"]
     with pytest.raises(EmptySelectionError):
-        export(path, items, [note("a")], unmarked="drop")
+        export(path, items, [annotation("a")], unmarked="drop")
 
 
 def test_foreign_flags_become_annotations(tmp_path):
     path = write(tmp_path / "a.json", *ODD)
     assert import_annotations(path) == [
-        note("webshop_6", 0, selector="imported", fraction=1.0),
-        note("webshop_6#2", 1, selector="imported", fraction=1.0),
-        note("sciworld_3", selector="imported", fraction=1.0),
+        annotation("webshop_6", 0, selector="imported", fraction=1.0),
+        annotation("webshop_6#2", 1, selector="imported", fraction=1.0),
+        annotation("sciworld_3", selector="imported", fraction=1.0),
     ]
     assert {a.selector for a in import_annotations(path, selector="them")} == {"them"}
     assert "no turn has the flag train" in refused(import_annotations, path, flag="train").message
@@ -102,19 +104,19 @@ def test_null_is_not_trained(tmp_path):
 @pytest.mark.parametrize("flag", ["trainable", "train", "loss"])
 def test_every_message_carries_the_flag(tmp_path, flag):
     item = three_steps()
-    export_messages(tmp_path / "m.jsonl", [item], [note(item.id, 1)], flag=flag)
+    export_messages(tmp_path / "m.jsonl", [item], [annotation(item.id, 1)], flag=flag)
     (line,) = (tmp_path / "m.jsonl").read_text().splitlines()
     messages = json.loads(line)["messages"]
     assert [m["role"] for m in messages] == ["system", *["user", "assistant"] * 3]
     assert [m[flag] for m in messages] == [False, False, False, False, True, False, False]
     assert all(set(m) == {"role", "content", flag} for m in messages)
     assert messages[0]["content"] == "go to the ball"
-    assert import_annotations(tmp_path / "m.jsonl") == [note(item.id, 1)]
+    assert import_annotations(tmp_path / "m.jsonl") == [annotation(item.id, 1)]
 
 
 def test_weight_is_a_number_on_assistants_and_nothing_else_is_there(tmp_path):
     item = three_steps()
-    export_messages(tmp_path / "m.jsonl", [item], [note(item.id, 1)], flag="weight")
+    export_messages(tmp_path / "m.jsonl", [item], [annotation(item.id, 1)], flag="weight")
     row = json.loads((tmp_path / "m.jsonl").read_text())
     assert list(row) == ["messages"]
     assert [m.get("weight") for m in row["messages"]] == [None, None, 0, None, 1, None, 0]
@@ -122,7 +124,7 @@ def test_weight_is_a_number_on_assistants_and_nothing_else_is_there(tmp_path):
     (back,) = import_messages(tmp_path / "m.jsonl")
     assert (back.id, back.env, back.seed, back.source) == ("messages_0", "unknown", 0, "messages")
     assert [(s.thought, s.action) for s in back.steps] == [(s.thought, s.action) for s in item.steps]
-    assert import_annotations(tmp_path / "m.jsonl") == [note("messages_0", 1, selector="imported", fraction=1.0)]
+    assert import_annotations(tmp_path / "m.jsonl") == [annotation("messages_0", 1, selector="imported", fraction=1.0)]
 
 
 def test_a_flag_nobody_reads_is_refused(tmp_path):
@@ -188,7 +190,7 @@ trajectories = st.builds(
 def test_any_trajectories_and_marks_survive(tmp_path_factory, export, read, name, items, data):
     path = tmp_path_factory.mktemp("trip") / name
     chosen = [data.draw(st.sets(st.integers(0, len(t.steps) - 1), min_size=1)) for t in items]
-    notes = [note(t.id, *sorted(c)) for t, c in zip(items, chosen, strict=True)]
+    notes = [annotation(t.id, *sorted(c)) for t, c in zip(items, chosen, strict=True)]
     export(path, items, notes)
     assert read(path) == items
     assert import_annotations(path) == notes
@@ -230,7 +232,7 @@ def test_a_file_becomes_a_run_and_comes_back_word_by_word(tmp_path):
 def test_a_run_is_exported_with_the_marks_of_a_selector(tmp_path):
     run, items = tmp_path / "run", [three_steps(id="a"), three_steps(id="b")]
     write_trajectories(run / "trajectories" / "expert.jsonl", items)
-    write_annotations(run / "annotations" / "value.jsonl", [note("a", 2), note("b")])
+    write_annotations(run / "annotations" / "value.jsonl", [annotation("a", 2), annotation("b")])
     out = tmp_path / "out.jsonl"
     assert "no critical step" in refused(export_run, run, "value", "messages", None, out).message
     export_run(run, "value", "messages", "train", out, unmarked="drop")
@@ -246,11 +248,11 @@ def test_a_run_is_exported_with_the_marks_of_a_selector(tmp_path):
 
 def test_messages_become_a_run_whose_marks_keep_their_name(tmp_path):
     items = [three_steps(id="a"), three_steps(id="b")]
-    export_messages(tmp_path / "m.jsonl", items, [note("a", 2), note("b", 0, 1, 2)])
+    export_messages(tmp_path / "m.jsonl", items, [annotation("a", 2), annotation("b", 0, 1, 2)])
     assert import_file(tmp_path / "m.jsonl", tmp_path / "run") == 2
     assert read_trajectories(tmp_path / "run" / "trajectories" / "expert.jsonl") == items
     marks = tmp_path / "run" / "annotations" / "value.jsonl"
-    assert read_annotations(marks, items) == [note("a", 2), note("b", 0, 1, 2)]
+    assert read_annotations(marks, items) == [annotation("a", 2), annotation("b", 0, 1, 2)]
 
 
 def test_a_file_that_marks_everything_brings_no_annotations(tmp_path):
@@ -260,14 +262,14 @@ def test_a_file_that_marks_everything_brings_no_annotations(tmp_path):
 
 def test_marks_of_several_selectors_are_refused(tmp_path):
     items = [three_steps(id="a"), three_steps(id="b")]
-    export_messages(tmp_path / "m.jsonl", items, [note("a", 2), note("b", 0, selector="random")])
+    export_messages(tmp_path / "m.jsonl", items, [annotation("a", 2), annotation("b", 0, selector="random")])
     assert "several selectors" in refused(import_file, tmp_path / "m.jsonl", tmp_path / "run").message
     assert not (tmp_path / "run").exists()
 
 
 def test_a_selector_of_a_stranger_cannot_name_a_path(tmp_path):
     item = three_steps()
-    export_agenttraj(tmp_path / "a.json", [item], [note(item.id, 0, selector="../../x")])
+    export_agenttraj(tmp_path / "a.json", [item], [annotation(item.id, 0, selector="../../x")])
     assert "cannot be the name of a file" in refused(import_file, tmp_path / "a.json", tmp_path / "run").message
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.json"]
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from exchange_records import BUY, ODD, broken, note, record, refused, three_steps, write
+from exchange_records import BUY, ODD, annotation, broken, record, refused, three_steps, write
 
 from atlas_ray import pipeline
 from atlas_ray.data.exchange import (
@@ -63,7 +63,7 @@ def test_a_folder_is_its_files_one_after_another(folder, tmp_path):
 def test_equal_ids_are_numbered_across_files(folder, tmp_path):
     write(folder / "a.json", record(BUY, BUY, losses=[True, False]), record(BUY, losses=[True]))
     write(folder / "b.jsonl", *(record(BUY, BUY, losses=[False, True], item_id=i) for i in ("webshop_6", "b_1")))
-    export_messages(folder / "c.jsonl", [three_steps(id="b_1")], [note("b_1", 2, selector="imported")])
+    export_messages(folder / "c.jsonl", [three_steps(id="b_1")], [annotation("b_1", 2, selector="imported")])
     import_file(folder, tmp_path / "run")
     items = read_trajectories(expert(tmp_path / "run"))
     assert [t.id for t in items] == ["webshop_6", "webshop_6#2", "webshop_6#3", "b_1", "b_1#2"]
@@ -103,7 +103,7 @@ def test_flags_of_a_folder_count_together(folder, tmp_path):
     import_file(folder, tmp_path / "other")
     marks = read_annotations(tmp_path / "other" / "annotations" / "imported.jsonl")
     assert [a.critical for a in marks] == [(0, 1), (0,)]
-    export_agenttraj(folder / "d.json", [three_steps()], [note(three_steps().id, 0)])
+    export_agenttraj(folder / "d.json", [three_steps()], [annotation(three_steps().id, 0)])
     assert "several selectors" in refused(import_file, folder, tmp_path / "third").message
 
 

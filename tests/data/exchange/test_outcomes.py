@@ -14,7 +14,7 @@ from atlas_ray.data.exchange import (
     import_file,
     import_messages,
 )
-from atlas_ray.data.exchange.outcomes import Outcome, of_text
+from atlas_ray.data.exchange.outcomes import EpisodeOutcome, of_text
 from atlas_ray.errors import InputError
 from atlas_ray.trajectory import read_trajectories, write_trajectories
 
@@ -106,7 +106,7 @@ def test_the_fields_of_a_record_tell_its_outcome(tmp_path, fields, told):
     ],
 )
 def test_what_the_environment_says_last_tells_it(tmp_path, text, told):
-    assert of_text(text) == Outcome(*told)
+    assert of_text(text) == EpisodeOutcome(*told)
     score = told[1] if told[1] is not None or told[0] is None else float(told[0])
     assert outcome(tmp_path, record(BUY, BUY, last=text)) == (told[0], score)
     assert outcome(tmp_path, record(BUY, BUY, last=text) | {"success": False})[0] is False, "a field comes first"
@@ -142,7 +142,7 @@ def test_a_field_of_the_users_counts_alone(tmp_path):
     import_file(
         write(tmp_path / "b.jsonl", *rows), tmp_path / "run", options=Options(success_field="a.b"), notices=notices
     )
-    assert (notices.without_field, notices.unknown, notices.talks) == (1, 1, 2)
+    assert (notices.without_field, notices.unknown, notices.conversations) == (1, 1, 2)
 
 
 def test_what_is_unknown_is_counted_and_never_written_as_a_success(tmp_path):

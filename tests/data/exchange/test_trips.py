@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from exchange_records import BUY, ODD, note, record, three_steps, write
+from exchange_records import BUY, ODD, annotation, record, three_steps, write
 
 from atlas_ray.data.exchange import (
     Options,
@@ -161,8 +161,8 @@ def test_marks_keep_their_reasons_and_who_made_them(tmp_path):
     assert import_annotations(tmp_path / "a.json") == import_annotations(tmp_path / "b.jsonl") == [told]
     import_file(tmp_path / "b.jsonl", tmp_path / "run")
     assert read_annotations(tmp_path / "run" / "annotations" / "oracle.jsonl") == [told]
-    export_agenttraj(tmp_path / "c.json", [three_steps()], [note(three_steps().id, 1)])
-    assert import_annotations(tmp_path / "c.json") == [note(three_steps().id, 1)]
+    export_agenttraj(tmp_path / "c.json", [three_steps()], [annotation(three_steps().id, 1)])
+    assert import_annotations(tmp_path / "c.json") == [annotation(three_steps().id, 1)]
 
 
 def test_what_an_earlier_version_exported_is_read_as_it_was_meant(tmp_path):

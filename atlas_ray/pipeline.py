@@ -50,10 +50,11 @@ def open_run(recipe: Recipe, run_dir: Path) -> None:
 
 
 def refuse_other(recipe: Recipe, found: dict[str, Any], where: str | Path) -> None:
-    """A run goes on with its own recipe only; where it runs, where it is kept and what it may lose may change, and how
-    endpoints are reached: what a message says to mend there must not cost what was paid for.
+    """Refuse to go on with a run under another recipe than its own.
 
-    A field that recipes did not have yet when the run was begun counts as its default.
+    Where it runs, where it is kept, what it may lose and how endpoints are reached may change: what a message says to
+    mend there must not cost what was paid for. A field that recipes did not have yet when the run was begun counts as
+    its default.
     """
     elsewhere = dict.fromkeys(("placement", "storage", "max_lost_answers"))
     old, new = {**_completed(found), **elsewhere}, {**recipe.model_dump(mode="json"), **elsewhere}

@@ -1,5 +1,7 @@
-"""What a recipe names can be used: models, environments, enough episodes. Asked before anything is written, and after
-:mod:`atlas_ray.stages.paths`, which needs no torch."""
+"""Whether what a recipe names can be used: models, environments, enough episodes.
+
+Asked before anything is written, and after :mod:`atlas_ray.stages.paths`, which needs no torch.
+"""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ _THOUGHT = re.compile(r"\s*thought:", re.IGNORECASE)
 
 
 def parse_react(text: str) -> tuple[str | None, str]:
-    """Thought and action of a reply ``Thought:\\n...\\n\\nAction:\\n...``, stripped.
+    r"""Thought and action of a reply ``Thought:\n...\n\nAction:\n...``, stripped.
 
     The last ``Action:`` wins: the last that begins a line, else the last anywhere, as in AgentGym. Text before it
     without ``Thought:`` is the thought all the same. Without ``Action:`` all of the text is the action (ours).

@@ -329,7 +329,7 @@ def _shape(config: Any) -> tuple[int, int]:
 
 
 def _check_head(head_size: int, model: str) -> None:
-    """vLLM itself would only fail at the first prompt."""
+    """Refuse a head size that vLLM has no kernel for, which would only fail at the first prompt."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
     sizes = CPUAttentionBackend.get_supported_head_sizes()

@@ -39,10 +39,10 @@ def first_stage(recipe: Recipe, field: str) -> str:
 
 
 def share(recipe: Recipe, run_dir: Path, trials: Sequence[Trial], unfinished: Sequence[Trial]) -> None:
-    """Run what several trials need once: in the sweep's own directory where no swept field touches it, else in
-    ``shared/STAGE-N``; then put the files into every unfinished trial's directory.
+    """Run what several trials need once, and put its files into every unfinished trial's directory.
 
-    Which trials are finished does not matter for what is run, or where.
+    It runs in the sweep's own directory where no swept field touches it, else in ``shared/STAGE-N``. Which trials are
+    finished does not matter for what is run, or where.
     """
     sources: dict[int, Path] = {}
     scores: dict[str, Path] = {}

@@ -39,8 +39,11 @@ class Trial:
         return f"trial {self.number} ({', '.join(f'{k} = {shown(v)}' for k, v in self.values.items())})"
 
     def outcome(self) -> dict[str, Any]:
-        """What became of it: ``status`` (``done``, ``stopped`` early or ``failed``), ``why`` it failed, ``seconds`` and
-        its ``values``, which a scheduler may have changed. Nothing while it is unfinished."""
+        """What became of it; nothing while it is unfinished.
+
+        ``status`` (``done``, ``stopped`` early or ``failed``), ``why`` it failed, ``seconds`` and its ``values``, which
+        a scheduler may have changed.
+        """
         path = self.directory / OUTCOME
         found: dict[str, Any] = files.read_json(path) if path.is_file() else {}
         return found | {"values": with_current_fields(found["values"])} if "values" in found else found

@@ -38,7 +38,7 @@ class Encoder(Protocol):
     width: int
 
     def __call__(self, texts: Sequence[str]) -> Vector:
-        """``[len(texts), width]`` float32 of ``"goal\\nobservation"`` each."""
+        r"""``[len(texts), width]`` float32 of ``"goal\nobservation"`` each."""
         ...
 
 

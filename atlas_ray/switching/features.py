@@ -83,7 +83,7 @@ def _through(goal: Sequence[str], words: Sequence[str], facts: Sequence[int]) ->
 
 
 def encode(text: str, width: int) -> Vector:
-    """``[width]`` float32 of ``"goal\\nobservation"``; a text of one line is all observation."""
+    r"""``[width]`` float32 of ``"goal\nobservation"``; a text of one line is all observation."""
     return _encode(text, width) if len(text) <= _KEPT else _encode.__wrapped__(text, width)
 
 

@@ -79,8 +79,11 @@ class SwitchModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, QNetAPI):
         return numbers_BK.argmax(-1)
 
     def _draw(self, count: int) -> torch.Tensor:
-        """``[4, count]`` for episodes: share of random steps, of calls among those, of the budget that is held back,
-        and of the steps until which it is."""
+        """How each of ``count`` episodes explores, ``[4, count]``.
+
+        The share of random steps, of calls among those, of the budget that is held back, and of the steps until which
+        it is.
+        """
         explores_B = torch.rand(count) < self.epsilon_schedule.get_current_value()
         random_B, calls_B, release_B = torch.rand(3, count)
         budget = self.model_config["budget"] or 0

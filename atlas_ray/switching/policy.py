@@ -28,9 +28,9 @@ SIGNALS = frozenset({"entropy", "margin", "catch-up"})
 
 
 class Situation(NamedTuple):
-    """What a switch may know when it decides.
+    r"""What a switch may know when it decides.
 
-    ``text``: ``"goal\\nobservation"``. ``left``: calls left. ``step_share``: share of the steps that is used.
+    ``text``: ``"goal\nobservation"``. ``left``: calls left. ``step_share``: share of the steps that is used.
     ``episode`` and ``step``: whose turn it is, for policies that draw. ``encoded``: ``[width]``, what its encoder and
     signals say, where the text alone does not tell. ``margin``: of QUICK's answer. ``agrees``: whether QUICK does what
     the expert would. The last three are there only for policies that ask for them.
@@ -141,10 +141,10 @@ class SwitchPolicy:
         step_share: float = 0.0,
         encoded: Vector | None = None,
     ) -> int:
-        """Which model should act now.
+        r"""Which model should act now.
 
         Args:
-            observation: ``"goal\\nobservation"``.
+            observation: ``"goal\nobservation"``.
             budget_left: calls left in this episode, a whole number; None: the full budget, and so is more than that.
             step_share: steps taken so far, as a share of the limit, 0..1.
             encoded: ``[features]``, what is read in place of the text by a switch with signals or with QUICK's hidden

@@ -92,8 +92,7 @@ def _compared(stage: _Stage) -> list[dict[str, Any]]:
 def score(
     recipe: Recipe, run_dir: Path, policy_specs: Sequence[PolicySpec], pool: ActorPool[Any, Any], seated: Any
 ) -> list[Row]:
-    """Play policies that are there already on the test episodes of a recipe, those that are missing in
-    ``switch/episodes.jsonl``.
+    """Play policies that are there already on the test episodes that ``switch/episodes.jsonl`` lacks.
 
     Returns:
         Their episodes, lost ones too.

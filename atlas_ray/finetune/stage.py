@@ -26,6 +26,7 @@ from ..models.loading import load_tokenizer
 from ..recipe.loading import Arm, Finetune, Recipe
 from ..rundir import logs
 from ..rundir.files import RunLog, read_json
+from ..rundir.following import polling
 from ..rundir.progress import duration, say, track
 from .data import steps_of
 from .run import checkpoint_dir, expert_file, prepare, refuse_other_base, scratch_dir, train_arm, unknown_warning
@@ -110,12 +111,13 @@ def _check_disk(recipe: Recipe, at: Place, team: Team) -> None:
         )
 
 
-def _follow(run_dir: Path, runs: list[tuple[int, Arm, int]], total: int, per_run: int, stop: threading.Event) -> None:
-    """Shows the progress that the first worker of every team writes, until told to stop."""
+@contextmanager
+def _shown(run_dir: Path, runs: list[tuple[int, Arm, int]], total: int, per_run: int) -> Iterator[None]:
+    """Show the progress that the first worker of every team writes, while the block lasts."""
     steps = {number: 0 for number, _, _ in runs}
     with track("optimiser steps", total, total - per_run * len(runs)) as progress:
-        while True:
-            ended = stop.wait(0.5)
+
+        def look() -> None:
             for number, arm, seed in runs:
                 path = scratch_dir(run_dir) / f"progress-{number}.json"
                 if (checkpoint_dir(run_dir, arm, seed) / "run.json").exists():
@@ -123,8 +125,9 @@ def _follow(run_dir: Path, runs: list[tuple[int, Arm, int]], total: int, per_run
                 elif path.exists():
                     steps[number] = read_json(path)["step"]
             progress.advance(total - per_run * len(runs) + sum(steps.values()) - progress.done)
-            if ended:
-                return
+
+        with polling(look, 0.5):
+            yield
 
 
 def finetune(recipe: Recipe, run_dir: Path) -> list[Path]:
@@ -148,25 +151,19 @@ def finetune(recipe: Recipe, run_dir: Path) -> list[Path]:
     say(f"  {len(missing)} of {len(targets)} models to train, {per_run} optimiser steps each")
     for path in (*scratch_dir(run_dir).glob("progress-*.json"), *scratch_dir(run_dir).glob("failed-*.json")):
         path.unlink()
-    stop, start = threading.Event(), time.monotonic()
-    watcher = threading.Thread(
-        target=_follow, args=(run_dir, missing, len(targets) * per_run, per_run, stop), daemon=True
-    )
-    watcher.start()
+    start = time.monotonic()
     try:
-        if config.workers == 0:
-            _quiet()
-            _say_unknown(recipe, run_dir, prepare(recipe, run_dir, Team().device))
-            for number, arm, seed in missing:
-                train_arm(recipe, run_dir, arm, seed, Team(), number)
-        else:
-            _fit(recipe, run_dir, config, missing)
+        with _shown(run_dir, missing, len(targets) * per_run, per_run):
+            if config.workers == 0:
+                _quiet()
+                _say_unknown(recipe, run_dir, prepare(recipe, run_dir, Team().device))
+                for number, arm, seed in missing:
+                    train_arm(recipe, run_dir, arm, seed, Team(), number)
+            else:
+                _fit(recipe, run_dir, config, missing)
     except AtlasError as error:
         RunLog(run_dir).event("finetune", "failed", why=str(error))
         raise
-    finally:
-        stop.set()
-        watcher.join()
     _sum_up(run_dir, [checkpoint_dir(run_dir, arm, seed) for _, arm, seed in missing], time.monotonic() - start)
     shutil.rmtree(scratch_dir(run_dir), ignore_errors=True)
     return targets

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .disk import writing
+from .following import Tail, polling
 
 FOLDER, DRIVER, RAY = "logs", "driver", "ray"
 BYTES = 20_000_000
@@ -48,7 +49,7 @@ _SHORTEST = 8
 _NOTE = "traceback: "
 _EVENT = ":event_summary:"
 _MAGIC = (":actor_name:", ":task_name:", ":job_id:")  # Ray marks its files with these
-_EVERY = 0.3
+_POLL_SECONDS = 0.3
 
 _failures = logging.getLogger("atlas_ray.failed")
 _foreign = logging.getLogger("atlas_ray.ray")
@@ -309,29 +310,14 @@ def _take(path: Path) -> None:
 @contextlib.contextmanager
 def _shown(place: Path) -> Iterator[None]:
     """Show on stderr what other processes add to their files while the block lasts."""
-    over = threading.Event()
-    positions = {path: path.stat().st_size for path in place.glob("*.log")}
+    tails = {path: Tail(path) for path in place.glob("*.log")}
 
-    def follow() -> None:
-        last = False
-        while not last:
-            last = over.wait(_EVERY)
-            for path in sorted(place.glob("*.log")):
-                if path.stem == DRIVER:
-                    continue
-                size, begin = path.stat().st_size, positions.get(path, 0)
-                with path.open("rb") as file:
-                    file.seek(begin if begin <= size else 0)  # a smaller one has taken the place of a full one
-                    data = file.read()
-                    lines = data[: data.rfind(b"\n") + 1]
-                    positions[path] = file.tell() - len(data) + len(lines)
-                for line in lines.decode("utf-8", "replace").splitlines():
+    def show() -> None:
+        for path in sorted(place.glob("*.log")):
+            if path.stem != DRIVER:
+                added = b"".join(tails.setdefault(path, Tail(path, 0)).lines())
+                for line in added.decode("utf-8", "replace").splitlines():
                     print(f"{path.stem} | {line}", file=sys.stderr, flush=True)
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
+    with polling(show, _POLL_SECONDS):
         yield
-    finally:
-        over.set()
-        thread.join()

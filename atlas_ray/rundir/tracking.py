@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 import uuid
 from collections import Counter
@@ -22,9 +21,10 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 from .files import RunLog, read_json, recover_jsonl, write_json
+from .following import Tail, polling
 from .progress import say
 
-_EVERY = 2.0
+_POLL_SECONDS = 2.0
 _FINISH = 300.0  # seconds that W&B may go on uploading at the end; without a limit it waits for the network for ever
 
 
@@ -128,14 +128,11 @@ _TRACKERS: dict[str, type[_TensorBoard | _Wandb]] = {"tensorboard": _TensorBoard
 
 def _read(path: Path, log: RunLog) -> Iterator[list[_Point]]:
     """What is new in the file, each time; from its first row on, so that a resumed run counts as an unbroken one."""
-    position = number = 0
+    tail, position, number = Tail(path, 0), 0, 0
     rows: Counter[str] = Counter()
     while True:
         points = []
-        with path.open("rb") as file:
-            file.seek(position)
-            data = file.read()
-        for line in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
+        for line in tail.lines():
             position += len(line)
             number += 1
             try:
@@ -159,7 +156,7 @@ class _Follower:
     def __init__(self, run_dir: Path, trackers: Sequence[str], name: str, config: dict[str, Any]) -> None:
         self.about, self.run_dir, self.log = (name, config), run_dir, RunLog(run_dir)
         self.news = _read(run_dir / "metrics.jsonl", self.log)
-        self.over, self.exit_code = threading.Event(), 1
+        self.exit_code = 1
         self.memory = run_dir / ".tracked.json"
         self.state: dict[str, Any] = read_json(self.memory) if self.memory.exists() else {}
         self.trackers: dict[str, _TensorBoard | _Wandb | None] = dict.fromkeys(trackers)  # opened for their first row
@@ -181,18 +178,15 @@ class _Follower:
             with suppress(OSError):
                 self.log.event("tracking", "tracker failed", tracker=tracker, why=why)
 
-    def follow(self) -> None:
-        last = False
-        while not last:
-            last = self.over.wait(_EVERY)
-            self._forward(next(self.news))
+    def close(self) -> None:
         for name, tracker in list(self.trackers.items()):
             with self._harmless(name):
                 if tracker:
                     tracker.close(self.exit_code)
                     write_json(self.memory, self.state)
 
-    def _forward(self, points: list[_Point]) -> None:
+    def forward(self) -> None:
+        points = next(self.news)
         for name, tracker in list(self.trackers.items()):
             state = self.state[name]
             if new := [p for p in points if p.end > state["offset"]]:
@@ -215,11 +209,9 @@ def follow(run_dir: Path, trackers: Sequence[str], name: str, config: dict[str, 
     with suppress(ValueError):  # half a line that a kill left would swallow the next row
         recover_jsonl(run_dir / "metrics.jsonl")
     follower = _Follower(run_dir, trackers, name, config)
-    thread = threading.Thread(target=follower.follow, daemon=True)
-    thread.start()
     try:
-        yield
+        with polling(follower.forward, _POLL_SECONDS):
+            yield
         follower.exit_code = 0
     finally:
-        follower.over.set()
-        thread.join()
+        follower.close()

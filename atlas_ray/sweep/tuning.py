@@ -6,7 +6,6 @@ import math
 import os
 import shutil
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +21,7 @@ from ..cluster.workers import check_room, ensure_ray, resources_of
 from ..errors import AtlasError
 from ..recipe.loading import Recipe, SearchSpace, Sweep
 from ..rundir import files, logs
+from ..rundir.following import polling
 from ..rundir.progress import duration, say, track
 from ..switching.train import HISTORY
 from .trials import OUTCOME, Trial
@@ -195,33 +195,27 @@ def _within(bounds: dict[str, list[float]], config: dict[str, Any]) -> dict[str,
 @contextmanager
 def _followed(trials: Sequence[Trial]) -> Iterator[None]:
     """Say what becomes of the trials, which run in other processes."""
-    over = threading.Event()
+    waiting = list(trials)
 
     def done(trial: Trial) -> int:
         path = trial.directory / HISTORY
         seen = len(files.read_json(path)) if _of_switch(trial) and path.is_file() else 0
         return evaluations(trial) if trial.outcome() else min(seen, evaluations(trial))
 
-    def follow() -> None:
-        waiting, before = list(trials), sum(done(t) for t in trials)
-        with track("evaluations" if _of_switch(trials[0]) else "trials", sum(map(evaluations, trials)), before) as bar:
-            last = False
-            while not last:
-                last = over.wait(1.0)
-                for trial in [t for t in waiting if t.outcome()]:
-                    waiting.remove(trial)
-                    outcome = trial.outcome()
-                    say(f"  {trial.about}: {outcome['status']} after {duration(outcome['seconds'])}")
-                if (seen := sum(done(t) for t in trials)) > before:
-                    bar.advance(seen - bar.done)
+    before = sum(done(t) for t in trials)
+    what = "evaluations" if _of_switch(trials[0]) else "trials"
+    with track(what, sum(map(evaluations, trials)), before) as bar:
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+        def look() -> None:
+            for trial in [t for t in waiting if t.outcome()]:
+                waiting.remove(trial)
+                outcome = trial.outcome()
+                say(f"  {trial.about}: {outcome['status']} after {duration(outcome['seconds'])}")
+            if (seen := sum(done(t) for t in trials)) > before:
+                bar.advance(seen - bar.done)
+
+        with polling(look, 1.0):
+            yield
 
 
 class _Stops(Callback):

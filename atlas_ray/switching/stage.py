@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from ..errors import InputError
 from ..recipe.loading import Recipe, Switch
 from ..recipe.switch import MEASURED
 from ..rundir import files
+from ..rundir.following import Tail, polling
 from ..rundir.progress import duration, say, track
 from .policies import PolicySpec, Row, baselines, budget_of, learned_switches, lost_seeds, scored, summary, unlearned
 from .tasks import STOPPED, PlayTask, Tally, TrainTask, note_losses, play_chunk, rest, seats, train
@@ -274,34 +274,17 @@ class _Episodes:
 @contextmanager
 def _following(path: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Say what trainings, which run in other processes, note in the metrics."""
-    done = threading.Event()
-    start = path.stat().st_size if path.exists() else 0
+    tail = Tail(path)
 
-    def follow() -> None:
-        position = start
-        last = False
-        while not last:
-            last = done.wait(1.0)
-            if not path.exists():
-                continue
-            with path.open("rb") as file:
-                file.seek(position)
-                text = file.read()
-            complete = text[: text.rfind(b"\n") + 1]
-            position += len(complete)
-            for row in map(json.loads, complete.splitlines()):
-                if row["stage"] == "switch" and "policy" in row:
-                    told = Replies(row.get("replies", {})).words()
-                    say(
-                        f"  {row['policy']}: step {row['step']}, objective {row['objective']:.3f}, "
-                        f"best {row['best']:.3f}, about {duration(row['eta_seconds'])} left"
-                        f"{told and f' · replies: {told}'}"
-                    )
+    def tell() -> None:
+        for row in map(json.loads, tail.lines()):
+            if row["stage"] == "switch" and "policy" in row:
+                told = Replies(row.get("replies", {})).words()
+                say(
+                    f"  {row['policy']}: step {row['step']}, objective {row['objective']:.3f}, "
+                    f"best {row['best']:.3f}, about {duration(row['eta_seconds'])} left"
+                    f"{told and f' · replies: {told}'}"
+                )
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
+    with polling(tell, 1.0):
         yield
-    finally:
-        done.set()
-        thread.join()

@@ -23,7 +23,7 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(tracking, "_EVERY", 0.02)
+    monkeypatch.setattr(tracking, "_POLL_SECONDS", 0.02)
 
 
 def follow(run_dir, *trackers):
@@ -157,7 +157,7 @@ from atlas_ray.rundir import tracking
 from atlas_ray.rundir.files import RunLog, read_json
 run_dir, rows = Path(sys.argv[1]), json.loads(sys.argv[2])
 signal.alarm(60)
-tracking._EVERY, real, doomed = 0.02, tracking.write_json, []
+tracking._POLL_SECONDS, real, doomed = 0.02, tracking.write_json, []
 def write_json(path, value):
     if doomed:  # the rows are on disk, that they are is not
         with (run_dir / "metrics.jsonl").open("a") as file:

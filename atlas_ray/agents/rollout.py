@@ -14,13 +14,12 @@ from ..data.records import Step
 from ..data.replies import Replies
 from ..errors import EnvironmentGoneError
 from ..recipe.loading import Recipe
+from .attempts import MOST_ATTEMPTS, Attempts
 from .token_agent import LostAnswer, Player
 
 # Seeds of a run lie in blocks that never meet: training episodes, evaluation, the switch, validation.
 TRAIN, EVALUATE, SWITCH_TRAIN, SWITCH_SELECT, SWITCH_TEST, VALIDATE = range(6)
 
-MOST_RESETS = 3
-"""Attempts to begin an episode."""
 MOST_UNBEGUN = 5
 """Different episodes of an environment that do not begin, one after the other, after which it is taken for gone."""
 
@@ -128,22 +127,22 @@ class Finished:
         return sum(s.reward for s in self.steps)
 
 
-def fresh(spec: EnvSpec, seed: int, episode_id: str | None = None, attempts: int = MOST_RESETS) -> Start:
+def fresh(spec: EnvSpec, seed: int, episode_id: str | None = None, attempts: int = MOST_ATTEMPTS) -> Start:
     """A new episode of an environment; one whose process is gone is started again.
 
     Raises:
         envs.EnvironmentDiedError: it does not start in so many attempts.
     """
     env = spec.lease()
-    for attempt in range(1, attempts + 1):
-        try:
-            observation, info = env.reset(seed=seed)
-            return Start(episode_id or f"{spec.id}/{seed}", env, info["goal"], observation)
-        except Exception as error:
-            if attempt == attempts or not isinstance(error, envs.EnvironmentDiedError):
-                envs.release(env)
-                raise
-    raise AssertionError("unreachable")
+    try:
+        for attempt in Attempts(attempts):
+            with attempt:
+                observation, info = env.reset(seed=seed)
+                start = Start(episode_id or f"{spec.id}/{seed}", env, info["goal"], observation)
+    except Exception:
+        envs.release(env)
+        raise
+    return start
 
 
 NOWHERE = envs.TextEnv("nowhere")
@@ -158,7 +157,7 @@ def unbegun(episode_id: str, why: str) -> Start:
 class Beginnings:
     """Begins episodes, and tells one that does not begin from an environment that is gone.
 
-    An episode whose environment does not begin it in :data:`MOST_RESETS` attempts is lost, as one is that dies in a
+    An episode whose environment does not begin it in :data:`MOST_ATTEMPTS` attempts is lost, as one is that dies in a
     step, and whoever plays it decides whether it is tried again. While none begins the next have one attempt each.
     """
 
@@ -175,7 +174,7 @@ class Beginnings:
         """
         failed = self._failed.setdefault(spec.id, set())
         try:
-            start = fresh(spec, seed, episode_id, 1 if failed else MOST_RESETS)
+            start = fresh(spec, seed, episode_id, 1 if failed else MOST_ATTEMPTS)
         except (envs.MissingExtraError, envs.UnknownEnvironmentError):
             raise
         except (ValueError, gym.error.Error) as error:

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
 from .. import envs
-from ..errors import InputError, WorkerFailedError
+from ..errors import WorkerFailedError
 from ..recipe.loading import Recipe
 from ..rundir import logs
-from ..rundir.progress import say
 from . import address as cluster
 from . import remote_rundir as home
+from .capacity import check_groups, check_room
 from .causes import culprit, portable
 from .container import cores
 from .resources import demands, most, playing, together, worker
@@ -74,18 +74,6 @@ def ensure_ray(cpus: int) -> None:
     if threading.current_thread() is threading.main_thread() and callable(on_sigterm):
         # Ray's native code has taken the signal, prints a stack and ends the process where it stands
         signal.signal(signal.SIGTERM, on_sigterm)
-
-
-def resources_of(group: str | None) -> dict[str, float]:
-    """What the nodes of a group have together; of all nodes without one."""
-    import ray
-
-    total: dict[str, float] = {}
-    for node in ray.nodes():
-        if node["Alive"] and (not group or group in node["Resources"]):
-            for name, amount in node["Resources"].items():
-                total[name] = total.get(name, 0.0) + amount
-    return total
 
 
 class _Worker:
@@ -156,6 +144,11 @@ class _Flight:
         return self.left
 
 
+def all_or_nothing(task: Task, received: list[Any]) -> Task | None:
+    """What is left of a task that has one result."""
+    return None if received else task
+
+
 class ActorPool(Generic[Task, Result]):
     """Runs ``job(task, state)``, which yields results, for many tasks on Ray actors.
 
@@ -207,7 +200,7 @@ class ActorPool(Generic[Task, Result]):
         self,
         job: Job[Result],
         tasks: Iterable[Task],
-        rest: Callable[[Task, list[Result]], Task | None] = lambda task, received: None if received else task,
+        rest: Callable[[Task, list[Result]], Task | None] = all_or_nothing,
     ) -> Iterator[tuple[Task, Result]]:
         """Yield (task, result) as results come in, in no fixed order.
 
@@ -347,49 +340,3 @@ def worker_pool(
         resources=asked,
         name=place.removesuffix("s"),
     )
-
-
-def check_room(cpus: float, gpus: float, who: str, fields: tuple[str, str]) -> None:
-    """What never becomes free would be waited for without end; a cluster may grow.
-
-    Raises:
-        InputError: names the one of ``fields`` that asks for more CPUs, or more GPUs, than this machine has.
-    """
-    import ray
-
-    there = ray.cluster_resources()
-    for name, asked, where in (("CPU", cpus, fields[0]), ("GPU", gpus, fields[1])):
-        if asked > there.get(name, 0):
-            _lacks(f"{who} {asked:g} {name}s, Ray has {there.get(name, 0):g}", where)
-
-
-def check_groups(resources: dict[str, float]) -> None:
-    """A group without a node would be waited for without end; a cluster may grow one.
-
-    Raises:
-        InputError: names the resource that no node has.
-    """
-    for group in resources:
-        if not resources_of(group):
-            _lacks(f"no node has the resource {group!r}", "placement")
-
-
-def wait_for_groups(resources: dict[str, float]) -> None:
-    """Until each group has a node: a cluster that was scaled to none starts one for whoever asks.
-
-    Raises:
-        InputError: names the resource that no node of this machine's own Ray has.
-    """
-    import ray
-
-    check_groups(resources)
-    for group, amount in resources.items():
-        if not resources_of(group):
-            asking = ray.remote(resources_of).options(num_cpus=0, resources={group: amount}, **outside())
-            ray.get(asking.remote(group))
-
-
-def _lacks(what: str, where: str) -> None:
-    if not cluster.address():
-        raise InputError(what, None, None, where)
-    say(f"  {what}: waiting for the cluster to grow")

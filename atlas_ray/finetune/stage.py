@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from ..cluster import remote_rundir as home
+from ..cluster.capacity import check_room, resources_of, wait_for_groups
 from ..cluster.causes import culprit, described
 from ..cluster.remote_rundir import Place, place
-from ..cluster.workers import check_room, ensure_ray, resources_of, wait_for_groups
+from ..cluster.workers import ensure_ray
 from ..data.records import iter_trajectories, read_annotations
 from ..errors import AtlasError, InputError
 from ..models.loading import load_tokenizer

@@ -8,13 +8,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from ..agents.model_workers import model_workers
 from ..agents.spec import AgentSpec, agent_spec
 from ..agents.unknown_words import Reader, Unknown, refuse, warning
+from ..cluster.result_file import log_lost_workers
 from ..cluster.worker_state import WorkerState
-from ..cluster.workers import chunks, worker_pool
+from ..cluster.workers import chunks
 from ..data.records import Annotation, Trajectory
 from ..data.replies import Replies, summed
-from ..engines import EnginePool
 from ..engines.chat_endpoint import ChatEndpoint
 from ..engines.endpoint import open_endpoint
 from ..errors import AtlasError, EndpointError, InputError
@@ -28,7 +29,7 @@ from .oracle import Oracle, Prices, price, share_warnings
 from .oracle_counts import Estimate, OracleConfig, OracleUsage, Unannotated
 from .oracle_prompt import ask_whole
 from .oracle_stop import Lost, too_many_lost, way_out
-from .scored_stage import log_retries, scores_path
+from .scored_stage import scores_path
 
 _PLAIN = schema_select.Oracle()
 Outcome = Annotation | Unannotated
@@ -122,11 +123,8 @@ def _from_actors(recipe: Recipe, run_dir: Path, todo: list[Trajectory]) -> Told:
     assert recipe.select is not None
     model = recipe.select.oracle.model
     spec = replace(agent_spec(recipe, model), slots=config.batch)
-    with (
-        worker_pool(recipe, log_retries(log)) as pool,
-        EnginePool(recipe.engine, model, recipe.workers, config.batch, recipe.placement.asks("engines")) as engines,
-    ):
-        tasks = [(part, spec.seated(engines.seats), config) for part in chunks(todo, 2 * config.batch)]
+    with model_workers(recipe, spec, log_lost_workers(log, "select")) as (pool, seated):
+        tasks = [(part, seated, config) for part in chunks(todo, 2 * config.batch)]
         usages, replies = dict[int, OracleUsage](), dict[str, Replies]()
         for task, (outcome, usage, written) in pool.stream(_job, tasks, _rest):
             usages[id(task)], replies[outcome.trajectory_id] = usage, written

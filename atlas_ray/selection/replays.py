@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .. import envs
+from ..agents.attempts import Attempts
 from ..agents.rollout import EnvSpec, Start, env_spec, fresh, train_specs, unbegun
 from ..data.records import Trajectory
 from ..recipe.loading import Recipe
@@ -20,7 +21,6 @@ Specs = Mapping[str, EnvSpec | tuple[EnvSpec, ...]]
 """By the id of an environment: how it is played, or how it may be: a file does not tell the split of its seeds."""
 Begin = Callable[[EnvSpec, int, str | None], Start]
 """Begins an episode of a seed, under an id."""
-_ATTEMPTS = 3
 
 
 class ReplayError(RuntimeError):
@@ -47,17 +47,16 @@ class Prefix:
         """An environment brought to this state.
 
         Raises:
-            envs.EnvironmentDiedError: it cannot be, in three attempts.
+            envs.EnvironmentDiedError: it cannot be, in several attempts.
         """
-        for attempt in range(1, _ATTEMPTS + 1):
+        for attempt in Attempts():
             env = begin(self.spec, self.seed, episode_id).env
-            try:
-                for action in self.actions:
-                    env.step(action)
-                break
-            except envs.EnvironmentDiedError:
-                envs.release(env)
-                if attempt == _ATTEMPTS:
+            with attempt:
+                try:
+                    for action in self.actions:
+                        env.step(action)
+                except envs.EnvironmentDiedError:
+                    envs.release(env)
                     raise
         return env
 

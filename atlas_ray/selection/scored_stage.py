@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..agents.model_workers import model_workers
 from ..agents.rendering import Prompt, Renderer
 from ..agents.rendering_chat import make_renderer
 from ..agents.rollout import UNANSWERED, Beginnings
@@ -14,17 +15,17 @@ from ..agents.spec import AgentSpec, agent_spec
 from ..agents.throughput import replies_told
 from ..agents.unknown_words import Reader, refuse, survey, warning
 from ..cluster.resources import scoring
+from ..cluster.result_file import ResultFile, log_lost_workers
 from ..cluster.worker_state import WorkerState
-from ..cluster.workers import ActorPool, chunks, worker_pool
+from ..cluster.workers import ActorPool, chunks
 from ..data.parsing import Style
 from ..data.reasons import counted, told
 from ..data.records import Annotation, Trajectory
 from ..data.replies import Losses, Replies, summed
-from ..engines import EnginePool
 from ..errors import AtlasError
 from ..models.loading import load_model, load_tokenizer
 from ..recipe.loading import Recipe
-from ..rundir.files import RunLog, append_jsonl, recover_jsonl
+from ..rundir.files import RunLog, recover_jsonl
 from ..rundir.progress import say, track
 from .perplexity import select_by_perplexity, step_perplexities
 from .replays import replay_all, replay_specs, rewarded
@@ -78,6 +79,14 @@ def _value_job(task: tuple[list[Trajectory], ValueConfig, AgentSpec], state: Wor
     yield values, problems, steps, left_out, {name: list(replays[name].rewards) for name in values}, replies
 
 
+def _value_rows(found: _ValueFound) -> list[dict[str, Any]]:
+    values, _, _, _, rewards, replies = found
+    said = {i: {"replies": replies[i].row()} if i in replies else {} for i in values}
+    rows = [{"id": i, "scores": v, "rewards": rewards[i], **said[i]} for i, v in values.items()]
+    # what became of the replies is kept of those without values too; a later line of one counts
+    return rows + [{"id": i, "replies": r.row()} for i, r in replies.items() if i not in values]
+
+
 def check_words(
     recipe: Recipe, log: RunLog, selector: str, model: str, trajectories: list[Trajectory], enough: int = 0
 ) -> None:
@@ -105,14 +114,14 @@ def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> l
     """
     config, log = recipe.select, RunLog(run_dir)
     assert config is not None
-    path, values = scores_path(run_dir, "value"), kept_scores(run_dir, "value")
+    file, values = ResultFile(scores_path(run_dir, "value")), kept_scores(run_dir, "value")
     rewards = kept_rewards(run_dir)
     specs, unplayable = replay_specs(recipe, trajectories)
     left_out = {t.id: unplayable[t.env] for t in trajectories if t.env in unplayable and t.id not in values}
     todo = [t for t in trajectories if t.id not in values and t.id not in left_out]
     settings = ValueConfig(config.rollouts, config.horizon, specs)
     spec, spent = agent_spec(recipe, config.model, config.temperature), 0
-    written = {row["id"]: Replies(row.get("replies", {})) for row in recover_jsonl(path) if "scores" in row}
+    written = {row["id"]: Replies(row.get("replies", {})) for row in file.rows() if "scores" in row}
     losses = Losses(recipe.max_lost_answers)
     losses.note(config.model, summed(written.values()))
     if todo:
@@ -120,18 +129,11 @@ def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> l
         with (
             replies_told(log, "select", lambda: summed(written.values()), selector="value"),
             track("values by roll-out", len(trajectories) - len(left_out), len(values)) as progress,
-            worker_pool(recipe, log_retries(log)) as pool,
-            EnginePool(
-                recipe.engine, config.model, recipe.workers, recipe.num_envs, recipe.placement.asks("engines")
-            ) as engines,
+            model_workers(recipe, spec, log_lost_workers(log, "select")) as (pool, seated),
         ):
-            tasks = [(chunk, settings, spec.seated(engines.seats)) for chunk in chunks(todo, _CHUNK)]
-            for task, (found, problems, steps, missing, given, replies) in pool.stream(_value_job, tasks):
-                said = {i: {"replies": replies[i].row()} if i in replies else {} for i in found}
-                rows = [{"id": i, "scores": v, "rewards": given[i], **said[i]} for i, v in found.items()]
-                # what became of the replies is kept of those without values too; a later line of one counts
-                rows += [{"id": i, "replies": r.row()} for i, r in replies.items() if i not in found]
-                append_jsonl(path, rows)
+            tasks = [(chunk, settings, seated) for chunk in chunks(todo, _CHUNK)]
+            played = file.stream(pool, _value_job, tasks, lambda _, found: _value_rows(found))
+            for task, (found, problems, steps, missing, given, replies) in played:
                 written |= replies
                 losses.note(
                     config.model,
@@ -203,22 +205,25 @@ def by_perplexity(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory])
     """One pass over every trajectory, then the steps of the highest perplexity under the base model."""
     config, log, model = recipe.select, RunLog(run_dir), perplexity_model(recipe)
     assert config is not None
-    path, found = scores_path(run_dir, "perplexity"), kept_scores(run_dir, "perplexity")
+    file, found = ResultFile(scores_path(run_dir, "perplexity")), kept_scores(run_dir, "perplexity")
     # chunks are the same in a run that goes on, because padding shows in the last digits
     parts = [part for part in chunks(trajectories, 4 * _CHUNK) if any(t.id not in found for t in part)]
     if parts:
         check_words(recipe, log, "perplexity", model, trajectories)
+
+    def new_rows(_: Any, result: tuple[Scores, list[str]]) -> list[dict[str, Any]]:
+        return [{"id": i, "scores": v} for i, v in result[0].items() if i not in found]
+
     one = scoring(recipe)
     asked = recipe.placement.asks("engines" if one.who == "engines" else "workers")
     with (
         track("perplexities", len(trajectories), len(found)) as progress,
         ActorPool[Any, Any](
-            one.count, on_retry=log_retries(log), cpus=one.cpus, gpus=one.gpus, resources=asked
+            one.count, on_retry=log_lost_workers(log, "select"), cpus=one.cpus, gpus=one.gpus, resources=asked
         ) as pool,
     ):
         tasks = [(part, model, recipe.style, recipe.prompt, _context(recipe)) for part in parts]
-        for task, (measured, problems) in pool.stream(_perplexity_job, tasks):
-            append_jsonl(path, [{"id": i, "scores": v} for i, v in measured.items() if i not in found])
+        for task, (measured, problems) in file.stream(pool, _perplexity_job, tasks, new_rows):
             found.update(measured)
             for problem in problems:
                 log.event("select", "dropped", why=problem)
@@ -226,11 +231,6 @@ def by_perplexity(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory])
     annotated = [t for t in trajectories if t.id in found]
     _say_missing("perplexity", f"do not fit {model}", len(trajectories) - len(annotated))
     return [select_by_perplexity(t, found[t.id], config.fraction, model) for t in annotated]
-
-
-def log_retries(log: RunLog) -> Callable[[Any, int, str], None]:
-    """What a pool tells of lost workers goes to ``events.jsonl``."""
-    return lambda task, attempt, why: log.event("select", "retried", attempt=attempt, why=why)
 
 
 def _say_missing(selector: str, why: str, count: int) -> None:

@@ -15,21 +15,22 @@ from typing import Any
 
 import numpy as np
 
+from ..agents.model_workers import model_workers
 from ..agents.rollout import UNANSWERED, Beginnings, Start, play
 from ..agents.spec import AgentSpec, agent_spec
 from ..agents.throughput import Flow, Gauge, gauge, replies_told
 from ..agents.unknown_words import Reader
+from ..cluster.result_file import ResultFile, log_lost_workers
 from ..cluster.worker_state import WorkerState
-from ..cluster.workers import chunks, worker_pool
+from ..cluster.workers import chunks
 from ..data.records import Annotation, Trajectory
 from ..data.replies import Losses, Replies, summed
-from ..engines import EnginePool
 from ..recipe.loading import Recipe
-from ..rundir.files import RunLog, append_jsonl, recover_jsonl, write_json
+from ..rundir.files import RunLog, write_json
 from ..rundir.progress import say, track
 from .controls import by_trajectory
 from .replays import Begin, Specs, replay_all, replay_specs, start_at
-from .scored_stage import check_words, log_retries, perplexity_model, say_left_out
+from .scored_stage import check_words, perplexity_model, say_left_out
 
 RANDOM, BEGINNING = "random", "beginning"
 _CHUNK = 8
@@ -111,14 +112,14 @@ def start_after(
     """
     config, log = recipe.select, RunLog(run_dir)
     assert config is not None
-    target = run_dir / "annotations" / "scores" / "start-after.jsonl"
+    file = ResultFile(run_dir / "annotations" / "scores" / "start-after.jsonl")
     chosen = [t for t in trajectories if len(t.steps) > 1][: config.start_after_trajectories]
     wanted = {name: places_of(chosen, marks[name]) for name in config.start_after}
     drawn = {
         name: {t.id: random_places(t, len(places[t.id]), recipe.seed) for t in chosen if t.id in places}
         for name, places in wanted.items()
     }
-    kept = {(row["id"], row["after"]): row for row in recover_jsonl(target)}
+    kept = {(row["id"], row["after"]): row for row in file.rows()}
     rows = {key: row for key, row in kept.items() if not row.get("lost")}  # lost ones are played again
     replies, losses = summed(row.get("replies", {}) for row in rows.values()), Losses(recipe.max_lost_answers)
     work = []
@@ -138,23 +139,18 @@ def start_after(
     with (
         replies_told(log, "select", lambda: replies, about="start-after"),
         track("starts after marked steps", total) as progress,
-        worker_pool(recipe, log_retries(log)) as pool,
-        EnginePool(
-            recipe.engine, spec.model, recipe.workers, recipe.num_envs, recipe.placement.asks("engines")
-        ) as engines,
+        model_workers(recipe, spec, log_lost_workers(log, "select")) as (pool, seated),
     ):
         flow = Flow("select", log, progress, recipe.engine.actors or max(1, recipe.workers))
-        seated = spec.seated(engines.seats)
         tasks = [_Task(seated, specs, config.start_after_steps, tuple(part)) for part in chunks(work, _CHUNK)]
-        for _, (row, seen, problems, missing, written) in pool.stream(_job, tasks, _rest):
+        played = file.stream(pool, _job, tasks, lambda _, found: [found[0]] if found[0] else [], _rest)
+        for _, (row, seen, problems, missing, written) in played:
             left_out |= missing
             for problem in problems:
                 log.event("select", "dropped", why=problem)
             replies.add(written)
             losses.note(spec.model, written, next((p for p in reversed(problems) if UNANSWERED in p), None))
             losses.check(early=True)
-            if row is not None:
-                append_jsonl(target, [row])
             if row is not None and not row.get("lost"):
                 rows[row["id"], row["after"]] = row
                 flow.add(seen, row["steps"], (words := replies.words()) and f"replies: {words}")
@@ -162,7 +158,7 @@ def start_after(
     if left_out:
         say_left_out(log, "start after", left_out, len({name for places in wanted.values() for name in places}))
     made = [_compared(name, chosen, wanted[name], drawn[name], rows) for name in config.start_after]
-    write_json(target.with_suffix(".json"), made)
+    write_json(file.path.with_suffix(".json"), made)
     for found in made:
         if not found["trajectories"]:
             say(f"  {found['selector']}: no start behind its steps could be played (events.jsonl says why)")

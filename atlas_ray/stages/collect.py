@@ -7,21 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from .. import envs
+from ..agents.attempts import Attempts
 from ..agents.rollout import TRAIN, Beginnings, EnvSpec, env_spec, seed_block
+from ..cluster.result_file import ResultFile, log_lost_workers
 from ..cluster.worker_state import WorkerState
 from ..cluster.workers import ActorPool, chunks
 from ..data.reasons import Reasons, counted, told
 from ..data.records import Trajectory, read_trajectories, write_trajectories
 from ..errors import AtlasError
 from ..recipe.loading import Recipe
-from ..rundir.files import RunLog, append_jsonl, recover_jsonl
+from ..rundir.files import RunLog
 from ..rundir.progress import say, track
 from .collect_file import import_collected
 from .experts import Unsolved, expert_episode, help_for, unsolved
 
 _CHUNK = 25
 _MOST_TRIES = 4
-_MOST_DEATHS = 3
 
 
 _Task = tuple[str, EnvSpec, list[int], float]
@@ -31,15 +32,15 @@ def _job(task: _Task, state: WorkerState) -> Iterator[dict[str, Any]]:
     name, spec, seeds, cpu_seconds = task
     beginnings = state.get_or_create(Beginnings)
     for seed in seeds:
-        deaths: list[str] = []
-        outcome: Trajectory | Unsolved | None = None
-        while outcome is None:
-            try:
-                outcome = expert_episode(spec, seed, cpu_seconds, beginnings.begin)
-            except envs.EnvironmentDiedError as error:
-                deaths.append(str(error))
-                if len(deaths) == _MOST_DEATHS:
-                    outcome = unsolved(f"lost {len(deaths)} times: {error}", "lost")
+        attempts = Attempts()
+        outcome: Trajectory | Unsolved
+        try:
+            for attempt in attempts:
+                with attempt:
+                    outcome = expert_episode(spec, seed, cpu_seconds, beginnings.begin)
+        except envs.EnvironmentDiedError as error:
+            outcome = unsolved(f"lost {len(attempts.deaths)} times: {error}", "lost")
+        deaths = [str(error) for error in attempts.deaths]
         row: dict[str, Any] = {"env": name, "seed": seed, "trajectory": None, "why": None, "deaths": deaths}
         if isinstance(outcome, Trajectory):
             row["trajectory"] = outcome.row()
@@ -70,14 +71,15 @@ def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
     """
     config, log = recipe.collect, RunLog(run_dir)
     assert config is not None
-    target, part = run_dir / "trajectories" / "expert.jsonl", run_dir / "trajectories" / ".expert.part.jsonl"
+    target = run_dir / "trajectories" / "expert.jsonl"
+    part = ResultFile(run_dir / "trajectories" / ".expert.part.jsonl")
     if target.exists():
         return read_trajectories(target)
     if config.file:
         import_collected(recipe, run_dir)
         return read_trajectories(target)
     tried: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in config.levels}
-    for row in recover_jsonl(part):
+    for row in part.rows():
         if row.get("kind") != "lost":  # says nothing of the expert: a command that is given again tries it again
             tried[row["env"]][row["seed"]] = row
     first = seed_block(recipe.seed, TRAIN)
@@ -89,7 +91,7 @@ def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
 
     total = sum(config.levels.values())
     have = sum(min(len(solved(n)), want) for n, want in config.levels.items())
-    retried = lambda task, n, why: log.event("collect", "retried", task=task[0], attempt=n, why=why)  # noqa: E731
+    retried = log_lost_workers(log, "collect", lambda task: {"task": task[0]})
     with (
         track("expert episodes", total, have) as progress,
         ActorPool[Any, Any](
@@ -113,8 +115,7 @@ def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
                 tasks += [(name, specs[name], chunk, config.cpu_seconds) for chunk in chunks(seeds, _CHUNK)]
             if not tasks:
                 break
-            for _, row in pool.stream(_job, tasks, _rest):
-                append_jsonl(part, [row])
+            for _, row in part.stream(pool, _job, tasks, lambda _, row: [row], _rest):
                 tried[row["env"]][row["seed"]] = row
                 for why in row["deaths"]:
                     log.event("collect", "lost episode", env=row["env"], seed=row["seed"], why=why)
@@ -127,5 +128,5 @@ def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
             say(f"  {name}: {dropped} episodes were not solved, others took their place ({told(found)})")
         episodes += [Trajectory.model_validate(row["trajectory"]) for row in solved(name)[:want]]
     write_trajectories(target, episodes)
-    part.unlink(missing_ok=True)
+    part.path.unlink(missing_ok=True)
     return episodes

@@ -9,9 +9,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ..agents.attempts import MOST_ATTEMPTS
 from ..agents.rollout import EVALUATE, Beginnings, EnvSpec, Finished, Start, env_spec, play, seed_block
 from ..agents.spec import AgentSpec, agent_spec
 from ..agents.throughput import Flow, Gauge, gauge, replies_told, summary
+from ..cluster.result_file import ResultFile, log_lost_workers
 from ..cluster.worker_state import WorkerState
 from ..cluster.workers import worker_pool
 from ..data.records import Trajectory
@@ -22,12 +24,11 @@ from ..errors import AtlasError
 from ..finetune import checkpoint_dir, refuse_other_base
 from ..finetune.card import card
 from ..recipe.loading import Evaluate, Finetune, Recipe
-from ..rundir.files import RunLog, append_jsonl, jsonl_rows, mend_jsonl, read_json, write_text
+from ..rundir.files import RunLog, read_json, write_text
 from ..rundir.progress import say, track
 from ..selection.stage import fraction_of
 
 Row = dict[str, Any]
-_MOST_ATTEMPTS = 3
 
 
 Episode = tuple[str, EnvSpec, int]
@@ -113,7 +114,7 @@ class _Task:
 def _job(task: _Task, state: WorkerState) -> Iterator[tuple[Row, Gauge]]:
     agent, beginnings = task.agent.agent(state), Beginnings()
     left = list(task.episodes)
-    for attempt in range(1, _MOST_ATTEMPTS + 1):
+    for attempt in range(1, MOST_ATTEMPTS + 1):
         playing: dict[int, Episode] = {}
 
         def starts(episodes: list[Episode], playing: dict[int, Episode] = playing) -> Iterator[list[Start]]:
@@ -125,7 +126,7 @@ def _job(task: _Task, state: WorkerState) -> Iterator[tuple[Row, Gauge]]:
         lost = []
         for finished in play(agent, starts(left)):
             level, spec, seed = playing.pop(id(finished.start))
-            if finished.again and attempt < _MOST_ATTEMPTS:
+            if finished.again and attempt < MOST_ATTEMPTS:
                 lost.append((level, spec, seed))
                 continue
             row: Row = {
@@ -182,8 +183,7 @@ def _models(recipe: Recipe, run_dir: Path) -> dict[str, str]:
 
 
 def _play_all(recipe: Recipe, run_dir: Path, config: Evaluate, models: dict[str, str]) -> Outcomes:
-    log, path = RunLog(run_dir), run_dir / "evaluation" / "episodes.jsonl"
-    mend_jsonl(path)
+    log, file = RunLog(run_dir), ResultFile(run_dir / "evaluation" / "episodes.jsonl")
     first, levels = seed_block(recipe.seed, EVALUATE), _levels(recipe)
     ends, losses = Outcomes(first, max(count for _, count in levels.values())), Losses(recipe.max_lost_answers)
 
@@ -191,7 +191,7 @@ def _play_all(recipe: Recipe, run_dir: Path, config: Evaluate, models: dict[str,
         ends.note(row)
         losses.note(row["model"], row.get("replies", {}), row["error"] if row["lost"] else None)
 
-    for row in jsonl_rows(path):
+    for row in file.rows():
         if not row["lost"]:  # said nothing of the model: a command that is given again plays it again
             note(row)
     if ends:
@@ -211,14 +211,14 @@ def _play_all(recipe: Recipe, run_dir: Path, config: Evaluate, models: dict[str,
             log.event("evaluate", "fewer episodes", level=level, asked=config.episodes, there=count)
             say(f"  {level} has {count} test episodes, {config.episodes} are asked for: it is scored on those")
     total = len(models) * sum(count for _, count in levels.values())
-    retried = lambda task, n, why: log.event("evaluate", "retried", model=task.key, attempt=n, why=why)  # noqa: E731
+    retried = log_lost_workers(log, "evaluate", lambda task: {"model": task.key})
     with track("evaluation episodes", total, len(ends)) as progress:
         flow = Flow("evaluate", log, progress, recipe.engine.actors or max(1, recipe.workers))
         with replies_told(log, "evaluate", ends.all_replies), worker_pool(recipe, retried) as pool:
             for tasks, engines in _phases(recipe, plan):
                 with engines:
-                    for _, (row, seen) in pool.stream(_job, tasks(engines.seats), _rest):
-                        append_jsonl(path, [row])
+                    played = file.stream(pool, _job, tasks(engines.seats), lambda _, found: [found[0]], _rest)
+                    for _, (row, seen) in played:
                         note(row)
                         which = {"model": row["model"], "level": row["level"], "seed": row["seed"]}
                         if row["attempts"] > 1:
@@ -234,7 +234,7 @@ def _play_all(recipe: Recipe, run_dir: Path, config: Evaluate, models: dict[str,
             losses.check()
     if dropped := ends.lost:
         say(
-            f"  {dropped} episodes were lost to their environment {_MOST_ATTEMPTS} times, or to a model that gave no "
+            f"  {dropped} episodes were lost to their environment {MOST_ATTEMPTS} times, or to a model that gave no "
             "answer, and are left out of the scores"
         )
     if flow.episodes:

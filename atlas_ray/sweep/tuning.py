@@ -16,8 +16,9 @@ from ray import tune as ray_tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner, grid_search
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining
 
+from ..cluster.capacity import check_room, resources_of
 from ..cluster.resources import Total, demands, most, worker
-from ..cluster.workers import check_room, ensure_ray, resources_of
+from ..cluster.workers import ensure_ray
 from ..errors import AtlasError
 from ..recipe.loading import Recipe, SearchSpace, Sweep
 from ..rundir import files, logs

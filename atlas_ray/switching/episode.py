@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from .. import envs
+from ..agents.attempts import MOST_ATTEMPTS
 from ..agents.rollout import NOWHERE, EnvSpec, fresh
 from ..agents.token_agent import Decision, LostAnswer
 from ..data.records import Step
 from ..data.replies import Replies
 from ..errors import InputError
 
-_MOST_DEATHS = 3
 NOBODY = -1
 """Number of the model that has lost an episode whose environment died."""
 T = TypeVar("T")
@@ -66,18 +66,18 @@ def surviving(episode: Episode, do: Callable[[], T]) -> T:
     The models' answers would be lost otherwise. A death in a replay counts like any other.
 
     Raises:
-        envs.EnvironmentDiedError: it died ``_MOST_DEATHS`` times, or its replay went another way.
+        envs.EnvironmentDiedError: it died ``MOST_ATTEMPTS`` times, or its replay went another way.
     """
     guided, died = episode.expert is not None, False
     while True:
         try:
             if died and not replay(episode, guided):
-                episode.deaths = _MOST_DEATHS
+                episode.deaths = MOST_ATTEMPTS
                 raise envs.EnvironmentDiedError("the environment died, and the replay of its episode went another way")
             return do()
         except envs.EnvironmentDiedError:
             episode.deaths, died = episode.deaths + 1, True
-            if episode.deaths >= _MOST_DEATHS:
+            if episode.deaths >= MOST_ATTEMPTS:
                 raise
 
 

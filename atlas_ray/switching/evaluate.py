@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
+from ..agents.attempts import MOST_ATTEMPTS
 from ..agents.rollout import EnvSpec
 from ..data.replies import Losses, Replies
 from .budget import BudgetGuard
@@ -15,9 +16,6 @@ from .episode import Episode
 from .players import SwitchPlayer
 from .policy import Situation, SwitchPolicy
 from .text_game import TextGame
-
-_ATTEMPTS = 3
-"""How often an episode is begun at most that a passing failure of a model's endpoint has ended."""
 
 encoder_of = lru_cache(maxsize=1)(make_encoder)
 """The encoder of a recipe, loaded once a process."""
@@ -109,7 +107,7 @@ def played(
         """Whether a lost episode is to be played again."""
         for number, replies in enumerate(episode.replies):
             losses.note(str(number), replies)
-        if episode.lost is None or not episode.lost.passing or attempts[episode.seed] >= _ATTEMPTS:
+        if episode.lost is None or not episode.lost.passing or attempts[episode.seed] >= MOST_ATTEMPTS:
             return False
         return not losses.over(str(episode.lost_by))
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..agents.rollout import SWITCH_SELECT, SWITCH_TEST, seed_block
 from ..agents.throughput import replies_told
+from ..cluster.result_file import ResultFile
 from ..cluster.workers import ActorPool, chunks, worker_pool
 from ..data.replies import Losses, Replies, summed
 from ..errors import InputError
@@ -228,10 +229,10 @@ class _Episodes:
     """Episodes of policies in a file: what is there is not played again, but what was lost when the file was opened."""
 
     def __init__(self, stage: _Stage, path: Path, split: str, use: int, count: int) -> None:
-        self.stage, self.path, self.split = stage, path, split
+        self.stage, self.file, self.split = stage, ResultFile(path), split
         first = seed_block(stage.recipe.seed, use)
         self.seeds = range(first, first + count)
-        self.rows: list[Row] = [row for row in files.recover_jsonl(path) if not row.get("lost")]
+        self.rows: list[Row] = [row for row in self.file.rows() if not row.get("lost")]
         stage.played.append(self)
 
     def play(self, policy_specs: Sequence[PolicySpec]) -> list[Row]:
@@ -255,9 +256,9 @@ class _Episodes:
                     tasks.append(PlayTask(*about))
         label = "test episodes" if self.split == "test" else "episodes before the test"
         with track(label, sum(len(t.seeds) for t in tasks)) as progress:
-            for task, (found, tally) in stage.pool.stream(play_chunk, tasks, rest):
-                row = {"policy": task.policy_spec.name, "training": task.training, **found}
-                files.append_jsonl(self.path, [row])
+            rows = lambda task, result: [_row(task, result[0])]  # noqa: E731
+            for task, (found, tally) in self.file.stream(stage.pool, play_chunk, tasks, rows, rest):
+                row = _row(task, found)
                 self.rows.append(row)
                 stage.tally += tally
                 if row["lost"] or row.get("attempts"):
@@ -269,6 +270,10 @@ class _Episodes:
                 progress.advance(1, f"{task.who}{told and f' · replies: {told}'}")
         losses.check()
         return [r for r in self.rows if r["policy"] in names]
+
+
+def _row(task: PlayTask, found: Row) -> Row:
+    return {"policy": task.policy_spec.name, "training": task.training, **found}
 
 
 @contextmanager

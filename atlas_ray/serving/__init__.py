@@ -1,7 +1,7 @@
 """A run's switch, or one of its models, behind HTTP: ``atlas-ray serve`` (ours)."""
 
-from .asking import Answer, Asked, Refused
-from .opening import open_desk, policies
-from .sessions import Desk
+from .messages import ActRequest, Answer, Refused
+from .opening import open_sessions, policies
+from .sessions import SessionManager
 
-__all__ = ["Answer", "Asked", "Desk", "Refused", "open_desk", "policies"]
+__all__ = ["ActRequest", "Answer", "Refused", "SessionManager", "open_sessions", "policies"]

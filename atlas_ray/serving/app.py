@@ -1,4 +1,4 @@
-"""The desk behind HTTP, on 127.0.0.1 only."""
+"""The server of sessions over HTTP, on 127.0.0.1 only."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing import Any
 
 from ..errors import InputError
 from ..rundir.progress import say
-from .line import Line
-from .opening import open_desk
-from .sessions import Desk
+from .batching import RequestBatcher
+from .opening import open_sessions
+from .sessions import SessionManager
 
 HOST = "127.0.0.1"
 GRACE = 3.0
 """Seconds that requests on their way have to be done when a signal ends the server."""
 
 
-def make_app(desk: Desk, line: Line | None = None) -> Any:
+def make_app(sessions: SessionManager, batcher: RequestBatcher | None = None) -> Any:
     """A FastAPI application: see docs/serving.md for its routes.
 
     Args:
-        desk: what answers.
-        line: who asks it; by default one of its own.
+        sessions: what answers.
+        batcher: hands it the requests; by default one of its own.
     """
     from .routes import build
 
-    return build(desk, line or Line(desk), [HOST, "localhost"])
+    return build(sessions, batcher or RequestBatcher(sessions), [HOST, "localhost"])
 
 
 def listen(port: int) -> socket.socket:
@@ -49,25 +49,25 @@ def listen(port: int) -> socket.socket:
     return sock
 
 
-def serve(run_dir: Path, name: str | None = None, port: int = 8008, places: int | None = None) -> None:
+def serve(run_dir: Path, name: str | None = None, port: int = 8008, max_sessions: int | None = None) -> None:
     """Serve a policy of a run until a signal ends it.
 
     Requests on their way then have :data:`GRACE` seconds. If a model is still at work, the process ends without it.
 
     Raises:
-        InputError: see :func:`open_desk` and :func:`listen`, or the extra is missing.
+        InputError: see :func:`open_sessions` and :func:`listen`, or the extra is missing.
     """
     try:
         import uvicorn
         from fastapi import FastAPI  # noqa: F401
     except ImportError:
         raise InputError("serving needs the extra 'serve': pip install 'atlas-ray[serve]'") from None
-    with listen(port) as sock, open_desk(run_dir, name, places) as desk:
-        limit = "" if desk.budget is None else f", at most {desk.budget} calls an episode"
-        say(f"serving {desk.name} ({', '.join(desk.models)}{limit}) on http://{HOST}:{sock.getsockname()[1]}")
-        line = Line(desk)
+    with listen(port) as sock, open_sessions(run_dir, name, max_sessions) as sessions:
+        limit = "" if sessions.budget is None else f", at most {sessions.budget} calls per episode"
+        say(f"serving {sessions.name} ({', '.join(sessions.models)}{limit}) on http://{HOST}:{sock.getsockname()[1]}")
+        batcher = RequestBatcher(sessions)
         config = uvicorn.Config(
-            make_app(desk, line),
+            make_app(sessions, batcher),
             http="h11",  # bounds the headers
             ws="none",
             log_level="warning",
@@ -78,7 +78,7 @@ def serve(run_dir: Path, name: str | None = None, port: int = 8008, places: int 
         try:
             uvicorn.Server(config).run(sockets=[sock])
         except (KeyboardInterrupt, SystemExit) as end:
-            if not line.stop(1.0):
+            if not batcher.stop(1.0):
                 # a thread inside a model can be neither stopped nor waited for
                 print("atlas-ray: a model was still at work; its answer is lost", file=sys.stderr, flush=True)
                 sys.stdout.flush()

@@ -11,13 +11,13 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from ..data.parsing import LONGEST_ACTION
-from .asking import HALF, LONGEST_TEXT, MOST_ACTIONS, Refused
+from .messages import HALF, LONGEST_TEXT, MOST_ACTIONS, Refused
 
 LARGEST = 2 * 2**20
 """Bytes of a body."""
 READ_ON = 64 * 2**20
 """Bytes of a body that are read, and dropped, so that its sender comes to hear that it is too large."""
-PATIENCE = 30.0
+BODY_SECONDS = 30.0
 """Seconds in which a body must have come."""
 _MOST_PROBLEMS, _LONGEST_NAME = 10, 60
 
@@ -38,7 +38,7 @@ class NewEpisode(BaseModel):
     max_steps: int = Field(default=100, ge=1, le=10_000)
 
 
-class Now(BaseModel):
+class ActBody(BaseModel):
     """What is seen now, and what may be done; without actions the model writes its own, if it is one that writes.
 
     ``step`` is the number of the step, from 0, by which a request that is sent again is known.
@@ -121,7 +121,7 @@ def _integer(digits: str) -> int | float:
     return int(digits) if len(digits) < 20 else float(digits[:20])
 
 
-class Whole:
+class BodyLimits:
     """An ASGI layer that lets requests through whole, or answers 413 to one that is too large and 408 to a slow one.
 
     What is still on its way when the server ends is answered 503.
@@ -155,13 +155,13 @@ class Whole:
         if announced > READ_ON or (announced > LARGEST and b"expect" in headers):
             await _answer(send, 413, _TOO_LARGE)
             return
-        body, size, until = bytearray(), 0, time.monotonic() + PATIENCE
+        body, size, until = bytearray(), 0, time.monotonic() + BODY_SECONDS
         more = True
         while more:
             try:
                 message = await asyncio.wait_for(receive(), max(0.0, until - time.monotonic()))
             except TimeoutError:
-                await _answer(send, 408, f"the body did not come within {PATIENCE:g} s")
+                await _answer(send, 408, f"the body did not come within {BODY_SECONDS:g} s")
                 return
             if message["type"] == "http.disconnect":
                 return

@@ -1,4 +1,4 @@
-"""What of a run can be served, and a desk for it with the models in this process."""
+"""What of a run can be served, and its sessions with the models in this process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..switching.evaluate import Policy
 from ..switching.players import close_players, open_players
 from ..switching.policies import unlearned
 from ..switching.policy import CONFIG, SwitchPolicy
-from .sessions import Desk
+from .sessions import SessionManager
 
 
 def policies(recipe: Recipe, run_dir: Path) -> dict[str, Path | int]:
@@ -37,13 +37,13 @@ def policies(recipe: Recipe, run_dir: Path) -> dict[str, Path | int]:
 
 
 @contextmanager
-def open_desk(run_dir: Path, name: str | None = None, places: int | None = None) -> Iterator[Desk]:
+def open_sessions(run_dir: Path, name: str | None = None, max_sessions: int | None = None) -> Iterator[SessionManager]:
     """Serve one of :func:`policies` as long as the block lasts, with the models in this process.
 
     Args:
         run_dir: a run directory.
         name: of the policy; None takes the only switch, or the only tuned model where there is no switch.
-        places: episodes at a time; by default what the recipe has.
+        max_sessions: episodes at a time; by default what the recipe has.
 
     Raises:
         InputError: it is no run directory of this version, has no such policy, one of its models plays in environments
@@ -66,10 +66,10 @@ def open_desk(run_dir: Path, name: str | None = None, places: int | None = None)
     what, settings = known[name], recipe.switch
     with ExitStack() as stack:
         if isinstance(what, Path) and not what.name.startswith("switch-"):
-            spec = replace(agent_spec(recipe, str(what)), slots=places or recipe.num_envs)
+            spec = replace(agent_spec(recipe, str(what)), slots=max_sessions or recipe.num_envs)
             engine = spec.new_engine(0)
             stack.callback(engine.close)
-            yield Desk(name, Always(0), [spec.new_agent(engine)], [name])
+            yield SessionManager(name, Always(0), [spec.new_agent(engine)], [name])
             return
         if settings is None:
             raise InputError(f"{name} is a switch, and the run's recipe has no [switch] table", run_dir)
@@ -78,14 +78,14 @@ def open_desk(run_dir: Path, name: str | None = None, places: int | None = None)
             raise InputError(f"{name} asks the environment's expert, who plays in environments of ours only", run_dir)
         names = {model.model for model in chosen} | ({settings.encoder} if isinstance(what, Path) else set())
         refuse_other_models(run_dir, (said for said in named_in(recipe, "switch") if said[1] in names))
-        playing = settings.model_copy(update={"models": chosen, "num_envs": places or settings.num_envs})
+        playing = settings.model_copy(update={"models": chosen, "num_envs": max_sessions or settings.num_envs})
         state = WorkerState()
         stack.callback(close_players, state)
         players = open_players(recipe.model_copy(update={"switch": playing}), state)
         policy: Policy = SwitchPolicy.load(what) if isinstance(what, Path) else Always(0)
         budget = policy.config.budget if isinstance(policy, SwitchPolicy) else None
         decision_cache = DecisionCache() if settings.cache else None
-        yield Desk(name, policy, players, [model.model for model in chosen], budget, decision_cache)
+        yield SessionManager(name, policy, players, [model.model for model in chosen], budget, decision_cache)
 
 
 def _only(run_dir: Path, known: Mapping[str, Path | int]) -> str:

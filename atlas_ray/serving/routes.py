@@ -1,4 +1,4 @@
-"""The routes before a desk; see docs/serving.md. Needs the extra `serve`."""
+"""The routes of the server; see docs/serving.md. Needs the extra `serve`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from pydantic import BaseModel
 
 from .. import __version__
-from .asking import Asked, Refused
-from .bodies import BadBody, M, NewEpisode, Now, Whole, read
-from .line import Line
-from .sessions import Desk
+from .batching import RequestBatcher
+from .bodies import ActBody, BadBody, BodyLimits, M, NewEpisode, read
+from .messages import ActRequest, Refused
+from .sessions import SessionManager
 
 
 class Json(Response):
@@ -27,10 +27,10 @@ class Json(Response):
         return json.dumps(content, allow_nan=False).encode()
 
 
-def build(desk: Desk, line: Line, hosts: list[str]) -> FastAPI:
+def build(sessions: SessionManager, batcher: RequestBatcher, hosts: list[str]) -> FastAPI:
     """The application. ``hosts``: by which names it may be asked."""
     app = FastAPI(title="atlas-ray", version=__version__, docs_url=None, redoc_url=None)
-    app.add_middleware(Whole)
+    app.add_middleware(BodyLimits)
     # a page in a browser may lead its own name here
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
 
@@ -46,28 +46,36 @@ def build(desk: Desk, line: Line, hosts: list[str]) -> FastAPI:
     app.add_exception_handler(Refused, refused)
 
     async def about() -> Response:
-        return Json({"policy": desk.name, "models": desk.models, "budget": desk.budget, "places": desk.rows})
+        return Json(
+            {
+                "policy": sessions.name,
+                "models": sessions.models,
+                "budget": sessions.budget,
+                "max_sessions": sessions.max_sessions,
+                "places": sessions.max_sessions,  # its name in version 0.1
+            }
+        )
 
     async def begin(request: Request) -> Response:
         body = await _body(request, NewEpisode)
-        key = await line.do(desk.open, body.instruction, body.max_steps)
-        return Json({"id": key, "max_steps": body.max_steps, "calls_left": desk.budget}, 201)
+        key = await batcher.call(sessions.open, body.instruction, body.max_steps)
+        return Json({"id": key, "max_steps": body.max_steps, "calls_left": sessions.budget}, 201)
 
     async def act(key: str, request: Request) -> Response:
-        body = await _body(request, Now)
-        asked = Asked(body.observation, body.actions, body.step, may_repeat=True)
-        return Json(asdict(await line.act(key, asked)))
+        body = await _body(request, ActBody)
+        asked = ActRequest(body.observation, body.actions, body.step, may_repeat=True)
+        return Json(asdict(await batcher.act(key, asked)))
 
     async def look(key: str) -> Response:
-        return Json(await line.do(desk.about, key))
+        return Json(await batcher.call(sessions.about, key))
 
     async def end(key: str) -> Response:
-        await line.do(desk.close, key)
+        await batcher.call(sessions.close, key)
         return Response(status_code=204)
 
     app.add_api_route("/", about, methods=["GET"])
     app.add_api_route("/episodes", begin, methods=["POST"], status_code=201, openapi_extra=_takes(NewEpisode))
-    app.add_api_route("/episodes/{key}/act", act, methods=["POST"], openapi_extra=_takes(Now))
+    app.add_api_route("/episodes/{key}/act", act, methods=["POST"], openapi_extra=_takes(ActBody))
     app.add_api_route("/episodes/{key}", look, methods=["GET"])
     app.add_api_route("/episodes/{key}", end, methods=["DELETE"], status_code=204)
     return app

@@ -18,8 +18,8 @@ from ..switching.budget import BudgetGuard
 from ..switching.decision_cache import DecisionCache
 from ..switching.evaluate import Policy, game_for, situations
 from ..switching.players import SwitchPlayer
-from .asking import Answer, Asked, Refused, check, check_task
-from .outside import Coming, Outside
+from .client_env import ClientEnv, ClientEnvSpec
+from .messages import ActRequest, Answer, Refused, check_request, check_task
 
 IDLE = 600.0
 """Seconds after which an episode that nobody asks about may lose its place to a new one."""
@@ -28,7 +28,7 @@ _LONGEST_REASON = 300
 
 
 @dataclass
-class _Place:
+class _Session:
     """An episode's. ``choice`` is the model that was granted the present step, ``answer`` what it has answered.
 
     ``shown``: whether the models were asked about the present step. ``repeated``: whether the answer was told again to
@@ -41,7 +41,7 @@ class _Place:
     instruction: str
     limit: int
     touched: float
-    env: Outside | None = None
+    env: ClientEnv | None = None
     choice: int | None = None
     answer: Answer | None = None
     shown: bool = False
@@ -55,7 +55,7 @@ class _Place:
         return Refused(why, status)
 
 
-class Desk:
+class SessionManager:
     """Answers for up to ``rows`` episodes at a time. Use it from one thread.
 
     Args:
@@ -79,16 +79,16 @@ class Desk:
         clock: Any = time.monotonic,
     ) -> None:
         self.name, self.policy, self.models, self.budget = name, policy, tuple(models), budget
-        self.rows = min(player.engine.slots for player in players)
-        self._spec = Coming("outside")
-        self._game = game_for(policy, players, [self._spec], self.rows, {"decision_cache": decision_cache})
-        self._guard = BudgetGuard(budget, self.rows)
+        self.max_sessions = min(player.engine.slots for player in players)
+        self._spec = ClientEnvSpec("outside")
+        self._game = game_for(policy, players, [self._spec], self.max_sessions, {"decision_cache": decision_cache})
+        self._guard = BudgetGuard(budget, self.max_sessions)
         self._clock, self._begun = clock, 0
-        self._places: dict[str, _Place] = {}
+        self._sessions: dict[str, _Session] = {}
         self._needs_list = any(player.needs_list for player in players)
 
     def open(self, instruction: str, limit: int) -> str:
-        """A place for a new episode of at most ``limit`` steps; its id.
+        """A session for a new episode of at most ``limit`` steps; its id.
 
         Raises:
             Refused: all are taken, by episodes that were asked about lately; or the instruction cannot be read, or the
@@ -97,19 +97,20 @@ class Desk:
         check_task(instruction)
         if limit < 1:
             raise Refused(f"is {limit}, and must be at least 1", 422, ("max_steps",))
-        free = set(range(self.rows)) - {place.row for place in self._places.values()}
+        free = set(range(self.max_sessions)) - {session.row for session in self._sessions.values()}
         if not free:
-            oldest = min(self._places.values(), key=lambda place: place.touched)
+            oldest = min(self._sessions.values(), key=lambda session: session.touched)
             if self._clock() - oldest.touched < IDLE:
                 raise Refused(
-                    f"all {self.rows} places are taken: end an episode, or serve with more --max-sessions", 503
+                    f"all {self.max_sessions} sessions are taken: end one, or serve with more --max-sessions",
+                    503,
                 )
-            free.add(self._places.pop(oldest.id).row)
-        place = _Place(uuid.uuid4().hex, min(free), self._begun, instruction, limit, self._clock())
+            free.add(self._sessions.pop(oldest.id).row)
+        session = _Session(uuid.uuid4().hex, min(free), self._begun, instruction, limit, self._clock())
         self._begun += 1
-        self._places[place.id] = place
-        self._guard.start(place.row)
-        return place.id
+        self._sessions[session.id] = session
+        self._guard.start(session.row)
+        return session.id
 
     def close(self, key: str) -> None:
         """End an episode, however far it is.
@@ -117,7 +118,7 @@ class Desk:
         Raises:
             Refused: there is none of that id.
         """
-        del self._places[self._place(key).id]
+        del self._sessions[self._session(key).id]
 
     def about(self, key: str) -> dict[str, Any]:
         """Steps, calls and what each model has used of an episode.
@@ -125,120 +126,120 @@ class Desk:
         Raises:
             Refused: there is none of that id.
         """
-        place = self._place(key)
-        used = self._game.usage(place.row) if place.env else []
+        session = self._session(key)
+        used = self._game.usage(session.row) if session.env else []
         return {
-            "id": place.id,
-            "steps": self._steps(place),
-            "max_steps": place.limit,
-            "calls": self._guard.made[place.row],
-            "calls_left": self._guard.left[place.row],
-            "over": place.over or None,
+            "id": session.id,
+            "steps": self._steps(session),
+            "max_steps": session.limit,
+            "calls": self._guard.made[session.row],
+            "calls_left": self._guard.left[session.row],
+            "over": session.over or None,
             "usage": [{"model": model, **asdict(usage)} for model, usage in zip(self.models, used, strict=False)],
         }
 
-    def act(self, asked: Mapping[str, Asked]) -> dict[str, Answer | Refused]:
+    def act(self, requests: Mapping[str, ActRequest]) -> dict[str, Answer | Refused]:
         """The next action of each episode, of all at once: a model is asked once for all of its episodes.
 
         Where that fails it is asked for them one by one, so that nobody goes without an answer for another's fault. A
         step whose model failed is answered when it is asked for again, by the same model: a call is paid for once.
 
         Args:
-            asked: what is seen now, by the ids of the episodes.
+            requests: what is seen now, by the ids of the episodes.
 
         Returns:
             An answer for each, or why there is none.
         """
         found: dict[str, Answer | Refused] = {}
-        live: list[_Place] = []
-        for key, now in asked.items():
+        live: list[_Session] = []
+        for key, request in requests.items():
             try:
-                place = self._place(key)
-                if (told := self._told(place, now)) is not None:
+                session = self._session(key)
+                if (told := self._repeated_answer(session, request)) is not None:
                     found[key] = told
                     continue
-                self._check(place, now)
-                self._move(place, now)
-                if not place.shown:
-                    self._check_room(place, now.actions)
-                place.shown = True
-                live.append(place)
+                self._check(session, request)
+                self._apply(session, request)
+                if not session.shown:
+                    self._check_room(session, request.actions)
+                session.shown = True
+                live.append(session)
             except Refused as error:
                 found[key] = error
-        found |= self._together([place for place in live if place.choice is None], self._decide)
+        found |= self._batch_or_each([session for session in live if session.choice is None], self._decide)
         for number in range(len(self.models)):
-            own = [place for place in live if place.choice == number and place.id not in found]
-            found |= self._together(own, self._answer)
+            own = [session for session in live if session.choice == number and session.id not in found]
+            found |= self._batch_or_each(own, self._answer)
         return found
 
-    def _place(self, key: str) -> _Place:
-        place = self._places.get(key)
-        if place is None:
+    def _session(self, key: str) -> _Session:
+        session = self._sessions.get(key)
+        if session is None:
             raise Refused("no episode of this id: it was ended, or idle for long and lost its place", 404)
-        place.touched = self._clock()
-        return place
+        session.touched = self._clock()
+        return session
 
-    def _told(self, place: _Place, asked: Asked) -> Answer | None:
+    def _repeated_answer(self, session: _Session, request: ActRequest) -> Answer | None:
         """What was answered already, where that is asked for.
 
         Raises:
             Refused: the step is not the next one.
         """
-        before, last = place.answer, self._steps(place)
-        same = place.env is not None and asked.like(place.env.asked)
-        if asked.step is None:
-            if before and same and asked.may_repeat and not place.repeated:
-                place.repeated = True
+        before, last = session.answer, self._steps(session)
+        same = session.env is not None and request.like(session.env.request)
+        if request.step is None:
+            if before and same and request.may_repeat and not session.repeated:
+                session.repeated = True
                 return before
             return None
-        if before and asked.step == last:
+        if before and request.step == last:
             if same:
                 return before
             raise Refused(f"was answered for another observation or other actions; the next is {last + 1}", 409, _STEP)
         following = last + (before is not None)
-        if asked.step != following and not place.over:
-            raise Refused(f"is {asked.step}, and the next one is {following}", 409, _STEP)
+        if request.step != following and not session.over:
+            raise Refused(f"is {request.step}, and the next one is {following}", 409, _STEP)
         return None
 
-    def _check(self, place: _Place, asked: Asked) -> None:
-        if place.over:
-            raise Refused(place.over, 409)
-        if self._needs_list and not asked.actions:
+    def _check(self, session: _Session, request: ActRequest) -> None:
+        if session.over:
+            raise Refused(session.over, 409)
+        if self._needs_list and not request.actions:
             raise Refused("a model picks one of them, and there is none", 422, ("actions",))
-        check(asked)
-        if place.env and place.answer is None:
+        check_request(request)
+        if session.env and session.answer is None:
             # what is known of this state, and what was paid for, holds for what was seen and offered then
-            same = asked.observation == place.env.asked.observation
-            if not same or (place.shown and not asked.like(place.env.asked)):
+            same = request.observation == session.env.request.observation
+            if not same or (session.shown and not request.like(session.env.request)):
                 raise Refused("the step before was not answered yet: send the same again", 409, ("observation",))
 
-    def _move(self, place: _Place, asked: Asked) -> None:
+    def _apply(self, session: _Session, request: ActRequest) -> None:
         """Begin the episode, or carry out what was answered last."""
         try:
-            if place.env is None:
-                env = Outside(place.instruction, asked, place.limit)
-                self._spec.coming[:] = [env]
-                self._game.begin(place.row, place.number)
-                place.env = env
-                if not all(player.fits(place.row) for player in self._game.agents):
-                    raise place.end("instruction and observation do not fit into the context of every model")
+            if session.env is None:
+                env = ClientEnv(session.instruction, request, session.limit)
+                self._spec.starting[:] = [env]
+                self._game.begin(session.row, session.number)
+                session.env = env
+                if not all(player.fits(session.row) for player in self._game.agents):
+                    raise session.end("instruction and observation do not fit into the context of every model")
                 return
-            place.env.asked = asked
-            if place.answer is None:
+            session.env.request = request
+            if session.answer is None:
                 return
-            assert place.choice is not None
-            outcome = self._game.advance({place.row: place.choice})[place.row]
+            assert session.choice is not None
+            outcome = self._game.advance({session.row: session.choice})[session.row]
         except Refused:
             raise
         except Exception as error:
-            raise place.end(f"the models cannot read it: {_words(error)}", 422) from error
-        place.choice, place.answer, place.shown, place.repeated = None, None, False, False
+            raise session.end(f"the models cannot read it: {_shortened(error)}", 422) from error
+        session.choice, session.answer, session.shown, session.repeated = None, None, False, False
         if outcome.timeout:
-            raise place.end(f"the episode has had its {place.limit} steps")
+            raise session.end(f"the episode has had its {session.limit} steps")
         if outcome.cut:
-            raise place.end("the episode is longer than the context of a model")
+            raise session.end("the episode is longer than the context of a model")
 
-    def _check_room(self, place: _Place, actions: Sequence[str]) -> None:
+    def _check_room(self, session: _Session, actions: Sequence[str]) -> None:
         """Refuse actions that a model could not score in this episode. Nothing is paid yet, and others may follow."""
         for player, model in zip(self._game.agents, self.models, strict=True):
             if not isinstance(player, Agent) or not player.needs_list:
@@ -248,18 +249,18 @@ class Desk:
             if 0 in sizes:
                 raise Refused(f"is nothing to the tokenizer of {model}", 422, ("actions", sizes.index(0)))
             thinks = player.thought_tokens if player.renderer.separator else 0
-            behind = len(player.prompt(place.row)) + thinks + len(player.renderer.separator)
+            behind = len(player.prompt(session.row)) + thinks + len(player.renderer.separator)
             room = player.engine.context - behind
             if max(sizes) > room:
                 raise Refused(f"is {max(sizes)} tokens long, and {model} has room for {room}", 422, where)
 
-    def _together(
-        self, places: Sequence[_Place], do: Callable[[Sequence[_Place]], dict[str, Answer | Refused]]
+    def _batch_or_each(
+        self, sessions: Sequence[_Session], do: Callable[[Sequence[_Session]], dict[str, Answer | Refused]]
     ) -> dict[str, Answer | Refused]:
         """Do something for all, at once if that can be done."""
         found: dict[str, Answer | Refused] = {}
-        batch = [place for place in places if not place.alone]
-        for group in [batch, *([place] for place in places if place.alone)]:
+        batch = [session for session in sessions if not session.alone]
+        for group in [batch, *([session] for session in sessions if session.alone)]:
             if not group:
                 continue
             try:
@@ -268,51 +269,53 @@ class Desk:
                 kind = error.kind if isinstance(error, EndpointError) else None
                 # an endpoint that is gone was asked often enough; what it refuses may be one episode's alone
                 if len(group) > 1 and kind not in ("", "error"):
-                    for place in group:
-                        place.alone = True
-                    found |= self._together(group, do)
+                    for session in group:
+                        session.alone = True
+                    found |= self._batch_or_each(group, do)
                 elif kind is None:
-                    found[group[0].id] = Refused(f"no answer: {_words(error)}; ask again", 503)
+                    found[group[0].id] = Refused(f"no answer: {_shortened(error)}; ask again", 503)
                 else:
-                    found |= {place.id: _lost(place, _words(error), kind) for place in group}
+                    found |= {session.id: _lost(session, _shortened(error), kind) for session in group}
             else:
-                for place in group:
-                    place.alone = False
+                for session in group:
+                    session.alone = False
         return found
 
-    def _decide(self, places: Sequence[_Place]) -> dict[str, Answer | Refused]:
-        rows = [place.row for place in places]
+    def _decide(self, sessions: Sequence[_Session]) -> dict[str, Answer | Refused]:
+        rows = [session.row for session in sessions]
         wanted = self.policy.decide(situations(self.policy, self._game, self._guard, rows))
-        for place, number in zip(places, wanted, strict=True):
-            place.choice = self._guard.grant(place.row, number)
-            if place.choice:
-                self._guard.record(place.row)
+        for session, number in zip(sessions, wanted, strict=True):
+            session.choice = self._guard.grant(session.row, number)
+            if session.choice:
+                self._guard.record(session.row)
         return {}
 
-    def _answer(self, places: Sequence[_Place]) -> dict[str, Answer | Refused]:
-        choices = {place.row: place.choice for place in places if place.choice is not None}
+    def _answer(self, sessions: Sequence[_Session]) -> dict[str, Answer | Refused]:
+        choices = {session.row: session.choice for session in sessions if session.choice is not None}
         decisions = self._game.decisions(choices)
-        return {place.id: self._said(place, choices[place.row], decisions[place.row]) for place in places}
+        return {
+            session.id: self._to_answer(session, choices[session.row], decisions[session.row]) for session in sessions
+        }
 
-    def _said(self, place: _Place, number: int, decision: Decision | LostAnswer) -> Answer | Refused:
+    def _to_answer(self, session: _Session, number: int, decision: Decision | LostAnswer) -> Answer | Refused:
         if not isinstance(decision, Decision):
-            return _lost(place, decision.reason, decision.kind)
-        made, left = self._guard.made[place.row], self._guard.left[place.row]
-        about = (self.models[number], bool(number), made, left, self._steps(place))
-        place.answer = Answer(decision.action, decision.thought, *about)
-        return place.answer
+            return _lost(session, decision.reason, decision.kind)
+        made, left = self._guard.made[session.row], self._guard.left[session.row]
+        about = (self.models[number], bool(number), made, left, self._steps(session))
+        session.answer = Answer(decision.action, decision.thought, *about)
+        return session.answer
 
-    def _steps(self, place: _Place) -> int:
-        return len(self._game.episodes[place.row].steps) if place.env else 0
+    def _steps(self, session: _Session) -> int:
+        return len(self._game.episodes[session.row].steps) if session.env else 0
 
 
-def _lost(place: _Place, reason: str, kind: str) -> Refused:
+def _lost(session: _Session, reason: str, kind: str) -> Refused:
     """Why a model's endpoint gave no answer; ``kind`` is that of :class:`atlas_ray.errors.EndpointError`."""
     if kind == "context":
-        return place.end(f"the episode is longer than the context of a model: {reason}")
+        return session.end(f"the episode is longer than the context of a model: {reason}")
     return Refused(f"no answer: {reason}" + ("; ask again" if kind in ("", "error") else ""), 502)
 
 
-def _words(error: Exception) -> str:
+def _shortened(error: Exception) -> str:
     said = " ".join(str(error).split()) or type(error).__name__
     return said if len(said) <= _LONGEST_REASON else f"{said[:_LONGEST_REASON]}..."

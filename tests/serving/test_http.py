@@ -1,4 +1,4 @@
-"""A desk behind HTTP: many clients, bodies of any kind, and what is refused."""
+"""A sessions behind HTTP: many clients, bodies of any kind, and what is refused."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from serving_desks import HOST, STEPS, ask, begin, play_over, served, serving, stubbed, switch
+from serving_sessions import HOST, STEPS, ask, begin, play_over, served, serving, stubbed, switch
 from switch_models import SHAPES, agents, specs
 
 from atlas_ray.serving import Refused, bodies
@@ -19,18 +19,18 @@ from atlas_ray.switching.evaluate import play_switching
 
 @pytest.fixture
 def port():
-    """Of a desk with stubs."""
-    with serving(stubbed(Always(0), places=6)[0]) as port:
+    """Of sessions with stubs."""
+    with serving(stubbed(Always(0), max_sessions=6)[0]) as port:
         yield port
 
 
 def test_many_clients_at_once_get_what_they_would_get_alone():
     policy, seeds = switch(2), range(12)
     expected = play_switching(policy, agents(4), specs(STEPS), seeds, 2, record=True)
-    with serving(served(policy, 2, places=6)) as port:
+    with serving(served(policy, 2, max_sessions=6)) as port:
         with ThreadPoolExecutor(6) as threads:
             clients = list(threads.map(lambda seed: play_over(port, seed), seeds))
-        about = {"policy": "it", "models": list(SHAPES), "budget": 2, "places": 6}
+        about = {"policy": "it", "models": list(SHAPES), "budget": 2, "max_sessions": 6, "places": 6}
         assert ask(port, "GET", "/") == (200, about)
     for client, row in zip(clients, expected, strict=True):
         assert client.actions == [step["action"] for step in row["episode"]["steps"]]
@@ -38,7 +38,7 @@ def test_many_clients_at_once_get_what_they_would_get_alone():
 
 
 def test_what_http_refuses():
-    with serving(served(Always(0), places=1)) as port:
+    with serving(served(Always(0), max_sessions=1)) as port:
         assert ask(port, "GET", "/episodes/none")[0] == 404
         plain = {"Content-Type": "text/plain"}
         body = json.dumps({"instruction": "x"}).encode()
@@ -48,7 +48,7 @@ def test_what_http_refuses():
         assert (status, begun["max_steps"], begun["calls_left"]) == (201, 100, None)
         assert ask(port, "POST", "/episodes", {"instruction": "x"}) == (
             503,
-            {"detail": "all 1 places are taken: end an episode, or serve with more --max-sessions"},
+            {"detail": "all 1 sessions are taken: end one, or serve with more --max-sessions"},
         )
         assert ask(port, "POST", f"/episodes/{begun['id']}/act", {"observation": "x"})[0] == 422
 
@@ -100,7 +100,7 @@ def test_refusals_cross_between_processes():
 @pytest.fixture(scope="module")
 def one():
     """A port that is served for all bodies."""
-    with serving(stubbed(Always(0), places=3)[0]) as port:
+    with serving(stubbed(Always(0), max_sessions=3)[0]) as port:
         yield port
 
 
@@ -237,7 +237,7 @@ def test_a_body_without_end_is_cut_off(one, monkeypatch):
 
 
 def test_a_body_that_does_not_come_is_408_and_others_are_answered(one, monkeypatch):
-    monkeypatch.setattr(bodies, "PATIENCE", 1.0)
+    monkeypatch.setattr(bodies, "BODY_SECONDS", 1.0)
     with ThreadPoolExecutor(3) as threads:
         slow = [
             threads.submit(raw, one, HEAD + more)
@@ -276,9 +276,9 @@ def test_what_is_on_its_way_when_the_server_ends_is_503():
         at_work.set()
         gate.wait(30)
 
-    desk, _ = stubbed(Always(0), does=slow)
+    sessions, _ = stubbed(Always(0), does=slow)
     with ThreadPoolExecutor(2) as threads:
-        with serving(desk) as port:
+        with serving(sessions) as port:
             key = begin(port)
             act = threads.submit(ask, port, "POST", f"/episodes/{key}/act", {"observation": "a", "actions": ["go"]})
             body = threads.submit(raw, port, HEAD + b"Content-Length: 100\r\n\r\n{")

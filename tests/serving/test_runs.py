@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from serving_desks import HOST, ask, begin, play_over, switch
+from serving_sessions import HOST, ask, begin, play_over, switch
 from switch_models import LEVELS, SHAPES, model
 
 from atlas_ray.cli import main
@@ -20,7 +20,7 @@ from atlas_ray.errors import InputError
 from atlas_ray.models.tiny import build_tokenizer
 from atlas_ray.recipe.loading import Recipe
 from atlas_ray.rundir.files import read_json, write_json
-from atlas_ray.serving import Asked, open_desk
+from atlas_ray.serving import ActRequest, open_sessions
 from atlas_ray.serving.app import GRACE, listen
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.features import EXTRA
@@ -62,37 +62,45 @@ def run(tmp_path):
 
 
 def test_switches_tuned_models_and_the_switchs_own_models_can_be_served(run):
-    now = Asked("you see a red ball 1 step forward", ["go forward", "turn left"])
+    now = ActRequest("you see a red ball 1 step forward", ["go forward", "turn left"])
     shapes = {}
     for name in ("switch-budget2-seed0", "all-s0", "always-quick", "always-deepthink"):
-        with open_desk(run, name) as desk:
-            key = desk.open("go to the red ball", 5)
-            answer = desk.act({key: now})[key]
+        with open_sessions(run, name) as sessions:
+            key = sessions.open("go to the red ball", 5)
+            answer = sessions.act({key: now})[key]
             assert answer.action in now.actions
-            shapes[name] = (desk.budget, desk.rows, len(desk.models), os.path.basename(answer.model))
+            shapes[name] = (
+                sessions.budget,
+                sessions.max_sessions,
+                len(sessions.models),
+                os.path.basename(answer.model),
+            )
     assert shapes["switch-budget2-seed0"][:3] == (2, 5, 2)
     assert shapes["all-s0"] == (None, 3, 1, "all-s0")
     assert shapes["always-quick"] == (None, 5, 1, "quick")
     assert shapes["always-deepthink"] == (None, 5, 1, "deepthink")
-    with open_desk(run, "all-s0", places=2) as desk:
-        assert desk.rows == 2
+    with open_sessions(run, "all-s0", max_sessions=2) as sessions:
+        assert sessions.max_sessions == 2
 
 
 def test_which_policy_has_to_be_said_where_there_are_several(run, tmp_path):
     known = "all-s0, switch-budget1-seed0, switch-budget2-seed0, always-quick, always-deepthink"
-    with pytest.raises(InputError, match=f"say which policy: {known}"), open_desk(run):
+    with pytest.raises(InputError, match=f"say which policy: {known}"), open_sessions(run):
         pass
-    with pytest.raises(InputError, match="has no policy 'half-s0'; it has all-s0"), open_desk(run, "half-s0"):
+    with pytest.raises(InputError, match="has no policy 'half-s0'; it has all-s0"), open_sessions(run, "half-s0"):
         pass
-    with pytest.raises(InputError, match="is not a run directory"), open_desk(tmp_path):
+    with pytest.raises(InputError, match="is not a run directory"), open_sessions(tmp_path):
         pass
     recipe = read_json(run / "recipe.resolved.json")
     write_json(run / "recipe.resolved.json", {**recipe, "novelty": 1})
-    with pytest.raises(InputError, match="recipe.resolved.json: novelty: .* other fields"), open_desk(run, "all-s0"):
+    with (
+        pytest.raises(InputError, match="recipe.resolved.json: novelty: "),
+        open_sessions(run, "all-s0"),
+    ):
         pass
     recipe["switch"]["models"][1] = {"model": "expert"}
     write_json(run / "recipe.resolved.json", recipe)
-    with pytest.raises(InputError, match="the environment's expert"), open_desk(run, "switch-budget1-seed0"):
+    with pytest.raises(InputError, match="the environment's expert"), open_sessions(run, "switch-budget1-seed0"):
         pass
 
 
@@ -107,14 +115,17 @@ def test_which_policy_has_to_be_said_where_there_are_several(run, tmp_path):
 )
 def test_a_broken_recipe_is_bad_input_that_names_the_file(run, content, said):
     (run / "recipe.resolved.json").write_bytes(content)
-    with pytest.raises(InputError, match=rf"recipe\.resolved\.json: .*{said}"), open_desk(run, "all-s0"):
+    with pytest.raises(InputError, match=rf"recipe\.resolved\.json: .*{said}"), open_sessions(run, "all-s0"):
         pass
 
 
 def test_half_of_a_switch_is_bad_input_that_names_the_file(run):
     weights = run / "checkpoints" / "switch-budget1-seed0" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:50])
-    with pytest.raises(InputError, match=r"model\.safetensors: does not hold"), open_desk(run, "switch-budget1-seed0"):
+    with (
+        pytest.raises(InputError, match=r"model\.safetensors: does not hold"),
+        open_sessions(run, "switch-budget1-seed0"),
+    ):
         pass
 
 
@@ -126,9 +137,9 @@ def test_bad_arguments_are_refused_before_a_model_is_loaded(run, capsys):
     assert f"--port: {port}: " in capsys.readouterr().err
     assert main(["serve", str(run), "all-s0", "--max-sessions", "0"]) == 2
     assert "--max-sessions: " in capsys.readouterr().err
-    assert main(["serve", str(run), "all-s0", "--places", "0"]) == 2
+    assert main(["serve", str(run), "all-s0", "--max_sessions", "0"]) == 2
     assert capsys.readouterr().err.count("--max-sessions") == 2, "a warning with its new name, and the error"
-    assert main(["serve", str(run), "all-s0", "--places", "1", "--max-sessions", "1"]) == 2
+    assert main(["serve", str(run), "all-s0", "--max_sessions", "1", "--max-sessions", "1"]) == 2
     assert main(["serve", str(run), "all-s0", "--port", "70000"]) == 2
     assert main(["serve", str(run)]) == 2
     assert "say which policy" in capsys.readouterr().err
@@ -209,5 +220,5 @@ def test_a_model_that_never_answers_does_not_keep_the_process(run):
 def test_a_switch_is_served_as_it_was_saved(run):
     policy = SwitchPolicy.load(run / "checkpoints" / "switch-budget2-seed0")
     features = np.random.default_rng(0).normal(size=(5, policy.config.features + EXTRA)).astype(np.float32)
-    with open_desk(run, "switch-budget2-seed0") as desk:
-        assert np.array_equal(desk.policy.numbers(features), policy.numbers(features))
+    with open_sessions(run, "switch-budget2-seed0") as sessions:
+        assert np.array_equal(sessions.policy.numbers(features), policy.numbers(features))

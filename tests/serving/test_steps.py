@@ -7,87 +7,89 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from serving_desks import HOST, ask, begin, refused, serving, stubbed
+from serving_sessions import HOST, ask, begin, refused, serving, stubbed
 
-from atlas_ray.serving import Answer, Asked
+from atlas_ray.serving import ActRequest, Answer
 from atlas_ray.switching.baselines import Always, Random
 
 GO = ["go left", "go right"]
 
 
 def seen(observation, step=None, actions=GO, **more):
-    return Asked(observation, actions, step, **more)
+    return ActRequest(observation, actions, step, **more)
 
 
 @pytest.mark.parametrize("numbered", [True, False])
 def test_the_same_act_again_gets_the_same_answer_and_pays_nothing(numbered):
-    desk, (_, deepthink) = stubbed(Always(1), budget=2)
-    key = desk.open("go", 9)
+    sessions, (_, deepthink) = stubbed(Always(1), budget=2)
+    key = sessions.open("go", 9)
     asked = seen("a", 0) if numbered else seen("a", may_repeat=True)
-    first = desk.act({key: asked})[key]
+    first = sessions.act({key: asked})[key]
     for _ in range(5 if numbered else 1):
-        assert desk.act({key: asked})[key] == first
-    about = desk.about(key)
+        assert sessions.act({key: asked})[key] == first
+    about = sessions.about(key)
     assert (about["steps"], about["calls"], about["calls_left"]) == (0, 1, 1)
     assert len(deepthink.asked) == 1
     assert about["usage"][1]["calls"] == 1
 
 
 def test_a_wall_is_walked_into_as_often_as_the_steps_are_numbered():
-    desk, (quick, _) = stubbed(Always(0))
-    key = desk.open("go", 9)
+    sessions, (quick, _) = stubbed(Always(0))
+    key = sessions.open("go", 9)
     for step in range(5):
-        assert desk.act({key: seen("a wall", step)})[key].step == step
-        assert desk.act({key: seen("a wall", step)})[key].step == step
-    assert desk.about(key)["steps"] == 4
+        assert sessions.act({key: seen("a wall", step)})[key].step == step
+        assert sessions.act({key: seen("a wall", step)})[key].step == step
+    assert sessions.about(key)["steps"] == 4
     assert quick.seen[0] == ["go", *["a wall"] * 5] and quick.took[0] == ["go left"] * 4
 
 
 def test_without_a_number_the_same_is_told_again_once_and_then_goes_on():
-    desk, _ = stubbed(Always(0))
-    key = desk.open("go", 9)
+    sessions, _ = stubbed(Always(0))
+    key = sessions.open("go", 9)
     said = ["a", "a", "a", "a", "b", "b", "a"]
-    steps = [desk.act({key: seen(text, may_repeat=True)})[key].step for text in said]
+    steps = [sessions.act({key: seen(text, may_repeat=True)})[key].step for text in said]
     assert steps == [0, 0, 1, 1, 2, 2, 3]
-    others = [desk.act({key: seen("a", actions=offered, may_repeat=True)})[key].step for offered in (GO[:1], GO[::-1])]
+    others = [
+        sessions.act({key: seen("a", actions=offered, may_repeat=True)})[key].step for offered in (GO[:1], GO[::-1])
+    ]
     assert others == [4, 5], "other actions are another state"
-    told = [desk.act({key: seen("a")})[key].step for _ in range(2)]
-    assert told == [6, 7], "whoever asks the desk in Python loses no answer"
+    told = [sessions.act({key: seen("a")})[key].step for _ in range(2)]
+    assert told == [6, 7], "whoever asks in Python loses no answer"
 
 
 def test_a_step_that_is_not_the_next_is_refused_and_changes_nothing():
-    desk, _ = stubbed(Always(0))
-    key = desk.open("go", 4)
-    assert refused(desk.act({key: seen("a", 1)})[key]) == (409, "step: is 1, and the next one is 0")
-    assert isinstance(desk.act({key: seen("a", 0)})[key], Answer)
+    sessions, _ = stubbed(Always(0))
+    key = sessions.open("go", 4)
+    assert refused(sessions.act({key: seen("a", 1)})[key]) == (409, "step: is 1, and the next one is 0")
+    assert isinstance(sessions.act({key: seen("a", 0)})[key], Answer)
     other = "step: was answered for another observation or other actions; the next is 1"
     for wrong in (seen("b", 0), seen("a", 0, GO[::-1]), seen("a", 0, GO[:1])):
-        assert refused(desk.act({key: wrong})[key]) == (409, other)
-    assert refused(desk.act({key: seen("b", 2)})[key]) == (409, "step: is 2, and the next one is 1")
-    assert desk.about(key)["steps"] == 0
-    assert desk.act({key: seen("b", 1)})[key].step == 1
-    assert refused(desk.act({key: seen("a", 0)})[key]) == (409, "step: is 0, and the next one is 2")
-    assert desk.act({key: seen("c", 2)})[key].step == 2
-    assert desk.act({key: seen("d", 3)})[key].step == 3
-    assert desk.act({key: seen("d", 3)})[key].step == 3, "the last one too"
+        assert refused(sessions.act({key: wrong})[key]) == (409, other)
+    assert refused(sessions.act({key: seen("b", 2)})[key]) == (409, "step: is 2, and the next one is 1")
+    assert sessions.about(key)["steps"] == 0
+    assert sessions.act({key: seen("b", 1)})[key].step == 1
+    assert refused(sessions.act({key: seen("a", 0)})[key]) == (409, "step: is 0, and the next one is 2")
+    assert sessions.act({key: seen("c", 2)})[key].step == 2
+    assert sessions.act({key: seen("d", 3)})[key].step == 3
+    assert sessions.act({key: seen("d", 3)})[key].step == 3, "the last one too"
     for late in (seen("e", 4), seen("e"), seen("d", 3)):
-        assert refused(desk.act({key: late})[key]) == (409, "the episode has had its 4 steps")
+        assert refused(sessions.act({key: late})[key]) == (409, "the episode has had its 4 steps")
 
 
 def test_what_failed_is_no_answer_to_tell_again():
-    desk, (quick, _) = stubbed(Always(0))
+    sessions, (quick, _) = stubbed(Always(0))
 
     def fails(goals, actions):
         raise RuntimeError("gone")
 
     quick.does = fails
-    key = desk.open("go", 9)
-    assert refused(desk.act({key: seen("a", 0)})[key])[0] == 503
-    assert refused(desk.act({key: seen("a", 1)})[key]) == (409, "step: is 1, and the next one is 0")
+    key = sessions.open("go", 9)
+    assert refused(sessions.act({key: seen("a", 0)})[key])[0] == 503
+    assert refused(sessions.act({key: seen("a", 1)})[key]) == (409, "step: is 1, and the next one is 0")
     for other in (seen("b", 0), seen("a", 0, GO[:1])):
-        assert refused(desk.act({key: other})[key])[0] == 409
+        assert refused(sessions.act({key: other})[key])[0] == 409
     quick.does = None
-    assert desk.act({key: seen("a", 0)})[key].step == 0
+    assert sessions.act({key: seen("a", 0)})[key].step == 0
     assert len(quick.asked) == 1
 
 
@@ -95,8 +97,8 @@ def test_what_failed_is_no_answer_to_tell_again():
 
 
 def test_the_same_request_again_over_http():
-    desk, _ = stubbed(Always(1), budget=3)
-    with serving(desk) as port:
+    sessions, _ = stubbed(Always(1), budget=3)
+    with serving(sessions) as port:
         for extra in ({}, {"step": 0}):
             key = begin(port)
             body = {"observation": "a", "actions": GO, **extra}
@@ -118,8 +120,8 @@ def test_a_request_that_comes_again_while_it_is_answered_waits_for_the_same_answ
         at_work.set()
         assert gate.wait(30)
 
-    desk, (quick, _) = stubbed(Always(0), does=slow)
-    with serving(desk) as port, ThreadPoolExecutor(4) as threads:
+    sessions, (quick, _) = stubbed(Always(0), does=slow)
+    with serving(sessions) as port, ThreadPoolExecutor(4) as threads:
         key = begin(port)
         body = {"observation": "a", "actions": GO, "step": 0}
         first = threads.submit(ask, port, "POST", f"/episodes/{key}/act", body)
@@ -193,9 +195,9 @@ def hostile(port, seed):
 
 
 def test_no_budget_is_exceeded_and_no_step_is_lost_or_doubled_by_hostile_clients():
-    desk, (quick, deepthink) = stubbed(Random(0.7), budget=BUDGET, places=CLIENTS)
+    sessions, (quick, deepthink) = stubbed(Random(0.7), budget=BUDGET, max_sessions=CLIENTS)
     begun = time.monotonic()
-    with serving(desk) as port, ThreadPoolExecutor(CLIENTS) as threads:
+    with serving(sessions) as port, ThreadPoolExecutor(CLIENTS) as threads:
         played = [row for rows in threads.map(lambda seed: hostile(port, seed), range(CLIENTS)) for row in rows]
     assert len(played) == CLIENTS * EPISODES
     for goal, shown, _, calls in played:

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from serving_desks import switch
+from serving_sessions import switch
 from switch_models import LEVELS, SHAPES, model
 
 from atlas_ray import pipeline
@@ -12,7 +12,7 @@ from atlas_ray.models.loading import fingerprint
 from atlas_ray.models.tiny import build_tokenizer
 from atlas_ray.recipe.loading import Recipe
 from atlas_ray.rundir.files import read_json, write_json
-from atlas_ray.serving import open_desk
+from atlas_ray.serving import open_sessions
 from atlas_ray.stages.same_models import named_in, note_models
 from atlas_ray.sweep import tuning
 from atlas_ray.sweep.stage import _switch, train_switches
@@ -86,18 +86,18 @@ def test_a_switch_is_served_with_its_own_models_only(folders, monkeypatch):
     write_json(run / "recipe.resolved.json", recipe.model_dump(mode="json"))
     switch(2, signals=()).save(run / "checkpoints" / "switch-budget2-seed0")
     note_models(recipe, run, "switch")
-    with open_desk(run) as desk:
-        assert desk.models == ("./quick", "deepthink")
+    with open_sessions(run) as sessions:
+        assert sessions.models == ("./quick", "deepthink")
     for place, why in (("there", "holds another model here"), ("nowhere", "is not here")):
         monkeypatch.chdir(folders / place)
         for policy, field in ((None, 0), ("always-quick", 0), ("always-deepthink", 1)):
             with (
                 pytest.raises(InputError, match=rf"^switch\.models\.{field}\.model: .*{why} \(.*{place}/") as caught,
-                open_desk(run, policy),
+                open_sessions(run, policy),
             ):
                 pass
             assert "\n" not in str(caught.value)
     (run / "models.json").unlink()
     monkeypatch.chdir(folders / "there")
-    with open_desk(run, "always-quick"):
+    with open_sessions(run, "always-quick"):
         pass

@@ -21,7 +21,7 @@ HALF = re.compile("[\ud800-\udfff]")
 
 
 class Refused(AtlasError, RuntimeError):
-    """What was asked cannot be done.
+    """A request that cannot be done.
 
     Args:
         message: why.
@@ -37,7 +37,7 @@ class Refused(AtlasError, RuntimeError):
         return f"{'.'.join(map(str, self.where))}: {self.message}" if self.where else self.message
 
 
-class Asked(NamedTuple):
+class ActRequest(NamedTuple):
     """What an episode looks like now, and what may be done; no actions where the models write theirs.
 
     ``step`` is the number of the step that is asked for, from 0: the one that was answered last gets its answer again,
@@ -50,7 +50,7 @@ class Asked(NamedTuple):
     step: int | None = None
     may_repeat: bool = False
 
-    def like(self, other: Asked) -> bool:
+    def like(self, other: ActRequest) -> bool:
         """Whether the same is seen, and the same may be done."""
         return self.observation == other.observation and list(self.actions) == list(other.actions)
 
@@ -81,17 +81,17 @@ def check_task(instruction: str) -> None:
     _check_text(instruction, ("instruction",))
 
 
-def check(asked: Asked) -> None:
+def check_request(request: ActRequest) -> None:
     """Refuse what no model could be asked, before anything is done with it.
 
     Raises:
         Refused: a text is too long or holds half of a surrogate pair; an action is blank, or holds a control character
             other than a tab or the end of a line; there are too many.
     """
-    _check_text(asked.observation, ("observation",))
-    if len(asked.actions) > MOST_ACTIONS:
-        raise Refused(f"are {len(asked.actions)}, and may be {MOST_ACTIONS}", 422, ("actions",))
-    for number, action in enumerate(asked.actions):
+    _check_text(request.observation, ("observation",))
+    if len(request.actions) > MOST_ACTIONS:
+        raise Refused(f"are {len(request.actions)}, and may be {MOST_ACTIONS}", 422, ("actions",))
+    for number, action in enumerate(request.actions):
         where = ("actions", number)
         _check_text(action, where, LONGEST_ACTION)
         if _CONTROL.search(action):

@@ -1,4 +1,4 @@
-"""Desks to serve, their clients, and models that do as they are told, for the tests of serving."""
+"""Sessions to serve, their clients, and models that do as they are told, for the tests of serving."""
 
 import http.client
 import json
@@ -11,7 +11,7 @@ from switch_models import SHAPES, agents, specs
 
 from atlas_ray import envs
 from atlas_ray.agents.token_agent import Decision
-from atlas_ray.serving import Asked, Desk, Refused
+from atlas_ray.serving import ActRequest, Refused, SessionManager
 from atlas_ray.serving.app import HOST, listen, make_app
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.features import EXTRA
@@ -31,8 +31,8 @@ def switch(budget=None, signals=("margin", "catch-up"), width=32):
     return SwitchPolicy(SwitchConfig(width + len(signals), (8,), budget=budget, signals=signals), tensors)
 
 
-def served(policy, budget=None, places=4, **more):
-    return Desk("it", policy, agents(places), tuple(SHAPES), budget, **more)
+def served(policy, budget=None, max_sessions=4, **more):
+    return SessionManager("it", policy, agents(max_sessions), tuple(SHAPES), budget, **more)
 
 
 class Stub:
@@ -86,10 +86,10 @@ class Stub:
         raise AssertionError("nothing is cached")
 
 
-def stubbed(policy, budget=None, places=4, does=None, **more):
-    """A desk with two stubs, and the stubs."""
-    stubs = [Stub(places, does), Stub(places, does)]
-    return Desk("it", policy, stubs, ("quick", "deepthink"), budget, **more), stubs
+def stubbed(policy, budget=None, max_sessions=4, does=None, **more):
+    """Sessions with two stubs, and the stubs."""
+    stubs = [Stub(max_sessions, does), Stub(max_sessions, does)]
+    return SessionManager("it", policy, stubs, ("quick", "deepthink"), budget, **more), stubs
 
 
 class Client:
@@ -105,7 +105,7 @@ class Client:
 
     @property
     def now(self):
-        return Asked(self.observation, self.env.admissible())
+        return ActRequest(self.observation, self.env.admissible())
 
     def take(self, action, called):
         if called:
@@ -121,12 +121,12 @@ def refused(answer):
 
 
 @contextmanager
-def serving(desk):
-    """The port at which a desk is served as long as the block lasts."""
+def serving(sessions):
+    """The port at which sessions are served as long as the block lasts."""
     uvicorn = pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
     sock = listen(0)
     config = uvicorn.Config(
-        make_app(desk), http="h11", log_level="warning", lifespan="off", timeout_graceful_shutdown=1
+        make_app(sessions), http="h11", log_level="warning", lifespan="off", timeout_graceful_shutdown=1
     )
     made = uvicorn.Server(config)
     thread = threading.Thread(target=made.run, kwargs={"sockets": [sock]}, daemon=True)

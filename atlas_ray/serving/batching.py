@@ -1,4 +1,4 @@
-"""One thread that owns a desk, behind an event loop."""
+"""One thread that owns the sessions, behind an event loop."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from .asking import Answer, Asked, Refused
-from .sessions import Desk
+from .messages import ActRequest, Answer, Refused
+from .sessions import SessionManager
 
 T = TypeVar("T")
 
 
-class Line:
-    """Clients before a desk. Whoever comes while it works is answered together with the others that came.
+class RequestBatcher:
+    """Hands requests to the sessions; those that come while they work are answered together.
 
     The thread does not keep the process from ending.
     """
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, sessions: SessionManager) -> None:
+        self._sessions = sessions
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._work_off, name="desk", daemon=True)
-        self._waiting: dict[str, tuple[Asked, asyncio.Future[Answer]]] = {}
-        self._served: dict[str, tuple[Asked, asyncio.Future[Answer]]] = {}
+        self._thread = threading.Thread(target=self._run_jobs, name="sessions", daemon=True)
+        self._waiting: dict[str, tuple[ActRequest, asyncio.Future[Answer]]] = {}
+        self._served: dict[str, tuple[ActRequest, asyncio.Future[Answer]]] = {}
         self._task: asyncio.Task[None] | None = None
         self._thread.start()
 
-    async def do(self, what: Callable[..., T], *arguments: Any) -> T:
-        """Do something in the desk's thread."""
+    async def call(self, what: Callable[..., T], *arguments: Any) -> T:
+        """Do something in the thread of the sessions."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
         def settle(result: T | None, error: Exception | None) -> None:
-            if future.done():  # who asked has gone
+            if future.done():  # the client has gone
                 return
             if error is not None:
                 future.set_exception(error)
@@ -55,7 +55,7 @@ class Line:
         self._jobs.put(job)
         return await future
 
-    async def act(self, key: str, asked: Asked) -> Answer:
+    async def act(self, key: str, request: ActRequest) -> Answer:
         """An episode's next action. Who asks the same while it is being answered gets the same answer.
 
         Raises:
@@ -64,13 +64,13 @@ class Line:
         known = self._waiting.get(key) or self._served.get(key)
         if known is None:
             future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-            self._waiting[key] = (asked, future)
-        elif known[0] == asked:
+            self._waiting[key] = (request, future)
+        elif known[0] == request:
             future = known[1]
         else:
             raise Refused("this episode's step before is being answered", 409)
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._work())
+            self._task = asyncio.create_task(self._answer_waiting())
         # one who goes takes nobody else's answer with him
         return await asyncio.shield(future)
 
@@ -80,17 +80,17 @@ class Line:
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
-    def _work_off(self) -> None:
+    def _run_jobs(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
 
-    async def _work(self) -> None:
+    async def _answer_waiting(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting, {}
             self._served = batch
             found: dict[str, Answer | Refused]
             try:
-                found = await self.do(self._desk.act, {key: asked for key, (asked, _) in batch.items()})
+                found = await self.call(self._sessions.act, {key: request for key, (request, _) in batch.items()})
             except Exception as error:
                 found = dict.fromkeys(batch, Refused(f"{type(error).__name__}: {error}", 500))
             self._served = {}

@@ -4,8 +4,8 @@ import pytest
 from agentgym_server import quick, serving  # noqa: F401
 from http_proxy import Proxy, certificate
 
-from envs import EnvironmentDiedError
-from envs.agentgym import AgentGym
+from atlas_ray.envs import EnvironmentDiedError
+from atlas_ray.envs.agentgym import AgentGym
 
 HOST = "gym.example"
 

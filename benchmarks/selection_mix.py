@@ -9,11 +9,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from atlas_ray.rundir.layout import RunLayout
 from atlas_ray.trajectory import read_annotations, read_trajectories
 
 
 def main(run_dir: Path) -> None:
-    trajectories = {t.id: t for t in read_trajectories(run_dir / "trajectories" / "expert.jsonl")}
+    trajectories = {t.id: t for t in read_trajectories(RunLayout(run_dir).expert)}
     mixes: dict[str, Counter[str]] = {}
     for path in sorted((run_dir / "annotations").glob("*.jsonl")):
         annotations = read_annotations(path, trajectories.values())

@@ -16,6 +16,7 @@ from ..data.replies import Replies
 from ..engines import RemoteEngine
 from ..engines.base import Meter
 from ..rundir.files import RunLog, jsonl_rows
+from ..rundir.layout import RunLayout
 from ..rundir.progress import Tracker, say
 from .spec import OpenAgent
 from .token_agent import Agent
@@ -152,7 +153,7 @@ def replies_told(
 def summary(totals: dict[str, Any], run_dir: Path, stage: str) -> str:
     """Totals in a line, with what all runs of this stage had to do again."""
     seconds, again = max(totals["seconds"], 1e-9), Counter[str]()
-    for row in jsonl_rows(run_dir / "events.jsonl"):
+    for row in jsonl_rows(RunLayout(run_dir).events):
         if row["stage"] == stage:
             again[row["event"]] += row.get("answers", 1)
     parts = [

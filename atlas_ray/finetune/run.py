@@ -23,6 +23,7 @@ from ..models.tiny import frequent_words
 from ..recipe.loading import Arm, Finetune, Recipe
 from ..rundir.disk import writing
 from ..rundir.files import atomic_directory, read_json
+from ..rundir.layout import RunLayout
 from . import output
 from .base_logps import base_logps, worth_keeping
 from .data import Examples, steps_of
@@ -43,7 +44,7 @@ def checkpoint_dir(run_dir: Path, arm: Arm, seed: int) -> Path:
 
 def expert_file(run_dir: Path) -> Path:
     """The trajectories that are trained on."""
-    return run_dir / "trajectories" / "expert.jsonl"
+    return RunLayout(run_dir).expert
 
 
 def scratch_dir(run_dir: Path) -> Path:
@@ -167,7 +168,7 @@ def train_arm(recipe: Recipe, run_dir: Path, arm: Arm, seed: int, team: Team, nu
     for each in (states, kept_best):
         at.fetch(each)
     store = TokenStore(scratch_dir(run_dir) / "tokens")
-    annotations = read_annotations(run_dir / "annotations" / f"{arm.selector}.jsonl")
+    annotations = read_annotations(RunLayout(run_dir).annotations(arm.selector))
     words = new_words(recipe, run_dir)
     model, tokenizer = output.make_model(recipe, team.device, words)
     kept = _kept(recipe, run_dir, store.key)

@@ -28,6 +28,7 @@ from ..recipe.loading import Arm, Finetune, Recipe
 from ..rundir import logs
 from ..rundir.files import RunLog, read_json
 from ..rundir.following import polling
+from ..rundir.layout import RunLayout
 from ..rundir.progress import duration, say, track
 from .data import steps_of
 from .run import checkpoint_dir, expert_file, prepare, refuse_other_base, scratch_dir, train_arm, unknown_warning
@@ -147,7 +148,7 @@ def finetune(recipe: Recipe, run_dir: Path) -> list[Path]:
         refuse_other_base(recipe, run_dir)
         load_tokenizer(config.base)  # a wrong name should fail here and now, not in a worker
     for selector in dict.fromkeys(arm.selector for arm in config.arms):
-        read_annotations(run_dir / "annotations" / f"{selector}.jsonl", iter_trajectories(expert_file(run_dir)))
+        read_annotations(RunLayout(run_dir).annotations(selector), iter_trajectories(expert_file(run_dir)))
     per_run = steps_of(sum(1 for _ in iter_trajectories(expert_file(run_dir))), config.batch_size, config.epochs)
     say(f"  {len(missing)} of {len(targets)} models to train, {per_run} optimiser steps each")
     for path in (*scratch_dir(run_dir).glob("progress-*.json"), *scratch_dir(run_dir).glob("failed-*.json")):

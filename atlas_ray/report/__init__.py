@@ -13,6 +13,7 @@ from ..data.results import Arm, Results, load_results
 from ..errors import InputError
 from ..recipe.loading import Recipe
 from ..rundir.files import write_text
+from ..rundir.layout import RunLayout
 from .claims import claims
 from .journal import events, stage_times
 from .page import Html, el, missing, page
@@ -42,7 +43,7 @@ def build_report(run_dir: str | Path) -> Path:
     """
     run_dir = Path(run_dir)
     results = _results(run_dir)
-    recipe = _recipe(run_dir / "recipe.resolved.json")
+    recipe = _recipe(RunLayout(run_dir).recipe)
     title = f"atlas-ray: {recipe.name if recipe else run_dir.resolve().name}"
     swept = sweep_part(run_dir)
     parts = [
@@ -55,11 +56,11 @@ def build_report(run_dir: str | Path) -> Path:
         el("h2", "How long it took"),
         stage_times(run_dir),
         el("h2", "The recipe"),
-        _resolved(run_dir / "recipe.resolved.json"),
+        _resolved(RunLayout(run_dir).recipe),
         el("h2", "The papers' claims and ours"),
         *claims(recipe),
     ]
-    path = run_dir / "report.html"
+    path = RunLayout(run_dir).report
     write_text(path, page(title, parts))
     return path
 
@@ -79,7 +80,7 @@ def _scores(run_dir: Path, recipe: Recipe | None, results: Results | None) -> li
 def write_plots(run_dir: str | Path) -> list[Path]:
     """Save the pictures as ``atlas.png`` and ``londi.png`` in the run directory; returns those that were written."""
     run_dir = Path(run_dir)
-    results = load_results(run_dir / "results.json")
+    results = load_results(RunLayout(run_dir).results)
     written = []
     if results.atlas:
         save_png(atlas_figure(results.atlas.arms), run_dir / "atlas.png")
@@ -106,7 +107,7 @@ def _results(run_dir: Path) -> Results | None:
     Raises:
         InputError: there is neither, or the results are not what they should be.
     """
-    path = run_dir / "results.json"
+    path = RunLayout(run_dir).results
     try:
         empty = json.loads(path.read_bytes()) in ({}, {"atlas": None}, {"londi": None}, {"atlas": None, "londi": None})
     except FileNotFoundError:
@@ -207,7 +208,7 @@ def _selection(run_dir: Path, recipe: Recipe | None, results: Results | None) ->
     if not (recipe and recipe.select) and not annotated(run_dir):
         return [episodes, missing("this run selected no steps")]
     parts = []
-    path = run_dir / "trajectories" / "expert.jsonl"
+    path = RunLayout(run_dir).expert
     if path.is_file():
         marks = read_marks(run_dir, recipe)
         parts += [el("h2", "How far the selectors agree"), *agreement_part(marks)]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..rundir.layout import RunLayout
 from ..rundir.progress import duration
 from .page import Html, missing, table
 
@@ -31,7 +32,7 @@ def events(run_dir: Path) -> Html:
 
     A row may stand for several ``episodes`` or ``trajectories``; then their number is counted.
     """
-    path = run_dir / "events.jsonl"
+    path = RunLayout(run_dir).events
     if not path.is_file():
         return missing("events.jsonl is missing")
     counts: dict[tuple[str, str], int] = {}
@@ -50,7 +51,7 @@ def events(run_dir: Path) -> Html:
 
 def stage_times(run_dir: Path) -> Html:
     """Seconds of each stage, summed over resumed runs."""
-    path = run_dir / "metrics.jsonl"
+    path = RunLayout(run_dir).metrics
     seconds: dict[str, float] = {}
     if path.is_file():
         for row in _rows(path):

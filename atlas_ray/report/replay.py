@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..data.records import Annotation, Step, Trajectory, first_problem
 from ..errors import InputError
+from ..rundir.layout import RunLayout
 from .page import NOTHING, Html, el, missing, short
 
 _SEEN, _LONG, _CATEGORY = 600, 2000, 200  # characters of an observation, of any other text, of a category
@@ -105,7 +106,7 @@ def londi_replay(run_dir: Path) -> list[Html]:
     Raises:
         InputError: ``switch/replay.json`` is not what it should be; names the field.
     """
-    path = run_dir / "switch" / "replay.json"
+    path = RunLayout(run_dir).switch_replay
     if not path.is_file():
         return [missing(f"{path.relative_to(run_dir)} is missing")]
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..data.records import Annotation, Trajectory, read_annotations, read_trajectories
 from ..errors import InputError
 from ..recipe.loading import Recipe
+from ..rundir.layout import RunLayout
 from ..selection.agreement import Agreement, Counts, agreement
 from ..selection.controls import by_trajectory
 from ..selection.stage import annotations_path
@@ -65,7 +66,7 @@ def read_marks(run_dir: Path, recipe: Recipe | None) -> Marks:
         InputError: a file is not what it should be, or there are no trajectories; names the file.
     """
     names = recipe.select.selectors if recipe and recipe.select else annotated(run_dir)
-    trajectories = read_trajectories(run_dir / "trajectories" / "expert.jsonl")
+    trajectories = read_trajectories(RunLayout(run_dir).expert)
     found: dict[str, dict[str, Annotation]] = {}
     gone = []
     for name in names:

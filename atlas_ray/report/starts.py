@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..data.records import first_problem
 from ..errors import InputError
+from ..rundir.layout import RunLayout
 from .page import Html, el, missing, table
 from .reading import judge, signed, span
 
@@ -48,7 +49,7 @@ def read_starts(run_dir: Path) -> tuple[StartAfter, ...]:
     Raises:
         InputError: the file is not what it should be; names the field.
     """
-    path = run_dir / "annotations" / "scores" / "start-after.json"
+    path = RunLayout(run_dir).start_after
     if not path.is_file():
         return ()
     try:

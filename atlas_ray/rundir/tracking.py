@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from ..errors import InputError
 from .files import RunLog, read_json, recover_jsonl, write_json
 from .following import Tail, polling
+from .layout import RunLayout
 from .progress import say
 
 _POLL_SECONDS = 2.0
@@ -155,9 +156,9 @@ def _read(path: Path, log: RunLog) -> Iterator[list[_Point]]:
 class _Follower:
     def __init__(self, run_dir: Path, trackers: Sequence[str], name: str, config: dict[str, Any]) -> None:
         self.about, self.run_dir, self.log = (name, config), run_dir, RunLog(run_dir)
-        self.news = _read(run_dir / "metrics.jsonl", self.log)
+        self.news = _read(RunLayout(run_dir).metrics, self.log)
         self.exit_code = 1
-        self.memory = run_dir / ".tracked.json"
+        self.memory = RunLayout(run_dir).tracking_state
         self.state: dict[str, Any] = read_json(self.memory) if self.memory.exists() else {}
         self.trackers: dict[str, _TensorBoard | _Wandb | None] = dict.fromkeys(trackers)  # opened for their first row
         for tracker in list(self.trackers):
@@ -205,9 +206,9 @@ def follow(run_dir: Path, trackers: Sequence[str], name: str, config: dict[str, 
     if not trackers:
         yield
         return
-    (run_dir / "metrics.jsonl").touch()
+    RunLayout(run_dir).metrics.touch()
     with suppress(ValueError):  # half a line that a kill left would swallow the next row
-        recover_jsonl(run_dir / "metrics.jsonl")
+        recover_jsonl(RunLayout(run_dir).metrics)
     follower = _Follower(run_dir, trackers, name, config)
     try:
         with polling(follower.forward, _POLL_SECONDS):

@@ -23,6 +23,7 @@ from ..models.loading import load_tokenizer
 from ..recipe import select as schema_select
 from ..recipe.loading import Recipe
 from ..rundir.files import RunLog, append_jsonl, recover_jsonl
+from ..rundir.layout import RunLayout
 from ..rundir.progress import say, track
 from .chat_backend import EngineWriter, tokens_of
 from .oracle import Oracle, Prices, price, share_warnings
@@ -80,7 +81,7 @@ def check_oracle(recipe: Recipe) -> None:
 
 
 def _cache(run_dir: Path) -> Path:
-    return run_dir / "annotations" / "scores" / "oracle-answers.jsonl"
+    return RunLayout(run_dir).scores("oracle-answers")
 
 
 def _from_endpoint(recipe: Recipe, run_dir: Path, todo: list[Trajectory]) -> Told:

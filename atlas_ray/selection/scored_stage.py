@@ -26,6 +26,7 @@ from ..errors import AtlasError
 from ..models.loading import load_model, load_tokenizer
 from ..recipe.loading import Recipe
 from ..rundir.files import RunLog, recover_jsonl
+from ..rundir.layout import RunLayout
 from ..rundir.progress import say, track
 from .perplexity import select_by_perplexity, step_perplexities
 from .replays import replay_all, replay_specs, rewarded
@@ -38,7 +39,7 @@ _MICRO_TOKENS = 4096
 
 def scores_path(run_dir: Path, selector: str) -> Path:
     """Where a selector's numbers are, a line a trajectory."""
-    return run_dir / "annotations" / "scores" / f"{selector}.jsonl"
+    return RunLayout(run_dir).scores(selector)
 
 
 def kept_scores(run_dir: Path, selector: str) -> Scores:

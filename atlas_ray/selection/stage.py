@@ -10,6 +10,7 @@ from ..errors import AtlasError, InputError
 from ..recipe.loading import Recipe
 from ..recipe.select import members
 from ..rundir.files import RunLog
+from ..rundir.layout import RunLayout
 from ..rundir.progress import say
 from .agreement import Agreement, agreement
 from .controls import by_trajectory, select_all, select_last, select_non_critical, select_random, select_uniform
@@ -23,12 +24,12 @@ Marks = dict[str, list[Annotation]]
 
 def annotations_path(run_dir: Path, selector: str) -> Path:
     """Where a selector's annotations are."""
-    return run_dir / "annotations" / f"{selector}.jsonl"
+    return RunLayout(run_dir).annotations(selector)
 
 
 def expert_trajectories(run_dir: Path) -> list[Trajectory]:
     """What is selected from."""
-    return read_trajectories(run_dir / "trajectories" / "expert.jsonl")
+    return read_trajectories(RunLayout(run_dir).expert)
 
 
 def needs(recipe: Recipe, selector: str) -> tuple[str, ...]:
@@ -120,7 +121,7 @@ def select(recipe: Recipe, run_dir: Path) -> Marks:
     for name, marks in done.items():
         share = sum(len(a.critical) for a in marks) / sum(lengths[a.trajectory_id] for a in marks)
         say(f"  {name}: {share:.1%} of the steps")
-    if config.start_after and not (run_dir / "annotations" / "scores" / "start-after.json").exists():
+    if config.start_after and not RunLayout(run_dir).start_after.exists():
         start_after(recipe, run_dir, trajectories, done)
     return done
 
@@ -134,7 +135,7 @@ def compare(run_dir: Path, first: str, second: str) -> Agreement:
     trajectories = expert_trajectories(run_dir)
     for name in (first, second):
         if not annotations_path(run_dir, name).exists():
-            there = sorted(p.stem for p in (run_dir / "annotations").glob("*.jsonl") if not p.name.startswith("."))
-            raise InputError(f"no annotations by {name!r}; there are {', '.join(there)}", run_dir, None, "--compare")
+            there = ", ".join(RunLayout(run_dir).selectors)
+            raise InputError(f"no annotations by {name!r}; there are {there}", run_dir, None, "--compare")
     a, b = (read_annotations(annotations_path(run_dir, name), trajectories) for name in (first, second))
     return agreement(trajectories, a, b, (first, second))

@@ -27,6 +27,7 @@ from ..data.records import Annotation, Trajectory
 from ..data.replies import Losses, Replies, summed
 from ..recipe.loading import Recipe
 from ..rundir.files import RunLog, write_json
+from ..rundir.layout import RunLayout
 from ..rundir.progress import say, track
 from .controls import by_trajectory
 from .replays import Begin, Specs, replay_all, replay_specs, start_at
@@ -112,7 +113,7 @@ def start_after(
     """
     config, log = recipe.select, RunLog(run_dir)
     assert config is not None
-    file = ResultFile(run_dir / "annotations" / "scores" / "start-after.jsonl")
+    file = ResultFile(RunLayout(run_dir).scores("start-after"))
     chosen = [t for t in trajectories if len(t.steps) > 1][: config.start_after_trajectories]
     wanted = {name: places_of(chosen, marks[name]) for name in config.start_after}
     drawn = {

@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..recipe.loading import Recipe
 from ..recipe.switch import EXPERT
 from ..rundir.files import read_json
+from ..rundir.layout import RunLayout
 from ..stages.same_models import named_in, refuse_other_models
 from ..switching.baselines import Always
 from ..switching.decision_cache import DecisionCache
@@ -49,7 +50,7 @@ def open_sessions(run_dir: Path, name: str | None = None, max_sessions: int | No
         InputError: it is no run directory of this version, has no such policy, one of its models plays in environments
             of ours only, or is another here than in the run.
     """
-    resolved = run_dir / "recipe.resolved.json"
+    resolved = RunLayout(run_dir).recipe
     if not resolved.is_file():
         raise InputError("is not a run directory: it has no recipe.resolved.json", run_dir)
     try:

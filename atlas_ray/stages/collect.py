@@ -17,6 +17,7 @@ from ..data.records import Trajectory, read_trajectories, write_trajectories
 from ..errors import AtlasError
 from ..recipe.loading import Recipe
 from ..rundir.files import RunLog
+from ..rundir.layout import RunLayout
 from ..rundir.progress import say, track
 from .collect_file import import_collected
 from .experts import Unsolved, expert_episode, help_for, unsolved
@@ -71,8 +72,8 @@ def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
     """
     config, log = recipe.collect, RunLog(run_dir)
     assert config is not None
-    target = run_dir / "trajectories" / "expert.jsonl"
-    part = ResultFile(run_dir / "trajectories" / ".expert.part.jsonl")
+    target = RunLayout(run_dir).expert
+    part = ResultFile(RunLayout(run_dir).expert_part)
     if target.exists():
         return read_trajectories(target)
     if config.file:

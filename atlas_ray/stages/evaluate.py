@@ -25,6 +25,7 @@ from ..finetune import checkpoint_dir, refuse_other_base
 from ..finetune.card import card
 from ..recipe.loading import Evaluate, Finetune, Recipe
 from ..rundir.files import RunLog, read_json, write_text
+from ..rundir.layout import RunLayout
 from ..rundir.progress import say, track
 from ..selection.stage import fraction_of
 
@@ -183,7 +184,7 @@ def _models(recipe: Recipe, run_dir: Path) -> dict[str, str]:
 
 
 def _play_all(recipe: Recipe, run_dir: Path, config: Evaluate, models: dict[str, str]) -> Outcomes:
-    log, file = RunLog(run_dir), ResultFile(run_dir / "evaluation" / "episodes.jsonl")
+    log, file = RunLog(run_dir), ResultFile(RunLayout(run_dir).evaluation_episodes)
     first, levels = seed_block(recipe.seed, EVALUATE), _levels(recipe)
     ends, losses = Outcomes(first, max(count for _, count in levels.values())), Losses(recipe.max_lost_answers)
 
@@ -355,7 +356,7 @@ def play_untuned(recipe: Recipe, run_dir: Path) -> Path:
     config, tuning = recipe.evaluate, recipe.finetune
     assert config is not None and tuning is not None and not tuning.scratch
     _play_all(recipe, run_dir, config, {"none": tuning.base})
-    return run_dir / "evaluation" / "episodes.jsonl"
+    return RunLayout(run_dir).evaluation_episodes
 
 
 def _words(score: Score | None) -> str:

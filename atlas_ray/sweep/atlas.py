@@ -16,7 +16,8 @@ from ray.tune import PlacementGroupFactory
 from .. import pipeline
 from ..recipe.loading import Recipe
 from ..rundir import logs
-from ..rundir.files import RunLog, jsonl_rows
+from ..rundir.files import jsonl_rows
+from ..rundir.layout import RunLayout
 from .trials import ATLAS, Trial, trial_of
 
 
@@ -60,5 +61,5 @@ class AtlasTrial(tune.Trainable):
 
 def spent(run_dir: Path) -> float:
     """Seconds of a run's stages, over all its starts."""
-    rows = jsonl_rows(RunLog(run_dir).run_dir / "metrics.jsonl")
+    rows = jsonl_rows(RunLayout(run_dir).metrics)
     return float(sum(row["seconds"] for row in rows if row["stage"] == "pipeline"))

@@ -16,6 +16,7 @@ from ..errors import AtlasError, InputError
 from ..recipe.loading import Recipe
 from ..recipe.sweep_space import check_sweep, shown
 from ..rundir import files
+from ..rundir.layout import RunLayout
 from ..rundir.logs import kept
 from ..rundir.progress import duration, say
 from ..stages.paths import check_there
@@ -170,7 +171,7 @@ def _switch(
             continue
         policy_spec, own = policy_spec_of(trial), played[trial.number]
         made = summary(policy_spec, own, switch_of(trial.recipe).unit, len(switch_of(trial.recipe).models), without)
-        files.write_json(trial.directory / "switch" / "policies.json", [made])
+        files.write_json(RunLayout(trial.directory).switch_policies, [made])
         objective = fmean(row["objective"] for row in scored(own, policy_spec.name, without))
         steps = files.read_json(trial.directory / HISTORY)[-1]["step"]
         rows.append(table.switch_row(trial, recipe.sweep.judged_by, made, objective, steps))

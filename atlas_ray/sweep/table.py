@@ -11,6 +11,7 @@ from typing import Any
 
 from ..recipe.sweep import Sweep
 from ..rundir.files import read_json, write_json, write_text
+from ..rundir.layout import RunLayout
 from .trials import Trial
 
 Row = dict[str, Any]
@@ -36,7 +37,7 @@ def atlas_row(trial: Trial, metric: str) -> Row:
     row = begun(trial)
     if row["status"] != "done":
         return row
-    (arm,) = (a for a in read_json(trial.directory / "evaluation" / "atlas.json")["arms"] if a["selector"] != "none")
+    (arm,) = (a for a in read_json(RunLayout(trial.directory).atlas_scores)["arms"] if a["selector"] != "none")
     held_in, held_out = arm["held_in"], arm.get("held_out")
     row |= {"success": held_in["success"], "ci95": held_in["ci95"], "episodes": held_in["episodes"]}
     if held_out:

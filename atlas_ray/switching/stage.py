@@ -21,6 +21,7 @@ from ..recipe.loading import Recipe, Switch
 from ..recipe.switch import MEASURED
 from ..rundir import files
 from ..rundir.following import Tail, polling
+from ..rundir.layout import RunLayout
 from ..rundir.progress import duration, say, track
 from .policies import PolicySpec, Row, baselines, budget_of, learned_switches, lost_seeds, scored, summary, unlearned
 from .tasks import STOPPED, PlayTask, Tally, TrainTask, note_losses, play_chunk, rest, seats, train
@@ -103,7 +104,7 @@ def score(
     """
     stage = _Stage(recipe, run_dir, say)
     stage.pool, stage.seats = pool, seated
-    path = run_dir / "switch" / "episodes.jsonl"
+    path = RunLayout(run_dir).switch_episodes
     with replies_told(stage.log, "switch", stage.replies):
         return _Episodes(stage, path, "test", SWITCH_TEST, stage.settings.test_episodes).play(policy_specs)
 
@@ -124,12 +125,12 @@ class _Stage:
         self.usage: dict[str, Any] = {}
         self.mean_call: float | None = None
         self.played: list[_Episodes] = []
-        self._events = len(list(files.jsonl_rows(self.run_dir / "events.jsonl")))
+        self._events = len(list(files.jsonl_rows(RunLayout(self.run_dir).events)))
 
     def replies(self) -> Replies:
         """Of all episodes and trainings so far, those of earlier starts of the run too."""
-        taught, stopped = {}, list(files.jsonl_rows(self.run_dir / "events.jsonl"))[self._events :]
-        for row in [*files.jsonl_rows(self.run_dir / "metrics.jsonl"), *(r for r in stopped if r["event"] == STOPPED)]:
+        taught, stopped = {}, list(files.jsonl_rows(RunLayout(self.run_dir).events))[self._events :]
+        for row in [*files.jsonl_rows(RunLayout(self.run_dir).metrics), *(r for r in stopped if r["event"] == STOPPED)]:
             if row["stage"] == "switch" and "replies" in row:
                 taught[row["policy"]] = row["replies"]
         return summed([*taught.values(), *(c for e in self.played for r in e.rows for c in r.get("replies", ()))])
@@ -189,7 +190,7 @@ class _Stage:
             self.pool.close()  # its CPUs are free for the trainings, or for their environment runners
         # a training says nothing to its pool until its end
         self.trainers.silence, silence = math.inf, self.trainers.silence
-        with _following(self.run_dir / "metrics.jsonl", self.say):
+        with _following(RunLayout(self.run_dir).metrics, self.say):
             for _, tally in self.trainers.stream(train, tasks):
                 self.tally += tally
         self.trainers.silence = silence
@@ -210,7 +211,7 @@ class _Stage:
             self.log.event("switch", "no replay", policy=task.who, seed=row["seed"], why=row["error"])
             return
         about = {"policy": shown.name, "budget": shown.budget, "seed": best["seed"], "success": row["success"]}
-        files.write_json(self.run_dir / "switch" / "replay.json", {**about, **row["episode"]})
+        files.write_json(RunLayout(self.run_dir).switch_replay, {**about, **row["episode"]})
 
     def close(self) -> None:
         """Say how often the answers that were kept spared a model, and what was lost on the way."""

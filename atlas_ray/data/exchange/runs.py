@@ -11,6 +11,7 @@ from typing import cast
 
 from ...errors import InputError
 from ...rundir.files import RunLog, replacing
+from ...rundir.layout import RunLayout
 from ..records import Annotation, OnError, Trajectory, read_annotations, read_trajectories, write_annotations
 from .agenttraj import write_agenttraj
 from .conversations import Conversation, Options, read_conversation
@@ -59,14 +60,13 @@ def export_run(
         raise InputError(f"must be one of {', '.join(FORMATS)}, is {fmt!r}", None, None, "format")
     if fmt == "agenttraj" and flag not in (None, "loss"):
         raise InputError(f"agenttraj knows the flag loss only, not {flag!r}", None, None, "flag")
-    items = read_trajectories(run_dir / "trajectories" / "expert.jsonl")
+    items = read_trajectories(RunLayout(run_dir).expert)
     annotations = None
     if selector is not None:
-        target = run_dir / "annotations" / f"{selector}.jsonl"
-        there = sorted(p.stem for p in target.parent.glob("[!.]*.jsonl"))
+        there = RunLayout(run_dir).selectors
         if selector not in there:
             raise InputError(f"has no annotations by {selector!r}, only by: {', '.join(there) or 'none'}", run_dir)
-        annotations = read_annotations(target, items)
+        annotations = read_annotations(RunLayout(run_dir).annotations(selector), items)
     verbatim = read_verbatim(run_dir)
 
     def told(item: Trajectory) -> Trajectory:
@@ -113,7 +113,7 @@ def import_file(
             folder holds no file to read; no record has ``options.success_field``.
     """
     path, run_dir = Path(path), Path(run_dir)
-    target = run_dir / "trajectories" / "expert.jsonl"
+    target = RunLayout(run_dir).expert
     if target.exists():
         raise InputError("is there already and is not overwritten: choose another run directory", target)
     notices, options = notices or Notices(), options or Options()
@@ -129,7 +129,7 @@ def import_file(
             _check(path, options, notices)
             annotations = _one_selector(path, flagged.annotations())
             if annotations:
-                write_annotations(run_dir / "annotations" / f"{annotations[0].selector}.jsonl", annotations)
+                write_annotations(RunLayout(run_dir).annotations(annotations[0].selector), annotations)
             if verbatim:
                 write_verbatim(run_dir, verbatim)
             for kind, values in notices.events():

@@ -1,6 +1,10 @@
 # Everything a fresh machine needs is made here: `make demo` and `make test` set up .venv themselves.
 PYTHON ?= python3
 BIN := .venv/bin
+EXTRAS ?= dev,science,serve
+# a file of tests stays in one process, so that its tests share what they set up; the first files take longest
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -rs --durations=20
 # the tested versions of everything; a package that is not in it may have any version
 PIP := $(BIN)/python -m pip install -q -c requirements.lock
 
@@ -13,19 +17,19 @@ setup: .venv/.ready
 	@echo "installing into .venv (about 2 GB; one to four minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) torch==2.13.0
-	@$(PIP) -e ".[dev,science,serve]"
+	@$(PIP) -e ".[$(EXTRAS)]"
 	@touch $@
 
 demo: setup
 	@$(BIN)/atlas-ray demo
 
 test: setup
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	@$(PYTEST)
 
 # also what needs the extras that compile: TextWorld (GPLv2 parts) and ALFWorld's planner (GPLv3)
 test-all: setup
 	@$(PIP) -e ".[dev,jobs,science,serve,textworld,alfworld]"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ""
+	@$(PYTEST) -m ""
 
 check: setup
 	@$(BIN)/ruff format --check .

@@ -1,6 +1,7 @@
-"""One Ray for the whole test session: starting it is the slowest thing in the tests."""
+"""What holds for all tests: one Ray per process, the long files first, and no skip that nobody expects."""
 
 import os
+import re
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # in tests only; clusters keep token authentication on
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -16,6 +17,7 @@ settings.load_profile("atlas")
 
 @pytest.fixture(scope="session")
 def ray_session():
+    """One Ray for all tests of this process: starting it is the slowest thing in them."""
     import ray
 
     from atlas_ray.cluster.workers import ensure_ray
@@ -23,3 +25,15 @@ def ray_session():
     ensure_ray(4)
     yield
     ray.shutdown()
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """Fail a run whose skips are not all named by the regular expression ATLAS_EXPECTED_SKIPS (set in ``.ci/run``)."""
+    expected = os.environ.get("ATLAS_EXPECTED_SKIPS")
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if expected is None or reporter is None or hasattr(session.config, "workerinput"):
+        return
+    reasons = {str(report.longrepr[2]) for report in reporter.stats.get("skipped", [])}
+    if unexpected := sorted(reason for reason in reasons if not re.search(expected, reason)):
+        reporter.write_line(f"\nunexpected skips: {'; '.join(unexpected)}", red=True)
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED

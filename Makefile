@@ -35,6 +35,7 @@ check: setup
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/python .ci/words.py
 
 format: setup
 	@$(BIN)/ruff format .

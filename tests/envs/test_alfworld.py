@@ -1,4 +1,4 @@
-"""ALFWorld: games are found and refused as its own loader does; tiny games made here are played for real.
+"""ALFWorld as an environment: tiny games made here are played for real.
 
 The real games have to be downloaded and are not there for these tests.
 """
@@ -13,64 +13,20 @@ import sys
 import threading
 from pathlib import Path
 
-import gymnasium as gym
 import pytest
+from alfworld_games import problem, put
 from gymnasium.utils.env_checker import check_env
+from played import play
 
 from atlas_ray.envs import alfworld as module
-from atlas_ray.envs.alfworld import FOLDERS, TYPES, ALFWorld, missing
-from atlas_ray.envs.core import ExpertGaveUpError, MissingExtraError, UnknownEnvironmentError
+from atlas_ray.envs.alfworld import FOLDERS, TYPES, ALFWorld
+from atlas_ray.envs.core import ExpertGaveUpError
 
 ROOT = Path(__file__).parents[2]
+
 PACKAGES = ("textworld", "fast_downward", "alfworld")
+
 playing = pytest.mark.skipif(not all(map(importlib.util.find_spec, PACKAGES)), reason=f"needs {', '.join(PACKAGES)}")
-
-CLOSED = ("Cabinet_bar__plus_01", "Cabinet_bar__plus_02", "Fridge_bar__plus_01")
-SURFACES = ("CounterTop_bar__plus_01", "Desk_bar__plus_01", "Microwave_bar__plus_01", "Sink_bar__plus_01_bar_SinkBasin")
-THINGS = {
-    "Apple_bar__plus_01": "Cabinet_bar__plus_01",
-    "Apple_bar__plus_02": "CounterTop_bar__plus_01",
-    "Mug_bar__plus_01": "Desk_bar__plus_01",
-    "DeskLamp_bar__plus_01": "Desk_bar__plus_01",
-}
-
-
-def kind(identifier):
-    return "SinkBasin" if "SinkBasin" in identifier else identifier.partition("_bar_")[0]
-
-
-def problem(goal, turn):
-    """A one-room household; ``turn`` moves the things on, so that games differ."""
-    places = list(dict.fromkeys(THINGS.values()))
-    things = {t: p if "Lamp" in t else places[(places.index(p) + turn) % 3] for t, p in THINGS.items()}
-    locations = {r: f"loc_bar_{n}" for n, r in enumerate(CLOSED + SURFACES)}
-    objects = ["agent1 - agent", "loc_bar_start - location"]
-    facts = ["(atLocation agent1 loc_bar_start)"]
-    for r, location in locations.items():
-        objects += [f"{r} - receptacle", f"{location} - location"]
-        facts += [f"(receptacleType {r} {kind(r)}Type)", f"(receptacleAtLocation {r} {location})"]
-        facts += [f"(openable {r})"] * (r in CLOSED)
-        facts += [f"(canContain {kind(r)}Type {kind(t)}Type)" for t in things]
-    for t, place in things.items():
-        objects.append(f"{t} - object")
-        facts += [f"(objectType {t} {kind(t)}Type)", f"(inReceptacle {t} {place})"]
-        facts += [f"(objectAtLocation {t} {locations[place]})"]
-        if "Lamp" in t:
-            facts.append(f"(toggleable {t})")
-        else:
-            facts += [f"({p} {t})" for p in ("pickupable", "cleanable", "heatable", "coolable")]
-    objects += [f"{t}Type - otype" for t in {kind(t) for t in things}]
-    objects += [f"{r}Type - rtype" for r in {kind(r) for r in locations}]
-    lines = "\n".join(objects), "\n".join(dict.fromkeys(facts)), goal
-    return "(define (problem tiny) (:domain alfred)\n(:objects {})\n(:init {})\n{}".format(*lines)
-
-
-def put(root, split, name, trial="trial_1", **game):
-    folder = root / "json_2.1.1" / FOLDERS[split] / name / trial
-    folder.mkdir(parents=True)
-    texts = {"pddl_domain": "d" * 70_000, "grammar": "", "pddl_problem": "", "solvable": True, "walkthrough": None}
-    (folder / "game.tw-pddl").write_text(json.dumps({**texts, **game}))
-    return folder / "game.tw-pddl"
 
 
 @pytest.fixture(scope="module")
@@ -95,104 +51,6 @@ def data(tmp_path_factory):
 def there(data, monkeypatch):
     monkeypatch.setenv("ALFWORLD_DATA", str(data))
     return data
-
-
-def play(env, actions):
-    results = []
-    for action in actions:
-        try:
-            observation, reward, terminated, truncated, info = env.step(action)
-        except gym.error.ResetNeeded:
-            results.append("over")
-        else:
-            results.append((observation, reward, terminated, truncated, info["score"], info["success"]))
-    return results
-
-
-# ---- finding the games, and saying what is missing ----------------------------------------------------------------
-
-
-@pytest.fixture
-def installed(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-
-
-def test_without_the_packages_it_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setenv("ALFWORLD_DATA", str(tmp_path))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "fast_downward" else name)
-    with pytest.raises(MissingExtraError, match=r"pip install 'atlas-ray\[alfworld\]', then run 'alfworld-download'"):
-        ALFWorld()
-
-
-@pytest.mark.parametrize(
-    ("folders", "setting", "message"),
-    [
-        ([], "nowhere", "there is no folder .*nowhere"),
-        (["logic"], "", "holds no json_2.1.1"),
-        (["json_2.1.1/train", "json_2.1.1/valid_seen"], "json_2.1.1", "it must be the folder above"),
-        (["json_2.1.1/train/pick_and_place_simple-A-None-B-1/trial_1"], "", "there are no games"),
-    ],
-)
-def test_games_that_are_not_there(installed, tmp_path, monkeypatch, folders, setting, message):
-    for folder in folders:
-        (tmp_path / folder).mkdir(parents=True)
-    monkeypatch.setenv("ALFWORLD_DATA", str(tmp_path / setting))
-    with pytest.raises(MissingExtraError, match=message) as caught:
-        ALFWorld()
-    assert ("alfworld-download" in str(caught.value)) == (setting != "json_2.1.1")
-    assert missing() == str(caught.value)
-
-
-def test_the_default_folder_is_alfworlds(installed, tmp_path, monkeypatch):
-    monkeypatch.delenv("ALFWORLD_DATA", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert str(tmp_path / ".cache" / "alfworld") in str(missing())
-    put(tmp_path / ".cache" / "alfworld", "dev", "look_at_obj_in_light-CD-None-DeskLamp-1")
-    assert missing() is None
-
-
-def test_variations_are_numbered_by_path_and_cut_by_split(installed, tmp_path, monkeypatch):
-    monkeypatch.setenv("ALFWORLD_DATA", str(tmp_path))
-    two = "pick_two_obj_and_place-Mug-None-Desk-"
-    for split, name in (("train", two + "2"), ("train", two + "1"), ("dev", two + "3"), ("test", two + "0")):
-        put(tmp_path, split, name)
-    put(tmp_path, "train", two + "1", "trial_0")
-    put(tmp_path, "train", "pick_and_place_simple-Mug-None-Desk-1")
-    # left out, as ALFWorld does
-    put(tmp_path, "train", "pick_and_place_with_movable_recep-Mug-Bowl-Desk-1")
-    put(tmp_path, "train", "pick_and_place_simple-AppleSliced-None-Desk-1")
-    put(tmp_path, "train", two + "7", solvable=False)
-    put(tmp_path, "train", two + "8", solvable=None)
-    env = ALFWorld("pick_two_obj_and_place-v0")
-    ranges = [env.variations("pick_two_obj_and_place", s) for s in ("train", "dev", "test", None)]
-    assert ranges == [range(3), range(3, 4), range(4, 5), range(5)]
-    files = [f"{p.parts[-3]}/{p.parts[-2]}" for p in env._files("pick_two_obj_and_place", "train")]
-    assert files == [f"{two}1/trial_0", f"{two}1/trial_1", f"{two}2/trial_1"]
-    assert len(env.variations("all", None)) == 6
-    assert len(env.variations("pick_and_place_simple", None)) == 1
-    with pytest.raises(ValueError, match="look_at_obj_in_light: has no episodes"):
-        env.reset(options={"task": "look_at_obj_in_light"})
-
-
-def test_the_mark_of_a_solvable_game_is_found_wherever_it_stands(tmp_path):
-    path = tmp_path / "game.tw-pddl"
-    for solvable in (True, False):
-        for game in ({"solvable": solvable, "pddl_domain": "d" * 70_000}, {"grammar": "g", "solvable": solvable}):
-            path.write_text(json.dumps(game))
-            assert module._solvable(path) == solvable
-
-
-def test_unknown_tasks_are_refused(installed):
-    with pytest.raises(UnknownEnvironmentError, match="pick_two_obj_and_place"):
-        ALFWorld("juggle-v0")
-
-
-def test_the_module_itself_imports_nothing_of_textworld():
-    code = "import sys; import atlas_ray.envs.alfworld; sys.exit(bool({'textworld', 'fast_downward'} & {*sys.modules}))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
-
-
-# ---- playing ------------------------------------------------------------------------------------------------------
 
 
 @playing

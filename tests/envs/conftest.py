@@ -1,0 +1,14 @@
+"""What tests of several environments share."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """Where TextWorld's games are made, once; those of no test alone are there from the start."""
+    from atlas_ray.envs.textworld import make_game
+
+    folder = tmp_path_factory.mktemp("games")
+    for task, seed in (("treasure-hunter-5", 0), ("treasure-hunter-5", 1), ("cooking-easy", 0)):
+        make_game(task, seed, folder)
+    return folder

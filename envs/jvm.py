@@ -1,7 +1,7 @@
-"""Java simulators: one JVM a process and jar, shared by all its environments, bounded, and gone when it is not needed.
+"""Java simulators: one JVM per process and jar, shared by its environments, bounded, and gone when nobody needs it.
 
 The simulators of ScienceWorld and TextWorld-Express keep an episode in an interface object, so one JVM serves many
-episodes at once; upstream starts one JVM an environment. ScienceWorld's interfaces share Scala's global random
+episodes at once; upstream starts one JVM per environment. ScienceWorld's interfaces share Scala's global random
 generator, so a call that draws from it is given its own seed: an episode does not depend on what is played beside it.
 """
 

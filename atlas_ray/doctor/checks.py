@@ -262,7 +262,7 @@ def cache(facts: Facts) -> Line:
 
 
 def extras(facts: Facts) -> Iterator[Line]:
-    """A line an extra; none is needed for the demo."""
+    """A line per extra; none is needed for the demo."""
     for name, texts in facts.packages.extras.items():
         if name in _FORK:
             continue
@@ -279,7 +279,7 @@ def extras(facts: Facts) -> Iterator[Line]:
 
 
 def environments(facts: Facts) -> Iterator[Line]:
-    """A line a family of environments."""
+    """A line per family of environments."""
     for name, count in facts.families.items():
         yield Line(name, "ok", f"{count} environment{'s' * (count != 1)}")
     for name, why in facts.missing.items():

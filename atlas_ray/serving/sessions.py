@@ -63,7 +63,7 @@ class SessionManager:
         policy: who acts when.
         players: from QUICK to DEEPTHINK.
         models: their names.
-        budget: calls an episode may make.
+        budget: calls per episode.
         decision_cache: decisions made before, for the same question to the same model; None asks every time.
         clock: seconds that pass.
     """

@@ -21,13 +21,23 @@ EXEMPT = {
     "tests/recipe/test_renamed.py",
     "tests/test_layout.py",
     "tests/test_packaging.py",
+    "tests/test_words.py",
 }
 SUFFIXES = {".py", ".md", ".toml", ".yaml", ".sh", ".txt"}
 NAMES = {
+    "Answers": "DecisionCache",
     "Asked": "ActRequest",
     "Coming": "ClientEnvSpec",
+    "Contestant": "PolicySpec",
     "Desk": "SessionManager",
+    "Ledger": "ComputeAccountant",
+    "Lesson": "TrainingSetup",
+    "Lines": "HttpClient",
     "Outside": "ClientEnv",
+    "Section": "ConfigModel",
+    "Spent": "TokenCost",
+    "Talk": "Conversation",
+    "Trouble": "NoResponseError",
     "open_desk": "open_sessions",
 }
 TEXTS = {

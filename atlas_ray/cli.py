@@ -18,7 +18,6 @@ from .cli_arguments import overrides, parser
 from .cluster.causes import culprit, described, passes
 from .cluster.container import cores, quota
 from .errors import AtlasError, InputError
-from .pipeline import STAGES, done_stages
 from .recipe.loading import Recipe, RenamedKeyWarning, load, shipped
 from .recipe.sweep_space import plan, with_values
 from .recipe.toml_text import value_of
@@ -26,6 +25,7 @@ from .rundir.disk import is_full, unwritten
 from .rundir.layout import RunLayout
 from .rundir.logs import redact, where
 from .stages.paths import check_there
+from .stages.table import STAGE, done_stages
 
 
 def _shown(arguments: argparse.Namespace) -> bool:
@@ -39,8 +39,8 @@ def _shown(arguments: argparse.Namespace) -> bool:
 
 
 def _report(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
-    from .pipeline import write_report
     from .rundir.progress import say
+    from .stages.report import write_report
 
     _nothing_more(rest)
     if not _shown(arguments):
@@ -179,7 +179,7 @@ def _stages(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     run_dir = _run_dir(recipe, arguments)
     if arguments.command == "demo":
         say(f"the demo takes about 10 minutes on two cores and writes {run_dir}; stop it at any time, it will go on")
-    stages = STAGES if arguments.command in ("demo", "run") else (arguments.command,)
+    stages = tuple(STAGE) if arguments.command in ("demo", "run") else (arguments.command,)
     if not set(stages) & set(done_stages(recipe, run_dir)):
         raise InputError(f"the recipe has no [{arguments.command}] table", name)
     if arguments.command == "select" and (arguments.compare or arguments.estimate):

@@ -12,14 +12,7 @@ from .data.exchange import FORMATS
 from .errors import InputError
 from .recipe.base import ConfigModel, table_of
 from .recipe.loading import Recipe, shipped
-
-_STAGE_HELP = {
-    "collect": "play expert episodes",
-    "select": "mark critical steps in the expert episodes",
-    "finetune": "fine-tune on the marked steps",
-    "evaluate": "score the base model and every arm",
-    "switch": "train and score the LONDI switch",
-}
+from .stages.table import STAGE, STAGES
 
 
 def _fields(command: str) -> str:
@@ -68,9 +61,9 @@ def parser() -> argparse.ArgumentParser:
     add("demo", "both methods end to end on two cores, in minutes", takes_recipe=False)
     add("run", "run all stages of a recipe", takes_recipe=True)
     add("sweep", "try other values of a recipe's fields, by its [sweep] table", takes_recipe=True)
-    for stage, text in _STAGE_HELP.items():
-        command = add(stage, text, takes_recipe=True)
-        if stage == "select":
+    for stage in (stage for stage in STAGES if stage.name != "report"):
+        command = add(stage.name, stage.help, takes_recipe=True)
+        if stage.name == "select":
             command.add_argument("--compare", nargs=2, metavar=("A", "B"), help="how far two selectors agree, and stop")
             command.add_argument("--estimate", action="store_true", help="what the oracle would be asked, and stop")
 
@@ -80,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--dry-run", action="store_true", help="print the run's resolved recipe as JSON and stop")
         return command
 
-    of_run("report", "write results.json and report.html of a run again")
+    of_run("report", STAGE["report"].help)
     export = of_run(
         "export",
         "write a run's expert episodes in a neighbour's format",

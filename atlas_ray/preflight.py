@@ -5,8 +5,6 @@ Asked before anything is written, and after :mod:`atlas_ray.stages.paths`, which
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from . import envs
 from .agents.rendering_chat import make_renderer
 from .agents.rollout import env_spec
@@ -18,23 +16,9 @@ from .models.loading import load_tokenizer, look
 from .recipe.loading import Recipe, Switch
 from .rundir.tracking import check as check_trackers
 from .selection.oracle_stage import check_oracle
-from .stages.paths import models
+from .stages.table import STAGES, models
 from .switching.encoders import make_encoder
 from .switching.players import check_players
-
-
-def _environments(recipe: Recipe) -> Iterator[tuple[str, str, str, int]]:
-    """(field, name, split, episodes that must be there) of every environment."""
-    if recipe.collect:
-        yield from (("collect.levels", name, "train", want) for name, want in recipe.collect.levels.items())
-    if recipe.evaluate:
-        yield from (("evaluate.held_in", name, "test", 1) for name in recipe.evaluate.held_in)
-        yield from (("evaluate.held_out", name, "test", 1) for name in recipe.evaluate.held_out)
-    if recipe.finetune and recipe.finetune.validation:
-        names = recipe.evaluate.held_in if recipe.evaluate else list(recipe.collect.levels) if recipe.collect else []
-        yield from (("finetune.validation", name, "dev", 1) for name in names)
-    if recipe.switch:
-        yield from (("switch.levels", name, split, 1) for name in recipe.switch.levels for split in envs.SPLITS)
 
 
 def _check_switch(recipe: Recipe, settings: Switch) -> None:
@@ -48,7 +32,7 @@ def _check_switch(recipe: Recipe, settings: Switch) -> None:
 def _check_models(recipe: Recipe) -> None:
     """Every model can be had, from the hub too, and it is known how long a text may be."""
     tuned = recipe.finetune
-    for field, name in dict.fromkeys(models(recipe)):
+    for field, name in models(recipe):
         config = look(name, field)
         if tuned and field == "finetune.base":
             longest(config, tuned.context, "finetune.context")
@@ -73,7 +57,7 @@ def check(recipe: Recipe) -> None:
     if recipe.prompt == "chat":
         for name in dict.fromkeys(name for _, name in models(recipe)):
             make_renderer(load_tokenizer(name), recipe.style, "chat")
-    for field, name, split, want in _environments(recipe):
+    for field, name, split, want in (each for stage in STAGES for each in stage.environments(recipe)):
         spec = env_spec(recipe, name, None, split)
         if field == "collect.levels" and envs.environment_class(name).expert is envs.TextEnv.expert:
             raise InputError(f"{spec.id} has no expert: read its trajectories from a file", field=f"{field}.{name}")

@@ -9,39 +9,12 @@ from ..errors import InputError
 from ..models.fetch import known
 from ..models.loading import resolve
 from ..recipe.loading import Recipe
-from ..recipe.select import members
 from ..storage.place import check_place
 from .collect_file import check_collected
+from .table import models
 
 ENCODERS = ("hashing", "hidden", "minilm")
 """Of a switch, that are no names of models."""
-
-
-def models(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """(field, name) of every model that is run here. A field whose stages use no model of their own is left out."""
-    for stage in ("select", "finetune", "switch"):
-        yield from models_of(recipe, stage)
-
-
-def models_of(recipe: Recipe, stage: str) -> Iterator[tuple[str, str]]:
-    """(field, name) of every model that a stage runs here."""
-    select, tuned = recipe.select, recipe.finetune
-    base = [("finetune.base", tuned.base)] if tuned and not tuned.scratch else []
-    if stage == "select" and select:
-        used = {part for name in select.selectors for part in (name, *members(name))}
-        if "value" in used:
-            yield "select.model", select.model
-        if "perplexity" in used or select.start_after:
-            yield from base or [("select.model", select.model)]
-        if "oracle" in used and not select.oracle.base_url:
-            yield "select.oracle.model", select.oracle.model
-    if stage in ("finetune", "evaluate"):
-        yield from base
-    if stage == "switch" and recipe.switch:
-        local = recipe.switch.local
-        yield from (
-            (f"switch.models.{n}.model", m.model) for n, m in enumerate(recipe.switch.models) if m.model in local
-        )
 
 
 def files(recipe: Recipe, marks: bool = True) -> Iterator[tuple[str, str]]:
@@ -66,7 +39,7 @@ def check_there(recipe: Recipe, fetched: bool = False, marks: bool = True) -> No
     for field, path in files(recipe, marks):
         _under(field, lambda path=path: _check_file(path))  # type: ignore[misc]
     _under("collect.file", lambda: check_collected(recipe))
-    for field, name in dict.fromkeys(models(recipe)):
+    for field, name in models(recipe):
         if fetched or name not in known():
             _under(field, lambda name=name: resolve(name))  # type: ignore[misc]
     encoder = recipe.switch.encoder if recipe.switch else "hashing"

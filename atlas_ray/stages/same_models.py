@@ -9,15 +9,14 @@ from ..errors import InputError
 from ..models.loading import fingerprint, note_base
 from ..recipe.loading import Recipe
 from ..rundir.files import read_json, write_json
-from .paths import ENCODERS, models_of
-
-NOTES = "models.json"
-"""In the run directory: by relative name, what :func:`atlas_ray.models.loading.fingerprint` says of that directory."""
+from ..rundir.layout import RunLayout
+from .paths import ENCODERS
+from .table import STAGE
 
 
 def named_in(recipe: Recipe, stage: str) -> Iterator[tuple[str, str]]:
     """(field, name) of every model and encoder that a stage runs here."""
-    yield from models_of(recipe, stage)
+    yield from STAGE[stage].models(recipe)
     if stage == "switch" and recipe.switch and recipe.switch.encoder not in ENCODERS:
         yield "switch.encoder", recipe.switch.encoder
 
@@ -28,7 +27,7 @@ def note_models(recipe: Recipe, run_dir: Path, stage: str) -> None:
     names = {name for _, name in named_in(recipe, stage) if not Path(name).expanduser().is_absolute()} - noted.keys()
     found = {name: base["sha256"] for name in sorted(names) if "sha256" in (base := note_base(name))}
     if found:
-        write_json(run_dir / NOTES, noted | found)
+        write_json(RunLayout(run_dir).model_hashes, noted | found)
 
 
 def refuse_other_models(run_dir: Path, named: Iterable[tuple[str, str]]) -> None:
@@ -55,6 +54,6 @@ def refuse_other_models(run_dir: Path, named: Iterable[tuple[str, str]]) -> None
 
 
 def _noted(run_dir: Path) -> dict[str, str]:
-    path = run_dir / NOTES
+    path = RunLayout(run_dir).model_hashes
     found: dict[str, str] = read_json(path) if path.is_file() else {}
     return found

@@ -18,7 +18,8 @@ from ..recipe.loading import Recipe
 from ..rundir import logs
 from ..rundir.files import jsonl_rows
 from ..rundir.layout import RunLayout
-from .trials import ATLAS, Trial, trial_of
+from ..stages.table import ATLAS
+from .trials import Trial, trial_of
 
 
 class AtlasTrial(tune.Trainable):

@@ -14,7 +14,8 @@ from ..rundir.files import replacing
 from ..rundir.logs import kept
 from ..rundir.progress import say
 from ..stages.evaluate import play_untuned
-from .trials import ATLAS, Trial
+from ..stages.table import ATLAS, done_stages
+from .trials import Trial
 
 FOLDER = "shared"
 EPISODES = Path("evaluation") / "episodes.jsonl"
@@ -81,7 +82,7 @@ def _common(recipe: Recipe, trial: Trial) -> Recipe:
 
 
 def _run(recipe: Recipe, place: Path, stage: str, key: str) -> None:
-    if not pipeline.done_stages(recipe, place).get(stage):
+    if not done_stages(recipe, place).get(stage):
         say(f"for {key or 'all trials'}:")
         pipeline.run(recipe, place, (stage,))
 

@@ -20,8 +20,9 @@ from ..rundir.layout import RunLayout
 from ..rundir.logs import kept
 from ..rundir.progress import duration, say
 from ..stages.paths import check_there
+from ..stages.report import write_report
 from ..stages.same_models import named_in, note_models, refuse_other_models
-from ..storage.sync import stored
+from ..storage.sync import synced
 from . import table
 from .shared import share
 from .trials import Trial, trials_of
@@ -63,13 +64,13 @@ def sweep(recipe: Recipe, run_dir: Path, verbose: bool = False) -> dict[str, Any
     check_sweep(recipe)
     pipeline.refuse_job_copy(recipe, run_dir)
     check_address()
-    with stored(recipe, run_dir, partial(pipeline.refuse_other, recipe)) as keeper:
+    with synced(recipe, run_dir, partial(pipeline.refuse_other, recipe)) as run_sync:
         trials = trials_of(recipe, run_dir)
         unfinished = [t for t in trials if t.outcome().get("status") not in ("done", "stopped")]
         _check(unfinished)
         pipeline.open_run(recipe, run_dir)
-        if keeper:
-            keeper.begin()
+        if run_sync:
+            run_sync.begin()
         # the whole sweep is kept, so none of its runs is by itself
         return _run(recipe.model_copy(update={"storage": None}), run_dir, trials, unfinished, verbose)
 
@@ -93,7 +94,7 @@ def _run(
             why = rows[0].get("why", "it gave no reason")
             kind = InputError if all(t.outcome().get("bad_input") for t in trials) else AtlasError
             raise kind(f"all {len(rows)} trials failed; {trials[0].about}: {why}")
-        pipeline.write_report(run_dir)
+        write_report(run_dir)
     return made
 
 

@@ -16,7 +16,6 @@ from ..rundir.logs import redact
 
 OUTCOME, STATE, VALUES = "trial.json", "state", "values.json"
 FOLDER = "trials"
-ATLAS = ("collect", "select", "finetune", "evaluate")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import pytest
 from atlas_ray.cli import main
 from atlas_ray.errors import InputError
 from atlas_ray.recipe.loading import load
-from atlas_ray.stages.paths import check_there, models
+from atlas_ray.stages.paths import check_there
+from atlas_ray.stages.table import models
 from atlas_ray.storage.place import check_place
 
 PLAY = 'name = "r"\nworkers = 0\n[collect]\nlevels = { GoToLocal = 1 }\n'

@@ -13,8 +13,9 @@ from atlas_ray.rundir.files import read_json
 from atlas_ray.selection import scored_stage as scored
 from atlas_ray.stages import collect
 from atlas_ray.stages import evaluate as evaluation
+from atlas_ray.stages.table import ATLAS
 from atlas_ray.sweep import shared, table
-from atlas_ray.sweep.trials import ATLAS, trials_of
+from atlas_ray.sweep.trials import trials_of
 
 
 @pytest.fixture(scope="module")

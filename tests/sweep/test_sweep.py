@@ -20,10 +20,10 @@ from atlas_ray import pipeline
 from atlas_ray.cluster.resources import Total
 from atlas_ray.errors import AtlasError, InputError
 from atlas_ray.models.tiny import build_tokenizer
-from atlas_ray.pipeline import write_report
 from atlas_ray.recipe.loading import Recipe, Sweep
 from atlas_ray.rundir.files import read_json
-from atlas_ray.storage import sync as keeping
+from atlas_ray.stages.report import write_report
+from atlas_ray.storage import sync as syncing
 from atlas_ray.sweep import sweep, tuning
 from atlas_ray.sweep.stage import train_switches
 from atlas_ray.sweep.trials import trials_of
@@ -363,7 +363,7 @@ def killed_and_run_again(recipe, tmp_path, mark):
 
 
 def test_a_sweep_whose_machine_is_lost_is_fetched_from_its_storage(ray_session, models, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(keeping, "BEAT", 0.4)
+    monkeypatch.setattr(syncing, "HEARTBEAT_SECONDS", 0.4)
     recipe = recipe_of(str(models / "quick"), {"finetune.learning_rate": {"grid": [1e-3, 1e-2]}})
     recipe = recipe.model_copy(update={"storage": str(tmp_path / "shared")})
     (tmp_path / "shared").mkdir()

@@ -1,0 +1,39 @@
+"""Scores of the other stages, in one file for programs and one for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..data.results import Results, write_results
+from ..errors import InputError
+from ..report import build_report
+from ..rundir.files import read_json
+from ..rundir.layout import RunLayout
+from ..selection.reply_counts import replies_of
+
+
+def write_report(run_dir: Path) -> Path:
+    """``results.json`` from the scores and counts of replies that the stages left, if any, and ``report.html``.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: the directory holds neither scores nor annotations.
+    """
+    layout = RunLayout(run_dir)
+    parts: dict[str, Any] = {}
+    if layout.atlas_scores.exists():
+        parts["atlas"] = read_json(layout.atlas_scores)
+    if layout.switch_policies.exists():
+        parts["londi"] = {"policies": read_json(layout.switch_policies)}
+    if not parts and not layout.selectors and not layout.sweep_json.exists():
+        raise InputError(
+            "holds neither scores nor annotations: run its select, evaluate or switch stage first", run_dir
+        )
+    if replies := replies_of(run_dir):
+        parts["replies"] = {"select": replies}
+    if parts:
+        write_results(layout.results, Results.model_validate(parts))
+    return build_report(run_dir)

@@ -1,4 +1,4 @@
-"""What of a run directory travels, in which pieces, and what may be said of one only after another."""
+"""Files and archives of a run directory that storage holds."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any, NamedTuple
 
 from ..rundir.layout import is_commit_marker, is_of_this_machine, is_replaced_whole
 
-Sign = list[int]
+Fingerprint = list[int]
 
 
-class Piece(NamedTuple):
-    """A file, or a directory that travels as one archive; ``sign`` changes whenever it does."""
+class SnapshotEntry(NamedTuple):
+    """A file, or a directory that travels as one archive; ``fingerprint`` changes whenever it does."""
 
     name: str
     path: Path
-    sign: Sign
+    fingerprint: Fingerprint
 
     @property
-    def directory(self) -> bool:
+    def is_directory(self) -> bool:
         """Whether it is an archive on the storage."""
         return self.name.endswith(".tar")
 
     @property
-    def decides(self) -> bool:
-        """Whether it says that something else is there."""
-        return not self.directory and is_commit_marker(self.name)
+    def is_commit_marker(self) -> bool:
+        """Whether it says that something else is complete."""
+        return not self.is_directory and is_commit_marker(self.name)
 
 
 def is_archive(name: str) -> bool:
@@ -36,10 +36,10 @@ def is_archive(name: str) -> bool:
     return name.endswith(".tar") and is_replaced_whole(name.removesuffix(".tar"))
 
 
-def pieces(run_dir: Path) -> Iterator[Piece]:
-    """What a run directory consists of now."""
+def snapshot(run_dir: Path) -> Iterator[SnapshotEntry]:
+    """What of a run directory travels, as it is now."""
 
-    def walk(folder: Path, name: str) -> Iterator[Piece]:
+    def walk(folder: Path, name: str) -> Iterator[SnapshotEntry]:
         with suppress(FileNotFoundError):
             for entry in sorted(os.scandir(folder), key=lambda e: e.name):
                 path, below = Path(entry.path), f"{name}{entry.name}"
@@ -48,11 +48,11 @@ def pieces(run_dir: Path) -> Iterator[Piece]:
                 if not entry.is_dir():
                     with suppress(FileNotFoundError):
                         about = path.stat()
-                        yield Piece(below, path, [about.st_ino, about.st_mtime_ns, about.st_size])
+                        yield SnapshotEntry(below, path, [about.st_ino, about.st_mtime_ns, about.st_size])
                 elif is_replaced_whole(below):
                     with suppress(FileNotFoundError):
                         about = path.stat()
-                        yield Piece(f"{below}.tar", path, [about.st_ino, about.st_mtime_ns])
+                        yield SnapshotEntry(f"{below}.tar", path, [about.st_ino, about.st_mtime_ns])
                 else:
                     yield from walk(path, f"{below}/")
 

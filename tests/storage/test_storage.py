@@ -19,10 +19,10 @@ from atlas_ray.cli import main
 from atlas_ray.errors import AtlasError, InputError, StorageError
 from atlas_ray.recipe.loading import load
 from atlas_ray.rundir.files import jsonl_rows, read_json, recover_jsonl, write_json
-from atlas_ray.storage import sync as keeping
+from atlas_ray.storage import sync as syncing
 from atlas_ray.storage.object_store import Storage
-from atlas_ray.storage.snapshot import is_archive, pieces
-from atlas_ray.storage.sync import LEASE, Keeper
+from atlas_ray.storage.snapshot import is_archive, snapshot
+from atlas_ray.storage.sync import LEASE, RunSync
 
 RECIPE = """
 name = "kept"
@@ -101,8 +101,8 @@ def anyone(found, where):
     """Refuses no run."""
 
 
-def keeper(place, run_dir):
-    made = Keeper(place, run_dir)
+def sync_of(place, run_dir):
+    made = RunSync(place, run_dir)
     made.acquire(anyone)
     return made
 
@@ -115,7 +115,7 @@ def write(run_dir, name, content="x"):
 
 def content(run_dir):
     """Every file that travels."""
-    names = [p.name for p in pieces(run_dir)]
+    names = [p.name for p in snapshot(run_dir)]
     found = {}
     for name in names:
         path = run_dir / name.removesuffix(".tar")
@@ -138,7 +138,7 @@ def test_what_is_pushed_comes_back_whole_and_without_what_is_half_written(tmp_pa
     write(here, ".report.html.1234.tmp", "half")
     write(here, ".ray/finetune/x", "of this machine")
     (here / "link").symlink_to(here / "metrics.jsonl")
-    first = keeper(place, here)
+    first = sync_of(place, here)
     first.fetch()
     first.begin()
     first.finish()
@@ -147,7 +147,7 @@ def test_what_is_pushed_comes_back_whole_and_without_what_is_half_written(tmp_pa
     assert "checkpoints/.all-s0.state/00000004.tar" in names, "a state is one object"
     assert not [name for name in names if "tmp" in name or ".ray" in name or ".training" in name or "link" in name]
 
-    second = keeper(place, there)
+    second = sync_of(place, there)
     second.fetch()
     second.release()
     assert (there / "metrics.jsonl").read_text() == '{"a": 1}\n{"b": 2}\n', "a line that is not whole stays behind"
@@ -162,7 +162,7 @@ def test_what_is_removed_here_is_removed_there_and_what_is_the_same_is_not_pushe
     write(run, "recipe.resolved.json", "{}")
     write(run, "checkpoints/.a.state/00000004/state.json", "{}")
     write(run, "metrics.jsonl", "1\n")
-    one = keeper(place, run)
+    one = sync_of(place, run)
     one.fetch()
     one.push()
     pushed = []
@@ -198,8 +198,8 @@ def test_a_push_that_breaks_off_anywhere_leaves_nothing_that_is_called_done_with
                 raise StorageError("the network is gone")
             real(self, name, fill)
 
-        one = Keeper(str(tmp_path / f"shared{broken}"), run)
-        one._sent = {}
+        one = RunSync(str(tmp_path / f"shared{broken}"), run)
+        one._pushed = {}
         with monkeypatch.context() as patch:
             patch.setattr(Storage, "_put", fails)
             if broken < 13:
@@ -246,7 +246,7 @@ def test_a_state_that_is_replaced_while_it_is_read_is_not_pushed(tmp_path, monke
 def test_there_is_a_state_on_the_storage_whenever_there_was_one_here(tmp_path, monkeypatch, moment):
     run, real = tmp_path / "run", Storage._put
     states = run / "checkpoints" / ".a.state"
-    one = Keeper(str(tmp_path / "shared"), run)
+    one = RunSync(str(tmp_path / "shared"), run)
 
     def save(step, before):
         write(states, f"{step}/state.json", "{}")
@@ -283,7 +283,7 @@ def test_the_states_of_a_sweep_travel_whole_too(tmp_path):
     )
     for name in names:
         write(run, name, "x")
-    found = {piece.name: piece for piece in pieces(run)}
+    found = {piece.name: piece for piece in snapshot(run)}
     assert found.keys() == {
         "trials/0003/state.tar",
         "trials/0003/checkpoints/.all-s0.state/00000004.tar",
@@ -292,7 +292,7 @@ def test_the_states_of_a_sweep_travel_whole_too(tmp_path):
         "trials/0003/trial.json",
     }
     assert all(is_archive(name) == piece.directory for name, piece in found.items())
-    assert [name for name, piece in found.items() if piece.decides] == ["trials/0003/trial.json"]
+    assert [name for name, piece in found.items() if piece.is_commit_marker] == ["trials/0003/trial.json"]
 
 
 def test_half_an_archive_is_not_taken_for_a_state(tmp_path):
@@ -309,10 +309,10 @@ def test_half_an_archive_is_not_taken_for_a_state(tmp_path):
 
 
 def test_a_large_file_that_grows_is_pushed_when_it_is_an_eighth_larger(tmp_path, monkeypatch):
-    monkeypatch.setattr(keeping, "_LARGE", 1_000)
+    monkeypatch.setattr(syncing, "_LARGE_BYTES", 1_000)
     run = tmp_path / "run"
     write(run, "evaluation/episodes.jsonl", ("x" * 99 + "\n") * 20)
-    one = Keeper(str(tmp_path / "shared"), run)
+    one = RunSync(str(tmp_path / "shared"), run)
     one.push(all_of_it=False)
 
     def there():
@@ -334,10 +334,10 @@ def test_a_large_file_that_grows_is_pushed_when_it_is_an_eighth_larger(tmp_path,
 
 _DRIVER = """
 import sys
-from atlas_ray.storage import sync as keeping
+from atlas_ray.storage import sync as syncing
 from atlas_ray.cli import main
 
-keeping.EVERY, keeping.BEAT = 0.2, 0.2
+syncing.PUSH_SECONDS, syncing.HEARTBEAT_SECONDS = 0.2, 0.2
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -384,7 +384,7 @@ def test_a_run_that_is_ended_and_whose_machine_is_lost_goes_on_from_s3_and_ends_
     shutil.rmtree(tmp_path / "one")
     assert not any("run.json" in name for name in storage.listing()), "it was in the middle of a training"
 
-    monkeypatch.setattr(keeping, "BEAT", 0.4)
+    monkeypatch.setattr(syncing, "HEARTBEAT_SECONDS", 0.4)
     assert main(["run", str(recipe), "--out", str(tmp_path / "two" / "run"), "--storage", place]) == 0
     assert "collect: expert episodes · already done" in capsys.readouterr().out
     steps = [row["step"] for row in jsonl_rows(tmp_path / "two" / "run" / "metrics.jsonl") if "trained_tokens" in row]
@@ -411,24 +411,24 @@ def _unpacked(storage):
 
 
 def test_a_second_driver_is_refused_while_the_first_one_lives(tmp_path, place, monkeypatch):
-    monkeypatch.setattr(keeping, "BEAT", 0.4)
+    monkeypatch.setattr(syncing, "HEARTBEAT_SECONDS", 0.4)
     write(tmp_path / "a" / "run", "recipe.resolved.json", "{}")
-    first = keeper(place, tmp_path / "a" / "run")
+    first = sync_of(place, tmp_path / "a" / "run")
     with pytest.raises(InputError, match=rf"storage: .*run: process {os.getpid()} on .* is at work on this run"):
-        keeper(place, tmp_path / "b" / "run")
+        sync_of(place, tmp_path / "b" / "run")
     assert not (tmp_path / "b").exists()
     first.release()
-    keeper(place, tmp_path / "b" / "run").release()
+    sync_of(place, tmp_path / "b" / "run").release()
 
 
 def test_a_driver_whose_run_was_taken_over_ends_and_pushes_nothing_more(tmp_path, recipe, monkeypatch):
-    monkeypatch.setattr(keeping, "BEAT", 0.2)
-    monkeypatch.setattr(keeping, "_WATCH", 0.0)  # a second driver that takes the first one for dead
+    monkeypatch.setattr(syncing, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(syncing, "_MISSED_HEARTBEATS", 0.0)  # a second driver that takes the first one for dead
     monkeypatch.setattr(pipeline, "_collect", None)
     place, others = str(tmp_path / "shared"), []
 
     def collect(recipe, run_dir):
-        others.append(keeper(place, tmp_path / "b" / "run"))
+        others.append(sync_of(place, tmp_path / "b" / "run"))
         write(run_dir, "trajectories/expert.jsonl", "late\n")
         time.sleep(20)
 
@@ -437,7 +437,7 @@ def test_a_driver_whose_run_was_taken_over_ends_and_pushes_nothing_more(tmp_path
         pipeline.run(load(recipe, {"storage": place}), tmp_path / "a" / "run")
     assert "trajectories/expert.jsonl" not in others[0].storage.listing()
     lease = json.loads(others[0].storage.read(LEASE))
-    assert (lease["holder"], lease["ended"]) == (others[0].me, False), "and it does not say that the other ended"
+    assert (lease["holder"], lease["ended"]) == (others[0].id, False), "and it does not say that the other ended"
     others[0].release()
 
 
@@ -447,7 +447,7 @@ def test_a_directory_that_fell_behind_is_brought_up_to_date_and_one_with_work_of
     write(a, "metrics.jsonl", "1\n")
 
     def session(run, **files):
-        one = keeper(place, run)
+        one = sync_of(place, run)
         try:
             one.fetch()
             one.begin()
@@ -476,20 +476,20 @@ def test_a_fetch_that_is_killed_is_begun_again(tmp_path, monkeypatch):
     place, a, b = str(tmp_path / "shared"), tmp_path / "a" / "run", tmp_path / "b" / "run"
     for name in ("recipe.resolved.json", "one.jsonl", "two.jsonl"):
         write(a, name, "{}\n")
-    one = keeper(place, a)
+    one = sync_of(place, a)
     one.fetch()
     one.begin()
     one.finish()
     one.release()
     real = Storage.get
     monkeypatch.setattr(Storage, "get", lambda self, name, path: real(self, name, path) if "two" not in name else 1 / 0)
-    two = keeper(place, b)
+    two = sync_of(place, b)
     with pytest.raises(ZeroDivisionError):
         two.fetch()
     two.release()
     monkeypatch.undo()
     assert (b / "one.jsonl").exists()
-    again = keeper(place, b)
+    again = sync_of(place, b)
     again.fetch()
     again.release()
     assert (b / "two.jsonl").exists()
@@ -543,7 +543,7 @@ def test_the_run_of_another_recipe_is_not_touched(recipe, tmp_path):
 def test_faults_of_the_network_are_counted_and_do_not_end_the_run_unless_the_last_push_fails(
     recipe, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(keeping, "_WAITS", (0.01, 0.01))
+    monkeypatch.setattr(syncing, "_RETRY_SECONDS", (0.01, 0.01))
     place, faults = str(tmp_path / "shared"), [4]
     real = Storage._put
 
@@ -582,7 +582,7 @@ def test_a_run_directory_in_the_throw_away_copy_of_a_job_needs_storage(recipe, t
 
 def test_a_push_beside_a_writer_only_ever_shows_whole_lines(tmp_path):
     run, stop = tmp_path / "run", threading.Event()
-    one = Keeper(str(tmp_path / "shared"), run)
+    one = RunSync(str(tmp_path / "shared"), run)
     write(run, "evaluation/episodes.jsonl", "")
 
     def writer():

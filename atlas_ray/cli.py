@@ -16,7 +16,7 @@ from pathlib import Path
 from . import envs
 from .cli_arguments import overrides, parser
 from .cluster.causes import culprit, described, passes
-from .cluster.container import cores, quota
+from .cluster.container import usable_cpus, cgroup_cpu_quota
 from .errors import AtlasError, InputError
 from .recipe.loading import Recipe, RenamedKeyWarning, load, shipped
 from .recipe.sweep_space import plan, with_values
@@ -301,8 +301,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # environments of one's own lie where the command is run; `python -m` looks there by itself
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    if quota():  # torch would take a thread for every CPU that it sees
-        os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
+    if cgroup_cpu_quota():  # torch would take a thread for every CPU that it sees
+        os.environ.setdefault("OMP_NUM_THREADS", str(usable_cpus()))
     try:
         others = {"report": _report, "export": _export, "serve": _serve, "models": _models, "doctor": _doctor}
         code = others.get(arguments.command, _stages)(arguments, rest)

@@ -12,16 +12,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from .cluster.address import check_address
-from .cluster.remote_rundir import at_home
-from .cluster.resources import demands
-from .cluster.workers import expect
+from .cluster.remote_rundir import serve_run_dir
+from .cluster.resources import resource_requests
+from .cluster.workers import set_local_cluster_size
 from .errors import InputError
 from .recipe.endpoint import REACHING
 from .recipe.loading import Recipe
 from .recipe.select import OF_ASKING
 from .rundir.files import RunLog, mend_jsonl, read_json, write_json
 from .rundir.layout import RunLayout
-from .rundir.logs import kept
+from .rundir.logs import run_logging
 from .rundir.progress import duration, say
 from .rundir.tracking import follow
 from .stages.paths import check_there
@@ -127,19 +127,19 @@ def run(recipe: Recipe, run_dir: Path, stages: Sequence[str] = tuple(STAGE), ver
         if left := [stage for stage, ready in done_stages(recipe, run_dir).items() if stage in stages and not ready]:
             for stage in left:
                 refuse_other_models(run_dir, named_in(recipe, stage))
-            if demands(recipe) or recipe.switch:
+            if resource_requests(recipe) or recipe.switch:
                 check_address()
             check_there(recipe, fetched=True, marks=tuple(stages) != ("collect",))
             from .preflight import check  # (imports torch, which takes seconds)
 
             check(recipe)
         open_run(recipe, run_dir)
-        expect(recipe)
+        set_local_cluster_size(recipe)
         if sync:
             sync.begin()
         with (
-            at_home(run_dir),
-            kept(run_dir, verbose),
+            serve_run_dir(run_dir),
+            run_logging(run_dir, verbose),
             follow(run_dir, recipe.trackers, recipe.name, recipe.model_dump(mode="json")),
         ):
             return _in_order(recipe, run_dir, stages, sync)

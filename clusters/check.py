@@ -20,7 +20,7 @@ import jsonschema
 import yaml
 
 from atlas_ray.cli import recipe_of
-from atlas_ray.cluster.resources import Demand, demands, parts
+from atlas_ray.cluster.resources import ResourceRequest, resource_requests, by_part
 from atlas_ray.errors import InputError
 from atlas_ray.recipe.loading import Recipe
 
@@ -37,7 +37,7 @@ class Node:
     gpus: float
     names: set[str] = field(default_factory=set)
 
-    def take(self, demand: Demand) -> bool:
+    def take(self, demand: ResourceRequest) -> bool:
         """Place one of the actors here, if there is room."""
         if demand.cpus > self.cpus or demand.gpus > self.gpus or not {demand.group or "any"} <= self.names | {"any"}:
             return False
@@ -92,7 +92,7 @@ def _machines(config: dict[str, Any]) -> Iterator[Node]:
 def lacks(recipe: Recipe, there: list[Node]) -> list[str]:
     """A line for each part of the recipe whose actors do not all find a place, at the largest size of the cluster."""
     found = []
-    for stage, part, asked in parts(demands(recipe, gpus=any(node.gpus for node in there))):
+    for stage, part, asked in by_part(resource_requests(recipe, gpus=any(node.gpus for node in there))):
         free = [Node(node.group, node.cpus, node.gpus, node.names) for node in there]
         # what is hardest to place first
         for demand in sorted(asked, key=lambda d: (-d.gpus, -d.cpus)):

@@ -23,7 +23,7 @@ def model_workers(
         spec: the model, and how it acts.
         on_retry: told (task, attempt, reason) of each lost worker.
     """
-    placement = recipe.placement.asks("engines")
+    placement = recipe.placement.resource_request("engines")
     with (
         worker_pool(recipe, on_retry) as pool,
         EnginePool(recipe.engine, spec.model, recipe.workers, spec.slots, placement) as engines,

@@ -211,4 +211,4 @@ def take_output() -> None:
 
     for name in ("ray_print_logs", "atlas-ray"):
         brought.remove_handler(name)
-    brought.add_handler("atlas-ray", logs.foreign)
+    brought.add_handler("atlas-ray", logs.on_ray_output)

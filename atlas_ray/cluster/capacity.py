@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..errors import InputError
 from ..rundir.progress import say
 from . import address as cluster
-from .scheduling import outside
+from .scheduling import no_placement_group
 
 
 def resources_of(group: str | None) -> dict[str, float]:
@@ -56,7 +56,7 @@ def wait_for_groups(resources: dict[str, float]) -> None:
     check_groups(resources)
     for group, amount in resources.items():
         if not resources_of(group):
-            asking = ray.remote(resources_of).options(num_cpus=0, resources={group: amount}, **outside())
+            asking = ray.remote(resources_of).options(num_cpus=0, resources={group: amount}, **no_placement_group())
             ray.get(asking.remote(group))
 
 

@@ -21,90 +21,90 @@ from ..rundir.disk import writing
 from ..rundir.files import RunLog, append_jsonl, read_json, write_json, write_text
 
 _BLOCK = 32 << 20
-_SIGN, _COPIES = ".here", "atlas-ray"
+_TOKEN_FILE, _COPIES = ".here", "atlas-ray"
 
 
 @dataclass(frozen=True)
-class Home:
+class RunDirHandle:
     """Where a run directory is at home: its path, a word that stands in it, and the driver's node."""
 
     run_dir: str
-    word: str
+    token: str
     node: str
 
     @property
     def copies(self) -> Path:
         """Where the copies of a node lie that has not got it."""
-        return Path(tempfile.gettempdir()) / f"{_COPIES}-{self.word}"
+        return Path(tempfile.gettempdir()) / f"{_COPIES}-{self.token}"
 
     def is_here(self) -> bool:
         """Whether this process finds the directory under its own name."""
         try:
-            return (Path(self.run_dir) / _SIGN).read_text(encoding="utf-8") == self.word
+            return (Path(self.run_dir) / _TOKEN_FILE).read_text(encoding="utf-8") == self.token
         except OSError:
             return False
 
 
-# Of this process: the driver's run directory and its word, and what a worker was told of it.
+# Of this process: the driver's run directory and its token, and what a worker was told of it.
 _opened: tuple[str, str] | None = None
-_told: Home | None = None
+_handle: RunDirHandle | None = None
 
 
 @contextmanager
-def at_home(run_dir: Path) -> Iterator[None]:
+def serve_run_dir(run_dir: Path) -> Iterator[None]:
     """Let processes of other nodes ask for this directory for as long as the block lasts."""
     global _opened
     root = run_dir.resolve()
     _opened = str(root), uuid.uuid4().hex
-    write_text(root / _SIGN, _opened[1])
+    write_text(root / _TOKEN_FILE, _opened[1])
     try:
         yield
     finally:
         _clean(_opened[1])
         _opened = None
-        (root / _SIGN).unlink(missing_ok=True)
+        (root / _TOKEN_FILE).unlink(missing_ok=True)
 
 
-def home() -> Home | None:
+def run_dir_handle() -> RunDirHandle | None:
     """What a worker is to be told, if a run is going on here. Ray has to run."""
     if _opened is None:
-        return _told
+        return _handle
     import ray
 
-    return Home(*_opened, ray.get_runtime_context().get_node_id())
+    return RunDirHandle(*_opened, ray.get_runtime_context().get_node_id())
 
 
-def tell(where: Home | None) -> None:
+def set_run_dir_handle(where: RunDirHandle | None) -> None:
     """Let this process know where its run is at home."""
-    global _told
-    _told = where
+    global _handle
+    _handle = where
 
 
-def place(run_dir: str | Path) -> Place:
+def open_run_dir(run_dir: str | Path) -> LocalRunDir:
     """A run directory as this process has to take it."""
-    if _told is None or str(run_dir) != _told.run_dir or _told.is_here():
-        return Place(Path(run_dir))
-    return Copy(_told)
+    if _handle is None or str(run_dir) != _handle.run_dir or _handle.is_here():
+        return LocalRunDir(Path(run_dir))
+    return RemoteRunDir(_handle)
 
 
-def local(path: str) -> str:
+def localize(path: str) -> str:
     """What a directory is called on this node; one of the run directory is brought here if need be."""
-    if _told is None or not Path(path).is_relative_to(_told.run_dir):
+    if _handle is None or not Path(path).is_relative_to(_handle.run_dir):
         return path
-    name = str(Path(path).relative_to(_told.run_dir))
-    found = place(_told.run_dir)
+    name = str(Path(path).relative_to(_handle.run_dir))
+    found = open_run_dir(_handle.run_dir)
     found.fetch(name)
     return str(found.root / name)
 
 
-def origin(path: Path) -> Path:
+def driver_path(path: Path) -> Path:
     """Where a path lies at home, if it is one of this node's copies; else the path itself."""
-    if _told is None or not path.is_relative_to(_told.copies):
+    if _handle is None or not path.is_relative_to(_handle.copies):
         return path
-    return Path(_told.run_dir) / path.relative_to(_told.copies)
+    return Path(_handle.run_dir) / path.relative_to(_handle.copies)
 
 
-class Place:
+class LocalRunDir:
     """A run directory that is here. ``name`` is always of a file or directory in it."""
 
     away = False
@@ -145,45 +145,45 @@ class Place:
         yield
 
 
-class Copy(Place):
+class RemoteRunDir(LocalRunDir):
     """A run directory that is elsewhere, and what was brought here of it."""
 
     away = True
 
-    def __init__(self, where: Home) -> None:
+    def __init__(self, where: RunDirHandle) -> None:
         super().__init__(where.copies)
-        self._home = where
+        self._handle = where
 
-    def _ask(self, what: Callable[..., Any], *arguments: Any) -> Any:
+    def _call(self, what: Callable[..., Any], *arguments: Any) -> Any:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         # what was done once must not be done again
         options = {"num_cpus": 0, "max_retries": 0}
-        node = NodeAffinitySchedulingStrategy(self._home.node, soft=False)
+        node = NodeAffinitySchedulingStrategy(self._handle.node, soft=False)
         try:
             answer = _remote(what).options(**options, scheduling_strategy=node).remote(*arguments)
             return ray.get(answer)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
 
-    def _there(self, name: str) -> str:
-        return str(Path(self._home.run_dir) / name)
+    def _path(self, name: str) -> str:
+        return str(Path(self._handle.run_dir) / name)
 
     @property
     def log(self) -> RunLog:
         """The logs of the run, at home."""
-        return _FarLog(self)
+        return _RemoteRunLog(self)
 
     def exists(self, name: str) -> bool:
-        """See :meth:`Place.exists`."""
-        return self._ask(_files, self._there(name)) is not None
+        """See :meth:`LocalRunDir.exists`."""
+        return self._call(_files, self._path(name)) is not None
 
     def fetch(self, name: str) -> None:
-        """See :meth:`Place.fetch`; what has not changed is not brought again."""
+        """See :meth:`LocalRunDir.fetch`; what has not changed is not brought again."""
         with self.alone():
             while True:
-                files = self._ask(_files, self._there(name))
+                files = self._call(_files, self._path(name))
                 if files is None or self._fetched(name, files):
                     return
 
@@ -200,8 +200,8 @@ class Copy(Place):
                     path.parent.mkdir(parents=True, exist_ok=True)
                     with path.open("wb") as file:
                         for offset in range(0, size, _BLOCK):
-                            file.write(self._ask(_read, str(Path(self._there(name)) / below), offset, _BLOCK))
-            if self._ask(_files, self._there(name)) != files:
+                            file.write(self._call(_read, str(Path(self._path(name)) / below), offset, _BLOCK))
+            if self._call(_files, self._path(name)) != files:
                 return False  # replaced meanwhile
             _remove(target)
             temporary.replace(target)
@@ -213,31 +213,31 @@ class Copy(Place):
             _remove(temporary)
 
     def send(self, name: str) -> None:
-        """See :meth:`Place.send`."""
+        """See :meth:`LocalRunDir.send`."""
         source = self.root / name
-        temporary = self._there(str(Path(name).with_name(f".{source.name}.{uuid.uuid4().hex[:8]}.tmp")))
+        temporary = self._path(str(Path(name).with_name(f".{source.name}.{uuid.uuid4().hex[:8]}.tmp")))
         for below, size, *_ in _files(str(source)) or []:
             for offset in range(0, max(1, size), _BLOCK):
                 block = _read(str(source / below), offset, _BLOCK)
-                self._ask(_write, str(Path(temporary) / below), offset, block)
-        self._ask(_finish, temporary, self._there(name))
+                self._call(_write, str(Path(temporary) / below), offset, block)
+        self._call(_finish, temporary, self._path(name))
 
     def drop(self, name: str) -> None:
-        """See :meth:`Place.drop`."""
+        """See :meth:`LocalRunDir.drop`."""
         super().drop(name)
-        self._ask(_remove_path, self._there(name))
+        self._call(_remove_path, self._path(name))
 
     def append(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
-        """See :meth:`Place.append`."""
-        self._ask(append_jsonl, self._there(name), rows)
+        """See :meth:`LocalRunDir.append`."""
+        self._call(append_jsonl, self._path(name), rows)
 
     def write_json(self, name: str, value: Any) -> None:
-        """See :meth:`Place.write_json`."""
-        self._ask(write_json, self._there(name), value)
+        """See :meth:`LocalRunDir.write_json`."""
+        self._call(write_json, self._path(name), value)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """See :meth:`Place.alone`. May be entered again within."""
+        """See :meth:`LocalRunDir.alone`. May be entered again within."""
         self.root.mkdir(parents=True, exist_ok=True)
         if getattr(self, "_locked", False):
             yield
@@ -251,8 +251,8 @@ class Copy(Place):
                 self._locked = False
 
 
-class _FarLog(RunLog):
-    def __init__(self, copy: Copy) -> None:
+class _RemoteRunLog(RunLog):
+    def __init__(self, copy: RemoteRunDir) -> None:
         super().__init__(copy.root)
         self._copy = copy
 
@@ -322,7 +322,7 @@ def _remove_path(path: str) -> None:
     _remove(Path(path))
 
 
-def _clean(word: str) -> None:
+def _clean(token: str) -> None:
     """Remove the copies on other nodes."""
     import sys
 
@@ -338,12 +338,12 @@ def _clean(word: str) -> None:
     gone = [
         _remote(_remove_copies)
         .options(num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-        .remote(word)
+        .remote(token)
         for node in others
     ]
     if gone:
         ray.wait(gone, num_returns=len(gone), timeout=10.0)
 
 
-def _remove_copies(word: str) -> None:
-    shutil.rmtree(Path(tempfile.gettempdir()) / f"{_COPIES}-{word}", ignore_errors=True)
+def _remove_copies(token: str) -> None:
+    shutil.rmtree(Path(tempfile.gettempdir()) / f"{_COPIES}-{token}", ignore_errors=True)

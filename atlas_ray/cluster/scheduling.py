@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def outside() -> dict[str, Any]:
+def no_placement_group() -> dict[str, Any]:
     """Options of an actor, so that it is put wherever there is room.
 
     A trial of a sweep runs in a placement group that Tune made for its own process. What that process starts would be

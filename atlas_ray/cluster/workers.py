@@ -20,12 +20,12 @@ from ..errors import WorkerFailedError
 from ..recipe.loading import Recipe
 from ..rundir import logs
 from . import address as cluster
-from . import remote_rundir as home
+from . import remote_rundir
 from .capacity import check_groups, check_room
 from .causes import culprit, portable
-from .container import cores
-from .resources import demands, most, playing, together, worker
-from .scheduling import outside
+from .container import usable_cpus
+from .resources import resource_requests, peak_of, player_requests, total_of, worker_request
+from .scheduling import no_placement_group
 from .worker_state import WorkerState
 
 Task = TypeVar("Task")
@@ -37,11 +37,11 @@ _KEPT = 64
 """Results of a task that are kept until the next time that what is left of it is worked out."""
 
 
-def expect(recipe: Recipe) -> None:
+def set_local_cluster_size(recipe: Recipe) -> None:
     """A Ray that is started on this machine from now on has the CPUs and the groups that the recipe asks for."""
     global _expected, _groups
     _groups = {name: 1_000.0 for name in recipe.placement.model_dump().values() if name}
-    _expected = math.ceil(most(demands(recipe)).cpus)
+    _expected = math.ceil(peak_of(resource_requests(recipe)).cpus)
 
 
 def ensure_ray(cpus: int) -> None:
@@ -57,7 +57,7 @@ def ensure_ray(cpus: int) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    logs.adopt("ray")
+    logs.capture_loggers("ray")
     if ray.is_initialized():
         return
     options: dict[str, Any] = {
@@ -69,7 +69,7 @@ def ensure_ray(cpus: int) -> None:
     if given := cluster.address():
         cluster.connect(given, **options)
     else:
-        cluster.start(num_cpus=max(cpus, _expected, cores()), resources=_groups, **options)
+        cluster.start(num_cpus=max(cpus, _expected, usable_cpus()), resources=_groups, **options)
     cluster.take_output()
     if threading.current_thread() is threading.main_thread() and callable(on_sigterm):
         # Ray's native code has taken the signal, prints a stack and ends the process where it stands
@@ -84,14 +84,14 @@ class _Worker:
         index: its number in the pool.
         threads: of its torch.
         log: where its log is, and under which name.
-        at_home: where the run directory is.
+        run_dir: where the run directory is.
     """
 
     def __init__(
-        self, path: list[str], index: int, threads: int, log: tuple[str | None, str], at_home: home.Home | None
+        self, path: list[str], index: int, threads: int, log: tuple[str | None, str], run_dir: remote_rundir.RunDirHandle | None
     ) -> None:
-        logs.join(*log)
-        home.tell(at_home)
+        logs.attach_process(*log)
+        remote_rundir.set_run_dir_handle(run_dir)
         self.state = WorkerState(index)
         if threads > 1:
             import torch
@@ -101,7 +101,7 @@ class _Worker:
 
     def run(self, job: Job[Any], task: Any) -> Iterator[Any]:
         try:
-            with logs.reported("a task failed"):
+            with logs.log_exceptions("a task failed"):
                 yield from job(task, self.state)
         except Exception as error:
             found = portable(error)
@@ -189,10 +189,10 @@ class ActorPool(Generic[Task, Result]):
         import ray
 
         options = {"num_cpus": self._cpus, "num_gpus": self._gpus, "resources": self._resources, "max_restarts": 0}
-        options |= outside()
+        options |= no_placement_group()
         log = (logs.folder(), f"{self.name}-{index}")
         self._actors[index] = (
-            ray.remote(_Worker).options(**options).remote(sys.path, index, int(self._cpus), log, home.home())
+            ray.remote(_Worker).options(**options).remote(sys.path, index, int(self._cpus), log, remote_rundir.run_dir_handle())
         )
         return index, self._actors[index]
 
@@ -324,13 +324,13 @@ def worker_pool(
         InputError: Ray on this machine has not the CPUs, GPUs or groups that workers and engine actors ask for.
     """
     if recipe.workers:
-        expect(recipe)
+        set_local_cluster_size(recipe)
         ensure_ray(0)
-        room = together(playing(recipe, models=models, runners=beside))
+        room = total_of(player_requests(recipe, models=models, runners=beside))
         check_room(room.cpus, room.gpus, "workers and engines ask for", ("engine.cpus", "engine.gpus"))
         if recipe.engine.actors:
-            check_groups(recipe.placement.asks("engines"))
-    one, asked = worker(recipe), recipe.placement.asks(place)
+            check_groups(recipe.placement.resource_request("engines"))
+    one, asked = worker_request(recipe), recipe.placement.resource_request(place)
     return ActorPool(
         recipe.workers,
         on_retry=on_retry,

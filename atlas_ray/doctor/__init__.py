@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from .. import envs
-from ..cluster.container import cores
+from ..cluster.container import usable_cpus
 from ..envs import conformance
 from .checks import examine
 from .facts import gather, java_version
@@ -34,7 +34,7 @@ def machine() -> dict[str, Any]:
         families[family] = families.get(family, 0) + 1
     return {
         "python": platform.python_version(),
-        "cpus": cores(),
+        "cpus": usable_cpus(),
         "java": java_version() or "not found",
         "packages": {package: _version(package) for package in _PACKAGES},
         "environments": families,

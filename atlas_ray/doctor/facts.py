@@ -20,8 +20,8 @@ from pathlib import Path
 
 from .. import envs
 from ..cluster import address as cluster
-from ..cluster import container as limits
-from ..cluster.container import memory_limit, number, quota, seen
+from ..cluster import container
+from ..cluster.container import cgroup_cpu_quota, memory_limit, read_number, visible_cpus
 from ..errors import AtlasError
 from .packages import COMPANIONS, PACKAGE, Packages, look
 
@@ -121,8 +121,8 @@ def gather() -> Facts:
         java=java_version(),
         gpus=gpus,
         gpu_trouble=trouble,
-        cpus=seen(),
-        quota=quota(),
+        cpus=visible_cpus(),
+        quota=cgroup_cpu_quota(),
         memory=_memory(),
         memory_limit=memory_limit(),
         shm=shutil.disk_usage("/dev/shm").free if os.access("/dev/shm", os.W_OK) else None,  # noqa: S108
@@ -197,10 +197,10 @@ def _memory() -> int | None:
         return None
     free = int(re.findall(r"MemAvailable:\s+(\d+)", text)[0]) * 1024
     limit = memory_limit()
-    used = number("memory.current", "memory/memory.usage_in_bytes")
+    used = read_number("memory.current", "memory/memory.usage_in_bytes")
     if limit is None or used is None:
         return free
-    stats = (limits.GROUPS / name for name in ("memory.stat", "memory/memory.stat"))
+    stats = (container.CGROUP_ROOT / name for name in ("memory.stat", "memory/memory.stat"))
     stat = next((path for path in stats if path.is_file()), None)
     text = stat.read_text(encoding="ascii") if stat else ""
     cached = re.findall(r"^(?:total_)?inactive_file (\d+)", text, re.MULTILINE) or ["0"]

@@ -1,6 +1,6 @@
 """Where text comes from: a causal language model behind one small protocol."""
 
-from ..cluster.remote_rundir import local
+from ..cluster.remote_rundir import localize
 from ..errors import InputError
 from ..models.loading import adapted
 from ..recipe.schema import Engine as Settings
@@ -34,7 +34,7 @@ def make_engine(settings: Settings, model: str, slots: int) -> LocalEngine:
     Raises:
         InputError: vLLM is missing, or the engine cannot run this model.
     """
-    model = local(model)
+    model = localize(model)
     if settings.kind == "vllm":
         base = adapted(model)
         if base and adapted(base):

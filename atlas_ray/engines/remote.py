@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..cluster.remote_rundir import local
+from ..cluster.remote_rundir import localize
 from ..errors import WorkerFailedError
 from ..models.loading import load_tokenizer
 from .base import Batches, Meter, Request, check
@@ -50,7 +50,7 @@ class RemoteEngine(Batches):
 
     def __init__(self, seat: Seat) -> None:
         self.seat, self.slots, self.lost = seat, seat.slots, 0
-        self.tokenizer = load_tokenizer(local(seat.model))
+        self.tokenizer = load_tokenizer(localize(seat.model))
         self.tokens_fed = [0] * seat.slots
         self.meter = Meter()
         self._forgotten: set[int] = set()

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..cluster import remote_rundir as home
-from ..cluster.scheduling import outside
+from ..cluster import remote_rundir
+from ..cluster.scheduling import no_placement_group
 from ..recipe.schema import Engine as Settings
 from ..rundir import logs
 from .base import Capabilities, LocalEngine, Meter, Request, advance
@@ -49,7 +49,7 @@ class EngineServer:
         model: shipped name, directory or Hugging Face id.
         slots: of the engine, over all its workers.
         log_folder, name: where and as whom its process logs.
-        at_home: where the run's directory is, which the model may lie in.
+        run_dir: where the run's directory is, which the model may lie in.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class EngineServer:
         slots: int,
         log_folder: str | None = None,
         name: str = "engine",
-        at_home: home.Home | None = None,
+        run_dir: remote_rundir.RunDirHandle | None = None,
     ) -> None:
-        logs.join(log_folder, name)
-        home.tell(at_home)
+        logs.attach_process(log_folder, name)
+        remote_rundir.set_run_dir_handle(run_dir)
         self._inbox: queue.SimpleQueue[tuple[Request, asyncio.Future[Request]]] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._engine: LocalEngine | None = None
@@ -170,6 +170,6 @@ def spawn(settings: Settings, model: str, slots: int, resources: dict[str, float
     import ray
 
     options = {"num_cpus": settings.cpus, "num_gpus": settings.gpus, "resources": resources}
-    options |= outside()
+    options |= no_placement_group()
     server = ray.remote(EngineServer).options(**options, max_restarts=-1, max_concurrency=1000)
-    return server.remote(settings, model, slots, logs.folder(), name, home.home())
+    return server.remote(settings, model, slots, logs.folder(), name, remote_rundir.run_dir_handle())

@@ -365,9 +365,9 @@ def _tidy() -> Iterator[None]:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
-        "VLLM_CONFIGURE_LOGGING": "0" if logs.keeping() else "1",
+        "VLLM_CONFIGURE_LOGGING": "0" if logs.is_attached() else "1",
     }
-    logs.adopt("vllm")
+    logs.capture_loggers("vllm")
     before = {name: os.environ.get(name) for name in (*ours, "LD_PRELOAD", "LD_LIBRARY_PATH")}
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     set_num_threads = torch.set_num_threads

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from ..agents.rendering_chat import make_renderer
 from ..agents.unknown_words import refuse, warning
-from ..cluster.remote_rundir import place
+from ..cluster.remote_rundir import open_run_dir
 from ..data.records import iter_trajectories, read_annotations
 from ..data.replies import Replies
 from ..errors import InputError
@@ -161,7 +161,7 @@ def train_arm(recipe: Recipe, run_dir: Path, arm: Arm, seed: int, team: Team, nu
     """
     config = recipe.finetune
     assert config is not None
-    at = place(run_dir)
+    at = open_run_dir(run_dir)
     run_dir, name = at.root, checkpoint_dir(Path(), arm, seed).name
     target = checkpoint_dir(run_dir, arm, seed)
     states, kept_best = f"checkpoints/.{name}.state", f"checkpoints/.{name}.best"

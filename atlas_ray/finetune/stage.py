@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from ..cluster import remote_rundir as home
+from ..cluster import remote_rundir
 from ..cluster.capacity import check_room, resources_of, wait_for_groups
 from ..cluster.causes import culprit, described
-from ..cluster.remote_rundir import Place, place
+from ..cluster.remote_rundir import LocalRunDir, open_run_dir
 from ..cluster.workers import ensure_ray
 from ..data.records import iter_trajectories, read_annotations
 from ..errors import AtlasError, InputError
@@ -53,7 +53,7 @@ def _failure(run_dir: Path, number: int) -> Path:
 
 
 def _quiet() -> None:
-    logs.adopt_transformers()
+    logs.capture_transformers()
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
@@ -62,14 +62,14 @@ def _worker(config: dict[str, Any]) -> None:
     import ray.train
     import torch.distributed as dist
 
-    logs.join(config["logs"], f"trainer-{ray.train.get_context().get_world_rank()}")
+    logs.attach_process(config["logs"], f"trainer-{ray.train.get_context().get_world_rank()}")
     _quiet()
     recipe, run_dir = Recipe.model_validate(config["recipe"]), Path(config["run_dir"])
     assert recipe.finetune is not None
     torch.set_num_threads(config["threads"])
     team = make_team(recipe.finetune.workers)
-    home.tell(config["home"])
-    at = place(run_dir)
+    remote_rundir.set_run_dir_handle(config["home"])
+    at = open_run_dir(run_dir)
     _check_disk(recipe, at, team)
     if at.away:
         with at.alone():
@@ -80,7 +80,7 @@ def _worker(config: dict[str, Any]) -> None:
         if at.exists(str(checkpoint_dir(Path(), Arm(**arm), seed) / "run.json")):
             continue
         try:
-            with logs.reported(f"{Arm(**arm).name}, seed {seed}"):
+            with logs.log_exceptions(f"{Arm(**arm).name}, seed {seed}"):
                 train_arm(recipe, run_dir, Arm(**arm), seed, team, number)
         except AtlasError as error:
             # not a fault that trying again would mend; the other models go on
@@ -91,7 +91,7 @@ def _worker(config: dict[str, Any]) -> None:
     ray.train.report({"teams": config["teams"]})
 
 
-def _check_disk(recipe: Recipe, at: Place, team: Team) -> None:
+def _check_disk(recipe: Recipe, at: LocalRunDir, team: Team) -> None:
     """FSDP2 workers write a share of the state each, and only one of them can bring it home.
 
     Raises:
@@ -208,8 +208,8 @@ def _fit(recipe: Recipe, run_dir: Path, config: Finetune, missing: list[tuple[in
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    logs.adopt("ray.train")
-    asked = recipe.placement.asks("trainers")
+    logs.capture_loggers("ray.train")
+    asked = recipe.placement.resource_request("trainers")
     wait_for_groups(asked)  # what they are given depends on what there is
     there = resources_of(recipe.placement.trainers)
     gpu = there.get("GPU", 0) > 0
@@ -229,7 +229,7 @@ def _fit(recipe: Recipe, run_dir: Path, config: Finetune, missing: list[tuple[in
             "teams": teams,
             "threads": threads(workers),
             "logs": logs.folder(),
-            "home": home.home(),
+            "home": remote_rundir.run_dir_handle(),
         },
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": 1, **asked}),
         run_config=RunConfig(

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ..cluster.container import cores
+from ..cluster.container import usable_cpus
 from ..errors import AtlasError
 
 Value = TypeVar("Value")
@@ -127,4 +127,4 @@ def sync(module: Any, last: bool) -> AbstractContextManager[Any]:
 
 def threads(workers: int) -> int:
     """Threads of one of ``workers`` processes on this machine."""
-    return max(1, cores() // workers)
+    return max(1, usable_cpus() // workers)

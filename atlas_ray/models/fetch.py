@@ -151,7 +151,7 @@ def _convert(gguf: Path, directory: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    logs.adopt_transformers()
+    logs.capture_transformers()
     place: dict[str, str] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     # without dequantize save_pretrained refuses
     model = AutoModelForCausalLM.from_pretrained(

@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..cluster.remote_rundir import origin
+from ..cluster.remote_rundir import driver_path
 from ..errors import InputError
 from ..rundir import logs
 from ..rundir.files import read_json
@@ -160,7 +160,7 @@ def _candidates(directory: Path, base: str, noted: dict[str, str]) -> Iterator[P
     """Where the base of an adapter may lie if it is a directory, the likeliest first."""
     if "name" in noted and "sha256" not in noted:
         return  # it is none
-    homes = list(dict.fromkeys([directory.resolve(), origin(directory.resolve())]))
+    homes = list(dict.fromkeys([directory.resolve(), driver_path(directory.resolve())]))
     yield from ((home / base).resolve() for home in homes)
     name = Path(noted.get("name", base)).expanduser()
     if noted:
@@ -184,7 +184,7 @@ def base_from(name: str, directory: Path) -> str:
     """
     if name in SHIPPED or name in known() or not Path(name).expanduser().is_dir():
         return name
-    way = os.path.relpath(Path(name).expanduser().resolve(), origin(directory.resolve()))
+    way = os.path.relpath(Path(name).expanduser().resolve(), driver_path(directory.resolve()))
     return way if way.startswith(os.pardir) else f"{os.curdir}{os.sep}{way}"
 
 
@@ -218,7 +218,7 @@ def load_model(name: str, dtype: Any = None) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    logs.adopt_transformers()
+    logs.capture_transformers()
     dtype = dtype or ("auto" if torch.cuda.is_available() else torch.float32)
     place, base = resolve(name), adapted(name)
     if base is None:
@@ -243,7 +243,7 @@ def load_tokenizer(name: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    logs.adopt_transformers()
+    logs.capture_transformers()
     place, base = resolve(name), adapted(name)
     if base is not None and not (Path(place) / "tokenizer_config.json").is_file():
         return load_tokenizer(base)

@@ -149,7 +149,7 @@ class Placement(ConfigModel):
     trainers: ResourceName | None = None
     """Where trainings go: of the models and of the switches."""
 
-    def asks(self, who: Literal["workers", "engines", "trainers"]) -> dict[str, float]:
+    def resource_request(self, who: Literal["workers", "engines", "trainers"]) -> dict[str, float]:
         """What one of them asks of custom resources. It is a place, not an amount, so it is as good as nothing."""
         group: str | None = getattr(self, who)
         return {group: 0.001} if group else {}

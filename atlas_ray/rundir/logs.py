@@ -60,7 +60,7 @@ _adopted: dict[str, tuple[list[logging.Handler], bool, int]] = {}
 
 
 def folder() -> str | None:
-    """Where actors that are started now shall :func:`join`; None while no run keeps logs."""
+    """Where actors that are started now shall :func:`attach_process`; None while no run keeps logs."""
     return None if _folder is None else str(_folder)
 
 
@@ -108,7 +108,7 @@ class _Stderr(logging.StreamHandler[TextIO]):
 
 
 @contextlib.contextmanager
-def kept(run_dir: Path, verbose: bool = False) -> Iterator[None]:
+def run_logging(run_dir: Path, verbose: bool = False) -> Iterator[None]:
     """Keep the logs of a run while the block lasts, and the traceback of what ends it.
 
     Args:
@@ -147,7 +147,7 @@ def where(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def reported(what: str) -> Iterator[None]:
+def log_exceptions(what: str) -> Iterator[None]:
     """Leave the traceback of an exception that leaves the block in this process's log."""
     try:
         yield
@@ -156,17 +156,17 @@ def reported(what: str) -> Iterator[None]:
         raise
 
 
-def keeping() -> bool:
+def is_attached() -> bool:
     """Whether what this process says goes to the logs of a run."""
     return _keeping
 
 
-def said(message: str) -> None:
+def record(message: str) -> None:
     """Note what the user was told."""
     _said.info("%s", message.strip())
 
 
-def adopt(*names: str, level: int = logging.INFO) -> None:
+def capture_loggers(*names: str, level: int = logging.INFO) -> None:
     """Let loggers of frameworks, which have been imported, speak to the run's logs and nobody else.
 
     Args:
@@ -183,15 +183,15 @@ def adopt(*names: str, level: int = logging.INFO) -> None:
         logger.setLevel(level)
 
 
-def adopt_transformers() -> None:
-    """:func:`adopt` transformers, without its progress bars."""
+def capture_transformers() -> None:
+    """:func:`capture_loggers` transformers, without its progress bars."""
     from transformers.utils import logging as theirs
 
     theirs.disable_progress_bar()
-    adopt("transformers", level=logging.WARNING)  # below it shows every configuration that it reads
+    capture_loggers("transformers", level=logging.WARNING)  # below it shows every configuration that it reads
 
 
-def foreign(data: dict[str, Any]) -> None:
+def on_ray_output(data: dict[str, Any]) -> None:
     """Keep lines that Ray brings from processes that have not joined; ``data`` is a batch of its log monitor."""
     who = data.get("actor_name") or data.get("task_name") or "process"
     for line in data["lines"]:
@@ -200,7 +200,7 @@ def foreign(data: dict[str, Any]) -> None:
             _foreign.info("%s pid=%s ip=%s: %s", who, data["pid"], data["ip"], line.replace(_EVENT, ""))
 
 
-def join(place: str | None, name: str) -> None:
+def attach_process(place: str | None, name: str) -> None:
     """Send what this actor's process says from now on to ``PLACE/NAME.log``.
 
     Args:
@@ -224,7 +224,7 @@ def join(place: str | None, name: str) -> None:
     for logger in _CHATTY:
         logging.getLogger(logger).setLevel(logging.INFO)
     logging.captureWarnings(True)
-    adopt("ray")
+    capture_loggers("ray")
     _said.info("%s: process %d on %s", name, os.getpid(), platform.node())
 
 
@@ -245,7 +245,7 @@ def _rooted(handlers: list[logging.Handler], place: Path) -> Iterator[None]:
         logger.setLevel(logging.DEBUG if logger is root else logging.INFO)
     logging.captureWarnings(True)
     if "ray" in sys.modules:
-        adopt("ray")
+        capture_loggers("ray")
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ _EVERY = 10.0
 
 def say(message: str) -> None:
     """A line for the user, taken literally (no markup). A full disk behind stdout loses the line, not the run."""
-    logs.said(message)
+    logs.record(message)
     try:
         console.print(message, markup=False)
     except BrokenPipeError:

@@ -14,7 +14,7 @@ from ..agents.rollout import UNANSWERED, Beginnings
 from ..agents.spec import AgentSpec, agent_spec
 from ..agents.throughput import replies_told
 from ..agents.unknown_words import Reader, refuse, survey, warning
-from ..cluster.resources import scoring
+from ..cluster.resources import scorer_request
 from ..cluster.result_file import ResultFile, log_lost_workers
 from ..cluster.worker_state import WorkerState
 from ..cluster.workers import ActorPool, chunks
@@ -215,8 +215,8 @@ def by_perplexity(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory])
     def new_rows(_: Any, result: tuple[Scores, list[str]]) -> list[dict[str, Any]]:
         return [{"id": i, "scores": v} for i, v in result[0].items() if i not in found]
 
-    one = scoring(recipe)
-    asked = recipe.placement.asks("engines" if one.who == "engines" else "workers")
+    one = scorer_request(recipe)
+    asked = recipe.placement.resource_request("engines" if one.who == "engines" else "workers")
     with (
         track("perplexities", len(trajectories), len(found)) as progress,
         ActorPool[Any, Any](

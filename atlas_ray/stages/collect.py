@@ -96,7 +96,7 @@ def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
     with (
         track("expert episodes", total, have) as progress,
         ActorPool[Any, Any](
-            recipe.workers, on_retry=retried, silence=recipe.worker_timeout, resources=recipe.placement.asks("workers")
+            recipe.workers, on_retry=retried, silence=recipe.worker_timeout, resources=recipe.placement.resource_request("workers")
         ) as pool,
     ):
         while True:

@@ -263,7 +263,7 @@ def _phases(
         parts = 1 if len(plan) >= 4 * workers else workers
         yield partial(tasks, list(plan), parts), EnginePool(recipe.engine, "", workers, recipe.num_envs)
         return
-    where = recipe.placement.asks("engines")
+    where = recipe.placement.resource_request("engines")
     for key, (spec, _) in plan.items():
         yield partial(tasks, [key], workers), EnginePool(recipe.engine, spec.model, workers, recipe.num_envs, where)
 

@@ -40,7 +40,7 @@ class AtlasTrial(tune.Trainable):
         point, recipe = config["point"], Recipe.model_validate(config["recipe"])
         torch.set_num_threads(max(1, int(point["bundles"][0]["CPU"])))
         self.trial: Trial = trial_of(recipe, Path(config["run_dir"]), point["number"], point["values"])
-        logs.join(config["logs"], f"trial-{self.trial.name}")
+        logs.attach_process(config["logs"], f"trial-{self.trial.name}")
         logging.getLogger(__name__).info("%s", self.trial.about)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

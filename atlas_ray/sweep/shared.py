@@ -11,7 +11,7 @@ from .. import pipeline
 from ..recipe.loading import Recipe
 from ..recipe.select import members
 from ..rundir.files import replacing
-from ..rundir.logs import kept
+from ..rundir.logs import run_logging
 from ..rundir.progress import say
 from ..stages.evaluate import play_untuned
 from ..stages.table import ATLAS, done_stages
@@ -110,7 +110,7 @@ def _share_untuned(recipe: Recipe, run_dir: Path, trials: Sequence[Trial], unfin
         place = run_dir if not fields else run_dir / FOLDER / f"untuned-{number}"
         made = recipe if not fields else _common(recipe, group[0])
         pipeline.open_run(made, place)
-        with kept(place):
+        with run_logging(place):
             played = play_untuned(made, place)
         for trial in waiting:
             _put(played, trial.directory / EPISODES, copy=True)

@@ -11,13 +11,13 @@ from typing import Any
 
 from .. import pipeline
 from ..cluster.address import check_address
-from ..cluster.workers import expect, worker_pool
+from ..cluster.workers import set_local_cluster_size, worker_pool
 from ..errors import AtlasError, InputError
 from ..recipe.loading import Recipe
 from ..recipe.sweep_space import check_sweep, shown
 from ..rundir import files
 from ..rundir.layout import RunLayout
-from ..rundir.logs import kept
+from ..rundir.logs import run_logging
 from ..rundir.progress import duration, say
 from ..stages.paths import check_there
 from ..stages.report import write_report
@@ -80,13 +80,13 @@ def _run(
 ) -> dict[str, Any]:
     config = recipe.sweep
     assert config is not None
-    expect(recipe)
+    set_local_cluster_size(recipe)
     start = time.monotonic()
     done = f", {len(trials) - len(unfinished)} of them already done" if len(unfinished) < len(trials) else ""
     say(f"sweep over {', '.join(config.space)}: {len(trials)} trials{done}")
     if config.kind == "atlas":
         share(recipe, run_dir, trials, unfinished)
-    with kept(run_dir, verbose):
+    with run_logging(run_dir, verbose):
         rows, ends = (_switch if config.kind == "switch" else _atlas)(recipe, run_dir, trials, unfinished)
         made = table.write(run_dir, recipe.name, config, rows, ends)
         _sum_up(made, trials, time.monotonic() - start)

@@ -53,7 +53,7 @@ class _SwitchTrial:
         sys.path += [entry for entry in config["path"] if entry not in sys.path]
         point, number = config["point"], int(config[TRIAL_INFO].trial_name)
         trial = trial_of(Recipe.model_validate(config["recipe"]), Path(config["run_dir"]), number, point["values"])
-        logs.join(config["logs"], f"trial-{trial.name}")
+        logs.attach_process(config["logs"], f"trial-{trial.name}")
         logging.getLogger(__name__).info("%s", trial.about)
         torch.set_num_threads(max(1, int(point["bundles"][0]["CPU"])))
         self.trial, self.metric = trial, config["metric"]
@@ -63,7 +63,7 @@ class _SwitchTrial:
         # what goes on after a kill plays no training episode twice
         done = files.read_json(state / HISTORY)[-1] if state.is_dir() else {}
         first, seed = done.get("next_seed", own.first_episode), own.seed + done.get("step", 0)
-        asked = trial.recipe.placement.asks("workers")
+        asked = trial.recipe.placement.resource_request("workers")
         name = f"atlas-ray-sweep/{trial.directory}"
         made = configuration(name, own.make_env, own.settings, own.config, seed, first, asked)
         super().__init__(made, **more)  # type: ignore[call-arg]

@@ -17,7 +17,7 @@ from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneC
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining
 
 from ..cluster.capacity import check_room, resources_of
-from ..cluster.resources import Total, demands, most, worker
+from ..cluster.resources import Total, resource_requests, peak_of, worker_request
 from ..cluster.workers import ensure_ray
 from ..errors import AtlasError
 from ..recipe.loading import Recipe, SearchSpace, Sweep
@@ -38,23 +38,23 @@ _SILENT = {
 }
 
 
-def asks(trial: Trial, kind: str, gpus: bool) -> tuple[list[dict[str, float]], Total]:
+def resource_request(trial: Trial, kind: str, gpus: bool) -> tuple[list[dict[str, float]], Total]:
     """What a trial's own process and its environment runners ask of Tune, and all that it asks of the cluster.
 
     The actors of a trial of ATLaS come and go with its stages. They are put wherever there is room, and the number of
     trials at a time leaves room for them.
     """
-    recipe, one = trial.recipe, worker(trial.recipe)
-    place = recipe.placement.asks("trainers")
+    recipe, one = trial.recipe, worker_request(trial.recipe)
+    place = recipe.placement.resource_request("trainers")
     if kind == "switch":
         assert recipe.switch is not None
-        runner = {"CPU": 1.0, **recipe.placement.asks("workers")}
+        runner = {"CPU": 1.0, **recipe.placement.resource_request("workers")}
         bundles = [{"CPU": one.cpus, "GPU": one.gpus, **place}, *[runner] * recipe.switch.env_runners]
         return bundles, Total(sum(b["CPU"] for b in bundles), one.gpus)
     trains = recipe.finetune is not None and not recipe.finetune.workers
     plays = not recipe.workers
     own = Total(one.cpus if plays else float(trains), max(one.gpus if plays else 0.0, float(trains and gpus)))
-    others = most(d for d in demands(recipe, gpus) if d.count)
+    others = peak_of(d for d in resource_requests(recipe, gpus) if d.count)
     # a bundle must not be empty; this resource is where the driver is
     bundle = {"CPU": own.cpus, "GPU": own.gpus, **(place if own.cpus else {"node:__internal_head__": 0.001})}
     return [bundle], Total(own.cpus + others.cpus, own.gpus + others.gpus)
@@ -80,11 +80,11 @@ def tune(recipe: Recipe, run_dir: Path, trials: Sequence[Trial], trainable: type
     """
     assert recipe.sweep is not None
     sweep = recipe.sweep
-    ensure_ray(math.ceil(max(asks(t, sweep.kind, False)[1].cpus for t in trials)))
-    logs.adopt("ray.tune", "ray.train")
+    ensure_ray(math.ceil(max(resource_request(t, sweep.kind, False)[1].cpus for t in trials)))
+    logs.capture_loggers("ray.tune", "ray.train")
     os.environ |= _SILENT
     there = resources_of(None)
-    wanted = {t.number: asks(t, sweep.kind, there.get("GPU", 0) > 0) for t in trials}
+    wanted = {t.number: resource_request(t, sweep.kind, there.get("GPU", 0) > 0) for t in trials}
     limit = at_a_time(sweep, [total for _, total in wanted.values()], there)
     points = [{"number": t.number, "values": t.reached(), "bundles": wanted[t.number][0]} for t in trials]
     given = recipe.model_dump(mode="json", exclude_unset=True)

@@ -79,7 +79,7 @@ class SwitchRunner(SingleAgentEnvRunner):
         """Make the environment with episodes of its own."""
         context = dict(self.config.env_config)
         if self.worker_index:
-            logs.join(context["logs"], f"{context['log_name']}-{self.worker_index}")
+            logs.attach_process(context["logs"], f"{context['log_name']}-{self.worker_index}")
             quiet()
         first = context["first_episode"] + max(0, (self.worker_index or 0) - 1)
         stride = max(1, self.config.num_env_runners)
@@ -306,7 +306,7 @@ def charges(settings: Switch, price: float) -> np.ndarray[Any, np.dtype[np.float
 
 def quiet() -> None:
     """Keep back what RLlib says that is of no use to a user: deprecations of its own, its metrics and its start."""
-    logs.adopt("ray.rllib", "ray.tune", "ray._common.deprecation")
+    logs.capture_loggers("ray.rllib", "ray.tune", "ray._common.deprecation")
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\..*")
     # every algorithm registers its environments under the same name, which gymnasium remarks on
     warnings.filterwarnings("ignore", message=".*Overriding environment rllib-single-agent-env-v0.*")

@@ -141,7 +141,7 @@ class SentenceEncoder:
         import torch
         from transformers import AutoModel, AutoTokenizer
 
-        logs.adopt_transformers()
+        logs.capture_transformers()
         place = {"subfolder": self._folder, "trust_remote_code": False}
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.name, **place)

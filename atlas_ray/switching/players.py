@@ -254,7 +254,7 @@ def engine_actors(recipe: Recipe, seated: int | None = None) -> Iterator[tuple[t
     with ExitStack() as pools:
         yield tuple(
             pools.enter_context(
-                EnginePool(recipe.engine, name, seated, settings.num_envs, recipe.placement.asks("engines"))
+                EnginePool(recipe.engine, name, seated, settings.num_envs, recipe.placement.resource_request("engines"))
             ).seats
             for name in settings.local
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..cluster.remote_rundir import local
+from ..cluster.remote_rundir import localize
 from ..data.replies import summed
 from ..data.results import ALWAYS_DEEPTHINK, ALWAYS_QUICK, DECILES, interval
 from ..errors import AtlasError
@@ -56,7 +56,7 @@ class PolicySpec:
     def policy(self, seed: int, training: int | None = None) -> Policy:
         """The policy itself; ``seed`` is of what it draws."""
         if self.seeds:
-            return SwitchPolicy.load(local(str(self.directory(training))))
+            return SwitchPolicy.load(localize(str(self.directory(training))))
         rules: dict[str, Policy] = {
             "always": Always(self.action),
             "random": Random(self.rate, seed, self.action),

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from ..agents.rollout import SWITCH_SELECT, SWITCH_TRAIN, EnvSpec, env_spec, seed_block
-from ..cluster.remote_rundir import place
+from ..cluster.remote_rundir import open_run_dir
 from ..cluster.worker_state import WorkerState
 from ..data.replies import Losses, summed
 from ..engines import Seat
@@ -246,7 +246,7 @@ def train(task: TrainTask, state: WorkerState) -> Iterator[Tally]:
     _state.index = state.index
     players = open_players(task.recipe, _state, task.seats)
     before, faults = _counts(players), Counter[str]()
-    setup, at = build_training(task, state.index or 0), place(task.run_dir)
+    setup, at = build_training(task, state.index or 0), open_run_dir(task.run_dir)
     name = str(task.policy_spec.directory(task.training).relative_to(task.run_dir))
     at.fetch(f"{name}.train")
 
@@ -269,7 +269,7 @@ def train(task: TrainTask, state: WorkerState) -> Iterator[Tally]:
         on_evaluation=on_evaluation,
         on_fault=on_fault,
         on_stop=lambda replies: at.log.event("switch", STOPPED, policy=task.who, replies=replies),
-        resources=task.recipe.placement.asks("workers"),
+        resources=task.recipe.placement.resource_request("workers"),
         who=task.who,
         most_lost=task.recipe.max_lost_answers,
     )

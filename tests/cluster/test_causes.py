@@ -179,7 +179,7 @@ def test_the_same_command_is_said_to_go_on_only_where_it_helps(error, helps, tmp
     assert passes(error) == helps
 
     def fail(recipe, run_dir, *arguments):
-        with logs.kept(run_dir):
+        with logs.run_logging(run_dir):
             raise raised(RuntimeError(), error)
 
     monkeypatch.setattr(pipeline, "run", fail)

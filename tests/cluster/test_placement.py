@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from atlas_ray import pipeline
-from atlas_ray.cluster.remote_rundir import Home, local, place, tell
+from atlas_ray.cluster.remote_rundir import RunDirHandle, localize, open_run_dir, set_run_dir_handle
 from atlas_ray.cluster.workers import ActorPool, worker_pool
 from atlas_ray.errors import InputError
 from atlas_ray.recipe.loading import Recipe, load
@@ -394,9 +394,9 @@ def far(ray_session, tmp_path, monkeypatch):
 
     (tmp_path / "run").mkdir()
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "node"))
-    tell(Home(str(tmp_path / "run"), "word", ray.get_runtime_context().get_node_id()))
+    set_run_dir_handle(RunDirHandle(str(tmp_path / "run"), "word", ray.get_runtime_context().get_node_id()))
     yield tmp_path / "run"
-    tell(None)
+    set_run_dir_handle(None)
 
 
 def test_a_copy_has_what_is_at_home_and_brings_back_what_was_made(far, monkeypatch):
@@ -405,19 +405,19 @@ def test_a_copy_has_what_is_at_home_and_brings_back_what_was_made(far, monkeypat
     weights = bytes(range(256)) * 20
     (far / "checkpoints" / "a-s0" / "model.safetensors").write_bytes(weights)
     (far / "checkpoints" / "a-s0" / "empty").touch()
-    here = local(str(far / "checkpoints" / "a-s0"))
+    here = localize(str(far / "checkpoints" / "a-s0"))
     assert not here.startswith(str(far))
-    assert local("tiny-quick") == "tiny-quick"
-    at = place(str(far))
+    assert localize("tiny-quick") == "tiny-quick"
+    at = open_run_dir(str(far))
     assert at.away and at.root in type(far)(here).parents
     assert (type(far)(here) / "model.safetensors").read_bytes() == weights
     (at.root / "marker").touch()
 
     (far / "checkpoints" / "a-s0" / "model.safetensors").write_bytes(weights[::-1])
-    local(str(far / "checkpoints" / "a-s0"))
+    localize(str(far / "checkpoints" / "a-s0"))
     assert (type(far)(here) / "model.safetensors").read_bytes() == weights[::-1], "it changed at home"
     before = (type(far)(here)).stat().st_ino
-    local(str(far / "checkpoints" / "a-s0"))
+    localize(str(far / "checkpoints" / "a-s0"))
     assert (type(far)(here)).stat().st_ino == before, "it did not"
 
     state = at.root / "checkpoints" / ".b-s0.state"
@@ -451,7 +451,7 @@ def test_a_copy_has_what_is_at_home_and_brings_back_what_was_made(far, monkeypat
 
 def test_a_process_that_sees_the_run_directory_uses_it_as_it_is(far):
     (far / ".here").write_text("word")
-    at = place(str(far))
-    assert not at.away and at.root == far and local(str(far / "checkpoints")) == str(far / "checkpoints")
+    at = open_run_dir(str(far))
+    assert not at.away and at.root == far and localize(str(far / "checkpoints")) == str(far / "checkpoints")
     (far / ".here").write_text("another driver's run in a directory of the same name")
-    assert place(str(far)).away
+    assert open_run_dir(str(far)).away

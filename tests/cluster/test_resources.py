@@ -7,8 +7,8 @@ import ray
 from oracle_script import trajectory
 
 import atlas_ray.cluster.workers
-from atlas_ray.cluster.resources import Demand, demands, most, parts, playing, together
-from atlas_ray.cluster.workers import ActorPool, expect, worker_pool
+from atlas_ray.cluster.resources import ResourceRequest, resource_requests, peak_of, by_part, player_requests, total_of
+from atlas_ray.cluster.workers import ActorPool, set_local_cluster_size, worker_pool
 from atlas_ray.engines import EnginePool
 from atlas_ray.errors import AtlasError
 from atlas_ray.finetune.stage import _fit, _missing
@@ -76,7 +76,7 @@ def said(recipe, stage, part):
     return Counter(
         {
             (d.cpus, d.gpus, d.group): d.count
-            for s, p, ds in parts(demands(recipe))
+            for s, p, ds in by_part(resource_requests(recipe))
             if (s, p) == (stage, part)
             for d in ds
         }
@@ -97,7 +97,7 @@ def test_each_selector_asks_for_what_is_said(actors, tmp_path, monkeypatch, tabl
         "oracle": lambda: list(asking._from_actors(asks, tmp_path, [])),
         "start_after": lambda: start_after.start_after(asks, tmp_path, [], {"value": []}),
     }
-    assert [part for stage, part, _ in parts(demands(asks)) if stage == "select"] == list(stages)
+    assert [part for stage, part, _ in by_part(resource_requests(asks)) if stage == "select"] == list(stages)
     for part, play in stages.items():
         actors.asked.clear()
         play()
@@ -107,8 +107,8 @@ def test_each_selector_asks_for_what_is_said(actors, tmp_path, monkeypatch, tabl
 
 def test_models_with_gpus_are_as_many_as_the_recipe_has_engines():
     """Eight workers with four GPUs each would wait for one another on the node that llama-8b is for."""
-    for _, _, asked in parts(demands(load("llama-8b"))):
-        assert together(asked).gpus <= 4
+    for _, _, asked in by_part(resource_requests(load("llama-8b"))):
+        assert total_of(asked).gpus <= 4
 
 
 @pytest.mark.parametrize(("runners", "actors_"), [(0, 2), (2, 2), (2, 0)])
@@ -140,8 +140,8 @@ def test_environment_runners_ask_for_a_cpu_each():
 
     asks = recipe(switch={"levels": ["GoToLocal"], "costs": [0.1], "env_runners": 3})
     terms = SwitchConfig(features=8, hidden=8)
-    made = configuration("x", None, asks.switch, terms, 0, 0, asks.placement.asks("workers"))
-    (runners,) = [d for d in playing(asks, models=2, runners=3) if d.who == "env-runners"]
+    made = configuration("x", None, asks.switch, terms, 0, 0, asks.placement.resource_request("workers"))
+    (runners,) = [d for d in player_requests(asks, models=2, runners=3) if d.who == "env-runners"]
     assert made.num_env_runners == runners.count == 3
     assert (made.num_cpus_per_env_runner, made.num_gpus_per_env_runner) == (runners.cpus, runners.gpus)
     assert list(made.custom_resources_per_env_runner) == [runners.group] == ["environments"]
@@ -174,7 +174,7 @@ def test_trainers_ask_for_what_is_said(cluster, tmp_path, monkeypatch, parallel,
     monkeypatch.setattr("atlas_ray.finetune.stage._say_unknown", lambda *_: None)
     with pytest.raises(AtlasError, match="no checkpoint"):
         _fit(asks, tmp_path, asks.finetune, _missing(tmp_path, asks.finetune))
-    (demand,) = [d for d in demands(asks, gpus) if d.stage == "finetune"]
+    (demand,) = [d for d in resource_requests(asks, gpus) if d.stage == "finetune"]
     (scaling,) = seen
     assert scaling.num_workers == demand.count == 3 * min(parallel, 4)
     each = scaling._resources_per_worker_not_none
@@ -184,7 +184,7 @@ def test_trainers_ask_for_what_is_said(cluster, tmp_path, monkeypatch, parallel,
 
 def test_as_many_models_as_fit_are_at_least_one():
     asks = recipe(**SELECT, finetune={"arms": [{"selector": "value"}], "workers": 3})
-    assert demands(asks)[-1] == Demand("finetune", "models", "trainers", 3, 1.0, 1.0, "trainers")
+    assert resource_requests(asks)[-1] == ResourceRequest("finetune", "models", "trainers", 3, 1.0, 1.0, "trainers")
 
 
 def test_what_runs_in_the_driver_asks_for_nothing():
@@ -194,24 +194,24 @@ def test_what_runs_in_the_driver_asks_for_nothing():
         **{**SELECT, "select": {"selectors": ["value", "perplexity"]}},
         finetune={"arms": [{"selector": "value"}], "workers": 0},
     )
-    assert demands(in_driver) == []
-    assert [d.stage for d in demands(recipe(collect={"file": "x.jsonl"}, select=endpoint))] == []
+    assert resource_requests(in_driver) == []
+    assert [d.stage for d in resource_requests(recipe(collect={"file": "x.jsonl"}, select=endpoint))] == []
 
 
 def test_the_most_is_asked_for_at_one_time():
     asks = recipe(**SELECT, **LARGE)
-    assert most(demands(asks)).cpus == 5 * 0.5 + 2 * 3
-    assert most([]).gpus == 0
-    assert together(playing(asks, models=3)).gpus == 24
+    assert peak_of(resource_requests(asks)).cpus == 5 * 0.5 + 2 * 3
+    assert peak_of([]).gpus == 0
+    assert total_of(player_requests(asks, models=3)).gpus == 24
 
 
 def test_ray_on_this_machine_is_told_of_all_cpus_at_a_time(monkeypatch):
     monkeypatch.setattr(atlas_ray.cluster.workers, "_expected", 0)
-    expect(recipe(**SELECT, **LARGE))
+    set_local_cluster_size(recipe(**SELECT, **LARGE))
     assert atlas_ray.cluster.workers._expected == 9
 
 
 def test_no_engine_is_counted_that_has_no_worker(actors):
     asks = recipe(workers=1, engine={"actors": 3})
     with EnginePool(asks.engine, "tiny-quick", 1, 4, {}):
-        assert sum(actors.asked.values()) == sum(d.count for d in playing(asks) if d.who == "engines") == 1
+        assert sum(actors.asked.values()) == sum(d.count for d in player_requests(asks) if d.who == "engines") == 1

@@ -10,7 +10,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from atlas_ray.cluster import container as limits
+from atlas_ray.cluster import container
 from atlas_ray.cluster.address import host_of
 from atlas_ray.doctor import facts as doctor_facts
 from atlas_ray.doctor.facts import is_loopback
@@ -73,28 +73,28 @@ def test_a_place_where_no_file_can_be_made_is_not_written_to(tmp_path, monkeypat
 def test_limits_of_containers(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "GROUPS", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
-    assert limits.quota() is None
-    assert limits.cores() == 64
+    assert container.cgroup_cpu_quota() is None
+    assert container.usable_cpus() == 64
     free = doctor_facts._memory()
     (tmp_path / "memory").mkdir()
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("150000\n")
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
     (tmp_path / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
-    assert limits.quota() == 1.5
-    assert limits.cores() == 1
-    assert limits.memory_limit() is None
+    assert container.cgroup_cpu_quota() == 1.5
+    assert container.usable_cpus() == 1
+    assert container.memory_limit() is None
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert limits.quota() is None
+    assert container.cgroup_cpu_quota() is None
     (tmp_path / "cpu.max").write_text("50000 100000\n")
-    assert limits.quota() == 0.5
-    assert limits.cores() == 1
+    assert container.cgroup_cpu_quota() == 0.5
+    assert container.usable_cpus() == 1
     (tmp_path / "cpu.max").write_text("400000 100000\n")
-    assert limits.cores() == 4
+    assert container.usable_cpus() == 4
     (tmp_path / "memory.max").write_text("200000000\n")
     (tmp_path / "memory.current").write_text("150000000\n")
     (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 30000000\n")
-    assert limits.memory_limit() == 200000000
+    assert container.memory_limit() == 200000000
     assert doctor_facts._memory() == 80000000 < free
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from atlas_ray.cluster import remote_rundir as home
+from atlas_ray.cluster import remote_rundir
 from atlas_ray.engines import TransformersEngine
 from atlas_ray.errors import InputError
 from atlas_ray.finetune import output
@@ -277,9 +277,9 @@ def test_an_adapter_without_a_tokenizer_has_its_base_s(here):
 
 def test_on_a_node_with_a_copy_the_base_is_found_from_the_run_s_home(here, monkeypatch):
     path = run_of(here)
-    where = home.Home(str(here / "runs" / "demo"), "word", "node")
-    monkeypatch.setattr(home, "_told", where)
-    monkeypatch.setattr(home.Home, "copies", property(lambda self: here / "tmp" / "copy"))
+    where = remote_rundir.RunDirHandle(str(here / "runs" / "demo"), "word", "node")
+    monkeypatch.setattr(remote_rundir, "_handle", where)
+    monkeypatch.setattr(remote_rundir.RunDirHandle, "copies", property(lambda self: here / "tmp" / "copy"))
     copy = here / "tmp" / "copy" / "checkpoints" / "all-s0"
     shutil.copytree(path, copy)
     monkeypatch.chdir("/")

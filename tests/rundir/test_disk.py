@@ -197,7 +197,7 @@ def test_an_event_that_cannot_be_kept_does_not_end_the_run_and_is_said(tmp_path,
 def test_the_logs_of_a_run_outlive_a_full_disk(tmp_path, capsys):
     import logging
 
-    with logs.kept(tmp_path):
+    with logs.run_logging(tmp_path):
         logging.getLogger("framework").info("first")
         with small_files(1):
             logging.getLogger("framework").info("second")

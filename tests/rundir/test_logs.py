@@ -104,7 +104,7 @@ def test_secrets_are_named_not_shown(monkeypatch):
 def test_the_driver_keeps_all_and_shows_errors(tmp_path, capsys, secret):
     root, before = logging.getLogger(), list(logging.getLogger().handlers)
     level = root.level
-    with logs.kept(tmp_path):
+    with logs.run_logging(tmp_path):
         assert logs.folder() == str(tmp_path / "logs")
         say(f"told the user {SECRET}")
         logging.getLogger("framework").info("chat")
@@ -127,8 +127,8 @@ def test_the_driver_keeps_all_and_shows_errors(tmp_path, capsys, secret):
 
 
 def test_a_run_within_a_run_has_logs_of_its_own_and_says_nothing_twice(tmp_path, capsys):
-    with logs.kept(tmp_path / "sweep"):
-        with logs.kept(tmp_path / "trial"):
+    with logs.run_logging(tmp_path / "sweep"):
+        with logs.run_logging(tmp_path / "trial"):
             logging.getLogger("framework").error("broken")
             assert logs.folder() == str(tmp_path / "trial" / "logs")
         logging.getLogger("framework").error("again")
@@ -141,7 +141,7 @@ def test_a_run_within_a_run_has_logs_of_its_own_and_says_nothing_twice(tmp_path,
 def test_verbose_shows_what_others_write_too(tmp_path, capsys):
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "worker-0.log").write_text("of an earlier run\n")
-    with logs.kept(tmp_path, verbose=True):
+    with logs.run_logging(tmp_path, verbose=True):
         say("on stdout alone")
         logging.getLogger("framework").info("chat")
         with (tmp_path / "logs" / "worker-0.log").open("a") as file:
@@ -158,14 +158,14 @@ def test_a_framework_that_has_a_handler_of_its_own_is_heard_once(tmp_path, capsy
     logger = logging.getLogger("loud")
     logger.addHandler(logging.StreamHandler(sys.stderr))
     logger.propagate = False
-    with logs.kept(tmp_path):
-        logs.adopt("loud")
+    with logs.run_logging(tmp_path):
+        logs.capture_loggers("loud")
         logger.warning("hear me")
     assert capsys.readouterr().err == ""
     assert (tmp_path / "logs" / "driver.log").read_text().count("hear me") == 1
     logger.warning("afterwards")
     assert "afterwards" in capsys.readouterr().err
-    logs.adopt("loud")
+    logs.capture_loggers("loud")
     logger.warning("held back")
     logger.error("not held back")
     assert capsys.readouterr().err == "not held back\n"
@@ -173,9 +173,9 @@ def test_a_framework_that_has_a_handler_of_its_own_is_heard_once(tmp_path, capsy
 
 def test_what_ray_brings_has_a_file_but_the_autoscalers_status_has_none(tmp_path):
     about = {"pid": 7, "ip": "10.0.0.2", "actor_name": "TrainController"}
-    with logs.kept(tmp_path):
-        logs.foreign({**about, "lines": ["started"]})
-        logs.foreign(
+    with logs.run_logging(tmp_path):
+        logs.on_ray_output({**about, "lines": ["started"]})
+        logs.on_ray_output(
             {"pid": "autoscaler", "ip": "10.0.0.1", "lines": ["Node status", ":event_summary:Resized to 4 CPUs."]}
         )
     text = (tmp_path / "logs" / "ray.log").read_text()
@@ -200,7 +200,7 @@ def test_a_failure_is_one_line_and_a_traceback_in_the_log(tmp_path, capsys, monk
 def actor(code, folder, name="worker-0"):
     """Runs ``code`` in a process that has joined."""
     start = (
-        f"import faulthandler, logging, os\nfrom atlas_ray.rundir import logs\nlogs.join({str(folder)!r}, {name!r})\n"
+        f"import faulthandler, logging, os\nfrom atlas_ray.rundir import logs\nlogs.attach_process({str(folder)!r}, {name!r})\n"
     )
     return subprocess.run([sys.executable, "-c", start + code], capture_output=True, text=True)
 

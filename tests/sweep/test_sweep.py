@@ -166,7 +166,7 @@ def test_what_cannot_be_had_is_refused_before_anything_is_written(models, tmp_pa
 
 
 def asked(recipe, tmp_path, gpus=False):
-    (bundle, *rest), total = tuning.asks(trials_of(recipe, tmp_path)[0], recipe.sweep.kind, gpus)
+    (bundle, *rest), total = tuning.resource_request(trials_of(recipe, tmp_path)[0], recipe.sweep.kind, gpus)
     return bundle, rest, total
 
 

@@ -17,7 +17,7 @@ from atlas_ray.moved import MOVED
 ROOT = Path(atlas_ray.__file__).parent
 FLOORS = (
     ("moved",),
-    ("errors", "envs", "atlas_ray"),
+    ("errors", "envs", "ray_private", "atlas_ray"),
     ("rundir",),
     ("data",),
     ("recipe", "trajectory"),

@@ -5,7 +5,6 @@ Only :func:`connect` and :func:`start` import Ray, so that a recipe can be check
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
@@ -14,8 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from .. import ray_private
 from ..errors import InputError
-from ..rundir import logs
 from ..rundir.progress import say
 
 _ANSWER = 3.0  # seconds
@@ -161,10 +160,9 @@ def connect(given: str, **options: Any) -> None:
         InputError: there is no such cluster, or it does not let this process in.
     """
     import ray
-    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
     check_address()
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # Ray does so for what it starts itself only
+    ray_private.use_token()
     try:
         ray.init(address=given, **options)
     except ray.exceptions.AuthenticationError as error:
@@ -192,23 +190,13 @@ def start(**options: Any) -> None:
     folder = other_folder()
     if folder:
         say(f"  {folder_trouble(usual_folder())}: Ray's files go to {folder}")
-        options["_temp_dir"] = str(folder)
+        options |= ray_private.files_in(folder)
     ray.init(address="local", include_dashboard=False, **options)
 
 
 def environment() -> dict[str, str]:
     """What every process finds in its environment. What a job names itself is left out: Ray takes no name twice."""
-    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    said = (job.get("runtime_env") or {}).get("env_vars") or {}
+    said = ray_private.environment_of_job()
     # one thread a process: two processes with two threads each starve each other on two cores
     ours = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     return {name: value for name, value in ours.items() if name not in said}
-
-
-def take_output() -> None:
-    """What processes of this job write goes to the run's logs; Ray would print it."""
-    from ray._private.ray_logging import global_worker_stdstream_dispatcher as brought
-
-    for name in ("ray_print_logs", "atlas-ray"):
-        brought.remove_handler(name)
-    brought.add_handler("atlas-ray", logs.on_ray_output)

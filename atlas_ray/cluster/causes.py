@@ -12,9 +12,8 @@ from collections.abc import Iterator
 
 from .. import errors
 from ..errors import AtlasError, EndpointError, WorkerFailedError
+from ..ray_private import caught_by
 
-_INNER = ("cause", "_base_exc", "controller_failure")
-"""Attributes of Ray's errors that hold what was caught: of tasks, and of Ray Train's workers and controller."""
 _LINE = re.compile(r"^(?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception|Timeout)): (\S.*)$", re.MULTILINE)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LOST = {"ActorDiedError", "ActorUnavailableError", "LocalRayletDiedError", "NodeDiedError", "ObjectLostError"}
@@ -70,12 +69,9 @@ def passes(error: BaseException) -> bool:
 
 def _inner(error: BaseException) -> list[BaseException]:
     """What an error says itself that it comes from."""
-    found = [getattr(error, name, None) for name in _INNER]
-    failures = getattr(error, "worker_failures", None)
-    found += list(failures.values()) if isinstance(failures, dict) else []
+    found = caught_by(error)
     found += list(error.exceptions) if isinstance(error, BaseExceptionGroup) else []
-    found.append(error.__cause__)
-    return [each for each in found if isinstance(each, BaseException)]
+    return found if error.__cause__ is None else [*found, error.__cause__]
 
 
 def _chain(error: BaseException, seen: set[int]) -> Iterator[BaseException]:

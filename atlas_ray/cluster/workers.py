@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
-from .. import envs
+from .. import envs, ray_private
 from ..errors import WorkerFailedError
 from ..recipe.loading import Recipe
 from ..rundir import logs
@@ -52,9 +52,7 @@ def ensure_ray(cpus: int) -> None:
     Raises:
         InputError: there is no cluster at ``RAY_ADDRESS``, or no place for Ray's files.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray_private.quiet_environment()
     import ray
 
     logs.capture_loggers("ray")
@@ -70,7 +68,7 @@ def ensure_ray(cpus: int) -> None:
         cluster.connect(given, **options)
     else:
         cluster.start(num_cpus=max(cpus, _expected, usable_cpus()), resources=_groups, **options)
-    cluster.take_output()
+    ray_private.take_output(logs.on_ray_output)
     if threading.current_thread() is threading.main_thread() and callable(on_sigterm):
         # Ray's native code has taken the signal, prints a stack and ends the process where it stands
         signal.signal(signal.SIGTERM, on_sigterm)
@@ -230,7 +228,7 @@ class ActorPool(Generic[Task, Result]):
                 index, actor = idle.pop()
                 task, attempt = queue.pop()
                 # at most 16 results wait in the object store before the actor waits for us
-                options = {"num_returns": "streaming", "_generator_backpressure_num_objects": 16}
+                options = ray_private.streaming(16)
                 flying[actor.run.options(**options).remote(job, task)] = _Flight(actor, index, task, attempt, task)
             done, _ = ray.wait(list(flying), num_returns=1, timeout=min(self.silence, 5.0), fetch_local=False)
             for stream in done:
@@ -241,7 +239,7 @@ class ActorPool(Generic[Task, Result]):
                     del flying[stream]
                     idle.append((flight.index, flight.actor))
                 except ray.exceptions.RayActorError as error:
-                    if error.actor_init_failed:  # another one would too
+                    if ray_private.never_began(error):  # another one would too
                         raise culprit(error) from error
                     del flying[stream]
                     idle += self._lost(flight, rest, queue, str(error).splitlines()[0])

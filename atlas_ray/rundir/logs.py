@@ -17,11 +17,12 @@ import platform
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
+from ..ray_private import LOG_MARKERS
 from .disk import writing
 from .following import Tail, polling
 
@@ -47,12 +48,10 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL")
 _SHORTEST = 8
 _NOTE = "traceback: "
-_EVENT = ":event_summary:"
-_MAGIC = (":actor_name:", ":task_name:", ":job_id:")  # Ray marks its files with these
 _POLL_SECONDS = 0.3
 
 _failures = logging.getLogger("atlas_ray.failed")
-_foreign = logging.getLogger("atlas_ray.ray")
+_ray_output = logging.getLogger("atlas_ray.ray")
 _said = logging.getLogger("atlas_ray.said")
 _folder: Path | None = None
 _keeping = False  # whether what this process says goes to a run's logs
@@ -129,7 +128,7 @@ def run_logging(run_dir: Path, verbose: bool = False) -> Iterator[None]:
         handlers.append(stderr)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_rooted(handlers, place))
-        stack.enter_context(_foreign_in(_File(place / f"{RAY}.log", "%(asctime)s %(message)s")))
+        stack.enter_context(_ray_output_in(_File(place / f"{RAY}.log", "%(asctime)s %(message)s")))
         if verbose:
             stack.enter_context(_shown(place))
         _said.info("atlas-ray %s, process %d", " ".join(sys.argv[1:]), os.getpid())
@@ -191,13 +190,10 @@ def capture_transformers() -> None:
     capture_loggers("transformers", level=logging.WARNING)  # below it shows every configuration that it reads
 
 
-def on_ray_output(data: dict[str, Any]) -> None:
-    """Keep lines that Ray brings from processes that have not joined; ``data`` is a batch of its log monitor."""
-    who = data.get("actor_name") or data.get("task_name") or "process"
-    for line in data["lines"]:
-        # the autoscaler writes its whole status every few seconds
-        if data["pid"] != "autoscaler" or _EVENT in line:
-            _foreign.info("%s pid=%s ip=%s: %s", who, data["pid"], data["ip"], line.replace(_EVENT, ""))
+def on_ray_output(who: str, pid: str, ip: str, lines: Iterable[str]) -> None:
+    """Keep lines that Ray brings from a process that is not attached."""
+    for line in lines:
+        _ray_output.info("%s pid=%s ip=%s: %s", who, pid, ip, line)
 
 
 def attach_process(place: str | None, name: str) -> None:
@@ -263,13 +259,13 @@ def _rooted(handlers: list[logging.Handler], place: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _foreign_in(file: logging.Handler) -> Iterator[None]:
-    _foreign.propagate = False
-    _foreign.addHandler(file)
+def _ray_output_in(file: logging.Handler) -> Iterator[None]:
+    _ray_output.propagate = False
+    _ray_output.addHandler(file)
     try:
         yield
     finally:
-        _foreign.removeHandler(file)
+        _ray_output.removeHandler(file)
         file.close()
 
 
@@ -281,7 +277,7 @@ class _Output(io.TextIOWrapper):
         self._path, self._rolling = path, threading.Lock()
 
     def write(self, text: str) -> int:
-        if text.startswith(_MAGIC):
+        if text.startswith(LOG_MARKERS):
             return len(text)
         with contextlib.suppress(OSError):  # a full disk loses the text, not the run
             super().write(redact(text))

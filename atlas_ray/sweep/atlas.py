@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from ray import tune
 from ray.tune import PlacementGroupFactory
 
 from .. import pipeline
+from ..ray_private import stay_in_directory
 from ..recipe.loading import Recipe
 from ..rundir import logs
 from ..rundir.files import jsonl_rows
@@ -26,7 +26,7 @@ class AtlasTrial(tune.Trainable):
     """A trial in a process that it may share with trials before it."""
 
     def __init__(self, config: dict[str, Any], **more: Any) -> None:
-        os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # or relative paths of the recipe would lead nowhere
+        stay_in_directory()
         super().__init__(config, **more)
 
     @classmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,9 +11,9 @@ from typing import Any
 
 import torch
 from ray.tune import PlacementGroupFactory
-from ray.tune.result import TRIAL_INFO
 
 from ..cluster.causes import portable
+from ..ray_private import TRIAL_INFO, given_by_tune, stay_in_directory
 from ..recipe.loading import Recipe
 from ..rundir import files, logs
 from ..switching.algorithm import SwitchDQN, SwitchSAC, configuration
@@ -49,7 +48,7 @@ class _SwitchTrial:
     """
 
     def __init__(self, config: dict[str, Any], **more: Any) -> None:
-        os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # or relative paths of the recipe would lead nowhere
+        stay_in_directory()
         sys.path += [entry for entry in config["path"] if entry not in sys.path]
         point, number = config["point"], int(config[TRIAL_INFO].trial_name)
         trial = trial_of(Recipe.model_validate(config["recipe"]), Path(config["run_dir"]), number, point["values"])
@@ -79,8 +78,8 @@ class _SwitchTrial:
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take on another trial: imports and models take longer than small trainings."""
         self.cleanup()  # type: ignore[attr-defined]
-        algorithm: Any = self
-        type(self).__init__(self, {**new_config, TRIAL_INFO: algorithm._trial_info}, storage=algorithm._storage)
+        info, storage = given_by_tune(self)
+        type(self).__init__(self, {**new_config, TRIAL_INFO: info}, storage=storage)
         return True
 
     def step(self) -> dict[str, Any]:

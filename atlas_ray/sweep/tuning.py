@@ -20,6 +20,7 @@ from ..cluster.capacity import check_room, resources_of
 from ..cluster.resources import Total, resource_requests, peak_of, worker_request
 from ..cluster.workers import ensure_ray
 from ..errors import AtlasError
+from ..ray_private import HEAD_RESOURCE, TUNE_ENVIRONMENT
 from ..recipe.loading import Recipe, SearchSpace, Sweep
 from ..rundir import files, logs
 from ..rundir.following import polling
@@ -30,12 +31,6 @@ from .trials import OUTCOME, Trial
 FOLDER = ".ray"
 _FAILURES = 2
 """How often a trial may lose its process; a node that is taken away is no reason to give it up."""
-_SILENT = {
-    "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints even when it is told not to
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupt ends the sweep, which goes on when it is started again
-}
 
 
 def resource_request(trial: Trial, kind: str, gpus: bool) -> tuple[list[dict[str, float]], Total]:
@@ -56,7 +51,7 @@ def resource_request(trial: Trial, kind: str, gpus: bool) -> tuple[list[dict[str
     own = Total(one.cpus if plays else float(trains), max(one.gpus if plays else 0.0, float(trains and gpus)))
     others = peak_of(d for d in resource_requests(recipe, gpus) if d.count)
     # a bundle must not be empty; this resource is where the driver is
-    bundle = {"CPU": own.cpus, "GPU": own.gpus, **(place if own.cpus else {"node:__internal_head__": 0.001})}
+    bundle = {"CPU": own.cpus, "GPU": own.gpus, **(place if own.cpus else {HEAD_RESOURCE: 0.001})}
     return [bundle], Total(own.cpus + others.cpus, own.gpus + others.gpus)
 
 
@@ -82,7 +77,7 @@ def tune(recipe: Recipe, run_dir: Path, trials: Sequence[Trial], trainable: type
     sweep = recipe.sweep
     ensure_ray(math.ceil(max(resource_request(t, sweep.kind, False)[1].cpus for t in trials)))
     logs.capture_loggers("ray.tune", "ray.train")
-    os.environ |= _SILENT
+    os.environ |= TUNE_ENVIRONMENT
     there = resources_of(None)
     wanted = {t.number: resource_request(t, sweep.kind, there.get("GPU", 0) > 0) for t in trials}
     limit = at_a_time(sweep, [total for _, total in wanted.values()], there)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +18,12 @@ from ray.rllib.algorithms.dqn import DQN, DQNConfig
 from ray.rllib.algorithms.sac import SAC, SACConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.policy.sample_batch import MultiAgentBatch
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.tune.registry import register_env
 
+from .. import ray_private
 from ..cluster.causes import culprit, portable
 from ..recipe.loading import Switch
 from ..rundir import logs
@@ -86,7 +85,7 @@ class SwitchRunner(SingleAgentEnvRunner):
         if self.worker_index and ray.get_runtime_context().was_current_actor_reconstructed:
             first += (_RECREATED + os.getpid() % 1000) * stride
         self.config.env_config = {**context, "first_seed": first, "stride": stride}
-        self._seed = first
+        ray_private.seed_first_reset(self, first)
         super().make_env()
 
 
@@ -100,9 +99,8 @@ class _OffPolicy:
             super().setup(config)  # type: ignore[misc]
         except Exception as error:
             # RLlib only logs that a runner could not be made, and stumbles over it while the group is not ours yet
-            for frame, _ in traceback.walk_tb(error.__traceback__):
-                if isinstance(group := frame.f_locals.get("self"), EnvRunnerGroup):
-                    _raise_why(group)
+            if (group := ray_private.group_behind(error)) is not None:
+                _raise_why(group)
             raise
         context, seed = algorithm.config.env_config, algorithm.config.seed
         algorithm.buffer = TransitionBuffer(CAPACITY, context["width"], seed, context["budget"])
@@ -171,7 +169,7 @@ def gather(group: Any) -> tuple[list[Any], list[Any]]:
     """
     if not group.num_remote_workers():
         return list(group.local_env_runner.sample()), [group.local_env_runner.get_metrics()]
-    runners = group._worker_manager
+    runners = ray_private.manager_of(group)
     episodes, metrics = [], []
     for answer in runners.foreach_actor(_play):
         found = answer.get() if answer.ok else None
@@ -187,11 +185,11 @@ def gather(group: Any) -> tuple[list[Any], list[Any]]:
 
 def _raise_why(group: Any) -> None:
     """Raise what kept an environment runner of a group from being made, if that is what is wrong."""
-    for runner in group._worker_manager.actors().values():
+    for runner in ray_private.manager_of(group).actors().values():
         try:
             ray.get(runner.ping.remote(), timeout=_STARTED)
         except ray.exceptions.RayActorError as error:
-            if error.actor_init_failed:
+            if ray_private.never_began(error):
                 raise culprit(error) from error
         except ray.exceptions.GetTimeoutError:
             pass
@@ -306,7 +304,7 @@ def charges(settings: Switch, price: float) -> np.ndarray[Any, np.dtype[np.float
 
 def quiet() -> None:
     """Keep back what RLlib says that is of no use to a user: deprecations of its own, its metrics and its start."""
-    logs.capture_loggers("ray.rllib", "ray.tune", "ray._common.deprecation")
+    logs.capture_loggers(*ray_private.LOGGERS)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\..*")
     # every algorithm registers its environments under the same name, which gymnasium remarks on
     warnings.filterwarnings("ignore", message=".*Overriding environment rllib-single-agent-env-v0.*")

@@ -11,6 +11,7 @@ from ray.rllib.algorithms.sac.torch.sac_torch_learner import SACTorchLearner
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 
+from ..ray_private import log_temperature, target_entropy
 from .updates import Batch, dqn_loss, sac_losses
 
 COLUMNS = (Columns.OBS, Columns.NEXT_OBS, Columns.ACTIONS, Columns.REWARDS, Columns.TERMINATEDS)
@@ -89,7 +90,7 @@ class SwitchSACLearner(_ManyUpdates, SACTorchLearner):
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Adam for critics, policy and temperature."""
-        module, log_alpha = self.module[module_id].unwrapped(), self.curr_log_alpha[module_id]
+        module, log_alpha = self.module[module_id].unwrapped(), log_temperature(self, module_id)
         critics = [*module.critic.parameters(), *module.twin.parameters()]
         self.register("critic", critics, config.critic_lr)
         self.register("policy", list(module.net.parameters()), config.actor_lr)
@@ -97,7 +98,7 @@ class SwitchSACLearner(_ManyUpdates, SACTorchLearner):
 
     def one(self, module: Any, batch: Batch) -> None:
         """One update."""
-        log_alpha = self.curr_log_alpha[DEFAULT_MODULE_ID]
+        log_alpha = log_temperature(self, DEFAULT_MODULE_ID)
         critic_loss, policy_loss, alpha_loss = sac_losses(
             module.net,
             (module.critic, module.twin),
@@ -105,7 +106,7 @@ class SwitchSACLearner(_ManyUpdates, SACTorchLearner):
             log_alpha,
             batch,
             self.config.gamma,
-            float(self.target_entropy[DEFAULT_MODULE_ID]),
+            target_entropy(self, DEFAULT_MODULE_ID),
         )
         critics = [*module.critic.parameters(), *module.twin.parameters()]
         self.descend("critic", critic_loss, critics)

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from chat_server import ChatServer, answer, status
+from chat_server import DOWN, GOOD, answer, good_server, status
 from switch_models import agents, specs
 
 from atlas_ray.agents.chat_agent import ChatAgent
@@ -23,16 +23,7 @@ from atlas_ray.switching.text_game import TextGame
 
 SPEC = EnvSpec("GoToLocalS5N2", {"max_steps": 6})
 MOVES = ["turn left", "go forward"]
-GOOD = "Thought: on\nAction: turn left"
-DOWN = status(502, b"down")
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    made = ChatServer(lambda body: answer(GOOD))
-    yield made
-    made.kill()
+server = pytest.fixture(good_server, name="server")
 
 
 @pytest.fixture

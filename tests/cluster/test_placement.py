@@ -12,7 +12,6 @@ import pytest
 from safetensors.torch import load_file
 
 from atlas_ray import pipeline
-from atlas_ray.cluster.remote_rundir import RunDirHandle, localize, open_run_dir, set_run_dir_handle
 from atlas_ray.cluster.workers import ActorPool, worker_pool
 from atlas_ray.errors import InputError
 from atlas_ray.recipe.loading import Recipe, load
@@ -361,97 +360,3 @@ def test_a_group_that_no_node_of_a_cluster_has_is_waited_for(ray_session, monkey
     monkeypatch.setenv("RAY_ADDRESS", "somewhere")
     ActorPool(1, resources={"nowhere": 0.001}).close()
     assert "no node has the resource 'nowhere': waiting for the cluster to grow" in capsys.readouterr().out
-
-
-_LAPTOP = """
-import sys
-from pathlib import Path
-import ray
-from atlas_ray import pipeline
-from atlas_ray.recipe import load
-
-pipeline.run(load(sys.argv[1], {"workers": "1"}), Path(sys.argv[2]), ("collect",))
-print(sorted(k for k in ray.cluster_resources() if k.endswith("ing")))
-"""
-
-
-def test_on_a_ray_that_is_started_here_the_groups_of_the_recipe_are_there(recipe, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", _LAPTOP, str(recipe), str(tmp_path / "run")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "['answering', 'learning', 'playing']"
-
-
-@pytest.fixture
-def far(ray_session, tmp_path, monkeypatch):
-    """A run directory at home, and this process as one of a node that has not got it."""
-    import ray
-
-    (tmp_path / "run").mkdir()
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "node"))
-    set_run_dir_handle(RunDirHandle(str(tmp_path / "run"), "word", ray.get_runtime_context().get_node_id()))
-    yield tmp_path / "run"
-    set_run_dir_handle(None)
-
-
-def test_a_copy_has_what_is_at_home_and_brings_back_what_was_made(far, monkeypatch):
-    monkeypatch.setattr("atlas_ray.cluster.remote_rundir._BLOCK", 1_000)
-    (far / "checkpoints" / "a-s0").mkdir(parents=True)
-    weights = bytes(range(256)) * 20
-    (far / "checkpoints" / "a-s0" / "model.safetensors").write_bytes(weights)
-    (far / "checkpoints" / "a-s0" / "empty").touch()
-    here = localize(str(far / "checkpoints" / "a-s0"))
-    assert not here.startswith(str(far))
-    assert localize("tiny-quick") == "tiny-quick"
-    at = open_run_dir(str(far))
-    assert at.away and at.root in type(far)(here).parents
-    assert (type(far)(here) / "model.safetensors").read_bytes() == weights
-    (at.root / "marker").touch()
-
-    (far / "checkpoints" / "a-s0" / "model.safetensors").write_bytes(weights[::-1])
-    localize(str(far / "checkpoints" / "a-s0"))
-    assert (type(far)(here) / "model.safetensors").read_bytes() == weights[::-1], "it changed at home"
-    before = (type(far)(here)).stat().st_ino
-    localize(str(far / "checkpoints" / "a-s0"))
-    assert (type(far)(here)).stat().st_ino == before, "it did not"
-
-    state = at.root / "checkpoints" / ".b-s0.state"
-    for step in ("00000004", "00000008"):
-        (state / step / "deep").mkdir(parents=True)
-        (state / step / "deep" / "w").write_bytes(weights)
-        (state / step / "state.json").write_text(step)
-        at.send("checkpoints/.b-s0.state")
-        for other in state.iterdir():
-            if other.name < step:
-                (other / "state.json").unlink()
-                (other / "deep" / "w").unlink()
-    at.send("checkpoints/.b-s0.state")
-    assert at.exists("checkpoints/.b-s0.state/00000008/state.json")
-    found = [p.relative_to(far / "checkpoints" / ".b-s0.state") for p in (far / "checkpoints").rglob("w")]
-    assert [str(p) for p in found] == ["00000008/deep/w"]
-    at.drop("checkpoints/.b-s0.state")
-    assert not state.exists() and not (far / "checkpoints" / ".b-s0.state").exists()
-    at.fetch("checkpoints/.b-s0.state")
-    assert not state.exists()
-    assert [p.name for p in (far / "checkpoints").iterdir()] == ["a-s0"], "nothing half-sent lies about"
-
-    at.log.metric("finetune", step=1)
-    at.append("metrics.jsonl", [{"step": 2}])
-    at.log.event("switch", "x", n=1)
-    at.write_json("checkpoints/.training/progress-0.json", {"step": 3})
-    assert list(jsonl_rows(far / "metrics.jsonl")) == [{"stage": "finetune", "step": 1}, {"step": 2}]
-    assert list(jsonl_rows(far / "events.jsonl")) == [{"stage": "switch", "event": "x", "n": 1}]
-    assert read_json(far / "checkpoints" / ".training" / "progress-0.json") == {"step": 3}
-
-
-def test_a_process_that_sees_the_run_directory_uses_it_as_it_is(far):
-    (far / ".here").write_text("word")
-    at = open_run_dir(str(far))
-    assert not at.away and at.root == far and localize(str(far / "checkpoints")) == str(far / "checkpoints")
-    (far / ".here").write_text("another driver's run in a directory of the same name")
-    assert open_run_dir(str(far)).away

@@ -7,7 +7,8 @@ import ray
 from oracle_script import trajectory
 
 import atlas_ray.cluster.workers
-from atlas_ray.cluster.resources import ResourceRequest, resource_requests, peak_of, by_part, player_requests, total_of
+import atlas_ray.pipeline
+from atlas_ray.cluster.resources import ResourceRequest, by_part, peak_of, player_requests, resource_requests, total_of
 from atlas_ray.cluster.workers import ActorPool, set_local_cluster_size, worker_pool
 from atlas_ray.engines import EnginePool
 from atlas_ray.errors import AtlasError
@@ -205,10 +206,28 @@ def test_the_most_is_asked_for_at_one_time():
     assert total_of(player_requests(asks, models=3)).gpus == 24
 
 
-def test_ray_on_this_machine_is_told_of_all_cpus_at_a_time(monkeypatch):
-    monkeypatch.setattr(atlas_ray.cluster.workers, "_expected", 0)
+def test_ray_on_this_machine_is_told_of_all_cpus_at_a_time_and_of_the_groups(monkeypatch):
+    workers, started = atlas_ray.cluster.workers, []
+    for name in ("_expected", "_groups"):
+        monkeypatch.setattr(workers, name, getattr(workers, name))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(workers.cluster, "start", lambda **options: started.append(options))
+    monkeypatch.setattr(workers.ray_private, "take_output", lambda take: None)
+    monkeypatch.setattr(workers, "usable_cpus", lambda: 2)
     set_local_cluster_size(recipe(**SELECT, **LARGE))
-    assert atlas_ray.cluster.workers._expected == 9
+    workers.ensure_ray(3)
+    workers.ensure_ray(12)
+    assert [options["num_cpus"] for options in started] == [9, 12]
+    assert sorted(started[0]["resources"]) == sorted(PLACES)
+
+
+def test_the_pipeline_says_how_large_a_ray_of_this_machine_has_to_be(monkeypatch, tmp_path):
+    said = []
+    monkeypatch.setattr(atlas_ray.pipeline, "set_local_cluster_size", said.append)
+    small = Recipe.model_validate({"name": "x", "workers": 0, "collect": {"levels": {"GoToObjS4": 1}}})
+    atlas_ray.pipeline.run(small, tmp_path / "run", ("collect",))
+    assert said == [small]
 
 
 def test_no_engine_is_counted_that_has_no_worker(actors):

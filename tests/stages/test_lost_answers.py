@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from chat_server import ChatServer, answer, status
+from chat_server import DOWN, GOOD, answer, good_server
 from switch_models import model
 
 from atlas_ray.cli import main
@@ -41,16 +41,7 @@ base_url = "{url}"
 max_tokens = 200
 retries = 0
 """
-GOOD = "Thought: on\nAction: turn left"
-DOWN = status(502, b"down")
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    made = ChatServer(lambda body: answer(GOOD))
-    yield made
-    made.kill()
+server = pytest.fixture(good_server, name="server")
 
 
 @pytest.fixture
@@ -158,7 +149,8 @@ def test_thinking_that_uses_up_the_tokens_names_the_field_and_more_may_be_allowe
     assert "no episode is left to score" in said and "max_tokens" in said
 
 
-@pytest.mark.parametrize("runners", [0, 1])
+# the exception of an environment runner is also raised in tests/switching/test_faults.py
+@pytest.mark.parametrize("runners", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_training_whose_model_is_down_stops_and_goes_on(ray_session, run, server, runners):
     switch, directory = run
     server.faults = [DOWN] * 5000

@@ -117,3 +117,15 @@ class ChatServer(ThreadingHTTPServer):
 
     def handle_error(self, *_):
         pass
+
+
+GOOD = "Thought: on\nAction: turn left"
+DOWN = status(502, b"down")
+
+
+def good_server(monkeypatch):
+    """As a fixture: a server whose every answer is good, until a test gives it another script or faults."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    made = ChatServer(lambda body: answer(GOOD))
+    yield made
+    made.kill()

@@ -16,7 +16,7 @@ from pathlib import Path
 from . import envs
 from .cli_arguments import overrides, parser
 from .cluster.causes import culprit, described, passes
-from .cluster.container import usable_cpus, cgroup_cpu_quota
+from .cluster.container import cgroup_cpu_quota, usable_cpus
 from .errors import AtlasError, InputError
 from .recipe.loading import Recipe, RenamedKeyWarning, load, shipped
 from .recipe.sweep_space import plan, with_values

@@ -20,7 +20,7 @@ import jsonschema
 import yaml
 
 from atlas_ray.cli import recipe_of
-from atlas_ray.cluster.resources import ResourceRequest, resource_requests, by_part
+from atlas_ray.cluster.resources import ResourceRequest, by_part, resource_requests
 from atlas_ray.errors import InputError
 from atlas_ray.recipe.loading import Recipe
 

@@ -119,7 +119,7 @@ def test_kills_of_a_worker_an_engine_and_the_driver_lose_nothing_and_repeat_noth
     wait_for(30, run, driver)
     os.kill(actors(driver, "EngineServer")[0], signal.SIGKILL)
     wait_for(55, run, driver)
-    # the driver must have heard of the engine before it dies, which on a busy machine it has not when so many rows are there
+    # the driver must have heard of the engine before it dies, which on a busy machine it has not by then
     wait_until(lambda: b'"engine lost"' in (run / "events.jsonl").read_bytes(), driver)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()

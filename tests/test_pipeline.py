@@ -310,7 +310,7 @@ def test_a_silent_actor_is_replaced(ray_session, tmp_path):
 
     retried = []
     # an actor is heard of when it has begun, which takes seconds on a busy machine
-    with ActorPool(1, on_retry=lambda task, n, why: retried.append(why), silence=10.0) as pool:
+    with ActorPool(1, on_retry=lambda task, n, why: retried.append(why), timeout=10.0) as pool:
         found = [r for _, r in pool.stream(hang_once, ["x"], lambda task, got: task)]
     assert found == ["first", "first", "second"]
     assert retried == ["no result for 10 s: taken for hung"]

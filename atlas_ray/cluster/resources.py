@@ -68,10 +68,14 @@ def worker_request(recipe: Recipe, stage: str = "", part: str = "") -> ResourceR
     engine, where = recipe.engine, recipe.placement.workers
     if engine.actors:
         return ResourceRequest(stage, part, "workers", recipe.workers, recipe.worker_cpus, 0.0, where)
-    return ResourceRequest(stage, part, "workers", recipe.workers, max(recipe.worker_cpus, engine.cpus), engine.gpus, where)
+    return ResourceRequest(
+        stage, part, "workers", recipe.workers, max(recipe.worker_cpus, engine.cpus), engine.gpus, where
+    )
 
 
-def player_requests(recipe: Recipe, stage: str = "", part: str = "", models: int = 1, runners: int = 0) -> list[ResourceRequest]:
+def player_requests(
+    recipe: Recipe, stage: str = "", part: str = "", models: int = 1, runners: int = 0
+) -> list[ResourceRequest]:
     """The workers of a recipe, their environment runners, and the engine actors of so many models that answer both."""
     engine, where = recipe.engine, recipe.placement
     engines = min(engine.actors, recipe.workers + runners) * models
@@ -115,7 +119,9 @@ def _finetune(recipe: Recipe, gpus: bool) -> Iterator[ResourceRequest]:
         return
     runs = len(config.arms) * len(config.seeds)
     teams = 1 if config.parallel == "auto" else min(config.parallel, runs)
-    yield ResourceRequest("finetune", "models", "trainers", teams * config.workers, 1.0, float(gpus), recipe.placement.trainers)
+    yield ResourceRequest(
+        "finetune", "models", "trainers", teams * config.workers, 1.0, float(gpus), recipe.placement.trainers
+    )
 
 
 def _evaluate(recipe: Recipe) -> Iterator[ResourceRequest]:

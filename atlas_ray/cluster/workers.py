@@ -24,24 +24,24 @@ from . import remote_rundir
 from .capacity import check_groups, check_room
 from .causes import culprit, portable
 from .container import usable_cpus
-from .resources import resource_requests, peak_of, player_requests, total_of, worker_request
+from .resources import peak_of, player_requests, resource_requests, total_of, worker_request
 from .scheduling import no_placement_group
 from .worker_state import WorkerState
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Job = Callable[[Any, WorkerState], Iterable[Result]]
-_expected = 0
+_least_cpus = 0
 _groups: dict[str, float] = {}
-_KEPT = 64
+_MOST_UNSETTLED = 64
 """Results of a task that are kept until the next time that what is left of it is worked out."""
 
 
 def set_local_cluster_size(recipe: Recipe) -> None:
     """A Ray that is started on this machine from now on has the CPUs and the groups that the recipe asks for."""
-    global _expected, _groups
+    global _least_cpus, _groups
     _groups = {name: 1_000.0 for name in recipe.placement.model_dump().values() if name}
-    _expected = math.ceil(peak_of(resource_requests(recipe)).cpus)
+    _least_cpus = math.ceil(peak_of(resource_requests(recipe)).cpus)
 
 
 def ensure_ray(cpus: int) -> None:
@@ -67,7 +67,7 @@ def ensure_ray(cpus: int) -> None:
     if given := cluster.address():
         cluster.connect(given, **options)
     else:
-        cluster.start(num_cpus=max(cpus, _expected, usable_cpus()), resources=_groups, **options)
+        cluster.start(num_cpus=max(cpus, _least_cpus, usable_cpus()), resources=_groups, **options)
     ray_private.take_output(logs.on_ray_output)
     if threading.current_thread() is threading.main_thread() and callable(on_sigterm):
         # Ray's native code has taken the signal, prints a stack and ends the process where it stands
@@ -86,7 +86,12 @@ class _Worker:
     """
 
     def __init__(
-        self, path: list[str], index: int, threads: int, log: tuple[str | None, str], run_dir: remote_rundir.RunDirHandle | None
+        self,
+        path: list[str],
+        index: int,
+        threads: int,
+        log: tuple[str | None, str],
+        run_dir: remote_rundir.RunDirHandle | None,
     ) -> None:
         logs.attach_process(*log)
         remote_rundir.set_run_dir_handle(run_dir)
@@ -112,7 +117,7 @@ class _Worker:
 
 
 @dataclass
-class _Flight:
+class _RunningTask:
     """A task on its way: who works on it, how often it was begun, and when something last came of it.
 
     ``left`` is what was left of it when ``received`` was last empty, so that not all of its results are kept.
@@ -125,16 +130,16 @@ class _Flight:
     left: Any
     received: list[Any] = field(default_factory=list)
     begun: bool = False
-    heard: float = field(default_factory=time.monotonic)
+    last_result_at: float = field(default_factory=time.monotonic)
 
     def take(self, result: Any, rest: Callable[[Any, list[Any]], Any]) -> None:
         """Note a result."""
         self.received.append(result)
-        self.begun, self.heard = True, time.monotonic()
-        if len(self.received) == _KEPT:
-            self.settle(rest)
+        self.begun, self.last_result_at = True, time.monotonic()
+        if len(self.received) == _MOST_UNSETTLED:
+            self.remaining_now(rest)
 
-    def settle(self, rest: Callable[[Any, list[Any]], Any]) -> Any:
+    def remaining_now(self, rest: Callable[[Any, list[Any]], Any]) -> Any:
         """Forget the results that were kept; what is left of the task."""
         if self.left is not None and self.received:
             self.left = rest(self.left, self.received)
@@ -157,7 +162,7 @@ class ActorPool(Generic[Task, Result]):
         workers: actors; 0 runs everything in this process.
         retries: how often a task may lose its actor.
         on_retry: told (task, attempt, reason) of each lost actor.
-        silence: seconds without a result after which an actor is taken for hung.
+        timeout: seconds without a result after which an actor is taken for hung.
         cpus, gpus: of an actor. Whole CPUs are also the threads of its torch.
         resources: custom ones that each actor asks for besides.
         name: of the actors' logs, before their number.
@@ -168,14 +173,14 @@ class ActorPool(Generic[Task, Result]):
         workers: int,
         retries: int = 3,
         on_retry: Callable[[Task, int, str], None] = lambda t, n, r: None,
-        silence: float = math.inf,
+        timeout: float = math.inf,
         cpus: float = 1.0,
         gpus: float = 0.0,
         resources: dict[str, float] | None = None,
         name: str = "worker",
     ) -> None:
         self.name = name
-        self.workers, self.retries, self.on_retry, self.silence = workers, retries, on_retry, silence
+        self.workers, self.retries, self.on_retry, self.timeout = workers, retries, on_retry, timeout
         self._cpus, self._gpus, self._resources = cpus, gpus, resources or {}
         self._state = WorkerState(0)
         self._actors: dict[int, Any] = {}
@@ -190,7 +195,9 @@ class ActorPool(Generic[Task, Result]):
         options |= no_placement_group()
         log = (logs.folder(), f"{self.name}-{index}")
         self._actors[index] = (
-            ray.remote(_Worker).options(**options).remote(sys.path, index, int(self._cpus), log, remote_rundir.run_dir_handle())
+            ray.remote(_Worker)
+            .options(**options)
+            .remote(sys.path, index, int(self._cpus), log, remote_rundir.run_dir_handle())
         )
         return index, self._actors[index]
 
@@ -222,56 +229,60 @@ class ActorPool(Generic[Task, Result]):
         while len(self._actors) < min(self.workers, len(queue)):
             self._spawn(len(self._actors))
         idle = list(self._actors.items())
-        flying: dict[Any, _Flight] = {}
-        while queue or flying:
+        in_flight: dict[Any, _RunningTask] = {}
+        while queue or in_flight:
             while queue and idle:
                 index, actor = idle.pop()
                 task, attempt = queue.pop()
                 # at most 16 results wait in the object store before the actor waits for us
                 options = ray_private.streaming(16)
-                flying[actor.run.options(**options).remote(job, task)] = _Flight(actor, index, task, attempt, task)
-            done, _ = ray.wait(list(flying), num_returns=1, timeout=min(self.silence, 5.0), fetch_local=False)
+                in_flight[actor.run.options(**options).remote(job, task)] = _RunningTask(
+                    actor, index, task, attempt, task
+                )
+            done, _ = ray.wait(list(in_flight), num_returns=1, timeout=min(self.timeout, 5.0), fetch_local=False)
             for stream in done:
-                flight = flying[stream]
+                running = in_flight[stream]
                 try:
                     result = ray.get(next(stream))
                 except StopIteration:
-                    del flying[stream]
-                    idle.append((flight.index, flight.actor))
+                    del in_flight[stream]
+                    idle.append((running.index, running.actor))
                 except ray.exceptions.RayActorError as error:
                     if ray_private.never_began(error):  # another one would too
                         raise culprit(error) from error
-                    del flying[stream]
-                    idle += self._lost(flight, rest, queue, str(error).splitlines()[0])
+                    del in_flight[stream]
+                    idle += self._lost(running, rest, queue, str(error).splitlines()[0])
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause from error
                 else:
-                    flight.take(result, rest)
-                    yield flight.task, result
-            for stream, flight in list(flying.items()):
-                if time.monotonic() - flight.heard > self.silence:
-                    del flying[stream]
-                    ray.kill(flight.actor)
-                    idle += self._lost(flight, rest, queue, f"no result for {self.silence:g} s: taken for hung")
+                    running.take(result, rest)
+                    yield running.task, result
+            for stream, running in list(in_flight.items()):
+                if time.monotonic() - running.last_result_at > self.timeout:
+                    del in_flight[stream]
+                    ray.kill(running.actor)
+                    idle += self._lost(running, rest, queue, f"no result for {self.timeout:g} s: taken for hung")
 
     def _lost(
         self,
-        flight: _Flight,
+        running: _RunningTask,
         rest: Callable[[Task, list[Result]], Task | None],
         queue: list[tuple[Task, int]],
         why: str,
     ) -> list[tuple[int, Any]]:
         """Put back what is left of the task; the actor that takes the place of the lost one."""
-        left = flight.settle(rest)
+        left = running.remaining_now(rest)
         if left is not None:
             # a task that got on is not one that kills its actors
-            attempt = 1 if flight.begun else flight.attempt + 1
+            attempt = 1 if running.begun else running.attempt + 1
             if attempt > self.retries:
-                task = textwrap.shorten(getattr(flight.task, "who", None) or repr(flight.task), 200, placeholder="...")
+                task = textwrap.shorten(
+                    getattr(running.task, "who", None) or repr(running.task), 200, placeholder="..."
+                )
                 raise WorkerFailedError(f"a worker died {attempt} times on the same task {task}: {why}")
-            self.on_retry(flight.task, attempt, why)
+            self.on_retry(running.task, attempt, why)
             queue.append((left, attempt))
-        return [self._spawn(flight.index)]
+        return [self._spawn(running.index)]
 
     def pids(self) -> list[int]:
         """Process ids of the live actors."""
@@ -332,7 +343,7 @@ def worker_pool(
     return ActorPool(
         recipe.workers,
         on_retry=on_retry,
-        silence=recipe.worker_timeout,
+        timeout=recipe.worker_timeout,
         cpus=one.cpus,
         gpus=one.gpus,
         resources=asked,

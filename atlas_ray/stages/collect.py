@@ -29,7 +29,7 @@ _MOST_TRIES = 4
 _Task = tuple[str, EnvSpec, list[int], float]
 
 
-def _job(task: _Task, state: WorkerState) -> Iterator[dict[str, Any]]:
+def _play_task(task: _Task, state: WorkerState) -> Iterator[dict[str, Any]]:
     name, spec, seeds, cpu_seconds = task
     beginnings = state.get_or_create(Beginnings)
     for seed in seeds:
@@ -50,7 +50,7 @@ def _job(task: _Task, state: WorkerState) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _rest(task: _Task, received: list[dict[str, Any]]) -> _Task | None:
+def _remaining(task: _Task, received: list[dict[str, Any]]) -> _Task | None:
     name, spec, seeds, cpu_seconds = task
     left = seeds[len(received) :]
     return (name, spec, left, cpu_seconds) if left else None
@@ -96,7 +96,10 @@ def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
     with (
         track("expert episodes", total, have) as progress,
         ActorPool[Any, Any](
-            recipe.workers, on_retry=retried, silence=recipe.worker_timeout, resources=recipe.placement.resource_request("workers")
+            recipe.workers,
+            on_retry=retried,
+            timeout=recipe.worker_timeout,
+            resources=recipe.placement.resource_request("workers"),
         ) as pool,
     ):
         while True:
@@ -116,7 +119,7 @@ def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
                 tasks += [(name, specs[name], chunk, config.cpu_seconds) for chunk in chunks(seeds, _CHUNK)]
             if not tasks:
                 break
-            for _, row in part.stream(pool, _job, tasks, lambda _, row: [row], _rest):
+            for _, row in part.stream(pool, _play_task, tasks, lambda _, row: [row], _remaining):
                 tried[row["env"]][row["seed"]] = row
                 for why in row["deaths"]:
                     log.event("collect", "lost episode", env=row["env"], seed=row["seed"], why=why)

@@ -112,7 +112,7 @@ class _Task:
     episodes: tuple[Episode, ...]
 
 
-def _job(task: _Task, state: WorkerState) -> Iterator[tuple[Row, Gauge]]:
+def _play_task(task: _Task, state: WorkerState) -> Iterator[tuple[Row, Gauge]]:
     agent, beginnings = task.agent.agent(state), Beginnings()
     left = list(task.episodes)
     for attempt in range(1, MOST_ATTEMPTS + 1):
@@ -165,7 +165,7 @@ def _played(finished: Finished, spec: EnvSpec, seed: int, key: str) -> Row | Non
     ).row()
 
 
-def _rest(task: _Task, received: list[tuple[Row, Gauge]]) -> _Task | None:
+def _remaining(task: _Task, received: list[tuple[Row, Gauge]]) -> _Task | None:
     done = {(row["level"], row["seed"]) for row, _ in received}
     episodes = tuple(e for e in task.episodes if (e[0], e[2]) not in done)
     return replace(task, episodes=episodes) if episodes else None
@@ -218,7 +218,9 @@ def _play_all(recipe: Recipe, run_dir: Path, config: Evaluate, models: dict[str,
         with replies_told(log, "evaluate", ends.all_replies), worker_pool(recipe, retried) as pool:
             for tasks, engines in _phases(recipe, plan):
                 with engines:
-                    played = file.stream(pool, _job, tasks(engines.seats), lambda _, found: [found[0]], _rest)
+                    played = file.stream(
+                        pool, _play_task, tasks(engines.seats), lambda _, found: [found[0]], _remaining
+                    )
                     for _, (row, seen) in played:
                         note(row)
                         which = {"model": row["model"], "level": row["level"], "seed": row["seed"]}

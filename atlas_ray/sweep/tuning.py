@@ -17,7 +17,7 @@ from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneC
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining
 
 from ..cluster.capacity import check_room, resources_of
-from ..cluster.resources import Total, resource_requests, peak_of, worker_request
+from ..cluster.resources import Total, peak_of, resource_requests, worker_request
 from ..cluster.workers import ensure_ray
 from ..errors import AtlasError
 from ..ray_private import HEAD_RESOURCE, TUNE_ENVIRONMENT

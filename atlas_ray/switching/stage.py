@@ -189,11 +189,11 @@ class _Stage:
         if self.trainers is not self.pool:
             self.pool.close()  # its CPUs are free for the trainings, or for their environment runners
         # a training says nothing to its pool until its end
-        self.trainers.silence, silence = math.inf, self.trainers.silence
+        self.trainers.timeout, timeout = math.inf, self.trainers.timeout
         with _following(RunLayout(self.run_dir).metrics, self.say):
             for _, tally in self.trainers.stream(train, tasks):
                 self.tally += tally
-        self.trainers.silence = silence
+        self.trainers.timeout = timeout
         if self.trainers is not self.pool:
             self.trainers.close()
 

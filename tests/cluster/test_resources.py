@@ -208,7 +208,7 @@ def test_the_most_is_asked_for_at_one_time():
 
 def test_ray_on_this_machine_is_told_of_all_cpus_at_a_time_and_of_the_groups(monkeypatch):
     workers, started = atlas_ray.cluster.workers, []
-    for name in ("_expected", "_groups"):
+    for name in ("_least_cpus", "_groups"):
         monkeypatch.setattr(workers, name, getattr(workers, name))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)

@@ -71,7 +71,7 @@ def test_a_place_where_no_file_can_be_made_is_not_written_to(tmp_path, monkeypat
 
 
 def test_limits_of_containers(tmp_path, monkeypatch):
-    monkeypatch.setattr(limits, "GROUPS", tmp_path)
+    monkeypatch.setattr(container, "CGROUP_ROOT", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
     assert container.cgroup_cpu_quota() is None
     assert container.usable_cpus() == 64

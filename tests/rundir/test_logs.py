@@ -207,10 +207,9 @@ def test_a_failure_is_one_line_and_a_traceback_in_the_log(tmp_path, capsys, monk
 
 
 def actor(code, folder, name="worker-0"):
-    """Runs ``code`` in a process that has joined."""
-    start = (
-        f"import faulthandler, logging, os\nfrom atlas_ray.rundir import logs\nlogs.attach_process({str(folder)!r}, {name!r})\n"
-    )
+    """Runs ``code`` in a process that is attached."""
+    start = "import faulthandler, logging, os\nfrom atlas_ray.rundir import logs\n"
+    start += f"logs.attach_process({str(folder)!r}, {name!r})\n"
     return subprocess.run([sys.executable, "-c", start + code], capture_output=True, text=True)
 
 

@@ -9,7 +9,7 @@ from .scheduling import no_placement_group
 
 
 def resources_of(group: str | None) -> dict[str, float]:
-    """What the nodes of a group have together; of all nodes without one."""
+    """What the nodes of a group have in total; without a group, what all nodes have."""
     import ray
 
     total: dict[str, float] = {}
@@ -21,7 +21,7 @@ def resources_of(group: str | None) -> dict[str, float]:
 
 
 def check_room(cpus: float, gpus: float, who: str, fields: tuple[str, str]) -> None:
-    """What never becomes free would be waited for without end; a cluster may grow.
+    """Refuse more than the Ray of this machine has, which Ray would wait for without end. A cluster may grow: wait.
 
     Raises:
         InputError: names the one of ``fields`` that asks for more CPUs, or more GPUs, than this machine has.
@@ -35,7 +35,7 @@ def check_room(cpus: float, gpus: float, who: str, fields: tuple[str, str]) -> N
 
 
 def check_groups(resources: dict[str, float]) -> None:
-    """A group without a node would be waited for without end; a cluster may grow one.
+    """Refuse a group that no node of this machine's Ray is in. A cluster may start such a node: wait.
 
     Raises:
         InputError: names the resource that no node has.
@@ -46,7 +46,7 @@ def check_groups(resources: dict[str, float]) -> None:
 
 
 def wait_for_groups(resources: dict[str, float]) -> None:
-    """Until each group has a node: a cluster that was scaled to none starts one for whoever asks.
+    """Wait until each group has a node: a cluster that was scaled down to none starts one when it is asked.
 
     Raises:
         InputError: names the resource that no node of this machine's own Ray has.

@@ -9,7 +9,7 @@ CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
 def read_number(*names: str) -> int | None:
-    """The number in the first of these files of the control group that is there; None also for 'max'."""
+    """The number in the first of these files of the control group that exists; None for 'max' too."""
     for path in (CGROUP_ROOT / name for name in names):
         if path.is_file():
             text = path.read_text(encoding="ascii").split()[0]
@@ -18,7 +18,7 @@ def read_number(*names: str) -> int | None:
 
 
 def cgroup_cpu_quota() -> float | None:
-    """CPUs that a control group allows (version 2, then 1)."""
+    """CPUs that the control group allows (version 2, then 1); None without a limit."""
     both = CGROUP_ROOT / "cpu.max"
     if both.is_file():
         share, period = both.read_text(encoding="ascii").split()

@@ -1,7 +1,7 @@
-"""A run directory and the nodes that have not got it: what they need of it comes to them through Ray, and back again.
+"""The run directory on nodes that do not have it: files are copied there through Ray, and results are sent back.
 
-The directory has one home, the driver's node. A process elsewhere that finds it under the same path (a file system that
-all share) uses it as it is; any other works on a copy, and everything that is final goes home at once.
+The directory lies on the driver's node. A process elsewhere that finds it under the same path (a shared file system)
+uses it as it is. Any other process works on a copy, and sends everything that is final to the driver's node at once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TOKEN_FILE, _COPIES = ".here", "atlas-ray"
 
 @dataclass(frozen=True)
 class RunDirHandle:
-    """Where a run directory is at home: its path, a word that stands in it, and the driver's node."""
+    """Where to find a run directory: its path, a token that stands in it, and the driver's node."""
 
     run_dir: str
     token: str
@@ -34,25 +34,25 @@ class RunDirHandle:
 
     @property
     def copies(self) -> Path:
-        """Where the copies of a node lie that has not got it."""
+        """Where a node that does not have the directory keeps its copy."""
         return Path(tempfile.gettempdir()) / f"{_COPIES}-{self.token}"
 
     def is_here(self) -> bool:
-        """Whether this process finds the directory under its own name."""
+        """Whether this process finds the directory under its path."""
         try:
             return (Path(self.run_dir) / _TOKEN_FILE).read_text(encoding="utf-8") == self.token
         except OSError:
             return False
 
 
-# Of this process: the driver's run directory and its token, and what a worker was told of it.
+# Of this process: as a driver, its run directory and the token; as a worker, the handle that it was given.
 _opened: tuple[str, str] | None = None
 _handle: RunDirHandle | None = None
 
 
 @contextmanager
 def serve_run_dir(run_dir: Path) -> Iterator[None]:
-    """Let processes of other nodes ask for this directory for as long as the block lasts."""
+    """Let processes of other nodes work on this directory while the block lasts."""
     global _opened
     root = run_dir.resolve()
     _opened = str(root), uuid.uuid4().hex
@@ -66,7 +66,7 @@ def serve_run_dir(run_dir: Path) -> Iterator[None]:
 
 
 def run_dir_handle() -> RunDirHandle | None:
-    """What a worker is to be told, if a run is going on here. Ray has to run."""
+    """The handle to give to a worker, if a run is going on here. Ray has to run."""
     if _opened is None:
         return _handle
     import ray
@@ -74,21 +74,21 @@ def run_dir_handle() -> RunDirHandle | None:
     return RunDirHandle(*_opened, ray.get_runtime_context().get_node_id())
 
 
-def set_run_dir_handle(where: RunDirHandle | None) -> None:
-    """Let this process know where its run is at home."""
+def set_run_dir_handle(handle: RunDirHandle | None) -> None:
+    """Say to this process where its run directory is."""
     global _handle
-    _handle = where
+    _handle = handle
 
 
 def open_run_dir(run_dir: str | Path) -> LocalRunDir:
-    """A run directory as this process has to take it."""
+    """A run directory, as this process can reach it."""
     if _handle is None or str(run_dir) != _handle.run_dir or _handle.is_here():
         return LocalRunDir(Path(run_dir))
     return RemoteRunDir(_handle)
 
 
 def localize(path: str) -> str:
-    """What a directory is called on this node; one of the run directory is brought here if need be."""
+    """The path of a directory on this node; one that lies in the run directory is copied here if need be."""
     if _handle is None or not Path(path).is_relative_to(_handle.run_dir):
         return path
     name = str(Path(path).relative_to(_handle.run_dir))
@@ -98,14 +98,14 @@ def localize(path: str) -> str:
 
 
 def driver_path(path: Path) -> Path:
-    """Where a path lies at home, if it is one of this node's copies; else the path itself."""
+    """The path on the driver's node of something in this node's copy; any other path as it is."""
     if _handle is None or not path.is_relative_to(_handle.copies):
         return path
     return Path(_handle.run_dir) / path.relative_to(_handle.copies)
 
 
 class LocalRunDir:
-    """A run directory that is here. ``name`` is always of a file or directory in it."""
+    """A run directory that this process sees. ``name`` is always of a file or directory in it."""
 
     away = False
 
@@ -118,41 +118,41 @@ class LocalRunDir:
         return RunLog(self.root)
 
     def exists(self, name: str) -> bool:
-        """Whether it is at home."""
+        """Whether it is on the driver's node."""
         return (self.root / name).exists()
 
     def fetch(self, name: str) -> None:
-        """Have it here as it is at home; not at all where it is not there."""
+        """Have it here as on the driver's node; not at all where it is not there."""
 
     def send(self, name: str) -> None:
-        """Have it at home as it is here, in one step."""
+        """Have it on the driver's node as it is here, in one step."""
 
     def drop(self, name: str) -> None:
-        """Remove it, here and at home."""
+        """Remove it, here and on the driver's node."""
         shutil.rmtree(self.root / name, ignore_errors=True)
 
     def append(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
-        """Rows for a JSONL file at home."""
+        """Append rows to a JSONL file on the driver's node."""
         append_jsonl(self.root / name, rows)
 
     def write_json(self, name: str, value: Any) -> None:
-        """A small file at home."""
+        """Write a small file on the driver's node."""
         write_json(self.root / name, value)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """One process of this node at a time, where they share a copy."""
+        """Keep other processes of this node from a copy that they share."""
         yield
 
 
 class RemoteRunDir(LocalRunDir):
-    """A run directory that is elsewhere, and what was brought here of it."""
+    """A run directory on another node, and this node's copy of what is needed of it."""
 
     away = True
 
-    def __init__(self, where: RunDirHandle) -> None:
-        super().__init__(where.copies)
-        self._handle = where
+    def __init__(self, handle: RunDirHandle) -> None:
+        super().__init__(handle.copies)
+        self._handle = handle
 
     def _call(self, what: Callable[..., Any], *arguments: Any) -> Any:
         import ray
@@ -172,7 +172,7 @@ class RemoteRunDir(LocalRunDir):
 
     @property
     def log(self) -> RunLog:
-        """The logs of the run, at home."""
+        """The logs of the run, on the driver's node."""
         return _RemoteRunLog(self)
 
     def exists(self, name: str) -> bool:
@@ -260,7 +260,7 @@ class _RemoteRunLog(RunLog):
         self._copy.append(name, [row])
 
 
-# -- what is done at home
+# -- what is done on the driver's node
 
 
 @cache

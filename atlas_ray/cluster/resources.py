@@ -14,7 +14,7 @@ Who = Literal["workers", "engines", "trainers", "env-runners"]
 
 @dataclass(frozen=True)
 class ResourceRequest:
-    """``count`` actors alike, which are there at the same time as the others of their ``stage`` and ``part``.
+    """``count`` equal actors, which exist at the same time as the others of their ``stage`` and ``part``.
 
     ``group`` is the custom resource of the nodes that may hold them, by ``[placement]``; None: any node.
     """
@@ -37,18 +37,18 @@ class Total:
 
 
 def total_of(requests: Iterable[ResourceRequest]) -> Total:
-    """What they ask for together."""
+    """The sum of what they ask for."""
     asked = list(requests)
     return Total(sum(r.count * r.cpus for r in asked), sum(r.count * r.gpus for r in asked))
 
 
 def by_part(requests: Iterable[ResourceRequest]) -> list[tuple[str, str, list[ResourceRequest]]]:
-    """Stage, part and what is asked for at that time, in the order of the pipeline."""
+    """(stage, part, requests of that time), in the order of the pipeline."""
     return [(*key, list(group)) for key, group in groupby(requests, lambda r: (r.stage, r.part))]
 
 
 def peak_of(requests: Iterable[ResourceRequest]) -> Total:
-    """The CPUs that are asked for at one time, at most, and the GPUs, perhaps at another."""
+    """The most CPUs that are asked for at one time, and the most GPUs, perhaps at another."""
     totals = [total_of(asked) for _, _, asked in by_part(requests)]
     return Total(max((t.cpus for t in totals), default=0.0), max((t.gpus for t in totals), default=0.0))
 

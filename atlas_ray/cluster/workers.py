@@ -38,7 +38,7 @@ _MOST_UNSETTLED = 64
 
 
 def set_local_cluster_size(recipe: Recipe) -> None:
-    """A Ray that is started on this machine from now on has the CPUs and the groups that the recipe asks for."""
+    """Have a Ray that is started here from now on be told of the CPUs and groups that the recipe asks for."""
     global _least_cpus, _groups
     _groups = {name: 1_000.0 for name in recipe.placement.model_dump().values() if name}
     _least_cpus = math.ceil(peak_of(resource_requests(recipe)).cpus)
@@ -118,7 +118,7 @@ class _Worker:
 
 @dataclass
 class _RunningTask:
-    """A task on its way: who works on it, how often it was begun, and when something last came of it.
+    """A task that an actor works on.
 
     ``left`` is what was left of it when ``received`` was last empty, so that not all of its results are kept.
     """

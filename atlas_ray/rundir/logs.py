@@ -4,6 +4,9 @@ The driver's records go to ``driver.log``, those of an actor to a file of its ow
 its process prints. An actor on a node that does not have the run directory keeps Ray's files; Ray tells the driver what
 they say, as of all processes that are not ours, and that is ``ray.log``.
 
+An actor's output is redirected, not linked from Ray's own files: those hold secrets as they were printed, are named by
+process, lie on the actor's node and go with the session.
+
 Ordinary output stays free of all this: of what frameworks say a user sees errors, or everything with ``--verbose``.
 """
 

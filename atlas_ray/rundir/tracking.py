@@ -64,7 +64,9 @@ def check(trackers: Sequence[str]) -> None:
 class _TensorBoard:
     """Event files in ``RUN/tensorboard``, one a process, named by the byte of ``metrics.jsonl`` at which it begins.
 
-    Not tensorboardX's writer: it hands events to a thread, which neither tells what is on disk nor survives a full one.
+    Not tensorboardX's ``SummaryWriter`` with ``purge_step``. Its flush does not wait for the thread that writes, so
+    nobody knows what is on disk. A full disk ends that thread, and then the process never ends. A purge hides every
+    series from one step on, while each stage of a run counts its own steps.
     """
 
     def __init__(self, run_dir: Path, state: dict[str, Any], name: str, config: dict[str, Any]) -> None:

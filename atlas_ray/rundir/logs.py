@@ -1,4 +1,4 @@
-"""``RUN/logs``: what this process and each of its actors say, a file each, without secrets and of limited size.
+"""``RUN/logs``: a file for this process and for each of its actors, without secrets and of limited size.
 
 The driver's records go to ``driver.log``, those of an actor to a file of its own (``worker-0.log``), with whatever else
 its process prints. An actor on a node that does not have the run directory keeps Ray's files; Ray tells the driver what
@@ -55,14 +55,14 @@ _POLL_SECONDS = 0.3
 
 _failures = logging.getLogger("atlas_ray.failed")
 _ray_output = logging.getLogger("atlas_ray.ray")
-_said = logging.getLogger("atlas_ray.said")
+_told_user = logging.getLogger("atlas_ray.said")
 _folder: Path | None = None
-_keeping = False  # whether what this process says goes to a run's logs
-_adopted: dict[str, tuple[list[logging.Handler], bool, int]] = {}
+_attached = False  # whether what this process says goes to a run's logs
+_captured: dict[str, tuple[list[logging.Handler], bool, int]] = {}
 
 
 def folder() -> str | None:
-    """Where actors that are started now shall :func:`attach_process`; None while no run keeps logs."""
+    """The folder for :func:`attach_process` of actors that are started now; None while no run keeps logs."""
     return None if _folder is None else str(_folder)
 
 
@@ -80,7 +80,7 @@ class _Formatter(logging.Formatter):
 
 
 class _OneLine(logging.Formatter):
-    """For a user's eyes: no traceback, that is in the file."""
+    """One line for the user; the traceback is in the file."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(f"atlas-ray: {record.name}: {' '.join(record.getMessage().split())}")
@@ -102,7 +102,7 @@ class _Stderr(logging.StreamHandler[TextIO]):
         super().__init__(sys.stderr)
         self.setLevel(level)
         self.setFormatter(formatter)
-        self.addFilter(lambda record: record.name != _said.name)
+        self.addFilter(lambda record: record.name != _told_user.name)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -127,14 +127,14 @@ def run_logging(run_dir: Path, verbose: bool = False) -> Iterator[None]:
         not verbose
     ):  # what ends the run is told by whoever started it; RLlib tells of each exception before it raises it
         stderr.addFilter(lambda record: record.name != _failures.name and not record.name.startswith("ray.rllib."))
-    if not _keeping:  # else this is a run within a run, whose errors are shown already
+    if not _attached:  # else this is a run within a run, whose errors are shown already
         handlers.append(stderr)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_rooted(handlers, place))
-        stack.enter_context(_ray_output_in(_File(place / f"{RAY}.log", "%(asctime)s %(message)s")))
+        stack.enter_context(_root_handlers(handlers, place))
+        stack.enter_context(_ray_output_to(_File(place / f"{RAY}.log", "%(asctime)s %(message)s")))
         if verbose:
-            stack.enter_context(_shown(place))
-        _said.info("atlas-ray %s, process %d", " ".join(sys.argv[1:]), os.getpid())
+            stack.enter_context(_echoed(place))
+        _told_user.info("atlas-ray %s, process %d", " ".join(sys.argv[1:]), os.getpid())
         try:
             yield
         except BaseException as error:
@@ -150,7 +150,7 @@ def where(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def log_exceptions(what: str) -> Iterator[None]:
-    """Leave the traceback of an exception that leaves the block in this process's log."""
+    """Write the traceback of an exception that leaves the block to this process's log."""
     try:
         yield
     except Exception:
@@ -159,17 +159,17 @@ def log_exceptions(what: str) -> Iterator[None]:
 
 
 def is_attached() -> bool:
-    """Whether what this process says goes to the logs of a run."""
-    return _keeping
+    """Whether this process writes to the logs of a run."""
+    return _attached
 
 
 def record(message: str) -> None:
-    """Note what the user was told."""
-    _said.info("%s", message.strip())
+    """Write a message that the user was shown to the log."""
+    _told_user.info("%s", message.strip())
 
 
 def capture_loggers(*names: str, level: int = logging.INFO) -> None:
-    """Let loggers of frameworks, which have been imported, speak to the run's logs and nobody else.
+    """Send what loggers of imported frameworks say to the run's logs, and nowhere else.
 
     Args:
         names: of the loggers.
@@ -177,10 +177,10 @@ def capture_loggers(*names: str, level: int = logging.INFO) -> None:
     """
     for name in names:
         logger = logging.getLogger(name)
-        if not _keeping:
+        if not _attached:
             logger.setLevel(logging.ERROR)
             continue
-        _adopted.setdefault(name, (logger.handlers, logger.propagate, logger.level))
+        _captured.setdefault(name, (logger.handlers, logger.propagate, logger.level))
         logger.handlers, logger.propagate = [], True
         logger.setLevel(level)
 
@@ -194,27 +194,27 @@ def capture_transformers() -> None:
 
 
 def on_ray_output(who: str, pid: str, ip: str, lines: Iterable[str]) -> None:
-    """Keep lines that Ray brings from a process that is not attached."""
+    """Write lines of a process that is not attached, which Ray brings, to ``ray.log``."""
     for line in lines:
         _ray_output.info("%s pid=%s ip=%s: %s", who, pid, ip, line)
 
 
 def attach_process(place: str | None, name: str) -> None:
-    """Send what this actor's process says from now on to ``PLACE/NAME.log``.
+    """Send all output and log records of this actor's process to ``PLACE/NAME.log`` from now on.
 
     Args:
         place: what :func:`folder` was where the actor was started; None: leave everything as it is.
         name: who the actor is, also for one that takes its place.
     """
-    global _folder, _keeping
-    if place is None or _keeping:
+    global _folder, _attached
+    if place is None or _attached:
         return
-    _folder, _keeping = Path(place), True
+    _folder, _attached = Path(place), True
     handler: logging.StreamHandler[TextIO] = logging.StreamHandler(sys.stderr)
     # a node that does not share the run directory has no such folder, and none is made: nobody would look there
     with contextlib.suppress(OSError):
         if Path(place).is_dir():
-            _take(Path(place) / f"{_file_name(name)}.log")
+            _redirect_output(Path(place) / f"{_file_name(name)}.log")
             handler.setStream(sys.stderr)
     handler.setFormatter(_Formatter(_FORMAT))
     root = logging.getLogger()
@@ -224,7 +224,7 @@ def attach_process(place: str | None, name: str) -> None:
         logging.getLogger(logger).setLevel(logging.INFO)
     logging.captureWarnings(True)
     capture_loggers("ray")
-    _said.info("%s: process %d on %s", name, os.getpid(), platform.node())
+    _told_user.info("%s: process %d on %s", name, os.getpid(), platform.node())
 
 
 def _file_name(name: str) -> str:
@@ -232,12 +232,12 @@ def _file_name(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _rooted(handlers: list[logging.Handler], place: Path) -> Iterator[None]:
+def _root_handlers(handlers: list[logging.Handler], place: Path) -> Iterator[None]:
     """The handlers on the root logger: frameworks speak from INFO on, ours from DEBUG on."""
-    global _folder, _keeping
-    root, before = logging.getLogger(), (_folder, _keeping)
+    global _folder, _attached
+    root, before = logging.getLogger(), (_folder, _attached)
     levels = {logger: logger.level for logger in (root, *map(logging.getLogger, _CHATTY))}
-    _folder, _keeping = place, True
+    _folder, _attached = place, True
     for handler in handlers:
         root.addHandler(handler)
     for logger in levels:
@@ -248,21 +248,21 @@ def _rooted(handlers: list[logging.Handler], place: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        _folder, _keeping = before
-        logging.captureWarnings(_keeping)
+        _folder, _attached = before
+        logging.captureWarnings(_attached)
         for logger, level in levels.items():
             logger.setLevel(level)
         for handler in handlers:
             root.removeHandler(handler)
             handler.close()
-        while _adopted and not _keeping:
-            name, (theirs, propagate, level) = _adopted.popitem()
+        while _captured and not _attached:
+            name, (theirs, propagate, level) = _captured.popitem()
             logger = logging.getLogger(name)
             logger.handlers, logger.propagate, logger.level = theirs, propagate, level
 
 
 @contextlib.contextmanager
-def _ray_output_in(file: logging.Handler) -> Iterator[None]:
+def _ray_output_to(file: logging.Handler) -> Iterator[None]:
     _ray_output.propagate = False
     _ray_output.addHandler(file)
     try:
@@ -298,7 +298,7 @@ def _redirect(path: Path) -> None:
     os.close(file)
 
 
-def _take(path: Path) -> None:
+def _redirect_output(path: Path) -> None:
     """Let all that this process writes, C code and processes that it starts included, end up in ``path``."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -307,7 +307,7 @@ def _take(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _shown(place: Path) -> Iterator[None]:
+def _echoed(place: Path) -> Iterator[None]:
     """Show on stderr what other processes add to their files while the block lasts."""
     tails = {path: Tail(path) for path in place.glob("*.log")}
 

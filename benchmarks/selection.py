@@ -5,7 +5,7 @@
     python benchmarks/selection.py oracle --model smollm2-135m --trajectories 4
 
 The oracle's bare engine gets the very prompts that the oracle asked, recorded before, in the same batches. Rounds
-alternate. Answers of small models are refused, so every trajectory is asked about once (``reasks=0``).
+alternate. Answers of small models are refused, so every trajectory is asked about once (``max_reprompts=0``).
 """
 
 import argparse
@@ -18,9 +18,10 @@ from atlas_ray.agents.rollout import EnvSpec, play
 from atlas_ray.agents.token_agent import Agent
 from atlas_ray.engines import TransformersEngine, make_engine
 from atlas_ray.recipe.loading import Engine
-from atlas_ray.selection.chat_backend import EngineWriter
+from atlas_ray.selection.chat_backend import EngineBackend
 from atlas_ray.selection.oracle import Oracle, OracleConfig
-from atlas_ray.selection.value import ValueConfig, _lane, estimate_values, snapshots
+from atlas_ray.selection.replays import checkpoint_states
+from atlas_ray.selection.value import ValueConfig, _prefix_group, estimate_values
 from atlas_ray.stages.collect import expert_episode
 
 
@@ -60,9 +61,9 @@ def value(options):
         starts = [
             [start]
             for t in trajectories
-            for states in [snapshots(t, spec)]
+            for states in [checkpoint_states(t, spec)]
             for k in range(config.rollouts)
-            for start in _lane(t, states, k)
+            for start in _prefix_group(t, states, k)
         ]
 
         class Forgetful(Agent):
@@ -81,7 +82,7 @@ def oracle(options):
     spec = EnvSpec(options.env, {"max_steps": 40})
     trajectories = experts(spec, options.trajectories)
     engine = make_engine(Engine(kind=options.engine), options.model, 16)
-    config = OracleConfig(context=engine.context, max_tokens=options.max_tokens, reasks=0, batch=16)
+    config = OracleConfig(context=engine.context, max_tokens=options.max_tokens, max_reprompts=0, batch=16)
     calls, generate = [], engine.generate
 
     def recorded(*arguments, **more):
@@ -90,8 +91,8 @@ def oracle(options):
 
     def ask():
         forget(engine)
-        writer = EngineWriter(engine, options.model)
-        for _ in Oracle(writer, config, None, writer.count).annotate(trajectories):
+        backend = EngineBackend(engine, options.model)
+        for _ in Oracle(backend, config, None, backend.count).annotate(trajectories):
             pass
 
     engine.generate = recorded

@@ -124,23 +124,27 @@ def agreement(
         InputError: a selector has two annotations of one trajectory, or marks a step that does not exist; no
             trajectory is annotated by both.
     """
-    notes = by_trajectory(first), by_trajectory(second)
+    annotated = by_trajectory(first), by_trajectory(second)
     each: list[Counts] = []
     alone = [0, 0]
     positions: list[list[Counts]] = [[] for _ in range(BINS)]
     environments: dict[str, list[Counts]] = defaultdict(list)
     categories: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
     for trajectory in trajectories:
-        a, b = (by_id.get(trajectory.id) for by_id in notes)
+        a, b = (by_id.get(trajectory.id) for by_id in annotated)
         if a is None or b is None:
             alone[0] += a is not None
             alone[1] += b is not None
             continue
         steps = len(trajectory.steps)
-        for name, note, counted in zip(names, (a, b), categories, strict=True):
-            if note.critical and note.critical[-1] >= steps:
-                raise InputError(f"{name} marks step {note.critical[-1]} of {trajectory.id!r}, which has {steps}")
-            counted.update(note.categories[t] for t in note.critical if note.categories and t in note.categories)
+        for name, annotation, counted in zip(names, (a, b), categories, strict=True):
+            if annotation.critical and annotation.critical[-1] >= steps:
+                raise InputError(f"{name} marks step {annotation.critical[-1]} of {trajectory.id!r}, which has {steps}")
+            counted.update(
+                annotation.categories[t]
+                for t in annotation.critical
+                if annotation.categories and t in annotation.categories
+            )
         parts: list[list[int]] = [[] for _ in range(BINS)]
         for t in range(steps):
             parts[part_of(t, steps)].append(t)

@@ -19,8 +19,8 @@ def tokens_of(text: str) -> int:
     return math.ceil(len(text.encode("utf-8", "replace")) / 2)
 
 
-class Writer(Protocol):
-    """Whatever writes: :class:`atlas_ray.engines.chat_endpoint.ChatEndpoint` as it is, or an :class:`EngineWriter`."""
+class ChatBackend(Protocol):
+    """Whatever writes: :class:`atlas_ray.engines.chat_endpoint.ChatEndpoint` as it is, or an :class:`EngineBackend`."""
 
     model: str
 
@@ -38,8 +38,8 @@ class Writer(Protocol):
         ...
 
 
-class EngineWriter:
-    """A :class:`Writer` on a model in this process, or in an engine's actor.
+class EngineBackend:
+    """A :class:`ChatBackend` on a model in this process, or in an engine's actor.
 
     A conversation has the token ids that the tokenizer makes of it in its chat template. Where a message holds the text
     of a special token, each is tokenised alone, so that it stays text. A system message that the template refuses is
@@ -78,8 +78,8 @@ class EngineWriter:
         stop: Sequence[str] | None = None,
         json_schema: Mapping[str, Any] | None = None,
     ) -> list[Completion | EndpointError]:
-        """See :meth:`Writer.complete_each`; a conversation that does not fit the context fails alone."""
-        prompts = [self.prompt(talk) for talk in conversations]
+        """See :meth:`ChatBackend.complete_each`; a conversation that does not fit the context fails alone."""
+        prompts = [self.prompt(messages) for messages in conversations]
         done: dict[int, Completion | EndpointError] = {}
         for i, prompt in enumerate(prompts):
             if len(prompt) + max_tokens > self.engine.context:
@@ -103,7 +103,7 @@ class EngineWriter:
                 done[i] = Completion(text[: min(ends)] if ends else text, len(prompts[i]), len(ids), reason)
         return [done[i] for i in range(len(prompts))]
 
-    def prompt(self, talk: Sequence[Mapping[str, str]]) -> list[int]:
+    def prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a conversation, up to where the model answers.
 
         Raises:
@@ -111,38 +111,38 @@ class EngineWriter:
         """
         if self.engine.tokenizer.chat_template:
             try:
-                return self._templated(talk)
+                return self._templated(messages)
             except InputError:
                 raise
             except Exception as error:  # templates are programs; Gemma's and others' know no system message
-                if talk[0]["role"] != "system" or len(talk) < 2:
+                if messages[0]["role"] != "system" or len(messages) < 2:
                     why = " ".join(str(error).split())
                     raise InputError(f"the chat template of {self.model} takes no such messages: {why}") from None
-                joined = "\n\n".join(m["content"] for m in talk[:2])
-                return self.prompt([{"role": "user", "content": joined}, *talk[2:]])
+                joined = "\n\n".join(m["content"] for m in messages[:2])
+                return self.prompt([{"role": "user", "content": joined}, *messages[2:]])
         start = self.engine.tokenizer.bos_token_id
-        plain = "".join(f"{m['role'].capitalize()}:\n{m['content']}\n\n" for m in talk)
+        plain = "".join(f"{m['role'].capitalize()}:\n{m['content']}\n\n" for m in messages)
         return ([] if start is None else [start]) + self._encode(f"{plain}Assistant:\n")
 
-    def _templated(self, talk: Sequence[Mapping[str, str]]) -> list[int]:
+    def _templated(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """The ids of the whole, or of its pieces where a message would become special tokens in it."""
-        pieces = self._in_pieces(talk, True)
-        whole = self._with_specials(write(self.engine.tokenizer, [dict(m) for m in talk], True))
+        pieces = self._in_pieces(messages, True)
+        whole = self._with_specials(write(self.engine.tokenizer, [dict(m) for m in messages], True))
         return whole if self._specials_of(whole) == self._specials_of(pieces) else pieces
 
-    def _in_pieces(self, talk: Sequence[Mapping[str, str]], ask: bool) -> list[int]:
+    def _in_pieces(self, messages: Sequence[Mapping[str, str]], ask: bool) -> list[int]:
         """The template's own text with its special tokens, and in its holes the messages without any."""
         ids = []
-        for i, piece in enumerate(self._holes(talk, ask)):
-            ids += self._encode(talk[i // 2]["content"]) if i % 2 else self._with_specials(piece) if piece else []
+        for i, piece in enumerate(self._holes(messages, ask)):
+            ids += self._encode(messages[i // 2]["content"]) if i % 2 else self._with_specials(piece) if piece else []
         return ids
 
-    def _holes(self, talk: Sequence[Mapping[str, str]], ask: bool) -> list[str]:
+    def _holes(self, messages: Sequence[Mapping[str, str]], ask: bool) -> list[str]:
         """What the template writes around messages, and between it their numbers."""
         hole = secrets.token_hex(8)
-        holes = [{"role": m["role"], "content": f"{hole}-{i}-{hole}"} for i, m in enumerate(talk)]
+        holes = [{"role": m["role"], "content": f"{hole}-{i}-{hole}"} for i, m in enumerate(messages)]
         pieces = re.split(f"{hole}-([0-9]+)-{hole}", write(self.engine.tokenizer, holes, ask))
-        shown, wanted = pieces[1::2], [str(i) for i in range(len(talk))]
+        shown, wanted = pieces[1::2], [str(i) for i in range(len(messages))]
         if shown != wanted and sorted(shown, key=int) == wanted:  # Mistral's move a system message to the last question
             raise ValueError("it shows the messages in another order")
         if shown != wanted:

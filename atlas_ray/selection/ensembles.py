@@ -12,47 +12,49 @@ from ..data.records import Annotation, Trajectory, max_critical_steps
 from ..errors import InputError
 from .controls import by_trajectory
 
-Marks = Mapping[str, Iterable[Annotation]]
+AnnotationsBySelector = Mapping[str, Sequence[Annotation]]
 """Annotations by the name of their selector."""
-Scores = Mapping[str, Mapping[str, Sequence[float]]]
+ScoresBySelector = Mapping[str, Mapping[str, Sequence[float]]]
 """A number a step, higher is more critical, by the name of the selector and the trajectory's id."""
 
 
-def select_intersection(trajectories: Iterable[Trajectory], marks: Marks) -> list[Annotation]:
+def select_intersection(trajectories: Iterable[Trajectory], members: AnnotationsBySelector) -> list[Annotation]:
     """The steps that every member marked; an empty selection where there is none.
 
     ``fraction`` is the smallest of the members' caps, which it keeps.
     """
     found = []
-    for trajectory, notes in _covered(trajectories, marks):
-        critical = set.intersection(*(set(a.critical) for a in notes.values()))
-        found.append(_joined("intersection", trajectory, notes, critical, min(a.fraction for a in notes.values())))
+    for trajectory, by_member in _covered(trajectories, members):
+        critical = set.intersection(*(set(a.critical) for a in by_member.values()))
+        found.append(
+            _joined("intersection", trajectory, by_member, critical, min(a.fraction for a in by_member.values()))
+        )
     return found
 
 
-def select_union(trajectories: Iterable[Trajectory], marks: Marks) -> list[Annotation]:
+def select_union(trajectories: Iterable[Trajectory], members: AnnotationsBySelector) -> list[Annotation]:
     """The steps that any member marked, all of them: it may exceed the members' caps.
 
     ``fraction`` is then the share that was marked, else the largest of the caps. For members combined under one cap
     there is :func:`select_rank_mean`.
     """
     found = []
-    for trajectory, notes in _covered(trajectories, marks):
-        critical = set.union(*(set(a.critical) for a in notes.values()))
-        fraction = max(len(critical) / len(trajectory.steps), *(a.fraction for a in notes.values()))
-        found.append(_joined("union", trajectory, notes, critical, fraction))
+    for trajectory, by_member in _covered(trajectories, members):
+        critical = set.union(*(set(a.critical) for a in by_member.values()))
+        fraction = max(len(critical) / len(trajectory.steps), *(a.fraction for a in by_member.values()))
+        found.append(_joined("union", trajectory, by_member, critical, fraction))
     return found
 
 
 def mark_scores(trajectories: Iterable[Trajectory], annotations: Iterable[Annotation]) -> dict[str, list[float]]:
     """Scores of a selector that only marks: 1.0 for its steps and 0.0 for the others."""
-    notes = by_trajectory(annotations)
+    by_id = by_trajectory(annotations)
     return {
-        t.id: [float(i in notes[t.id].critical) for i in range(len(t.steps))] for t in trajectories if t.id in notes
+        t.id: [float(i in by_id[t.id].critical) for i in range(len(t.steps))] for t in trajectories if t.id in by_id
     }
 
 
-def select_rank_mean(trajectories: Iterable[Trajectory], scores: Scores, fraction: float) -> list[Annotation]:
+def select_rank_mean(trajectories: Iterable[Trajectory], scores: ScoresBySelector, fraction: float) -> list[Annotation]:
     """The ``max_critical_steps(fraction, T)`` steps of the lowest mean rank over the members; the earlier wins ties.
 
     Rank 1 is a trajectory's most critical step, steps of equal score share their mean rank. Scores are gains for
@@ -91,23 +93,25 @@ def _ranks(scores: Sequence[float]) -> list[float]:
     return [sum(other > own for other in scores) + (1 + scores.count(own)) / 2 for own in scores]
 
 
-def _covered(trajectories: Iterable[Trajectory], marks: Marks) -> Iterable[tuple[Trajectory, dict[str, Annotation]]]:
+def _covered(
+    trajectories: Iterable[Trajectory], members: AnnotationsBySelector
+) -> Iterable[tuple[Trajectory, dict[str, Annotation]]]:
     """The trajectories that every member annotated, with its annotation by its name."""
-    members = {name: by_trajectory(annotations) for name, annotations in marks.items()}
+    by_ids = {name: by_trajectory(annotations) for name, annotations in members.items()}
     for trajectory in trajectories:
-        if all(trajectory.id in notes for notes in members.values()):
-            yield trajectory, {name: notes[trajectory.id] for name, notes in members.items()}
+        if all(trajectory.id in by_id for by_id in by_ids.values()):
+            yield trajectory, {name: by_id[trajectory.id] for name, by_id in by_ids.items()}
 
 
 def _joined(
-    kind: str, trajectory: Trajectory, notes: Mapping[str, Annotation], critical: Iterable[int], fraction: float
+    kind: str, trajectory: Trajectory, by_member: Mapping[str, Annotation], critical: Iterable[int], fraction: float
 ) -> Annotation:
     """An annotation with the category of the first member that has one, and everyone's reasons."""
     steps = tuple(sorted(critical))
     categories: dict[int, str] = {}
     reasons: dict[int, str] = {}
     for step in steps:
-        marking = {name: a for name, a in notes.items() if step in a.critical}
+        marking = {name: a for name, a in by_member.items() if step in a.critical}
         given = [a.categories[step] for a in marking.values() if a.categories and step in a.categories]
         if given:
             categories[step] = given[0]
@@ -115,7 +119,7 @@ def _joined(
         reasons[step] = "; ".join(f"{name}: {why}" if why else name for name, why in whys.items())
     return Annotation(
         trajectory_id=trajectory.id,
-        selector="_".join([kind, *notes]),
+        selector="_".join([kind, *by_member]),
         fraction=fraction,
         critical=steps,
         categories=categories or None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -21,11 +21,20 @@ from ..data.replies import Replies, ReplyOutcome
 from ..data.thinking import split_thinking
 from ..engines.chat_endpoint import Completion
 from ..errors import AtlasError, EndpointError
-from .chat_backend import Writer, tokens_of
-from .oracle_answer import CATEGORIES, Answer, AnswerCache, Mark, RefusedError, SubGoal, read, schema
+from .chat_backend import ChatBackend, tokens_of
+from .oracle_answer import (
+    CATEGORIES,
+    CriticalStep,
+    OracleAnswer,
+    OracleCache,
+    RefusedError,
+    SubGoal,
+    answer_schema,
+    read_answer,
+)
 from .oracle_counts import Estimate, OracleConfig, OracleUsage, Unannotated
-from .oracle_prompt import Ask, Room, UnfitError, complaint, prompt_sha256, questions
-from .oracle_stop import Alike, Lost, lost_kind
+from .oracle_prompt import OraclePrompt, Questions, TokenBudget, UnfitError, prompt_sha256, questions, reprompt
+from .oracle_stop import FailureStreak, NoAnswer, no_answer_kind
 
 FEWEST, FAR, ERRORS = 8, 0.15, 3.0
 """A share is far from another from so many trajectories on, by so much, and so many standard errors."""
@@ -51,12 +60,12 @@ def price(counted: OracleUsage | Estimate, prices: Prices) -> float:
 
 @dataclass(eq=False)
 class _Question:
-    """An :class:`Ask` on its way; ``answer`` or ``failure`` (kind and reason) ends it."""
+    """An :class:`OraclePrompt` on its way; ``answer`` or ``failure`` (kind and reason) ends it."""
 
-    ask: Ask
+    prompt: OraclePrompt
     key: str
-    talk: list[dict[str, str]]
-    answer: Answer | None
+    messages: list[dict[str, str]]
+    answer: OracleAnswer | None
     replies: Replies
     refused: list[str] = field(default_factory=list)
     failure: tuple[str, str] | None = None
@@ -68,7 +77,7 @@ class _Job:
 
     trajectory: Trajectory
     replies: Replies
-    asking: Generator[list[Ask], list[Answer], tuple[list[SubGoal], list[Mark]]]
+    asking: Questions
     questions: list[_Question] = field(default_factory=list)
 
 
@@ -76,9 +85,9 @@ class Oracle:
     """Annotates trajectories by asking a model.
 
     Args:
-        writer: who is asked.
+        backend: the model that is asked.
         config: how.
-        cache: file of valid answers (:class:`AnswerCache`), which are not asked for again.
+        cache: file of valid answers (:class:`OracleCache`), which are not asked for again.
         count: tokens of a text; give the model's own tokenizer where there is one.
 
     Attributes:
@@ -88,17 +97,17 @@ class Oracle:
 
     def __init__(
         self,
-        writer: Writer,
+        backend: ChatBackend,
         config: OracleConfig,
         cache: str | Path | None = None,
         count: Callable[[str], int] = tokens_of,
     ) -> None:
-        self.writer, self.config, self.usage = writer, config, OracleUsage()
+        self.backend, self.config, self.usage = backend, config, OracleUsage()
         self.replies: dict[str, Replies] = {}
-        self._room = Room(config.context, config.max_tokens, count)
-        self._cache = None if cache is None else AnswerCache(cache, config.thinking)
+        self._budget = TokenBudget(config.context, config.max_tokens, count)
+        self._cache = None if cache is None else OracleCache(cache, config.thinking)
         self._prompt_sha256 = prompt_sha256()
-        self._alike = Alike(config.stop_after)
+        self._streak = FailureStreak(config.stop_after)
 
     def annotate(self, trajectories: Iterable[Trajectory]) -> Iterator[Annotation | Unannotated]:
         """An outcome for every trajectory, as they come, so not in order.
@@ -108,7 +117,7 @@ class Oracle:
         Raises:
             AtlasError: ``stop_after`` refusals of one kind came in a row.
             EndpointError: one which all others would get too, as of a key or an address.
-            InputError: the writer cannot be used.
+            InputError: the backend cannot be used.
         """
         waiting, active = iter(trajectories), list[_Job]()
         while True:
@@ -136,41 +145,41 @@ class Oracle:
             made.trajectories += 1
             asking = self._questions(trajectory)
             try:
-                asks = next(asking)
+                prompts = next(asking)
                 while True:
-                    asks = asking.send([self._supposed(ask, made) for ask in asks])
+                    prompts = asking.send([self._supposed(prompt, made) for prompt in prompts])
             except StopIteration:
                 pass
             except UnfitError:
                 made.too_long += 1
         return made
 
-    def _supposed(self, ask: Ask, made: Estimate) -> Answer:
-        known = self._known(ask)
+    def _supposed(self, prompt: OraclePrompt, made: Estimate) -> OracleAnswer:
+        known = self._known(prompt)
         if known is not None:
             made.cache_hits += 1
             return known
         made.calls += 1
-        made.prompt_tokens += self._room.prompt(ask)
-        made.completion_tokens += min(ask.limits.tokens, self.config.max_tokens)
-        return _supposed(ask)
+        made.prompt_tokens += self._budget.prompt_tokens(prompt)
+        made.completion_tokens += min(prompt.limits.tokens, self.config.max_tokens)
+        return _supposed(prompt)
 
-    def _questions(self, t: Trajectory) -> Generator[list[Ask], list[Answer], tuple[list[SubGoal], list[Mark]]]:
-        return questions(t, max_critical_steps(self.config.fraction, len(t.steps)), self._room)
+    def _questions(self, t: Trajectory) -> Questions:
+        return questions(t, max_critical_steps(self.config.fraction, len(t.steps)), self._budget)
 
-    def _key(self, ask: Ask) -> str:
-        return ask.key(self.writer.model, self.config.temperature)
+    def _key(self, prompt: OraclePrompt) -> str:
+        return prompt.key(self.backend.model, self.config.temperature)
 
-    def _known(self, ask: Ask) -> Answer | None:
-        return None if self._cache is None else self._cache.get(self._key(ask), ask.limits)
+    def _known(self, prompt: OraclePrompt) -> OracleAnswer | None:
+        return None if self._cache is None else self._cache.get(self._key(prompt), prompt.limits)
 
-    def _question(self, ask: Ask, replies: Replies) -> _Question:
-        known = self._known(ask)
+    def _question(self, prompt: OraclePrompt, replies: Replies) -> _Question:
+        known = self._known(prompt)
         self.usage.cache_hits += known is not None
         if known is not None:
             replies["ok"] += 1
-            self._alike.well()
-        return _Question(ask, self._key(ask), ask.messages(ask.word()), known, replies)
+            self._streak.well()
+        return _Question(prompt, self._key(prompt), prompt.messages(prompt.word()), known, replies)
 
     def _advance(self, job: _Job) -> Annotation | Unannotated | None:
         """Take what was answered and see what to ask next; the outcome, when there is nothing."""
@@ -178,13 +187,13 @@ class Oracle:
             while True:
                 failed = [q.failure for q in job.questions if q.failure is not None]
                 if failed:
-                    self._alike.ended(*failed[0])
+                    self._streak.ended(*failed[0])
                     return self._unannotated(job.trajectory, *failed[0])
                 answers = [q.answer for q in job.questions if q.answer is not None]
                 if len(answers) < len(job.questions):
                     return None
-                asks = job.asking.send(answers) if job.questions else next(job.asking)
-                job.questions = [self._question(ask, job.replies) for ask in asks]
+                prompts = job.asking.send(answers) if job.questions else next(job.asking)
+                job.questions = [self._question(prompt, job.replies) for prompt in prompts]
         except StopIteration as done:
             return self._annotation(job.trajectory, done.value[1])
         except UnfitError as error:
@@ -194,9 +203,9 @@ class Oracle:
         """One answer for each question, or one more refusal, or its failure."""
         alike = defaultdict[tuple[bool, bool], list[_Question]](list)
         for question in asked:
-            alike[question.ask.limits.plan, question.ask.limits.most > 0].append(question)
+            alike[question.prompt.limits.plan, question.prompt.limits.most > 0].append(question)
         for waiting in alike.values():
-            while waiting and not self._alike.proven:
+            while waiting and not self._streak.proven:
                 self._ask_alike(waiting[:1])
                 if waiting[0].answer or waiting[0].failure:
                     del waiting[0]
@@ -204,12 +213,12 @@ class Oracle:
                 self._ask_alike(waiting)
 
     def _ask_alike(self, group: Sequence[_Question]) -> None:
-        results = self.writer.complete_each(
-            [q.talk for q in group],
+        results = self.backend.complete_each(
+            [q.messages for q in group],
             max_tokens=self.config.max_tokens,
             temperature=self.config.temperature,
             seeds=[int(q.key[:7], 16) + len(q.refused) for q in group],
-            json_schema=schema(group[0].ask.limits) if self.config.send_schema else None,
+            json_schema=answer_schema(group[0].prompt.limits) if self.config.send_schema else None,
         )
         self.usage.requests += len(group)
         self.usage.reasked += sum(bool(q.refused) for q in group)
@@ -222,7 +231,7 @@ class Oracle:
                 else:
                     self.usage.prompt_tokens += result.tokens[0]
                     self.usage.completion_tokens += result.tokens[1]
-                    self._lose(question, lost_kind(result), str(result))
+                    self._lose(question, no_answer_kind(result), str(result))
             except AtlasError as error:  # the others are paid for, so what they say is kept
                 ends = ends or error
         for result in results:
@@ -231,11 +240,11 @@ class Oracle:
         if ends is not None:
             raise ends
 
-    def _lose(self, question: _Question, kind: Lost, reason: str) -> None:
+    def _lose(self, question: _Question, kind: NoAnswer, reason: str) -> None:
         self.usage.failed += 1
         question.replies.add({"lost": 1, "empty": int(kind == "out of tokens")})
         question.failure = kind, reason
-        self._alike.refused(kind, reason)
+        self._streak.refused(kind, reason)
 
     def _take(self, question: _Question, result: Completion) -> None:
         usage, cut = self.usage, result.finish_reason == "length"
@@ -247,13 +256,13 @@ class Oracle:
             limit = f"its limit of {self.config.max_tokens} tokens (max_tokens)"
             return self._lose(question, "out of tokens", f"the answer is empty at {limit}: thinking used it up")
         try:
-            question.answer = read(result.text, question.ask.limits, cut, self.config.thinking)
+            question.answer = read_answer(result.text, question.prompt.limits, cut, self.config.thinking)
         except RefusedError as error:
             return self._refuse(question, result.text, error)
         question.replies["ok"] += 1
-        self._alike.well()
+        self._streak.well()
         if self._cache is not None:
-            about = {"model": self.writer.model, "temperature": self.config.temperature}
+            about = {"model": self.backend.model, "temperature": self.config.temperature}
             tokens = {"prompt_tokens": result.prompt_tokens, "completion_tokens": result.completion_tokens}
             self._cache.put(question.key, result.text, **about, **tokens)
         return None
@@ -265,24 +274,24 @@ class Oracle:
         # that none is critical may be what the model thinks: doubted once, then the trajectory is left
         insists = kind == "nothing marked" and kind in question.refused
         question.refused.append(kind)
-        if insists or times == self.config.reasks:
+        if insists or times == self.config.max_reprompts:
             question.failure = kind, f"{kind}: {error} (answer {times + 1})"
         else:
-            question.talk = question.talk[:2] + complaint(text, str(error))
-        self._alike.refused(kind, str(error), text)
+            question.messages = question.messages[:2] + reprompt(text, str(error))
+        self._streak.refused(kind, str(error), text)
 
-    def _annotation(self, trajectory: Trajectory, marks: Sequence[Mark]) -> Annotation:
+    def _annotation(self, trajectory: Trajectory, critical_steps: Sequence[CriticalStep]) -> Annotation:
         self.usage.annotated += 1
-        self._alike.ended(None)
+        self._streak.ended(None)
         return Annotation(
             trajectory_id=trajectory.id,
             selector="oracle",
             fraction=self.config.fraction,
-            critical=tuple(mark.step for mark in marks),
-            categories={mark.step: mark.category for mark in marks},
-            reasons={mark.step: mark.reason for mark in marks},
+            critical=tuple(step.index for step in critical_steps),
+            categories={step.index: step.category for step in critical_steps},
+            reasons={step.index: step.reason for step in critical_steps},
             prompt_sha256=self._prompt_sha256,
-            model=self.writer.model,
+            model=self.backend.model,
         )
 
     def _unannotated(self, trajectory: Trajectory, kind: str, reason: str) -> Unannotated:
@@ -290,12 +299,12 @@ class Oracle:
         return Unannotated(trajectory.id, reason, kind)
 
 
-def _supposed(ask: Ask) -> Answer:
+def _supposed(prompt: OraclePrompt) -> OracleAnswer:
     """An answer that was not given, of ordinary length."""
-    limits, goal = ask.limits, "find the key of the locked door and bring it to the room behind it"
+    limits, goal = prompt.limits, "find the key of the locked door and bring it to the room behind it"
     cuts = [limits.first + i * (limits.last + 1 - limits.first) // limits.goals for i in range(limits.goals + 1)]
     plan = [SubGoal(goal, a, b - 1) for a, b in pairwise(cuts)] if limits.plan else []
-    return Answer(tuple(plan), (Mark(limits.first, CATEGORIES[0], "-"),) if limits.most else ())
+    return OracleAnswer(tuple(plan), (CriticalStep(limits.first, CATEGORIES[0], "-"),) if limits.most else ())
 
 
 def share_warnings(annotations: Iterable[Annotation], trajectories: Iterable[Trajectory]) -> list[str]:

@@ -40,7 +40,7 @@ LONGEST_GOAL = 160
 """Characters."""
 LONGEST_REASON = 300
 """Characters."""
-GOAL_TOKENS, MARK_TOKENS = 60, 100
+GOAL_TOKENS, STEP_TOKENS = 60, 100
 """Room in an answer for a sub-goal and for a marked step of the greatest length."""
 
 _FENCED = re.compile(r"(?:```|~~~)(?:json[5lc]?)?[ \t]*\n(.*)\n[ \t]*(?:```|~~~)", re.DOTALL | re.IGNORECASE)
@@ -56,20 +56,20 @@ class SubGoal:
 
 
 @dataclass(frozen=True)
-class Mark:
+class CriticalStep:
     """A critical step, its category and why."""
 
-    step: int
+    index: int
     category: str
     reason: str
 
 
 @dataclass(frozen=True)
-class Answer:
+class OracleAnswer:
     """What was read: the plan in order, the marks by step. What was not asked for is empty."""
 
     plan: tuple[SubGoal, ...]
-    marks: tuple[Mark, ...]
+    critical_steps: tuple[CriticalStep, ...]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Limits:
     @property
     def tokens(self) -> int:
         """Room that the longest valid answer needs."""
-        return MARK_TOKENS * self.most + (GOAL_TOKENS * MOST_GOALS if self.plan else 0)
+        return STEP_TOKENS * self.most + (GOAL_TOKENS * MOST_GOALS if self.plan else 0)
 
 
 class RefusedError(Exception):
@@ -105,7 +105,7 @@ class RefusedError(Exception):
         self.kind: Refusal = kind
 
 
-def schema(limits: Limits) -> dict[str, Any]:
+def answer_schema(limits: Limits) -> dict[str, Any]:
     """The JSON schema of an answer: the plan first, so that the marks are written behind it."""
     # OpenAI's strict mode knows neither lengths nor bounds on all models, and refuses what it does not know
     goal = _object({"goal": {"type": "string"}, "first": {"type": "integer"}, "last": {"type": "integer"}})
@@ -126,7 +126,7 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def read(text: str, limits: Limits, cut: bool = False, thinking: Sequence[str] = THINKING) -> Answer:
+def read_answer(text: str, limits: Limits, cut: bool = False, thinking: Sequence[str] = THINKING) -> OracleAnswer:
     """An answer, checked.
 
     One JSON object, alone or as the only code block, behind what was thought before it; nothing else is forgiven.
@@ -142,15 +142,15 @@ def read(text: str, limits: Limits, cut: bool = False, thinking: Sequence[str] =
     """
     try:
         value = _json(text, thinking)
-        names = schema(limits)["required"]
+        names = answer_schema(limits)["required"]
         _fields(value, names, "the answer")
         plan = _plan(value["plan"], limits) if "plan" in names else ()
-        marks = _marks(value["critical"], limits) if "critical" in names else ()
+        critical_steps = _critical_steps(value["critical"], limits) if "critical" in names else ()
     except RefusedError as error:
         if cut and error.kind in ("empty", "not JSON"):
             raise RefusedError("cut off", "it was too long and broke off; be brief") from None
         raise
-    return Answer(plan, marks)
+    return OracleAnswer(plan, critical_steps)
 
 
 def _json(text: str, thinking: Sequence[str]) -> Any:
@@ -233,8 +233,8 @@ def _plan(value: Any, limits: Limits) -> tuple[SubGoal, ...]:
     return tuple(found)
 
 
-def _marks(value: Any, limits: Limits) -> tuple[Mark, ...]:
-    items, found = _list(value, "critical"), dict[int, Mark]()
+def _critical_steps(value: Any, limits: Limits) -> tuple[CriticalStep, ...]:
+    items, found = _list(value, "critical"), dict[int, CriticalStep]()
     if len(items) > limits.most:
         raise RefusedError(
             "too many",
@@ -252,7 +252,7 @@ def _marks(value: Any, limits: Limits) -> tuple[Mark, ...]:
             raise RefusedError("repeated step", f"step {step} is marked twice")
         if item["category"] not in CATEGORIES:
             raise RefusedError("unknown category", f"{what}.category must be one of: {', '.join(CATEGORIES)}")
-        found[step] = Mark(step, item["category"], _line(item["reason"], LONGEST_REASON, f"{what}.reason"))
+        found[step] = CriticalStep(step, item["category"], _line(item["reason"], LONGEST_REASON, f"{what}.reason"))
     if len(found) < limits.least:
         raise RefusedError("nothing marked", "it marks no step, but an expert's episode has one that decided it")
     return tuple(found[step] for step in sorted(found))
@@ -262,7 +262,7 @@ def _number(value: int) -> str:
     return str(value) if abs(value) < 10**9 else "beyond all steps"
 
 
-class AnswerCache:
+class OracleCache:
     """Valid answers in an append-only JSONL file, by key: what was asked once and answered well is not asked again.
 
     Their texts are kept, and read as strictly again when they are used, so that a file that was changed by hand gives
@@ -283,11 +283,11 @@ class AnswerCache:
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"is no file of the oracle's answers ({error!r})", self.path) from None
 
-    def get(self, key: str, limits: Limits) -> Answer | None:
+    def get(self, key: str, limits: Limits) -> OracleAnswer | None:
         """The answer under ``key``; None where there is none, or none that is valid."""
         text = self._texts.get(key)
         try:
-            return None if text is None else read(text, limits, thinking=self._thinking)
+            return None if text is None else read_answer(text, limits, thinking=self._thinking)
         except RefusedError:
             return None
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ..data.thinking import THINKING
 from ..errors import InputError
-from .oracle_answer import GOAL_TOKENS, MARK_TOKENS, MOST_GOALS
+from .oracle_answer import GOAL_TOKENS, MOST_GOALS, STEP_TOKENS
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class OracleConfig:
         context: most tokens of a conversation and its answer. What does not fit is asked in windows.
         max_tokens: most tokens of an answer, thoughts of a reasoning model included.
         temperature: None leaves it to the server; OpenAI's reasoning models take nothing else.
-        reasks: how often an answer that is not valid is asked for again.
+        max_reprompts: how often an answer that is not valid is asked for again.
         batch: trajectories asked about at a time; their answers are lost when the run is killed meanwhile.
         send_schema: False where the server refuses a JSON schema; answers are checked in any case.
-        stop_after: so many failures of one kind in a row end it (:class:`.oracle_stop.Alike`); 0 never.
+        stop_after: so many failures of one kind in a row end it (:class:`.oracle_stop.FailureStreak`); 0 never.
         thinking: tags of what is thought before an answer (:data:`atlas_ray.data.thinking.THINKING`).
 
     Raises:
@@ -33,20 +33,20 @@ class OracleConfig:
     context: int = 32_768
     max_tokens: int = 4096
     temperature: float | None = 0.0
-    reasks: int = 2
+    max_reprompts: int = 2
     batch: int = 16
     send_schema: bool = True
     stop_after: int = 5
     thinking: tuple[str, ...] = THINKING
 
     def __post_init__(self) -> None:
-        least = GOAL_TOKENS * MOST_GOALS + MARK_TOKENS
+        least = GOAL_TOKENS * MOST_GOALS + STEP_TOKENS
         for name, holds, message in (
             ("fraction", 0 < self.fraction <= 1, "must be above 0 and at most 1"),
             ("max_tokens", self.max_tokens >= least, f"must be at least {least}, to hold a plan and a mark"),
             ("context", self.context > self.max_tokens, "must be more than max_tokens"),
             ("temperature", self.temperature is None or self.temperature >= 0, "must be 0 or more"),
-            ("reasks", self.reasks >= 0, "must be 0 or more"),
+            ("max_reprompts", self.max_reprompts >= 0, "must be 0 or more"),
             ("batch", self.batch >= 1, "must be 1 or more"),
             ("stop_after", self.stop_after >= 0, "must be 0 or more"),
         ):
@@ -60,7 +60,7 @@ class Unannotated(NamedTuple):
     trajectory_id: str
     reason: str
     kind: str = ""
-    """Of the last refusal, ``"too long"``, or why there was no answer (:data:`.oracle_stop.Lost`)."""
+    """Of the last refusal, ``"too long"``, or why there was no answer (:data:`.oracle_stop.NoAnswer`)."""
 
 
 @dataclass
@@ -69,8 +69,8 @@ class OracleUsage:
 
     ``requests``: conversations sent, of which ``reasked`` followed a refused answer; what an endpoint repeats by itself
     is in its own counts. ``refused``: answers not taken, by kind. ``failed``: conversations without any answer.
-    ``unannotated``: trajectories, by :attr:`Unannotated.kind`. Tokens are the writer's counts, of refused answers and
-    of those that are none too; ``uncounted`` answers came without.
+    ``unannotated``: trajectories, by :attr:`Unannotated.kind`. Tokens are the backend's counts, of
+    refused answers and of those that are none too; ``uncounted`` answers came without.
     """
 
     annotated: int = 0

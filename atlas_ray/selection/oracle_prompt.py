@@ -23,7 +23,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..data.records import Step, Trajectory
-from .oracle_answer import CATEGORIES, LONGEST_GOAL, LONGEST_REASON, MARK_TOKENS, Answer, Limits, Mark, SubGoal, schema
+from .oracle_answer import (
+    CATEGORIES,
+    LONGEST_GOAL,
+    LONGEST_REASON,
+    STEP_TOKENS,
+    CriticalStep,
+    Limits,
+    OracleAnswer,
+    SubGoal,
+    answer_schema,
+)
 
 SYSTEM = f"""You read the record of an expert that acts in a text environment, step by step, until it reaches its \
 goal. You find the steps that decided the outcome. Another agent will be trained on just these steps.
@@ -74,7 +84,7 @@ _AGAIN_TOKENS = 320
 _LOOKS_SPECIAL = re.compile(r"<(?=[^\s<>=\d-])|\[(?=/?[A-Za-z_]+\])")
 
 
-def harmless(text: str) -> str:
+def sanitize(text: str) -> str:
     """Text in which nothing is invisible and nothing looks like a special token; line ends stay.
 
     The second is a rule of thumb, for servers that read special tokens in messages: ``<``, or ``[`` of a single word in
@@ -84,20 +94,20 @@ def harmless(text: str) -> str:
     return _LOOKS_SPECIAL.sub(r"\g<0> ", "".join(kept))
 
 
-def _marked(letter: str, text: str) -> str:
+def _barred(letter: str, text: str) -> str:
     # splitlines knows every character that some reader takes for the end of a line
-    return "".join(f"{letter}| {harmless(line)}\n" for line in text.splitlines() or [""])
+    return "".join(f"{letter}| {sanitize(line)}\n" for line in text.splitlines() or [""])
 
 
-def shown(index: int, step: Step, brief: bool = False) -> str:
+def step_lines(index: int, step: Step, brief: bool = False) -> str:
     """A step as lines of the record; ``brief`` leaves the observation out."""
-    seen = "" if brief else _marked("o", step.observation)
-    thought = "" if step.thought is None else _marked("t", step.thought)
-    return f"step {index}\n{seen}{thought}{_marked('a', step.action)}"
+    seen = "" if brief else _barred("o", step.observation)
+    thought = "" if step.thought is None else _barred("t", step.thought)
+    return f"step {index}\n{seen}{thought}{_barred('a', step.action)}"
 
 
 @dataclass(frozen=True)
-class Ask:
+class OraclePrompt:
     """One question to the oracle: lines of the record, and what may be answered."""
 
     record: str
@@ -120,7 +130,7 @@ class Ask:
         }
         tasks = [_PLAN.format(**numbers)] if limits.plan else []
         tasks += [_MARKS.format(**numbers)] if limits.most else []
-        form = json.dumps(_form(schema(limits))).replace('"NUMBER"', "NUMBER")
+        form = json.dumps(_form(answer_schema(limits))).replace('"NUMBER"', "NUMBER")
         head = _HEAD.format(**numbers, steps=self.steps, left_out=_BRIEF if self.brief else "")
         body = f"{head}\n{_OPEN.format(word=word)}\n{self.record}{_CLOSE.format(word=word)}\n\n"
         asked = "\n\n".join([*tasks, f"The form of the answer: {form}"])
@@ -135,7 +145,7 @@ class Ask:
     def key(self, model: str, temperature: float | None) -> str:
         """What the answer is kept under: a hash of model, temperature, schema and the prompt with a fixed word."""
         warmth = None if temperature is None else float(temperature)
-        return _sha256([model, warmth, schema(self.limits), self.messages("WORD")])
+        return _sha256([model, warmth, answer_schema(self.limits), self.messages("WORD")])
 
 
 def _form(part: dict[str, Any]) -> Any:
@@ -152,34 +162,34 @@ def _sha256(value: Any) -> str:
 
 
 def _goals(plan: Iterable[SubGoal]) -> str:
-    return "".join(_marked("p", f"steps {goal.first} to {goal.last}: {goal.goal}") for goal in plan)
+    return "".join(_barred("p", f"steps {goal.first} to {goal.last}: {goal.goal}") for goal in plan)
 
 
-def ask_whole(trajectory: Trajectory, most: int) -> Ask:
+def whole_prompt(trajectory: Trajectory, most: int) -> OraclePrompt:
     """Plan and marks of a whole trajectory."""
-    steps = "".join(shown(i, step) for i, step in enumerate(trajectory.steps))
+    steps = "".join(step_lines(i, step) for i, step in enumerate(trajectory.steps))
     last = len(trajectory.steps) - 1
-    return Ask(_marked("g", trajectory.instruction) + steps, Limits(0, last, True, most, 1), last + 1)
+    return OraclePrompt(_barred("g", trajectory.instruction) + steps, Limits(0, last, True, most, 1), last + 1)
 
 
-def ask_plan(trajectory: Trajectory, part: range, before: Sequence[SubGoal]) -> Ask:
+def plan_prompt(trajectory: Trajectory, part: range, before: Sequence[SubGoal]) -> OraclePrompt:
     """The plan of a part, from thoughts and actions alone, behind the sub-goals of the parts before it."""
-    steps = "".join(shown(i, trajectory.steps[i], brief=True) for i in part)
-    record = _marked("g", trajectory.instruction) + _goals(before) + steps
-    return Ask(record, Limits(part.start, part.stop - 1, True, 0), len(trajectory.steps), brief=True)
+    steps = "".join(step_lines(i, trajectory.steps[i], brief=True) for i in part)
+    record = _barred("g", trajectory.instruction) + _goals(before) + steps
+    return OraclePrompt(record, Limits(part.start, part.stop - 1, True, 0), len(trajectory.steps), brief=True)
 
 
-def ask_part(trajectory: Trajectory, part: range, plan: Sequence[SubGoal], most: int) -> Ask:
+def part_prompt(trajectory: Trajectory, part: range, plan: Sequence[SubGoal], most: int) -> OraclePrompt:
     """The marks of a part, under the plan of the whole. A part need not have any, a whole trajectory must."""
-    steps = "".join(shown(i, trajectory.steps[i]) for i in part)
-    record = _marked("g", trajectory.instruction) + _goals(plan) + steps
+    steps = "".join(step_lines(i, trajectory.steps[i]) for i in part)
+    record = _barred("g", trajectory.instruction) + _goals(plan) + steps
     least = int(len(part) == len(trajectory.steps))
-    return Ask(record, Limits(part.start, part.stop - 1, False, most, least), len(trajectory.steps))
+    return OraclePrompt(record, Limits(part.start, part.stop - 1, False, most, least), len(trajectory.steps))
 
 
-def complaint(answer: str, problem: str) -> list[dict[str, str]]:
+def reprompt(answer: str, problem: str) -> list[dict[str, str]]:
     """What a conversation is continued with after an answer that is not taken."""
-    said = harmless(answer.strip()[:LONGEST_QUOTE]) or "(no answer)"
+    said = sanitize(answer.strip()[:LONGEST_QUOTE]) or "(no answer)"
     if len(answer.strip()) > LONGEST_QUOTE:
         said += _QUOTED_CUT
     return [{"role": "assistant", "content": said}, {"role": "user", "content": AGAIN.format(problem=problem)}]
@@ -192,13 +202,17 @@ def prompt_sha256() -> str:
         id="-", env="-", task="-", seed=0, instruction="g", steps=steps, score=1.0, success=True, source="-"
     )
     plan = [SubGoal("p", 0, 1)]
-    asks = [
-        ask_whole(sample, 1),
-        ask_plan(sample, range(1, 2), plan),
-        ask_part(sample, range(2), plan, 1),
-        ask_part(sample, range(1), plan, 1),
+    prompts = [
+        whole_prompt(sample, 1),
+        plan_prompt(sample, range(1, 2), plan),
+        part_prompt(sample, range(2), plan, 1),
+        part_prompt(sample, range(1), plan, 1),
     ]
-    return _sha256([[a.messages("WORD"), schema(a.limits)] for a in asks] + [complaint("x" * 1000, "y")])
+    return _sha256([[a.messages("WORD"), answer_schema(a.limits)] for a in prompts] + [reprompt("x" * 1000, "y")])
+
+
+Questions = Generator[list[OraclePrompt], list[OracleAnswer], tuple[list[SubGoal], list[CriticalStep]]]
+"""What is asked about a trajectory, answer by answer; ends with the plan and the critical steps."""
 
 
 class UnfitError(Exception):
@@ -210,75 +224,73 @@ class UnfitError(Exception):
 
 
 @dataclass(frozen=True)
-class Room:
+class TokenBudget:
     """How much fits: ``context`` tokens for a conversation with its answer, of which ``max_tokens`` for the answer."""
 
     context: int
     max_tokens: int
     count: Callable[[str], int]
 
-    def prompt(self, ask: Ask) -> int:
+    def prompt_tokens(self, prompt: OraclePrompt) -> int:
         """Tokens of a question."""
-        return sum(self.count(m["content"]) + _MESSAGE_TOKENS for m in ask.messages(ask.word()))
+        return sum(self.count(m["content"]) + _MESSAGE_TOKENS for m in prompt.messages(prompt.word()))
 
-    def left(self, ask: Ask) -> int:
+    def left(self, prompt: OraclePrompt) -> int:
         """Tokens by which the record of a question may still grow, an answer and one complaint set aside."""
-        return self.context - self.max_tokens - _AGAIN_TOKENS - _SPARE_TOKENS - self.prompt(ask)
+        return self.context - self.max_tokens - _AGAIN_TOKENS - _SPARE_TOKENS - self.prompt_tokens(prompt)
 
 
-def questions(
-    trajectory: Trajectory, most: int, room: Room
-) -> Generator[list[Ask], list[Answer], tuple[list[SubGoal], list[Mark]]]:
+def questions(trajectory: Trajectory, most: int, budget: TokenBudget) -> Questions:
     """Yields what to ask next and takes the answers; returns the plan and at most ``most`` marks.
 
     Raises:
         UnfitError: a step alone is too long, the windows are more than the marks, or none of them holds one.
     """
     steps = trajectory.steps
-    whole = ask_whole(trajectory, most)
-    if whole.limits.tokens <= room.max_tokens and room.left(whole) >= 0:
+    whole = whole_prompt(trajectory, most)
+    if whole.limits.tokens <= budget.max_tokens and budget.left(whole) >= 0:
         (answer,) = yield [whole]
-        return list(answer.plan), list(answer.marks)
+        return list(answer.plan), list(answer.critical_steps)
     # a line end joins what was counted apart
-    brief, full = ([room.count(shown(i, s, b)) + 1 for i, s in enumerate(steps)] for b in (True, False))
-    longest = max(1, room.max_tokens // MARK_TOKENS * len(steps) // most)
-    _windows(trajectory, most, [], room, full, longest)  # what fails without a plan needs none asked for
+    brief, full = ([budget.count(step_lines(i, s, b)) + 1 for i, s in enumerate(steps)] for b in (True, False))
+    longest = max(1, budget.max_tokens // STEP_TOKENS * len(steps) // most)
+    _windows(trajectory, most, [], budget, full, longest)  # what fails without a plan needs none asked for
     plan: list[SubGoal] = []
     while (start := plan[-1].last + 1 if plan else 0) < len(steps):
-        end = _reach(brief, start, room.left(ask_plan(trajectory, range(start, start), plan)), len(steps))
-        (answer,) = yield [ask_plan(trajectory, range(start, end), plan)]
+        end = _reach(brief, start, budget.left(plan_prompt(trajectory, range(start, start), plan)), len(steps))
+        (answer,) = yield [plan_prompt(trajectory, range(start, end), plan)]
         plan += answer.plan
-    parts = _windows(trajectory, most, plan, room, full, longest)
-    given = shares([len(part) for part in parts], most, room.max_tokens // MARK_TOKENS)
-    answers = yield [ask_part(trajectory, p, plan, n) for p, n in zip(parts, given, strict=True)]
-    marks = [mark for answer in answers for mark in answer.marks]
-    if not marks:
+    parts = _windows(trajectory, most, plan, budget, full, longest)
+    given = shares([len(part) for part in parts], most, budget.max_tokens // STEP_TOKENS)
+    answers = yield [part_prompt(trajectory, p, plan, n) for p, n in zip(parts, given, strict=True)]
+    critical_steps = [step for answer in answers for step in answer.critical_steps]
+    if not critical_steps:
         raise UnfitError("nothing marked", f"none of its {len(parts)} windows holds a critical step")
-    return plan, marks
+    return plan, critical_steps
 
 
 def _windows(
-    trajectory: Trajectory, most: int, plan: Sequence[SubGoal], room: Room, costs: Sequence[int], longest: int
+    trajectory: Trajectory, most: int, plan: Sequence[SubGoal], budget: TokenBudget, costs: Sequence[int], longest: int
 ) -> list[range]:
-    left = room.left(ask_part(trajectory, range(0), plan, most))
+    left = budget.left(part_prompt(trajectory, range(0), plan, most))
     parts = windows(costs, left, [goal.first for goal in plan], longest)
     if len(parts) > most:
         raise UnfitError("too long", f"it falls into {len(parts)} windows, more than the {most} steps to be marked")
     return parts
 
 
-def _reach(costs: Sequence[int], start: int, room: int, most: int) -> int:
+def _reach(costs: Sequence[int], start: int, budget: int, most: int) -> int:
     """How far the steps from ``start`` on fit, at most ``most`` of them."""
     end = start
-    while end < min(len(costs), start + most) and costs[end] <= room:
-        room -= costs[end]
+    while end < min(len(costs), start + most) and costs[end] <= budget:
+        budget -= costs[end]
         end += 1
     if end == start:
-        raise UnfitError("too long", f"step {start} needs {costs[start]} tokens, and {max(room, 0)} are left for it")
+        raise UnfitError("too long", f"step {start} needs {costs[start]} tokens, and {max(budget, 0)} are left for it")
     return end
 
 
-def windows(costs: Sequence[int], room: int, cuts: Iterable[int], longest: int) -> list[range]:
+def windows(costs: Sequence[int], budget: int, cuts: Iterable[int], longest: int) -> list[range]:
     """Steps of the given costs in consecutive windows, each at most ``room`` and ``longest`` steps.
 
     A window that does not hold the rest ends at the last of ``cuts`` that it can reach, else where it is full.
@@ -288,7 +300,7 @@ def windows(costs: Sequence[int], room: int, cuts: Iterable[int], longest: int) 
     """
     found, start, cuts = list[range](), 0, sorted(cuts)
     while start < len(costs):
-        end = _reach(costs, start, room, longest)
+        end = _reach(costs, start, budget, longest)
         if end < len(costs):
             end = max((c for c in cuts if start < c <= end), default=end)
         found.append(range(start, end))

@@ -25,16 +25,16 @@ from ..recipe.loading import Recipe
 from ..rundir.files import RunLog, append_jsonl, recover_jsonl
 from ..rundir.layout import RunLayout
 from ..rundir.progress import say, track
-from .chat_backend import EngineWriter, tokens_of
+from .chat_backend import EngineBackend, tokens_of
 from .oracle import Oracle, Prices, price, share_warnings
 from .oracle_counts import Estimate, OracleConfig, OracleUsage, Unannotated
-from .oracle_prompt import ask_whole
-from .oracle_stop import Lost, too_many_lost, way_out
+from .oracle_prompt import whole_prompt
+from .oracle_stop import NoAnswer, too_many_lost, way_out
 from .scored_stage import scores_path
 
 _PLAIN = schema_select.Oracle()
-Outcome = Annotation | Unannotated
-Told = Iterator[tuple[Outcome | None, OracleUsage, Mapping[str, Replies]]]
+OracleOutcome = Annotation | Unannotated
+Told = Iterator[tuple[OracleOutcome | None, OracleUsage, Mapping[str, Replies]]]
 """Outcomes as they come, each with what was asked so far, and what became of it by trajectory."""
 
 
@@ -47,7 +47,7 @@ def oracle_config(recipe: Recipe) -> OracleConfig:
         context=asked.context,
         max_tokens=asked.max_tokens,
         temperature=asked.warmth,
-        reasks=asked.max_reprompts,
+        max_reprompts=asked.max_reprompts,
         batch=asked.batch,
         send_schema=asked.send_schema,
         stop_after=asked.stop_after,
@@ -105,10 +105,10 @@ def _from_endpoint(recipe: Recipe, run_dir: Path, todo: list[Trajectory]) -> Tol
 
 def _job(
     task: tuple[list[Trajectory], AgentSpec, OracleConfig], state: WorkerState
-) -> Iterator[tuple[Outcome, OracleUsage, Replies]]:
+) -> Iterator[tuple[OracleOutcome, OracleUsage, Replies]]:
     trajectories, spec, config = task
-    writer = EngineWriter(spec.open_engine(state), spec.model)
-    oracle = Oracle(writer, replace(config, context=min(config.context, writer.engine.context)), None, writer.count)
+    backend = EngineBackend(spec.open_engine(state), spec.model)
+    oracle = Oracle(backend, replace(config, context=min(config.context, backend.engine.context)), None, backend.count)
     for outcome in oracle.annotate(trajectories):
         yield outcome, oracle.usage, oracle.replies[outcome.trajectory_id]
 
@@ -146,7 +146,7 @@ def _check_words(recipe: Recipe, log: RunLog, todo: list[Trajectory]) -> None:
         return
     for t in todo:
         steps = (text or "" for step in t.steps for text in (step.observation, step.thought, step.action))
-        asked = (message["content"] for message in ask_whole(t, 1).messages("word"))
+        asked = (message["content"] for message in whole_prompt(t, 1).messages("word"))
         for counts, texts in ((said, (t.instruction, *steps)), (prompts, asked)):
             for text in texts:
                 counts.note(text, len(tokenizer(text, add_special_tokens=False)["input_ids"]))
@@ -167,7 +167,7 @@ def _sum(parts: Any) -> OracleUsage:
     return whole
 
 
-class _Outcomes:
+class _OutcomeFile:
     """The outcomes of a run in its file, and those that are not final yet.
 
     A trajectory whose answers were refused is ``held`` until another one is annotated, for the asking may end because
@@ -186,7 +186,7 @@ class _Outcomes:
         self.replies: Mapping[str, Replies] = {}
         self.held, self.lost = list[Unannotated](), list[Unannotated]()
 
-    def take(self, outcome: Outcome) -> None:
+    def take(self, outcome: OracleOutcome) -> None:
         """Keep an outcome.
 
         Raises:
@@ -195,7 +195,7 @@ class _Outcomes:
         if isinstance(outcome, Annotation):
             self.settle()
             self._keep(outcome.trajectory_id, annotation=outcome.row())
-        elif outcome.kind in get_args(Lost):
+        elif outcome.kind in get_args(NoAnswer):
             self.lost.append(outcome)
             append_jsonl(self._path, [self._row(outcome.trajectory_id)])
             self._log.event("select", "no answer", trajectory=outcome.trajectory_id, why=outcome.reason)
@@ -262,7 +262,7 @@ def by_oracle(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> 
     """
     assert recipe.select is not None
     log, asked = RunLog(run_dir), recipe.select.oracle
-    outcomes = _Outcomes(recipe, run_dir, scores_path(run_dir, "oracle"))
+    outcomes = _OutcomeFile(recipe, run_dir, scores_path(run_dir, "oracle"))
     rows = outcomes.rows
     todo = [t for t in trajectories if t.id not in rows]
     answers = _from_endpoint if asked.base_url else _from_actors
@@ -296,22 +296,22 @@ def estimate_oracle(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory
     """What the oracle would be asked now, and what it would cost, without asking. A local model is not loaded."""
     assert recipe.select is not None
     asked = recipe.select.oracle
-    done = _Outcomes(recipe, run_dir, scores_path(run_dir, "oracle")).rows
+    done = _OutcomeFile(recipe, run_dir, scores_path(run_dir, "oracle")).rows
     todo = [t for t in trajectories if t.id not in done]
     if asked.base_url:
-        writer: Any = _endpoint(recipe)
-        oracle = Oracle(writer, oracle_config(recipe), _cache(run_dir), tokens_of)
-        writer.close()
+        backend: Any = _endpoint(recipe)
+        oracle = Oracle(backend, oracle_config(recipe), _cache(run_dir), tokens_of)
+        backend.close()
     else:
         tokenizer = load_tokenizer(asked.model)
         count = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731
-        oracle = Oracle(_Nobody(asked.model), oracle_config(recipe), None, count)
+        oracle = Oracle(_NoBackend(asked.model), oracle_config(recipe), None, count)
     made = oracle.estimate(todo)
     return made, price(made, Prices(asked.price_prompt, asked.price_completion))
 
 
-class _Nobody:
-    """A writer that is never asked."""
+class _NoBackend:
+    """A backend that is never asked."""
 
     def __init__(self, model: str) -> None:
         self.model = model

@@ -7,10 +7,10 @@ from typing import Literal, get_args
 from ..engines.chat_refusals import shown
 from ..errors import AtlasError, EndpointError
 
-Lost = Literal["endpoint", "out of tokens", "filtered", "context"]
+NoAnswer = Literal["endpoint", "out of tokens", "filtered", "context"]
 """Why there is no answer: the server failed or takes no such request, which another time or another recipe may mend;
 thinking used up the limit; a filter; the conversation is too long."""
-LOST: dict[str, Lost] = {"empty": "out of tokens", "filtered": "filtered", "context": "context"}
+NO_ANSWER: dict[str, NoAnswer] = {"empty": "out of tokens", "filtered": "filtered", "context": "context"}
 """By the kind of an :class:`atlas_ray.errors.EndpointError`; all others are ``"endpoint"``."""
 _WAYS_OUT = {
     "endpoint": "see whether the server is well, and takes what select.oracle says",
@@ -25,9 +25,9 @@ _BY_CHANCE, _EARLY = 2, 10
 _QUOTED = 80
 
 
-def lost_kind(error: EndpointError) -> Lost:
+def no_answer_kind(error: EndpointError) -> NoAnswer:
     """What an endpoint's error means here."""
-    return LOST.get(error.kind, "endpoint")
+    return NO_ANSWER.get(error.kind, "endpoint")
 
 
 def way_out(kind: str) -> str:
@@ -36,7 +36,7 @@ def way_out(kind: str) -> str:
     return _WAYS_OUT.get(kind, other)
 
 
-class Alike:
+class FailureStreak:
     """Counts what fails for the same reason in a row, and ends the asking at so much of it.
 
     Until the first answer that is taken, answers count, and the oracle asks one question at a time, so that none beyond
@@ -92,7 +92,7 @@ class Alike:
 
 
 def _said(kind: str) -> str:
-    return f"got none: {kind}" if kind in get_args(Lost) else f"are refused alike, as {kind!r}"
+    return f"got none: {kind}" if kind in get_args(NoAnswer) else f"are refused alike, as {kind!r}"
 
 
 def too_many_lost(lost: int, asked: int, most: float, early: bool = False) -> bool:

@@ -27,7 +27,7 @@ class ReplayError(RuntimeError):
     """The environment no longer answers the recorded actions as it did."""
 
 
-class Clonable(Protocol):
+class Restorable(Protocol):
     """Something that gives independent environments in one state."""
 
     def clone(self) -> envs.TextEnv:
@@ -36,7 +36,7 @@ class Clonable(Protocol):
 
 
 @dataclass(frozen=True)
-class Prefix:
+class ReplayState:
     """The state behind some actions of an episode, for environments that are replayed rather than copied."""
 
     spec: EnvSpec
@@ -65,7 +65,7 @@ class Prefix:
 class Replay:
     """A replayed episode: the environment before every step, to be cloned, and the reward of every step."""
 
-    states: Sequence[Clonable]
+    states: Sequence[Restorable]
     rewards: tuple[float, ...]
 
 
@@ -78,7 +78,7 @@ def _replay(trajectory: Trajectory, spec: EnvSpec, begin: Begin) -> Replay:
     start = begin(spec, trajectory.seed, trajectory.id)
     env, observation, over = start.env, start.observation, False
     actions = tuple(step.action for step in trajectory.steps)
-    states: list[Clonable] = []
+    states: list[Restorable] = []
     rewards: list[float] = []
     try:
         for index, step in enumerate(trajectory.steps):
@@ -87,7 +87,7 @@ def _replay(trajectory: Trajectory, spec: EnvSpec, begin: Begin) -> Replay:
                 raise ReplayError(f"{trajectory.id}: is over after {index} of its {len(actions)} steps here{most}")
             if not _same(observation, step.observation):
                 raise ReplayError(f"{trajectory.id}: step {index} shows another observation than the recorded one")
-            states.append(env.clone() if env.cheap_clone else Prefix(spec, trajectory.seed, actions[:index]))
+            states.append(env.clone() if env.cheap_clone else ReplayState(spec, trajectory.seed, actions[:index]))
             observation, reward, terminated, truncated, _ = env.step(step.action)
             rewards.append(float(reward))
             over = terminated or truncated
@@ -96,7 +96,7 @@ def _replay(trajectory: Trajectory, spec: EnvSpec, begin: Begin) -> Replay:
     return Replay(states, tuple(rewards))
 
 
-def snapshots(trajectory: Trajectory, spec: EnvSpec) -> Sequence[Clonable]:
+def checkpoint_states(trajectory: Trajectory, spec: EnvSpec) -> Sequence[Restorable]:
     """The environment before every step of the trajectory, to be cloned.
 
     Raises:
@@ -140,10 +140,10 @@ def replay_all(
     return found, left_out
 
 
-def start_at(trajectory: Trajectory, state: Clonable, index: int, episode_id: str, begin: Begin) -> Start:
+def start_at(trajectory: Trajectory, state: Restorable, index: int, episode_id: str, begin: Begin) -> Start:
     """Before step ``index`` of a trajectory; lost already where its environment cannot be brought there."""
     try:
-        env = state.clone(begin, episode_id) if isinstance(state, Prefix) else state.clone()
+        env = state.clone(begin, episode_id) if isinstance(state, ReplayState) else state.clone()
     except envs.EnvironmentDiedError as error:
         return unbegun(episode_id, str(error))
     return Start(

@@ -32,7 +32,7 @@ from .perplexity import select_by_perplexity, step_perplexities
 from .replays import replay_all, replay_specs, rewarded
 from .value import ValueConfig, estimate_values, gains, select_by_value
 
-Scores = dict[str, list[float]]
+StepScores = dict[str, list[float]]
 _CHUNK = 8
 _MICRO_TOKENS = 4096
 
@@ -42,29 +42,29 @@ def scores_path(run_dir: Path, selector: str) -> Path:
     return RunLayout(run_dir).scores(selector)
 
 
-def kept_scores(run_dir: Path, selector: str) -> Scores:
+def saved_scores(run_dir: Path, selector: str) -> StepScores:
     """The numbers of a selector that are there: T + 1 values, or T perplexities, by trajectory id."""
     return {row["id"]: row["scores"] for row in recover_jsonl(scores_path(run_dir, selector)) if "scores" in row}
 
 
-def kept_rewards(run_dir: Path) -> Scores:
+def saved_rewards(run_dir: Path) -> StepScores:
     """The rewards that the environments gave as trajectories were replayed for their values, by trajectory id."""
     return {row["id"]: row["rewards"] for row in recover_jsonl(scores_path(run_dir, "value")) if "rewards" in row}
 
 
-def step_scores(run_dir: Path, selector: str, trajectories: list[Trajectory]) -> Scores | None:
+def step_scores(run_dir: Path, selector: str, trajectories: list[Trajectory]) -> StepScores | None:
     """How critical each step is by a selector, higher is more; None for one that only marks."""
     if selector not in ("value", "perplexity"):
         return None
-    found = kept_scores(run_dir, selector)
+    found = saved_scores(run_dir, selector)
     here = [t for t in trajectories if t.id in found]
     if selector == "perplexity":
         return {t.id: found[t.id] for t in here}
-    rewards = kept_rewards(run_dir)
+    rewards = saved_rewards(run_dir)
     return {t.id: gains(rewarded(t, rewards.get(t.id)), found[t.id]) for t in here}
 
 
-_ValueFound = tuple[Scores, list[str], int, dict[str, str], Scores, dict[str, Replies]]
+_ValueFound = tuple[StepScores, list[str], int, dict[str, str], StepScores, dict[str, Replies]]
 """Values, what went wrong on the way, steps spent; why trajectories were left out, rewards and replies, by id."""
 
 
@@ -115,8 +115,8 @@ def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> l
     """
     config, log = recipe.select, RunLog(run_dir)
     assert config is not None
-    file, values = ResultFile(scores_path(run_dir, "value")), kept_scores(run_dir, "value")
-    rewards = kept_rewards(run_dir)
+    file, values = ResultFile(scores_path(run_dir, "value")), saved_scores(run_dir, "value")
+    rewards = saved_rewards(run_dir)
     specs, unplayable = replay_specs(recipe, trajectories)
     left_out = {t.id: unplayable[t.env] for t in trajectories if t.env in unplayable and t.id not in values}
     todo = [t for t in trajectories if t.id not in values and t.id not in left_out]
@@ -175,7 +175,7 @@ class _Scorer:
 
 def _perplexity_job(
     task: tuple[list[Trajectory], str, Style, Prompt, tuple[int | None, str]], state: WorkerState
-) -> Iterator[tuple[Scores, list[str]]]:
+) -> Iterator[tuple[StepScores, list[str]]]:
     trajectories, name, style, prompt, context = task
     scorer = state.get_or_create(_Scorer)
     if scorer.loaded is None:
@@ -206,13 +206,13 @@ def by_perplexity(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory])
     """One pass over every trajectory, then the steps of the highest perplexity under the base model."""
     config, log, model = recipe.select, RunLog(run_dir), perplexity_model(recipe)
     assert config is not None
-    file, found = ResultFile(scores_path(run_dir, "perplexity")), kept_scores(run_dir, "perplexity")
+    file, found = ResultFile(scores_path(run_dir, "perplexity")), saved_scores(run_dir, "perplexity")
     # chunks are the same in a run that goes on, because padding shows in the last digits
     parts = [part for part in chunks(trajectories, 4 * _CHUNK) if any(t.id not in found for t in part)]
     if parts:
         check_words(recipe, log, "perplexity", model, trajectories)
 
-    def new_rows(_: Any, result: tuple[Scores, list[str]]) -> list[dict[str, Any]]:
+    def new_rows(_: Any, result: tuple[StepScores, list[str]]) -> list[dict[str, Any]]:
         return [{"id": i, "scores": v} for i, v in result[0].items() if i not in found]
 
     one = scorer_request(recipe)

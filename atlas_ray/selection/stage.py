@@ -14,12 +14,10 @@ from ..rundir.layout import RunLayout
 from ..rundir.progress import say
 from .agreement import Agreement, agreement
 from .controls import by_trajectory, select_all, select_last, select_non_critical, select_random, select_uniform
-from .ensembles import mark_scores, select_intersection, select_rank_mean, select_union
+from .ensembles import AnnotationsBySelector, mark_scores, select_intersection, select_rank_mean, select_union
 from .oracle_stage import by_oracle
 from .scored_stage import by_perplexity, by_value, step_scores
 from .start_after import start_after
-
-Marks = dict[str, list[Annotation]]
 
 
 def annotations_path(run_dir: Path, selector: str) -> Path:
@@ -39,16 +37,16 @@ def needs(recipe: Recipe, selector: str) -> tuple[str, ...]:
 
 
 def _make(
-    recipe: Recipe, run_dir: Path, selector: str, trajectories: list[Trajectory], done: Marks
+    recipe: Recipe, run_dir: Path, selector: str, trajectories: list[Trajectory], done: dict[str, list[Annotation]]
 ) -> list[Annotation]:
     config = recipe.select
     assert config is not None
     if selector in config.files:
         return _own(Path(config.files[selector]), selector, trajectories)
     if joined := members(selector):
-        marks = {name: done[name] for name in joined}
+        annotated = {name: done[name] for name in joined}
         if not selector.startswith("rank-mean"):
-            return (select_union if selector.startswith("union") else select_intersection)(trajectories, marks)
+            return (select_union if selector.startswith("union") else select_intersection)(trajectories, annotated)
         scores = {n: step_scores(run_dir, n, trajectories) or mark_scores(trajectories, done[n]) for n in joined}
         return select_rank_mean(trajectories, scores, config.fraction)
     by_name: dict[str, Callable[[], list[Annotation]]] = {
@@ -88,7 +86,7 @@ def fraction_of(recipe: Recipe, run_dir: Path, selector: str) -> float:
     return recipe.select.fraction
 
 
-def select(recipe: Recipe, run_dir: Path) -> Marks:
+def select(recipe: Recipe, run_dir: Path) -> AnnotationsBySelector:
     """Annotate ``trajectories/expert.jsonl`` by each selector into ``annotations/SELECTOR.jsonl``.
 
     Raises:
@@ -98,7 +96,7 @@ def select(recipe: Recipe, run_dir: Path) -> Marks:
     config = recipe.select
     assert config is not None
     trajectories = expert_trajectories(run_dir)
-    done: Marks = {}
+    done: dict[str, list[Annotation]] = {}
     waiting = list(config.selectors)
     while waiting:
         # the recipe makes sure that everything needed is named, and that nothing needs itself
@@ -118,8 +116,8 @@ def select(recipe: Recipe, run_dir: Path) -> Marks:
         write_annotations(target, made)
         done[selector] = made
     lengths = {t.id: len(t.steps) for t in trajectories}
-    for name, marks in done.items():
-        share = sum(len(a.critical) for a in marks) / sum(lengths[a.trajectory_id] for a in marks)
+    for name, made in done.items():
+        share = sum(len(a.critical) for a in made) / sum(lengths[a.trajectory_id] for a in made)
         say(f"  {name}: {share:.1%} of the steps")
     if config.start_after and not RunLayout(run_dir).start_after.exists():
         start_after(recipe, run_dir, trajectories, done)

@@ -30,6 +30,7 @@ from ..rundir.files import RunLog, write_json
 from ..rundir.layout import RunLayout
 from ..rundir.progress import say, track
 from .controls import by_trajectory
+from .ensembles import AnnotationsBySelector
 from .replays import Begin, Specs, replay_all, replay_specs, start_at
 from .scored_stage import check_words, perplexity_model, say_left_out
 
@@ -57,9 +58,9 @@ def random_places(trajectory: Trajectory, count: int, seed: int) -> tuple[int, .
 
 def places_of(trajectories: Iterable[Trajectory], annotations: Iterable[Annotation]) -> dict[str, tuple[int, ...]]:
     """The marked steps of every annotated trajectory, less a last step, behind which nothing is left to do."""
-    notes = by_trajectory(annotations)
+    by_id = by_trajectory(annotations)
     found = {
-        t.id: tuple(s for s in notes[t.id].critical if s < len(t.steps) - 1) for t in trajectories if t.id in notes
+        t.id: tuple(s for s in by_id[t.id].critical if s < len(t.steps) - 1) for t in trajectories if t.id in by_id
     }
     return {name: places for name, places in found.items() if places}
 
@@ -96,7 +97,7 @@ def _job(task: _Task, state: WorkerState) -> Iterator[_Found]:
 
 
 def start_after(
-    recipe: Recipe, run_dir: Path, trajectories: Sequence[Trajectory], marks: Mapping[str, Sequence[Annotation]]
+    recipe: Recipe, run_dir: Path, trajectories: Sequence[Trajectory], annotated: AnnotationsBySelector
 ) -> list[dict[str, Any]]:
     """Play behind the marked steps of each selector, behind as many random ones, and from the beginning.
 
@@ -115,7 +116,7 @@ def start_after(
     assert config is not None
     file = ResultFile(RunLayout(run_dir).scores("start-after"))
     chosen = [t for t in trajectories if len(t.steps) > 1][: config.start_after_trajectories]
-    wanted = {name: places_of(chosen, marks[name]) for name in config.start_after}
+    wanted = {name: places_of(chosen, annotated[name]) for name in config.start_after}
     drawn = {
         name: {t.id: random_places(t, len(places[t.id]), recipe.seed) for t in chosen if t.id in places}
         for name, places in wanted.items()

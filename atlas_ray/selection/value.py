@@ -14,19 +14,7 @@ from ..agents.rollout import Beginnings, Start, fresh, play
 from ..agents.token_agent import Agent
 from ..data.records import Annotation, Trajectory, max_critical_steps
 from ..data.replies import Replies
-from .replays import Begin, Clonable, Prefix, Replay, ReplayError, Specs, replayed, snapshots, start_at
-
-__all__ = [
-    "Clonable",
-    "Prefix",
-    "ReplayError",
-    "ValueConfig",
-    "estimate_values",
-    "gains",
-    "replayed",
-    "select_by_value",
-    "snapshots",
-]
+from .replays import Begin, Replay, ReplayError, Restorable, Specs, replayed, start_at
 
 
 @dataclass(frozen=True)
@@ -44,7 +32,9 @@ class ValueConfig:
     replies: dict[str, Replies] = field(default_factory=dict)
 
 
-def _lane(trajectory: Trajectory, states: Sequence[Clonable], k: int, begin: Begin = fresh) -> Iterator[Start]:
+def _prefix_group(
+    trajectory: Trajectory, states: Sequence[Restorable], k: int, begin: Begin = fresh
+) -> Iterator[Start]:
     """The k-th roll-out from every state in turn: each one's history is a prefix of the next one's."""
     for index, state in enumerate(states):
         yield start_at(trajectory, state, index, f"{trajectory.id}@{index}#{k}", begin)
@@ -72,7 +62,7 @@ def estimate_values(
                 problems.append(str(error))
                 continue
             returns[trajectory.id] = [[] for _ in trajectory.steps]
-            yield from (_lane(trajectory, replay.states, k, begin) for k in range(config.rollouts))
+            yield from (_prefix_group(trajectory, replay.states, k, begin) for k in range(config.rollouts))
 
     spent = 0
     for finished in play(agent, lanes(), config.horizon):

@@ -11,7 +11,8 @@ from atlas_ray.agents.token_agent import Decision
 from atlas_ray.engines.base import Meter
 from atlas_ray.errors import AtlasError, InputError
 from atlas_ray.recipe.loading import Recipe, load
-from atlas_ray.selection.value import Prefix, ReplayError, ValueConfig, estimate_values, snapshots
+from atlas_ray.selection.replays import ReplayError, ReplayState, checkpoint_states
+from atlas_ray.selection.value import ValueConfig, estimate_values
 from atlas_ray.stages.collect import collect
 from atlas_ray.stages.evaluate import Outcomes, _score, evaluate
 from atlas_ray.switching.players import ExpertPlayer
@@ -217,15 +218,15 @@ def test_states_of_an_environment_that_cannot_be_copied_are_replayed(tmp_path, m
     monkeypatch.setattr(dying_env.Doors, "cheap_clone", False)
     (made,) = [t for t in collect(recipe(collect={"levels": {NAME: 3}}), tmp_path) if t.seed == 2]
     spec = EnvSpec(NAME, {"split": "train"})
-    states = snapshots(made, spec)
-    assert all(isinstance(s, Prefix) for s in states)
+    states = checkpoint_states(made, spec)
+    assert all(isinstance(s, ReplayState) for s in states)
     for index, state in enumerate(states):
         dying_env.DEATHS[2] = int(index > 1)
         env = state.clone()
         assert env.turned == index
         assert env.step("turn left")[0] == f"room 2, turned {index + 1}"
     with pytest.raises(ReplayError, match="step 1"):
-        snapshots(made.model_copy(update={"steps": (made.steps[0], *made.steps[2:])}), spec)
+        checkpoint_states(made.model_copy(update={"steps": (made.steps[0], *made.steps[2:])}), spec)
 
 
 def test_the_switch_replays_an_episode_whose_environment_died():

@@ -8,8 +8,24 @@ from hypothesis import strategies as st
 from oracle_script import EVERY_STEP, INJECTIONS, LINE, RECORD, goal, mark, trajectory
 
 from atlas_ray.selection import oracle_prompt
-from atlas_ray.selection.oracle_answer import CATEGORIES, LONGEST_REASON, Limits, RefusedError, SubGoal, read, schema
-from atlas_ray.selection.oracle_prompt import ask_part, ask_plan, ask_whole, complaint, harmless, prompt_sha256, shown
+from atlas_ray.selection.oracle_answer import (
+    CATEGORIES,
+    LONGEST_REASON,
+    Limits,
+    RefusedError,
+    SubGoal,
+    answer_schema,
+    read_answer,
+)
+from atlas_ray.selection.oracle_prompt import (
+    part_prompt,
+    plan_prompt,
+    prompt_sha256,
+    reprompt,
+    sanitize,
+    step_lines,
+    whole_prompt,
+)
 from atlas_ray.trajectory import Step
 
 WHOLE = Limits(0, 5, plan=True, most=2, least=1)
@@ -22,7 +38,7 @@ def answer(critical=(mark(1),), plan=PLAN, **more):
 
 def refused(text, limits=WHOLE, **kwargs):
     with pytest.raises(RefusedError) as caught:
-        read(text, limits, **kwargs)
+        read_answer(text, limits, **kwargs)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
     return caught.value.kind
 
@@ -48,9 +64,9 @@ def refused(text, limits=WHOLE, **kwargs):
 def test_a_valid_answer_is_read_in_the_order_of_the_steps(wrap):
     text = answer([mark(4, "self correction", " two\n  lines "), mark(1)])
     before, _, after = wrap.rpartition("{}")
-    found = read(before + text + after, WHOLE)
+    found = read_answer(before + text + after, WHOLE)
     assert found.plan == (SubGoal("get there", 0, 2), SubGoal("get there", 3, 5))
-    assert [(m.step, m.category, m.reason) for m in found.marks] == [
+    assert [(m.index, m.category, m.reason) for m in found.critical_steps] == [
         (1, "critical action", "It would have failed."),
         (4, "self correction", "two lines"),
     ]
@@ -123,26 +139,26 @@ def test_anything_else_is_refused_whole(text, kind):
 def test_thinking_is_no_answer_and_an_answer_may_speak_of_it():
     assert refused("<think>" + answer()) == "empty"
     assert refused("<ponder>" + answer() + "</ponder>" + answer()) == "not JSON"
-    assert read("<ponder>so</ponder>" + answer(), WHOLE, thinking=("<ponder>",)) == read(answer(), WHOLE)
-    assert read(answer([mark(1, reason="It ends with </think> in <b>")]), WHOLE).marks[0].step == 1
+    assert read_answer("<ponder>so</ponder>" + answer(), WHOLE, thinking=("<ponder>",)) == read_answer(answer(), WHOLE)
+    assert read_answer(answer([mark(1, reason="It ends with </think> in <b>")]), WHOLE).critical_steps[0].index == 1
 
 
 def test_an_answer_that_broke_off_is_told_so_and_one_that_ended_in_time_is_taken():
     assert refused(answer()[:-10], cut=True) == refused("", cut=True) == "cut off"
     assert refused(EVERY_STEP, cut=True) == "too many"
-    assert read(answer(), WHOLE, cut=True) == read(answer(), WHOLE)
+    assert read_answer(answer(), WHOLE, cut=True) == read_answer(answer(), WHOLE)
 
 
 def test_a_window_is_marked_by_the_numbers_of_the_whole_and_may_have_no_mark():
     limits = Limits(10, 14, plan=False, most=1)
-    assert [m.step for m in read(json.dumps({"critical": [mark(12)]}), limits).marks] == [12]
-    assert read('{"critical": []}', limits).marks == ()
+    assert [m.index for m in read_answer(json.dumps({"critical": [mark(12)]}), limits).critical_steps] == [12]
+    assert read_answer('{"critical": []}', limits).critical_steps == ()
     assert refused(json.dumps({"critical": [mark(2)]}), limits) == "no such step"
     assert refused(answer(), limits) == "wrong form"
     many = json.dumps({"plan": [goal(i, i) for i in range(9)]})
     assert refused(many, Limits(0, 8, plan=True, most=0)) == "bad plan"
-    planned = read(json.dumps({"plan": [goal(10, 14)]}), Limits(10, 14, plan=True, most=0))
-    assert (planned.plan[0].first, planned.marks) == (10, ())
+    planned = read_answer(json.dumps({"plan": [goal(10, 14)]}), Limits(10, 14, plan=True, most=0))
+    assert (planned.plan[0].first, planned.critical_steps) == (10, ())
 
 
 _LEAF = st.one_of(
@@ -169,12 +185,12 @@ _ANSWERS = st.fixed_dictionaries(
 )
 def test_what_is_taken_keeps_every_limit_and_nothing_else_escapes(text):
     try:
-        found = read(text, WHOLE)
+        found = read_answer(text, WHOLE)
     except RefusedError:
         return
-    steps = [m.step for m in found.marks]
+    steps = [m.index for m in found.critical_steps]
     assert 1 <= len(steps) <= 2 and steps == sorted(set(steps)) and set(steps) <= set(range(6))
-    assert all(m.category in CATEGORIES and m.reason.isprintable() for m in found.marks)
+    assert all(m.category in CATEGORIES and m.reason.isprintable() for m in found.critical_steps)
     assert [i for g in found.plan for i in range(g.first, g.last + 1)] == list(range(6))
 
 
@@ -184,12 +200,13 @@ def test_no_text_of_a_trajectory_passes_for_more_than_data(text):
     step = Step(observation=text, thought=text, action=text)
     dirty = dirty.model_copy(update={"instruction": text, "steps": (dirty.steps[0], step, *dirty.steps[2:])})
     plan = [SubGoal(text, 0, 3)]
-    asks = (
-        (ask_whole(t, 2), ask_plan(t, range(1, 3), plan), ask_part(t, range(1, 3), plan, 1)) for t in (clean, dirty)
+    prompts = (
+        (whole_prompt(t, 2), plan_prompt(t, range(1, 3), plan), part_prompt(t, range(1, 3), plan, 1))
+        for t in (clean, dirty)
     )
-    for before, ask in zip(*asks, strict=True):
-        word = ask.word()
-        system, user = ask.messages(word)
+    for before, prompt in zip(*prompts, strict=True):
+        word = prompt.word()
+        system, user = prompt.messages(word)
         assert system == before.messages(word)[0], "the system message never changes"
         assert [m["role"] for m in (system, user)] == ["system", "user"]
         (found,) = RECORD.finditer(user["content"])
@@ -202,7 +219,7 @@ def test_no_text_of_a_trajectory_passes_for_more_than_data(text):
         assert lines == body.splitlines(), "nobody sees other lines than we do"
         assert all(LINE.fullmatch(line) for line in lines)
         assert [line for line in lines if line.startswith("step")] == [
-            f"step {i}" for i in range(ask.limits.first, ask.limits.last + 1)
+            f"step {i}" for i in range(prompt.limits.first, prompt.limits.last + 1)
         ]
         assert body.replace("\n", "").isprintable()
         for token in ("<|", "</s>", "<s>", "[INST]", "<｜", "<start_of_turn>", "<eos>"):
@@ -215,31 +232,31 @@ def test_ordinary_text_is_shown_as_it_is():
         "[0, 1] [Back to Search] list[3]",
         "- \tgo to the 'red' ball;\n\nYou see",
     ):
-        assert harmless(text) == text
+        assert sanitize(text) == text
     (step,) = trajectory(1, observation="a\r\nb\u2028\nc", thought="").steps
-    assert shown(0, step) == "step 0\no| a\no| b\no| \no| c 0\nt|  0\na| act 0\n"
-    assert shown(3, Step(observation="", action="")) == "step 3\no| \na| \n"
-    assert harmless("a\u00a0b") == "a b"
-    assert harmless("\ud800") == "\ufffd"
+    assert step_lines(0, step) == "step 0\no| a\no| b\no| \no| c 0\nt|  0\na| act 0\n"
+    assert step_lines(3, Step(observation="", action="")) == "step 3\no| \na| \n"
+    assert sanitize("a\u00a0b") == "a b"
+    assert sanitize("\ud800") == "\ufffd"
 
 
 def test_the_word_is_new_each_time_not_in_the_record_and_not_in_the_key(monkeypatch):
-    ask = ask_whole(trajectory(), 4)
-    assert ask.word() != ask.word()
+    prompt = whole_prompt(trajectory(), 4)
+    assert prompt.word() != prompt.word()
     drawn = iter(["think", "act", "fresh"])
     monkeypatch.setattr(oracle_prompt.secrets, "token_hex", lambda _: next(drawn))
-    assert ask.word() == "fresh"
-    assert ask.messages("a") != ask.messages("b")
-    assert ask.key("m", 0.0) == ask_whole(trajectory(id="other", env="F"), 4).key("m", 0)
+    assert prompt.word() == "fresh"
+    assert prompt.messages("a") != prompt.messages("b")
+    assert prompt.key("m", 0.0) == whole_prompt(trajectory(id="other", env="F"), 4).key("m", 0)
     keys = [
-        ask.key("m", 0.0),
-        ask.key("m", None),
-        ask.key("m", 0.5),
-        ask.key("n", 0.0),
-        ask_whole(trajectory(), 3).key("m", 0.0),
-        ask_whole(trajectory(observation="p"), 4).key("m", 0.0),
-        ask_part(trajectory(), range(12), [], 4).key("m", 0.0),
-        ask_part(trajectory(), range(6), [], 4).key("m", 0.0),
+        prompt.key("m", 0.0),
+        prompt.key("m", None),
+        prompt.key("m", 0.5),
+        prompt.key("n", 0.0),
+        whole_prompt(trajectory(), 3).key("m", 0.0),
+        whole_prompt(trajectory(observation="p"), 4).key("m", 0.0),
+        part_prompt(trajectory(), range(12), [], 4).key("m", 0.0),
+        part_prompt(trajectory(), range(6), [], 4).key("m", 0.0),
     ]
     assert len(set(keys)) == len(keys)
 
@@ -254,16 +271,16 @@ def test_the_prompt_has_a_version(monkeypatch):
 
 
 def test_a_complaint_shows_the_model_its_words_but_not_at_any_length():
-    said, told = complaint("no<|im_end|>" + "x" * 1000, "it is bad")
+    said, told = reprompt("no<|im_end|>" + "x" * 1000, "it is bad")
     assert said["role"] == "assistant" and len(said["content"]) < 500 and "left out" in said["content"]
     assert "<|" not in said["content"]
     assert told["role"] == "user" and "it is bad" in told["content"]
-    assert complaint(" ", "it is empty")[0]["content"]
+    assert reprompt(" ", "it is empty")[0]["content"]
 
 
 def test_the_schema_uses_only_what_strict_servers_know():
-    text = json.dumps(schema(WHOLE))
+    text = json.dumps(answer_schema(WHOLE))
     assert not any(word in text for word in ("minItems", "maxItems", "minimum", "maximum", "maxLength"))
-    assert list(schema(WHOLE)["properties"]) == ["plan", "critical"]
-    assert list(schema(Limits(0, 5, plan=False, most=1))["properties"]) == ["critical"]
-    assert list(schema(Limits(0, 5, plan=True, most=0))["properties"]) == ["plan"]
+    assert list(answer_schema(WHOLE)["properties"]) == ["plan", "critical"]
+    assert list(answer_schema(Limits(0, 5, plan=False, most=1))["properties"]) == ["critical"]
+    assert list(answer_schema(Limits(0, 5, plan=True, most=0))["properties"]) == ["plan"]

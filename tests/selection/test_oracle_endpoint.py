@@ -146,7 +146,7 @@ def test_what_stays_invalid_is_unannotated_and_counted(make, server, name, tmp_p
 
 
 def test_no_critical_step_at_all_is_doubted_once(make, server):
-    oracle = make(lambda body: whole(body, []), OracleConfig(reasks=5))
+    oracle = make(lambda body: whole(body, []), OracleConfig(max_reprompts=5))
     (outcome,) = oracle.annotate([trajectory()])
     assert "marks no step" in outcome.reason and len(server.requests) == 2
     assert oracle.usage.unannotated == {"nothing marked": 1}
@@ -167,7 +167,7 @@ def test_a_model_that_obeys_what_it_reads_gets_nothing_through(make, server, tex
     claims = f"{text}\n===== record ends =====\n{EVERY_STEP}"
     for obeying, kind in ((obeys, "too many"), (lambda b: claims, "not JSON")):
         server.requests.clear()
-        oracle = make(obeying, OracleConfig(reasks=1))
+        oracle = make(obeying, OracleConfig(max_reprompts=1))
         (outcome,) = oracle.annotate([evil])
         assert isinstance(outcome, Unannotated) and oracle.usage.unannotated == {kind: 1}
         for body in bodies(server):
@@ -199,7 +199,7 @@ def test_refusals_of_the_server_are_repeated_by_the_endpoint(make, server):
     oracle = make()
     (made,) = oracle.annotate([trajectory()])
     assert isinstance(made, Annotation) and len(server.requests) == 5
-    assert (oracle.usage.requests, oracle.writer.usage.requests, oracle.usage.failed) == (1, 5, 0)
+    assert (oracle.usage.requests, oracle.backend.usage.requests, oracle.usage.failed) == (1, 5, 0)
 
 
 def test_what_the_server_never_answers_is_unannotated_and_the_others_are_not(make, server):

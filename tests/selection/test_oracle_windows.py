@@ -23,7 +23,7 @@ from atlas_ray.selection.oracle import (
     price,
     share_warnings,
 )
-from atlas_ray.selection.oracle_answer import Answer, AnswerCache, Limits
+from atlas_ray.selection.oracle_answer import Limits, OracleAnswer, OracleCache
 from atlas_ray.selection.oracle_prompt import UnfitError, shares, windows
 from atlas_ray.trajectory import Annotation, max_critical_steps
 
@@ -34,12 +34,12 @@ class Scripted:
     model = "m"
 
     def __init__(self, script=good):
-        self.script, self.talks = script, []
+        self.script, self.conversations = script, []
 
     def complete_each(self, conversations, *, max_tokens, temperature=0.0, seeds=None, stop=None, json_schema=None):
-        self.talks += conversations
+        self.conversations += conversations
         assert json_schema is not None and len(seeds) == len(conversations)
-        return [Completion(self.script({"messages": talk}), 100, 10, "stop") for talk in conversations]
+        return [Completion(self.script({"messages": messages}), 100, 10, "stop") for messages in conversations]
 
 
 @settings(max_examples=200, deadline=None)
@@ -52,16 +52,16 @@ class Scripted:
     st.integers(1, 10),
 )
 def test_every_step_is_in_one_window_and_the_shares_add_up_to_no_more_than_the_cap(
-    costs, room, cuts, longest, fraction, each
+    costs, budget, cuts, longest, fraction, each
 ):
-    if max(costs) > room:
+    if max(costs) > budget:
         with pytest.raises(UnfitError, match="alone|needs"):
-            windows(costs, room, cuts, longest)
+            windows(costs, budget, cuts, longest)
         return
-    parts = windows(costs, room, cuts, longest)
+    parts = windows(costs, budget, cuts, longest)
     assert [i for part in parts for i in part] == list(range(len(costs)))
     for part in parts:
-        assert sum(costs[i] for i in part) <= room and 1 <= len(part) <= longest
+        assert sum(costs[i] for i in part) <= budget and 1 <= len(part) <= longest
         could = part.stop < len(costs) and any(part.start < c <= part.stop for c in cuts)
         assert not could or part.stop in cuts, "ends where a sub-goal begins, if one begins in it"
     most = max_critical_steps(fraction, len(costs))
@@ -81,9 +81,9 @@ def test_marks_go_where_most_steps_are():
 
 
 def test_what_fits_is_asked_once():
-    writer = Scripted()
-    (made,) = Oracle(writer, OracleConfig()).annotate([trajectory(20)])
-    assert len(writer.talks) == 1
+    backend = Scripted()
+    (made,) = Oracle(backend, OracleConfig()).annotate([trajectory(20)])
+    assert len(backend.conversations) == 1
     assert made.critical == tuple(range(6))
 
 
@@ -93,16 +93,16 @@ def long_one(steps=60, words=40):
 
 @pytest.mark.parametrize("context", [3200, 4000, 6000])
 def test_a_long_trajectory_is_planned_first_and_then_marked_in_windows(context):
-    writer, long = Scripted(), long_one()
+    backend, long = Scripted(), long_one()
     config = OracleConfig(context=context, max_tokens=1000)
-    (made,) = Oracle(writer, config).annotate([long])
-    plans = [t for t in writer.talks if 'First "plan"' in t[1]["content"]]
-    parts = [t for t in writer.talks if t not in plans]
+    (made,) = Oracle(backend, config).annotate([long])
+    plans = [t for t in backend.conversations if 'First "plan"' in t[1]["content"]]
+    parts = [t for t in backend.conversations if t not in plans]
     assert len(plans) >= 1 and len(parts) >= 2
-    assert writer.talks[: len(plans)] == plans
+    assert backend.conversations[: len(plans)] == plans
 
-    def record(talk):
-        return RECORD.search(talk[1]["content"])[2]
+    def record(messages):
+        return RECORD.search(messages[1]["content"])[2]
 
     steps = [i for t in parts for i in map(int, re.findall(r"^step (\d+)$", record(t), re.MULTILINE))]
     assert steps == list(range(60)), "every step in exactly one window, in order"
@@ -120,8 +120,8 @@ def test_a_long_trajectory_is_planned_first_and_then_marked_in_windows(context):
     allowed = [int(re.search(r"Mark at most (\d+);", t[1]["content"])[1]) for t in parts]
     assert sum(allowed) <= max_critical_steps(0.3, 60) and min(allowed) >= 1
     assert len(made.critical) == sum(allowed)
-    for talk in writer.talks:
-        assert sum(tokens_of(m["content"]) for m in talk) + 1000 <= context
+    for messages in backend.conversations:
+        assert sum(tokens_of(m["content"]) for m in messages) + 1000 <= context
 
 
 def test_windows_end_where_sub_goals_end():
@@ -130,16 +130,16 @@ def test_windows_end_where_sub_goals_end():
             return good(body)
         return json.dumps({"plan": [goal(0, 9), goal(10, 16), goal(17, 33), goal(34, 59)]})
 
-    writer = Scripted(plan)
-    list(Oracle(writer, OracleConfig(context=5200, max_tokens=1000)).annotate([long_one()]))
-    firsts = [int(re.match(r"Here are the steps (\d+)", t[1]["content"])[1]) for t in writer.talks[1:]]
+    backend = Scripted(plan)
+    list(Oracle(backend, OracleConfig(context=5200, max_tokens=1000)).annotate([long_one()]))
+    firsts = [int(re.match(r"Here are the steps (\d+)", t[1]["content"])[1]) for t in backend.conversations[1:]]
     assert firsts[:2] == [0, 17] and 34 in firsts
 
 
 def test_marks_that_would_not_fit_an_answer_are_asked_in_windows_too():
-    writer = Scripted()
-    (made,) = Oracle(writer, OracleConfig(context=100_000, max_tokens=1000)).annotate([trajectory(40)])
-    assert len(writer.talks) == 3, "12 marks: a plan and two windows of at most 10"
+    backend = Scripted()
+    (made,) = Oracle(backend, OracleConfig(context=100_000, max_tokens=1000)).annotate([trajectory(40)])
+    assert len(backend.conversations) == 3, "12 marks: a plan and two windows of at most 10"
     assert len(made.critical) == 12
 
 
@@ -153,12 +153,12 @@ def test_marks_that_would_not_fit_an_answer_are_asked_in_windows_too():
     ],
 )
 def test_what_no_window_holds_is_left_and_nothing_is_cut(made, config, said):
-    writer = Scripted()
-    oracle = Oracle(writer, OracleConfig(**config))
+    backend = Scripted()
+    oracle = Oracle(backend, OracleConfig(**config))
     (outcome,) = oracle.annotate([made])
     assert isinstance(outcome, Unannotated) and said in outcome.reason
     assert oracle.usage.unannotated == {"too long": 1}
-    assert writer.talks == [], "nothing is paid for what cannot succeed"
+    assert backend.conversations == [], "nothing is paid for what cannot succeed"
     assert oracle.estimate([made]).too_long == 1
 
 
@@ -176,22 +176,22 @@ def test_a_single_window_must_have_a_mark_as_a_whole_trajectory_must():
     def none(body):
         return good(body) if 'First "plan"' in body["messages"][1]["content"] else '{"critical": []}'
 
-    writer = Scripted(none)
-    oracle = Oracle(writer, OracleConfig(max_tokens=1000))
+    backend = Scripted(none)
+    oracle = Oracle(backend, OracleConfig(max_tokens=1000))
     (outcome,) = oracle.annotate([trajectory(30)])
-    assert "marks no step" in outcome.reason and len(writer.talks) == 3
-    assert "Mark at least one." in writer.talks[1][1]["content"]
+    assert "marks no step" in outcome.reason and len(backend.conversations) == 3
+    assert "Mark at least one." in backend.conversations[1][1]["content"]
 
 
 def test_an_estimate_asks_nothing_and_is_what_a_run_then_asks(tmp_path):
     items = [trajectory(id="a"), trajectory(8, id="b"), long_one(), trajectory(2, id="c", observation="x" * 9000)]
     for cut in ({}, {"context": 4000, "max_tokens": 1000}):
-        writer = Scripted()
-        oracle = Oracle(writer, OracleConfig(**cut), tmp_path / f"{len(cut)}.jsonl")
+        backend = Scripted()
+        oracle = Oracle(backend, OracleConfig(**cut), tmp_path / f"{len(cut)}.jsonl")
         guess = oracle.estimate(items)
-        assert writer.talks == [] and (guess.trajectories, guess.cache_hits) == (4, 0)
+        assert backend.conversations == [] and (guess.trajectories, guess.cache_hits) == (4, 0)
         list(oracle.annotate(items))
-        sent = sum(tokens_of(m["content"]) for t in writer.talks for m in t)
+        sent = sum(tokens_of(m["content"]) for t in backend.conversations for m in t)
         assert guess.calls == pytest.approx(oracle.usage.requests, abs=2 if cut else 0)
         assert guess.prompt_tokens == pytest.approx(sent, rel=0.35 if cut else 0.02)
         assert guess.completion_tokens <= guess.calls * oracle.config.max_tokens
@@ -210,21 +210,21 @@ def test_a_better_count_is_used():
 def test_a_cache_survives_a_kill_and_trusts_nobody(tmp_path):
     path = tmp_path / "answers.jsonl"
     limits = Limits(0, 5, plan=False, most=2)
-    cache = AnswerCache(path)
+    cache = OracleCache(path)
     cache.put("a", json.dumps({"critical": [mark(1)]}), model="m")
     cache.put("b", json.dumps({"critical": [mark(i) for i in range(6)]}))
     cache.put("c", "[1, 2]")
     with path.open("a") as file:
         file.write('{"key": "d", "ans')
-    again = AnswerCache(path)
-    assert [m.step for m in again.get("a", limits).marks] == [1]
+    again = OracleCache(path)
+    assert [m.index for m in again.get("a", limits).critical_steps] == [1]
     assert again.get("b", limits) is again.get("c", limits) is again.get("d", limits) is None
     again.put("d", json.dumps({"critical": []}))
-    assert AnswerCache(path).get("d", limits).marks == ()
+    assert OracleCache(path).get("d", limits).critical_steps == ()
     for wrong in ("[1]\n", '{"answer": "x"}\n', "no\n"):
         path.write_text(wrong)
         with pytest.raises(InputError, match=r"answers.jsonl"):
-            AnswerCache(path)
+            OracleCache(path)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_a_cache_survives_a_kill_and_trusts_nobody(tmp_path):
         ("max_tokens", 500),
         ("context", 4096),
         ("temperature", -1.0),
-        ("reasks", -1),
+        ("max_reprompts", -1),
         ("batch", 0),
     ],
 )
@@ -248,7 +248,7 @@ def test_a_config_that_cannot_work_is_refused(field, value):
 
 def test_what_goes_in_and_comes_out_can_cross_processes():
     usage = OracleUsage(refused={"too many": 2}, prompt_tokens=1_000_000, completion_tokens=500_000)
-    for value in (OracleConfig(), usage, Unannotated("a", "b"), Prices(1, 2), Estimate(3), Answer((), ())):
+    for value in (OracleConfig(), usage, Unannotated("a", "b"), Prices(1, 2), Estimate(3), OracleAnswer((), ())):
         assert pickle.loads(pickle.dumps(value)) == value
     assert price(usage, Prices(2.5, 10)) == 7.5
 

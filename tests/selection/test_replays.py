@@ -13,7 +13,7 @@ from atlas_ray.errors import AtlasError, EnvironmentGoneError
 from atlas_ray.recipe.loading import Recipe
 from atlas_ray.rundir.files import recover_jsonl
 from atlas_ray.selection.replays import replay_all, replay_specs, replayed, rewarded
-from atlas_ray.selection.scored_stage import by_value, kept_scores, step_scores
+from atlas_ray.selection.scored_stage import by_value, saved_scores, step_scores
 from atlas_ray.selection.start_after import start_after
 from atlas_ray.stages.collect import collect
 from atlas_ray.trajectory import Annotation, Step, Trajectory, write_trajectories
@@ -55,7 +55,7 @@ def test_what_was_collected_has_the_same_values_when_it_comes_from_a_file(tmp_pa
     theirs = from_file(tmp_path, made)
     read = collect(theirs, tmp_path / "theirs")
     assert by_value(theirs, tmp_path / "theirs", read) == by_value(own, tmp_path / "own", made)
-    assert kept_scores(tmp_path / "theirs", "value") == kept_scores(tmp_path / "own", "value")
+    assert saved_scores(tmp_path / "theirs", "value") == saved_scores(tmp_path / "own", "value")
     assert step_scores(tmp_path / "theirs", "value", read) == step_scores(tmp_path / "own", "value", made)
     marks = {"value": [Annotation(trajectory_id=t.id, selector="value", fraction=1.0, critical=(0,)) for t in made]}
     assert start_after(theirs, tmp_path / "theirs", read, marks) == start_after(own, tmp_path / "own", made, marks)
@@ -170,7 +170,7 @@ def test_agenttraj_is_replayed_on_a_server_that_the_recipe_names(tmp_path, serve
     assert [(t.env, t.seed) for t in read] == [("AgentGym/textcraft-v0", 4), ("AgentGym/textcraft-v0", 18)]
     (note,) = by_value(here, tmp_path / "run", read)
     assert note.trajectory_id == "textcraft_4"
-    assert kept_scores(tmp_path / "run", "value") == {"textcraft_4": [1.0, 1.0, 1.0, 0.0]}
+    assert saved_scores(tmp_path / "run", "value") == {"textcraft_4": [1.0, 1.0, 1.0, 0.0]}
     (event,) = events(tmp_path / "run", "left out")
     assert event["trajectory"] == "textcraft_18"
     nowhere = from_file(tmp_path)
@@ -204,7 +204,7 @@ def test_a_roll_out_whose_environment_cannot_be_brought_there_is_left_out_of_the
     monkeypatch.setattr(dying_env.Doors, "begin", failing)
     dead += [0]
     (note,) = by_value(own, tmp_path / "own", made)
-    assert kept_scores(tmp_path / "own", "value") == {made[0].id: [1.0, 1.0, 0.0]}
+    assert saved_scores(tmp_path / "own", "value") == {made[0].id: [1.0, 1.0, 0.0]}
     assert any("no more sessions" in e["why"] for e in events(tmp_path / "own", "dropped"))
     assert note.critical
 

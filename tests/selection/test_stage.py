@@ -267,7 +267,7 @@ def test_an_endpoint_marks_and_is_asked_once(recipe, server, tmp_path, capsys):
 
 
 def test_what_an_endpoint_never_answers_well_stays_unannotated_and_is_counted(recipe, server, tmp_path, capsys):
-    own, run_dir = asking(recipe, server, reasks=1), tmp_path / "run"
+    own, run_dir = asking(recipe, server, max_reprompts=1), tmp_path / "run"
     trajectories = collected(own, run_dir)
     victim = trajectories[3].instruction
     fooled = [t.id for t in trajectories if t.instruction == victim]
@@ -347,7 +347,7 @@ def test_an_oracle_that_always_answers_alike_is_asked_five_times_and_no_more(rec
 
 
 def test_once_an_answer_was_good_five_trajectories_in_a_row_end_it(recipe, server, tmp_path):
-    own, run_dir = asking(recipe, server, batch=1, reasks=1), tmp_path / "run"
+    own, run_dir = asking(recipe, server, batch=1, max_reprompts=1), tmp_path / "run"
     collected(own, run_dir)
     server.script = lambda body: oracle_script.good(body) if len(server.requests) < 3 else "no"
     with pytest.raises(AtlasError, match="5 trajectories in a row are refused alike"):
@@ -448,7 +448,14 @@ def test_an_estimate_asks_nothing(recipe, server, tmp_path, capsys):
 
 
 def test_a_local_model_is_asked_and_what_it_writes_is_not_believed(recipe, small, tmp_path, capsys):
-    oracle = {"model": "tiny-quick", "context": 2048, "max_tokens": 1000, "reasks": 0, "batch": 4, "stop_after": 0}
+    oracle = {
+        "model": "tiny-quick",
+        "context": 2048,
+        "max_tokens": 1000,
+        "max_reprompts": 0,
+        "batch": 4,
+        "stop_after": 0,
+    }
     own = Recipe.model_validate(recipe.model_dump() | {"select": {"selectors": ["oracle"], "oracle": oracle}})
     collected(own, tmp_path / "run")
     with pytest.raises(AtlasError, match="the selector oracle marked no step in any of 12 trajectories"):

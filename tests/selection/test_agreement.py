@@ -139,9 +139,9 @@ def test_positions_environments_and_categories_by_hand():
 
 def test_what_cannot_be_compared_is_refused():
     one = [trajectory("a", 3)]
-    with pytest.raises(InputError, match="value and oracle have no annotated trajectory in common"):
+    with pytest.raises(InputError, match="value and oracle"):
         agreement(one, [note("a", [0])], [note("b", [0])], NAMES)
-    with pytest.raises(InputError, match="oracle marks step 3 of 'a', which has 3"):
+    with pytest.raises(InputError, match="oracle .*step 3 of 'a'"):
         agreement(one, [note("a", [0])], [note("a", [3])], NAMES)
     with pytest.raises(InputError, match="two annotations"):
         agreement(one, [note("a", [0])] * 2, [note("a", [0])], NAMES)
@@ -195,7 +195,7 @@ def pairs(draw):
     return several, *notes
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(pairs())
 def test_symmetry_bounds_and_sums(drawn):
     several, first, second = drawn

@@ -204,7 +204,7 @@ def test_rank_mean_of_marks_prefers_what_both_marked():
 
 
 def test_rank_mean_refuses_scores_of_another_trajectory():
-    with pytest.raises(InputError, match="b has 2 scores for the 3 steps of 'a'"):
+    with pytest.raises(InputError, match="b .*2 .*3 .*'a'"):
         select_rank_mean([trajectory(3)], {"a": {"a": [1, 2, 3]}, "b": {"a": [1, 2]}}, 0.3)
 
 

@@ -177,7 +177,7 @@ _ANSWERS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     _ANSWERS.map(json.dumps)
     | st.text()

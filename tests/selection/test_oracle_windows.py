@@ -42,7 +42,7 @@ class Scripted:
         return [Completion(self.script({"messages": messages}), 100, 10, "stop") for messages in conversations]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.integers(1, 30), min_size=1, max_size=60),
     st.integers(1, 100),
@@ -271,8 +271,7 @@ def test_an_environment_that_is_marked_far_less_than_the_others_is_named():
     usual = [annotated(env, lambda i: 2 + i % 2) for env in "BCD"]
     for marked, share in ((0, "0%"), (1, "10%")):
         (line,) = warned(annotated("A", lambda i: marked, count=200), *usual)
-        assert line.startswith(f"A: {share} of the steps are marked, ")
-        assert line.endswith("25% of the steps are marked, 83% of what the cap allows")
+        assert line.startswith(f"A: {share} ") and "25%" in line and "83%" in line
     (line,) = warned(annotated("A", lambda i: 3), *(annotated(env, lambda i: 1 + i % 2) for env in "BCD"))
     assert line.startswith("A: 30%")
     assert [x[0] for x in warned(annotated("A", lambda i: 1), usual[0])] == ["A", "B"]

@@ -103,13 +103,13 @@ def test_what_cannot_be_replayed_is_left_out_and_counted_with_the_reason(tmp_pat
     notes = by_value(theirs, tmp_path / "run", mixed)
     assert [n.trajectory_id for n in notes] == [t.id for t in made], "never valued"
     said = capsys.readouterr().out
-    assert "12 of 16 trajectories could not be replayed, left out: 6 times Seed must be" in said
+    assert "12 of 16" in said and "6 times Seed must be" in said
     why = {e["trajectory"]: e["why"] for e in events(tmp_path / "run", "left out")}
     assert list(sorted(why)) == sorted(others)
     assert "shows another observation" in why["another way"]
     assert "no environment named 'Nowhere/Land-v0'" in why["nowhere"]
     assert "AGENTGYM_MAZE_URL" in why["no server"]
-    assert why["longer"].startswith("is over after 2 of its 3 steps here")
+    assert "2 of its 3 steps" in why["longer"]
     assert "no BabyAI level" in why["no level"]
     assert "name 'unread_module:Un/Read-v0' in [environments]" in why["unread"]
     assert "unread_module" not in sys.modules
@@ -131,10 +131,10 @@ def test_if_none_is_left_the_error_says_why(tmp_path, seed):
         t.model_copy(update={"seed": seed + t.seed}) for t in collect(recipe({"levels": {NAME: 3}}), tmp_path / "o")
     ]
     theirs = from_file(tmp_path, made)
-    with pytest.raises(AtlasError, match=r"none of 3 trajectories can be replayed: 3 times step 0 shows another"):
+    with pytest.raises(AtlasError, match="none of 3 .*3 times step 0"):
         by_value(theirs, tmp_path / "run", made)
     marks = {"value": [Annotation(trajectory_id=t.id, selector="value", fraction=1.0, critical=(0,)) for t in made]}
-    with pytest.raises(AtlasError, match=r"start after: none of 3 trajectories can be replayed"):
+    with pytest.raises(AtlasError, match="start after: none of 3"):
         start_after(theirs, tmp_path / "run", made, marks)
 
 

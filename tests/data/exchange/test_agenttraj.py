@@ -12,7 +12,7 @@ from atlas_ray.data.exchange import (
     import_annotations,
     import_messages,
 )
-from atlas_ray.data.exchange.turns import read_said
+from atlas_ray.data.exchange.turns import read_agent_turn
 from atlas_ray.trajectory import Step, Trajectory, read_trajectories, write_trajectories
 
 # --- a turn ---
@@ -38,7 +38,7 @@ from atlas_ray.trajectory import Step, Trajectory, read_trajectories, write_traj
     ],
 )
 def test_thought_and_action_are_found(text, thought, action):
-    said = read_said(text)
+    said = read_agent_turn(text)
     assert (said.thought, said.action) == (thought, action)
 
 
@@ -56,7 +56,7 @@ def test_thought_and_action_are_found(text, thought, action):
     ],
 )
 def test_a_text_without_an_action_has_none(text):
-    said = read_said(text)
+    said = read_agent_turn(text)
     assert said.action is None and said.problem
 
 

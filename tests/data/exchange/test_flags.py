@@ -16,7 +16,7 @@ from atlas_ray.data.exchange import (
     import_file,
     import_messages,
 )
-from atlas_ray.data.exchange.turns import compose, read_said
+from atlas_ray.data.exchange.turns import compose, read_agent_turn
 from atlas_ray.errors import EmptySelectionError
 from atlas_ray.trajectory import (
     Step,
@@ -181,7 +181,7 @@ trajectories = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(trajectories, min_size=1, max_size=3, unique_by=lambda t: t.id), st.data())
 @pytest.mark.parametrize(
     ("export", "read", "name"),
@@ -197,11 +197,11 @@ def test_any_trajectories_and_marks_survive(tmp_path_factory, export, read, name
 
 
 acts = (st.builds(compose, st.none() | st.text(max_size=10), st.text(max_size=10)) | st.text(max_size=20)).map(
-    lambda spoken: spoken if read_said(spoken).action else compose(None, "go")
+    lambda spoken: spoken if read_agent_turn(spoken).action else compose(None, "go")
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(acts, min_size=1, max_size=4), st.text(max_size=5), st.none() | texts, st.data())
 def test_any_conversation_survives(tmp_path_factory, spoken, acknowledgement, last, data):
     losses = [data.draw(st.booleans()) for _ in spoken]

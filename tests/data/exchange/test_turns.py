@@ -7,7 +7,7 @@ from exchange_records import BUY, record, refused, write
 
 from atlas_ray.data.exchange import Notices, Options, check_file, import_agenttraj, import_annotations, import_file
 from atlas_ray.data.exchange import import_messages as read_messages
-from atlas_ray.data.exchange.turns import read_seen
+from atlas_ray.data.exchange.turns import read_observation
 from atlas_ray.trajectory import read_trajectories
 
 
@@ -192,12 +192,12 @@ def test_rounds_that_the_agent_invented_are_cut_and_counted(tmp_path):
     ],
 )
 def test_a_heading_of_what_was_seen_is_not_doubled(text):
-    assert read_seen(text) == "A box."
+    assert read_observation(text) == "A box."
 
 
 @pytest.mark.parametrize("text", ["A box. Observation: x", "Observations are hard: x", "  A box.\n", "", "Observe: x"])
 def test_any_other_text_is_left_as_it_is(text):
-    assert read_seen(text) == text
+    assert read_observation(text) == text
 
 
 @pytest.mark.parametrize(

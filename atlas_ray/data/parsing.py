@@ -1,4 +1,4 @@
-"""What a model's reply says: its thought and its action, or what is wrong with it; for play and for imports.
+"""Reads the thought and the action in a model's reply, or says what is wrong with it; for play and for imports.
 
 A reply never becomes an action that it does not name. Ours, and all that is forgiven: what a model thinks before it
 answers, special tokens that leak, headings in Markdown, numbered, by other words or as tags, code fences, quotes, text

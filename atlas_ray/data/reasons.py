@@ -1,4 +1,4 @@
-"""Reasons, counted: what is told where many things went wrong for few reasons."""
+"""Counts of reasons, for messages where many things went wrong for few reasons."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Reasons = list[tuple[str, int]]
 
 
 def counted(texts: Iterable[str]) -> Reasons:
-    """Equal reasons together; numbers do not tell reasons apart."""
+    """How often each reason came; numbers in it do not tell reasons apart."""
     counts, wordings = Counter[str](), dict[str, str]()
     for text in texts:
         alike = _NUMBER.sub("0", text)
@@ -24,7 +24,7 @@ def counted(texts: Iterable[str]) -> Reasons:
 
 
 def told(found: Reasons) -> str:
-    """The most frequent reasons in a line: ``7 times the bot failed: ...; 2 times ...``."""
+    """The most frequent reasons in one line: ``7 times the bot failed: ...; 2 times ...``."""
     words = [f"{count} times {why}" for why, count in found[:_MOST]]
     rest = sum(count for _, count in found[_MOST:])
     return "; ".join(words) + (f"; {rest} times something else" if rest else "")

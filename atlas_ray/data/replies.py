@@ -1,4 +1,4 @@
-"""What became of the answers that models were asked for, and when a stage stops because too many are none."""
+"""Counts of models' replies by outcome, and the limit at which a stage stops because too many answers are missing."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ ReplyOutcome = Literal[
     "lost",
 ]
 _BY_CHANCE = 2
-"""So many lost answers say nothing about a model's endpoint, unless none at all is allowed."""
+"""Up to so many lost answers are allowed in any case, unless the limit is 0: they say nothing about an endpoint."""
 _EARLY = 10
-"""From so many lost answers on a model need not be played to its end."""
+"""From so many lost answers on, a stage may stop before all episodes are played."""
 
 
 class Replies(Counter[str]):
-    """How often what came of asking models that write; those that score the offered actions have nothing to count.
+    """Counts of replies by outcome, for models that write; those that score the offered actions have none.
 
     Each reply counts once: ``ok``, ``no action``, ``not admissible``, ``empty``, ``cut off`` (at the limit, in an
     action) or ``too long``. Of these, ``invented`` went on with an observation of their own, which was cut. A decision
@@ -46,13 +46,13 @@ class Replies(Counter[str]):
         return self["ok"] + self["fallen back"] + self["lost"]
 
     def add(self, other: Mapping[str, int]) -> Self:
-        """Count those of another too."""
+        """Add the counts of another."""
         for name, count in other.items():
             self[name] += count
         return self
 
     def row(self) -> dict[str, int]:
-        """What was counted, in the order of :data:`ReplyOutcome`, ready for JSON."""
+        """The counts above 0, in the order of :data:`ReplyOutcome`, ready for JSON."""
         return {name: self[name] for name in get_args(ReplyOutcome) if self[name]}
 
     def words(self) -> str:
@@ -69,15 +69,15 @@ def summed(parts: Any) -> Replies:
 
 
 def because(error: EndpointError) -> str:
-    """Why there is no answer, in a line."""
+    """Why there is no answer, in one line."""
     return " ".join(str(error).split())
 
 
 class Losses:
-    """Watches which share of its answers each model lost.
+    """The share of answers that each model lost, and the limit on it.
 
     Args:
-        most: the share that may be none, ``max_lost_answers`` of the recipe.
+        most: the share that may be lost, ``max_lost_answers`` of the recipe.
     """
 
     def __init__(self, most: float) -> None:
@@ -86,24 +86,24 @@ class Losses:
         self._last: dict[str, str] = {}
 
     def note(self, who: str, replies: Mapping[str, int], reason: str | None = None) -> None:
-        """Answers of a model were asked for; ``reason`` of the last one that is none."""
+        """Count answers of a model; ``reason`` says why the last one was lost."""
         self.counts.setdefault(who, Replies()).add(replies)
         if reason is not None:
             self._last[who] = reason
 
     def over(self, who: str) -> bool:
-        """Whether more of a model's answers are none than may be."""
+        """Whether a model lost more answers than the limit allows."""
         counts = self.counts.get(who, Replies())
         return counts["lost"] > self.most * counts.answers + (_BY_CHANCE if self.most else 0)
 
     def check(self, early: bool = False) -> None:
-        """See whether it can go on.
+        """Stop the stage if a model lost too many answers.
 
         Args:
-            early: more is to come, so that a few are not enough to stop.
+            early: more answers are to come, so a few lost ones are not enough to stop.
 
         Raises:
-            AtlasError: more of a model's answers are none than may be; says why, and which field to change.
+            AtlasError: a model lost too many; says why, and which field to change.
         """
         for who, counts in self.counts.items():
             if self.over(who) and not (early and counts["lost"] < _EARLY):

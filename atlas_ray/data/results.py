@@ -23,14 +23,13 @@ from .replies import ReplyOutcome
 ALWAYS_QUICK = "always-quick"
 ALWAYS_DEEPTHINK = "always-deepthink"
 DECILES = 10
-"""Parts of an episode in which calls are counted."""
+"""Number of equal parts of an episode in which calls are counted."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 ReplyCounts = dict[ReplyOutcome, Count]
-"""How often what came of asking a model that writes, see :class:`atlas_ray.data.replies.Replies`; what never came is
-left out."""
+"""Counts of a model's replies by outcome, see :class:`atlas_ray.data.replies.Replies`; zeros are left out."""
 
 
 class _Strict(BaseModel):
@@ -85,9 +84,9 @@ class Arm(_Strict):
     held_out: Score | None
     """On levels that were never trained on; null when the recipe names none."""
     replies: ReplyCounts | None = None
-    """What became of the replies of models that write, in all episodes; left out where none does."""
+    """Replies of models that write, over all episodes, by outcome; left out where no model writes."""
     lost_episodes: Count = 0
-    """Its own episodes in which the environment or the model gave no answer, scored for nobody; left out when 0."""
+    """Episodes in which the environment or the model gave no answer, which are not scored; left out when 0."""
 
     @property
     def name(self) -> str:
@@ -132,11 +131,11 @@ class Policy(_Strict):
     """``always-quick``, ``always-deepthink``, ``random(...)`` and other baselines; those of learned switches begin with
     ``londi``."""
     budget: Count | None = None
-    """Most DEEPTHINK calls an episode (LONDI-B)."""
+    """Most DEEPTHINK calls per episode (LONDI-B)."""
     cost: Annotated[float | str, PlainValidator(_cost)] | None = None
     """Price c of a DEEPTHINK call in training (LONDI); ``measured`` charged what each call really took."""
     average: float | None = Field(default=None, gt=0)
-    """Mean DEEPTHINK calls an episode that training kept to (Lagrangian)."""
+    """Mean DEEPTHINK calls per episode that training kept to (Lagrangian)."""
     budget_fraction: float | None = Field(default=None, gt=0, lt=1)
     """The budget is this share of the calls that the first cost's switch makes."""
     of_use: float | None = Field(default=None, gt=0, lt=1)
@@ -150,17 +149,17 @@ class Policy(_Strict):
     deepthink_share: Share
     """Share of steps taken by DEEPTHINK; with more than two models by any but QUICK, as everywhere here."""
     deepthink_calls_per_episode: float = Field(ge=0)
-    """Mean DEEPTHINK calls an episode."""
+    """Mean DEEPTHINK calls per episode."""
     calls_by_model: tuple[NonNegative, ...] | None = Field(default=None, min_length=3)
-    """Mean steps an episode of each model from QUICK to DEEPTHINK, where there are more than two."""
+    """Mean steps per episode of each model from QUICK to DEEPTHINK, where there are more than two."""
     called_at: tuple[Share, ...] | None = Field(default=None, min_length=DECILES, max_length=DECILES)
     """Share of the calls in each tenth of the episode; left out where there was no call."""
     compute: float = Field(ge=0)
-    """Mean compute an episode, in ``compute_unit``."""
+    """Mean compute per episode, in ``compute_unit``."""
     compute_unit: str = Field(min_length=1)
     """FLOPs, seconds or money, the same for all policies."""
     seconds_per_episode: float | None = Field(default=None, ge=0)
-    """Mean wall time that the models took in an episode, in seconds."""
+    """Mean wall time of the models per episode, in seconds."""
     budget_violations: Count
     """Episodes with more calls than the budget."""
     episodes: int = Field(ge=1)
@@ -170,9 +169,9 @@ class Policy(_Strict):
     success_by_seed: tuple[Share, ...] = ()
     """Success of each of them, in their order."""
     replies: ReplyCounts | None = None
-    """What became of the replies of models that write, in all episodes; left out where none does."""
+    """Replies of models that write, over all episodes, by outcome; left out where no model writes."""
     lost_episodes: Count = 0
-    """Its own episodes in which a model gave no answer, scored for nobody; left out when 0."""
+    """Episodes in which a model gave no answer, which are not scored; left out when 0."""
 
     @property
     def learned(self) -> bool:
@@ -217,8 +216,8 @@ class Results(_Strict):
     atlas: Atlas | None = None
     londi: Londi | None = None
     replies: dict[Literal["select"], dict[Literal["oracle", "value", "start-after"], ReplyCounts]] | None = None
-    """What became of the replies of models that write, by stage and who asked them, where nothing above has them; left
-    out where none was asked."""
+    """Replies that no arm or policy above counts, by stage and by who asked, and by outcome; left out where there are
+    none."""
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:

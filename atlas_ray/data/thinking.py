@@ -1,4 +1,4 @@
-"""What stands around a model's answer: what it thought before, and special tokens that leaked. All of it is ours."""
+"""Takes from a model's reply what it thought before its answer, and special tokens that leaked. The rules are ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who answers the oracle: a chat endpoint as it is, or a model in this process behind its chat template."""
+"""What answers the oracle: a chat endpoint as it is, or a local model behind its chat template."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def tokens_of(text: str) -> int:
 
 
 class ChatBackend(Protocol):
-    """Whatever writes: :class:`atlas_ray.engines.chat_endpoint.ChatEndpoint` as it is, or an :class:`EngineBackend`."""
+    """Completes chats: a :class:`atlas_ray.engines.chat_endpoint.ChatEndpoint` or an :class:`EngineBackend`."""
 
     model: str
 

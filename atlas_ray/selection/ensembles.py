@@ -15,7 +15,7 @@ from .controls import by_trajectory
 AnnotationsBySelector = Mapping[str, Sequence[Annotation]]
 """Annotations by the name of their selector."""
 ScoresBySelector = Mapping[str, Mapping[str, Sequence[float]]]
-"""A number a step, higher is more critical, by the name of the selector and the trajectory's id."""
+"""One number per step, higher is more critical, by the name of the selector and the trajectory's id."""
 
 
 def select_intersection(trajectories: Iterable[Trajectory], members: AnnotationsBySelector) -> list[Annotation]:

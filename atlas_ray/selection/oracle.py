@@ -60,7 +60,7 @@ def price(counted: OracleUsage | Estimate, prices: Prices) -> float:
 
 @dataclass(eq=False)
 class _Question:
-    """An :class:`OraclePrompt` on its way; ``answer`` or ``failure`` (kind and reason) ends it."""
+    """An :class:`OraclePrompt` that was sent; ``answer`` or ``failure`` (kind and reason) ends it."""
 
     prompt: OraclePrompt
     key: str
@@ -178,7 +178,7 @@ class Oracle:
         self.usage.cache_hits += known is not None
         if known is not None:
             replies["ok"] += 1
-            self._streak.well()
+            self._streak.answered()
         return _Question(prompt, self._key(prompt), prompt.messages(prompt.word()), known, replies)
 
     def _advance(self, job: _Job) -> Annotation | Unannotated | None:
@@ -187,7 +187,7 @@ class Oracle:
             while True:
                 failed = [q.failure for q in job.questions if q.failure is not None]
                 if failed:
-                    self._streak.ended(*failed[0])
+                    self._streak.trajectory_ended(*failed[0])
                     return self._unannotated(job.trajectory, *failed[0])
                 answers = [q.answer for q in job.questions if q.answer is not None]
                 if len(answers) < len(job.questions):
@@ -260,7 +260,7 @@ class Oracle:
         except RefusedError as error:
             return self._refuse(question, result.text, error)
         question.replies["ok"] += 1
-        self._streak.well()
+        self._streak.answered()
         if self._cache is not None:
             about = {"model": self.backend.model, "temperature": self.config.temperature}
             tokens = {"prompt_tokens": result.prompt_tokens, "completion_tokens": result.completion_tokens}
@@ -282,7 +282,7 @@ class Oracle:
 
     def _annotation(self, trajectory: Trajectory, critical_steps: Sequence[CriticalStep]) -> Annotation:
         self.usage.annotated += 1
-        self._streak.ended(None)
+        self._streak.trajectory_ended(None)
         return Annotation(
             trajectory_id=trajectory.id,
             selector="oracle",

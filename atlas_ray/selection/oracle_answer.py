@@ -41,7 +41,7 @@ LONGEST_GOAL = 160
 LONGEST_REASON = 300
 """Characters."""
 GOAL_TOKENS, STEP_TOKENS = 60, 100
-"""Room in an answer for a sub-goal and for a marked step of the greatest length."""
+"""Tokens that a sub-goal and a critical step of the greatest length take in an answer."""
 
 _FENCED = re.compile(r"(?:```|~~~)(?:json[5lc]?)?[ \t]*\n(.*)\n[ \t]*(?:```|~~~)", re.DOTALL | re.IGNORECASE)
 
@@ -66,7 +66,7 @@ class CriticalStep:
 
 @dataclass(frozen=True)
 class OracleAnswer:
-    """What was read: the plan in order, the marks by step. What was not asked for is empty."""
+    """An answer that was read: the plan in order, the critical steps by index. What was not asked for is empty."""
 
     plan: tuple[SubGoal, ...]
     critical_steps: tuple[CriticalStep, ...]
@@ -77,7 +77,7 @@ class Limits:
     """What an answer may hold.
 
     It is about the steps ``first`` to ``last``. ``plan``: it begins with sub-goals that cover them. ``most`` and
-    ``least`` bound the marks; with ``most`` 0 none are asked for.
+    ``least`` bound the critical steps; with ``most`` 0 none are asked for.
     """
 
     first: int
@@ -93,7 +93,7 @@ class Limits:
 
     @property
     def tokens(self) -> int:
-        """Room that the longest valid answer needs."""
+        """Tokens that the longest valid answer takes."""
         return STEP_TOKENS * self.most + (GOAL_TOKENS * MOST_GOALS if self.plan else 0)
 
 
@@ -106,7 +106,7 @@ class RefusedError(Exception):
 
 
 def answer_schema(limits: Limits) -> dict[str, Any]:
-    """The JSON schema of an answer: the plan first, so that the marks are written behind it."""
+    """The JSON schema of an answer: the plan first, so that the critical steps are written behind it."""
     # OpenAI's strict mode knows neither lengths nor bounds on all models, and refuses what it does not know
     goal = _object({"goal": {"type": "string"}, "first": {"type": "integer"}, "last": {"type": "integer"}})
     mark = _object(

@@ -1,4 +1,4 @@
-"""How the oracle is asked, and what is counted of it."""
+"""Settings of the oracle, and counts of what it was asked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .oracle_answer import GOAL_TOKENS, MOST_GOALS, STEP_TOKENS
 
 @dataclass(frozen=True)
 class OracleConfig:
-    """How the oracle is asked.
+    """Settings of the oracle.
 
     Args:
         fraction: m; at most ``max_critical_steps(fraction, T)`` steps are marked.

@@ -79,7 +79,7 @@ _QUOTED_CUT = " [the rest of your answer is left out here]"
 _MESSAGE_TOKENS, _SPARE_TOKENS = 8, 64
 """What a chat template may add to each message, and to a conversation."""
 _AGAIN_TOKENS = 320
-"""A refused answer, as far as it is shown again, and the complaint about it."""
+"""A refused answer, as far as it is shown again, and what is wrong with it."""
 
 _LOOKS_SPECIAL = re.compile(r"<(?=[^\s<>=\d-])|\[(?=/?[A-Za-z_]+\])")
 
@@ -166,21 +166,21 @@ def _goals(plan: Iterable[SubGoal]) -> str:
 
 
 def whole_prompt(trajectory: Trajectory, most: int) -> OraclePrompt:
-    """Plan and marks of a whole trajectory."""
+    """Asks for plan and critical steps of a whole trajectory."""
     steps = "".join(step_lines(i, step) for i, step in enumerate(trajectory.steps))
     last = len(trajectory.steps) - 1
     return OraclePrompt(_barred("g", trajectory.instruction) + steps, Limits(0, last, True, most, 1), last + 1)
 
 
 def plan_prompt(trajectory: Trajectory, part: range, before: Sequence[SubGoal]) -> OraclePrompt:
-    """The plan of a part, from thoughts and actions alone, behind the sub-goals of the parts before it."""
+    """Asks for the plan of a part, from thoughts and actions alone, behind the sub-goals of the parts before it."""
     steps = "".join(step_lines(i, trajectory.steps[i], brief=True) for i in part)
     record = _barred("g", trajectory.instruction) + _goals(before) + steps
     return OraclePrompt(record, Limits(part.start, part.stop - 1, True, 0), len(trajectory.steps), brief=True)
 
 
 def part_prompt(trajectory: Trajectory, part: range, plan: Sequence[SubGoal], most: int) -> OraclePrompt:
-    """The marks of a part, under the plan of the whole. A part need not have any, a whole trajectory must."""
+    """Asks for the critical steps of a part, under the plan of the whole; only a whole trajectory must have one."""
     steps = "".join(step_lines(i, trajectory.steps[i]) for i in part)
     record = _barred("g", trajectory.instruction) + _goals(plan) + steps
     least = int(len(part) == len(trajectory.steps))
@@ -225,7 +225,7 @@ class UnfitError(Exception):
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """How much fits: ``context`` tokens for a conversation with its answer, of which ``max_tokens`` for the answer."""
+    """``context`` tokens for a conversation with its answer, of which ``max_tokens`` are for the answer."""
 
     context: int
     max_tokens: int
@@ -236,15 +236,15 @@ class TokenBudget:
         return sum(self.count(m["content"]) + _MESSAGE_TOKENS for m in prompt.messages(prompt.word()))
 
     def left(self, prompt: OraclePrompt) -> int:
-        """Tokens by which the record of a question may still grow, an answer and one complaint set aside."""
+        """Tokens by which the record of a question may still grow, an answer and one reprompt set aside."""
         return self.context - self.max_tokens - _AGAIN_TOKENS - _SPARE_TOKENS - self.prompt_tokens(prompt)
 
 
 def questions(trajectory: Trajectory, most: int, budget: TokenBudget) -> Questions:
-    """Yields what to ask next and takes the answers; returns the plan and at most ``most`` marks.
+    """Yields what to ask next and takes the answers; returns the plan and at most ``most`` critical steps.
 
     Raises:
-        UnfitError: a step alone is too long, the windows are more than the marks, or none of them holds one.
+        UnfitError: a step alone is too long, the windows are more than ``most``, or none holds a critical step.
     """
     steps = trajectory.steps
     whole = whole_prompt(trajectory, most)
@@ -309,7 +309,7 @@ def windows(costs: Sequence[int], budget: int, cuts: Iterable[int], longest: int
 
 
 def shares(lengths: Sequence[int], most: int, each: int) -> list[int]:
-    """``most`` marks over windows of these lengths: one for each, the rest where most steps share one.
+    """How many of ``most`` critical steps each window may have: one, and more where it has many steps.
 
     No window gets more than its steps or ``each``; ``most`` must be at least the number of windows.
     """

@@ -34,7 +34,7 @@ from .scored_stage import scores_path
 
 _PLAIN = schema_select.Oracle()
 OracleOutcome = Annotation | Unannotated
-Told = Iterator[tuple[OracleOutcome | None, OracleUsage, Mapping[str, Replies]]]
+OutcomeStream = Iterator[tuple[OracleOutcome | None, OracleUsage, Mapping[str, Replies]]]
 """Outcomes as they come, each with what was asked so far, and what became of it by trajectory."""
 
 
@@ -84,7 +84,7 @@ def _cache(run_dir: Path) -> Path:
     return RunLayout(run_dir).scores("oracle-answers")
 
 
-def _from_endpoint(recipe: Recipe, run_dir: Path, todo: list[Trajectory]) -> Told:
+def _from_endpoint(recipe: Recipe, run_dir: Path, todo: list[Trajectory]) -> OutcomeStream:
     endpoint = _endpoint(recipe)
     try:
         oracle = Oracle(endpoint, oracle_config(recipe), _cache(run_dir))
@@ -119,7 +119,7 @@ def _rest(task: tuple[list[Trajectory], AgentSpec, OracleConfig], received: list
     return (left, *task[1:]) if left else None
 
 
-def _from_actors(recipe: Recipe, run_dir: Path, todo: list[Trajectory]) -> Told:
+def _from_actors(recipe: Recipe, run_dir: Path, todo: list[Trajectory]) -> OutcomeStream:
     config, log = oracle_config(recipe), RunLog(run_dir)
     assert recipe.select is not None
     model = recipe.select.oracle.model
@@ -127,8 +127,8 @@ def _from_actors(recipe: Recipe, run_dir: Path, todo: list[Trajectory]) -> Told:
     with model_workers(recipe, spec, log_lost_workers(log, "select")) as (pool, seated):
         tasks = [(part, seated, config) for part in chunks(todo, 2 * config.batch)]
         usages, replies = dict[int, OracleUsage](), dict[str, Replies]()
-        for task, (outcome, usage, written) in pool.stream(_job, tasks, _rest):
-            usages[id(task)], replies[outcome.trajectory_id] = usage, written
+        for task, (outcome, usage, all_replies) in pool.stream(_job, tasks, _rest):
+            usages[id(task)], replies[outcome.trajectory_id] = usage, all_replies
             yield outcome, _sum(usages.values()), replies
 
 
@@ -186,14 +186,14 @@ class _OutcomeFile:
         self.replies: Mapping[str, Replies] = {}
         self.held, self.lost = list[Unannotated](), list[Unannotated]()
 
-    def take(self, outcome: OracleOutcome) -> None:
+    def add(self, outcome: OracleOutcome) -> None:
         """Keep an outcome.
 
         Raises:
             AtlasError: too many answers are none.
         """
         if isinstance(outcome, Annotation):
-            self.settle()
+            self.give_up_held()
             self._keep(outcome.trajectory_id, annotation=outcome.row())
         elif outcome.kind in get_args(NoAnswer):
             self.lost.append(outcome)
@@ -203,9 +203,9 @@ class _OutcomeFile:
         else:
             self.held.append(outcome)
             if len(self.held) >= self._stop_after:
-                self.settle()
+                self.give_up_held()
 
-    def settle(self) -> None:
+    def give_up_held(self) -> None:
         """The trajectories whose answers were refused stay unannotated."""
         for outcome in self.held:
             self._keep(outcome.trajectory_id, reason=outcome.reason)
@@ -219,11 +219,11 @@ class _OutcomeFile:
             AtlasError: too many answers are none.
             EndpointError: another time may bring some of them.
         """
-        self.settle()
+        self.give_up_held()
         self.check()
         again = [outcome for outcome in self.lost if outcome.kind == "endpoint"]
         self.held = [outcome for outcome in self.lost if outcome.kind != "endpoint"]
-        self.settle()
+        self.give_up_held()
         if again:
             raise EndpointError(
                 f"{len(again)} of {trajectories} trajectories got no answer; the same command asks about them again. "
@@ -247,7 +247,7 @@ class _OutcomeFile:
         replies = self.replies.get(name, Replies()).row()
         return {"id": name, **what, **({"replies": replies} if replies else {})}
 
-    def written(self) -> Replies:
+    def all_replies(self) -> Replies:
         """What became of all replies, of trajectories that are not asked about again by earlier starts too."""
         return summed({**self._before, **self.replies}.values())
 
@@ -274,14 +274,14 @@ def by_oracle(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> 
                 for outcome, outcomes.usage, replies in answers(recipe, run_dir, todo):
                     outcomes.replies = replies
                     if outcome is not None:
-                        outcomes.take(outcome)
-                        progress.advance(1, _brief(outcomes.usage, outcomes.written()))
+                        outcomes.add(outcome)
+                        progress.advance(1, _progress_text(outcomes.usage, outcomes.all_replies()))
         finally:
             usage = outcomes.usage
             log.metric("select", selector="oracle", **_numbers(usage))
             log.event("select", "answers", selector="oracle", **asdict(usage))
-            log.event("select", "replies", selector="oracle", **outcomes.written().row())
-            say(f"  oracle: {_said(usage, Prices(asked.price_prompt, asked.price_completion))}")
+            log.event("select", "replies", selector="oracle", **outcomes.all_replies().row())
+            say(f"  oracle: {_summary(usage, Prices(asked.price_prompt, asked.price_completion))}")
         outcomes.finish(len(trajectories))
     made = [Annotation.model_validate(rows[t.id]["annotation"]) for t in trajectories if "annotation" in rows[t.id]]
     if len(made) < len(trajectories):
@@ -325,13 +325,13 @@ def _numbers(usage: OracleUsage) -> dict[str, int]:
     return {k: v if isinstance(v, int) else sum(v.values()) for k, v in counted.items()}
 
 
-def _brief(usage: OracleUsage, replies: Replies) -> str:
+def _progress_text(usage: OracleUsage, replies: Replies) -> str:
     """For the progress line."""
     words = replies.words()
     return f"{usage.prompt_tokens + usage.completion_tokens:,} tokens{words and f' · replies: {words}'}"
 
 
-def _said(usage: OracleUsage, prices: Prices) -> str:
+def _summary(usage: OracleUsage, prices: Prices) -> str:
     parts = [
         f"{usage.requests} requests, {usage.reasked} asked again, {usage.cache_hits} from the cache",
         f"{usage.prompt_tokens:,} prompt and {usage.completion_tokens:,} written tokens",

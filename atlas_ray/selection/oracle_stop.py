@@ -1,4 +1,4 @@
-"""When asking the oracle ends early: where more answers would be paid for in vain. The rules are ours."""
+"""When the oracle stops early, because more answers would be paid for in vain. The rules are ours."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..engines.chat_refusals import shown
 from ..errors import AtlasError, EndpointError
 
 NoAnswer = Literal["endpoint", "out of tokens", "filtered", "context"]
-"""Why there is no answer: the server failed or takes no such request, which another time or another recipe may mend;
+"""Why an answer is missing: the server failed or takes no such request, which another time or another recipe may mend;
 thinking used up the limit; a filter; the conversation is too long."""
 NO_ANSWER: dict[str, NoAnswer] = {"empty": "out of tokens", "filtered": "filtered", "context": "context"}
 """By the kind of an :class:`atlas_ray.errors.EndpointError`; all others are ``"endpoint"``."""
@@ -21,7 +21,7 @@ _WAYS_OUT = {
     "too long": "the model does not end its answers, so take another one (select.oracle.model)",
 }
 _BY_CHANCE, _EARLY = 2, 10
-"""So many lost answers say nothing of an endpoint; from so many on the rest need not be asked for."""
+"""Lost answers that are allowed in any case; from how many on the oracle may stop before all were asked."""
 _QUOTED = 80
 
 
@@ -37,7 +37,7 @@ def way_out(kind: str) -> str:
 
 
 class FailureStreak:
-    """Counts what fails for the same reason in a row, and ends the asking at so much of it.
+    """Counts failures in a row that have the same reason, and stops the oracle when they are too many.
 
     Until the first answer that is taken, answers count, and the oracle asks one question at a time, so that none beyond
     them is paid for. Then trajectories count that are given up.
@@ -53,7 +53,7 @@ class FailureStreak:
         self.most, self.proven = most, not most
         self._kind, self._count, self._last = "", 0, ""
 
-    def well(self) -> None:
+    def answered(self) -> None:
         """An answer was taken."""
         if not self.proven:
             self.proven, self._count = True, 0
@@ -68,7 +68,7 @@ class FailureStreak:
         if not self.proven:
             self._note(kind, reason, "answers")
 
-    def ended(self, kind: str | None, reason: str = "") -> None:
+    def trajectory_ended(self, kind: str | None, reason: str = "") -> None:
         """A trajectory was annotated (None), or given up.
 
         Raises:
@@ -85,23 +85,23 @@ class FailureStreak:
         if self._count == self.most:
             began = f"; the last answer begins {self._last!r}" if self._last else ""
             raise AtlasError(
-                f"the oracle: {self._count} {what} in a row {_said(kind)} ({shown(reason)}{began}), so nothing more is "
-                f"asked and paid for: {way_out(kind)}. select.oracle.stop_after says how many it takes; what was "
-                "answered well is kept"
+                f"the oracle: {self._count} {what} in a row {_what_failed(kind)} ({shown(reason)}{began}), so it "
+                f"stops: {way_out(kind)}. select.oracle.stop_after says how many it takes; good "
+                "answers are kept"
             )
 
 
-def _said(kind: str) -> str:
+def _what_failed(kind: str) -> str:
     return f"got none: {kind}" if kind in get_args(NoAnswer) else f"are refused alike, as {kind!r}"
 
 
 def too_many_lost(lost: int, asked: int, most: float, early: bool = False) -> bool:
-    """Whether more of the answers are none than may be.
+    """Whether more answers are lost than the limit allows.
 
     Args:
-        lost: answers that are none.
+        lost: answers that are missing.
         asked: conversations.
-        most: the share that may be, ``max_lost_answers`` of the recipe.
+        most: the share that may be lost, ``max_lost_answers`` of the recipe.
         early: not all have been asked yet.
     """
     return lost > most * asked + (_BY_CHANCE if most else 0) and (not early or lost >= _EARLY)

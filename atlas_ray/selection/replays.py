@@ -1,4 +1,4 @@
-"""Recorded episodes, replayed: the states before their steps, from which a model can go on.
+"""Replays recorded episodes, for the states before their steps, from which a model can go on.
 
 What the recipe collected is replayed in the environment it came from. Of trajectories from a file only environment and
 seed are known, so that they are replayed where that environment is at hand and shows what was recorded.
@@ -20,7 +20,7 @@ from ..recipe.loading import Recipe
 Specs = Mapping[str, EnvSpec | tuple[EnvSpec, ...]]
 """By the id of an environment: how it is played, or how it may be: a file does not tell the split of its seeds."""
 Begin = Callable[[EnvSpec, int, str | None], Start]
-"""Begins an episode of a seed, under an id."""
+"""Starts the episode of a seed, under an id."""
 
 
 class ReplayError(RuntimeError):
@@ -28,10 +28,10 @@ class ReplayError(RuntimeError):
 
 
 class Restorable(Protocol):
-    """Something that gives independent environments in one state."""
+    """A state of an episode, from which any number of independent environments can be made."""
 
     def clone(self) -> envs.TextEnv:
-        """One more."""
+        """A new environment in this state."""
         ...
 
 

@@ -38,7 +38,7 @@ _MICRO_TOKENS = 4096
 
 
 def scores_path(run_dir: Path, selector: str) -> Path:
-    """Where a selector's numbers are, a line a trajectory."""
+    """The file of a selector's numbers, one line per trajectory."""
     return RunLayout(run_dir).scores(selector)
 
 

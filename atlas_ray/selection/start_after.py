@@ -105,7 +105,7 @@ def start_after(
     ``annotations/scores/start-after.json`` the result.
 
     Returns:
-        A row a selector: ``selector``, ``trajectories``, ``starts``, and for it, ``random`` and ``beginning`` the
+        One row per selector: ``selector``, ``trajectories``, ``starts``, and for it, ``random`` and ``beginning`` the
         ``success`` and mean ``place`` in the episode (0 to 1); ``difference`` to random with its ``ci95``.
 
     Raises:

@@ -94,7 +94,7 @@ def export_agenttraj(
     imported in this process keeps its turns word by word.
 
     Args:
-        path: the file; ``.jsonl`` gets a record a line, every other name one JSON array.
+        path: the file; ``.jsonl`` gets one record per line, every other name one JSON array.
         items: the trajectories.
         annotations: one for each trajectory; None marks every step.
         unmarked: a trajectory without an annotation, or with an empty one, is refused, or left out with ``"drop"``.

@@ -17,7 +17,7 @@ from typing import Literal
 from ..thinking import THINKING
 from .outcomes import EpisodeOutcome, of_text
 from .reading import KEYS, JsonRecord
-from .turns import Said, Turn, beside, read_said, read_turn
+from .turns import AgentTurn, Turn, beside, read_agent_turn, read_turn
 
 Reasoning = Literal["drop", "thought"]
 Examples = Literal["refuse", "drop", "steps"]
@@ -66,9 +66,9 @@ class Options:
 class Conversation:
     """The turns of a record in order: ``head`` of them stand before what the first step saw.
 
-    ``action_turns`` are the indices of the turns in which the agent acts, and ``said`` has what each says; the turn
-    before each is what it saw. ``examples``: how many rounds in the head are of another problem. ``beside``: the system
-    prompt that stands beside the turns.
+    ``action_turns`` are the indices of the turns in which the agent acts, each of which answers the turn before it.
+    ``agent_turns`` has what every turn of the agent says. ``examples``: how many rounds in the head are of another
+    problem. ``beside``: the system prompt that stands beside the turns.
     """
 
     record: JsonRecord
@@ -76,7 +76,7 @@ class Conversation:
     turns: tuple[Turn, ...]
     head: int
     action_turns: tuple[int, ...]
-    said: dict[int, Said] = field(repr=False)
+    agent_turns: dict[int, AgentTurn] = field(repr=False)
     beside: str = ""
     examples: int = 0
 
@@ -100,7 +100,7 @@ class Conversation:
         return "\n\n".join(parts) if parts else max(told, key=len)
 
     def _acknowledged(self, number: int) -> bool:
-        said = self.said.get(number)
+        said = self.agent_turns.get(number)
         return said is None or said.action is None or _ACKNOWLEDGED.match(self.turns[number].text) is not None
 
     @property
@@ -137,7 +137,7 @@ def read_conversation(
         raise record.error(f"must be a list of turns, is a {type(raws).__name__}", key)
     turns = tuple(read_turn(record, raw, f"{key}[{number}]") for number, raw in enumerate(raws))
     said = {
-        number: read_said(turn.text, turn.reasoning, options.thinking, options.reasoning == "thought")
+        number: read_agent_turn(turn.text, turn.reasoning, options.thinking, options.reasoning == "thought")
         for number, turn in enumerate(turns)
         if turn.role == "gpt"
     }
@@ -168,7 +168,7 @@ def _placed(conversation: Conversation, head: int | None, tail: int) -> Conversa
         conversation.turns,
         start,
         action_turns,
-        conversation.said,
+        conversation.agent_turns,
         conversation.beside,
     )
     _check_order(made, action_turns[-1] if action_turns else len(roles) - 1, start)
@@ -178,7 +178,7 @@ def _placed(conversation: Conversation, head: int | None, tail: int) -> Conversa
 
 def _steps(conversation: Conversation) -> Conversation:
     """Which turns are steps: all of the agent's but an acknowledgement, and remarks behind the end."""
-    turns, said = conversation.turns, conversation.said
+    turns, said = conversation.turns, conversation.agent_turns
     opening = next((n for n, t in enumerate(turns) if t.role != "system"), len(turns))
     answers = [n for n in said if n >= opening]
     first = answers[0] if answers else -1
@@ -224,7 +224,7 @@ def _acknowledges(conversation: Conversation, number: int, alone: bool) -> bool:
     Raises:
         InputError: it may as well be a step.
     """
-    turn, said = conversation.turns[number], conversation.said[number]
+    turn, said = conversation.turns[number], conversation.agent_turns[number]
     text = turn.text.strip()
     words = not text or (len(text) <= _LONGEST_ACKNOWLEDGEMENT and _ACKNOWLEDGED.match(text) is not None)
     if said.action is None:
@@ -295,7 +295,7 @@ def _without(conversation: Conversation, count: int) -> Conversation:
         conversation.turns,
         action_turns[0] - 1,
         tuple(action_turns),
-        conversation.said,
+        conversation.agent_turns,
         conversation.beside,
         count,
     )

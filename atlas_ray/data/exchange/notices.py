@@ -53,7 +53,7 @@ class Notices:
         self.conversations += 1
         if options.success_field is not None:
             self.without_field += at_field(conversation.record.value, options.success_field) is None
-        said = [conversation.said[n] for n in conversation.action_turns]
+        said = [conversation.agent_turns[n] for n in conversation.action_turns]
         found = {
             "invented": sum(s.invented for s in said),
             "reasoning": sum(s.reasoning for s in said) if options.reasoning == "drop" else 0,

@@ -1,4 +1,4 @@
-"""OpenAI messages, one conversation a line, with a flag on every message that is trained: in and out.
+"""Reads and writes OpenAI messages: one conversation per line, with a flag on every message that is trained.
 
 A line is ``{"messages": [{"role": "system"|"user"|"assistant", "content": str, FLAG: bool}, ...]}``: the instruction
 as the system message, then observation and action in turn. Whoever reads the file decides which FLAG counts;
@@ -45,7 +45,7 @@ def import_messages(
     the line's number among the records as the seed.
 
     Args:
-        path: a file with one conversation a line, or of any other shape in docs/formats.md.
+        path: a file with one conversation per line, or of any other shape in docs/formats.md.
         source: who acted, for lines that do not say.
         success: the outcome of episodes that do not say; None leaves it unknown.
         on_error: ``"stop"`` raises at the first bad line, ``"skip"`` goes on.
@@ -85,7 +85,7 @@ def export_messages(
     flag: Flag = "trainable",
     unmarked: Unmarked = "refuse",
 ) -> int:
-    """Write trajectories as OpenAI messages, one a line, with ``flag`` on every message.
+    """Write trajectories as OpenAI messages, one conversation per line, with ``flag`` on every message.
 
     It is true on the turns of critical steps and false on all others, the system and user messages among them.
     ``weight`` alone is 0 or 1 and on assistants only, and such a file holds nothing beside the messages, because

@@ -19,7 +19,7 @@ _OTHERS = (
     (b"\xfd7zXZ\x00", "is compressed by xz: unpack it, or compress it by gzip"),
     (b"BZh", "is compressed by bzip2: unpack it, or compress it by gzip"),
     (b"PK\x03\x04", "is a zip archive: unpack it"),
-    (b"ARROW1", "is an Arrow file: save it as parquet or as JSON, one record a line"),
+    (b"ARROW1", "is an Arrow file: save it as parquet or as JSON, one record per line"),
     (b"\xff\xfe", "is UTF-16: save it as UTF-8"),
     (b"\xfe\xff", "is UTF-16: save it as UTF-8"),
     (b"version https://git-lfs", "is a pointer of Git LFS and not the file itself: fetch it with git lfs pull"),

@@ -17,7 +17,7 @@ from .conversations import Conversation, Options, read_conversation
 from .outcomes import EpisodeOutcome, of_fields, of_texts
 from .reading import JsonRecord, read_records, refuse
 from .survey import META, Survey
-from .turns import compose, read_said, read_seen
+from .turns import compose, read_agent_turn, read_observation
 from .verbatim import ImportedTrajectory, WrittenTurns, origin_of
 
 _ITEM = re.compile(r"(.+)_([0-9]{1,18})")
@@ -115,7 +115,7 @@ def _text(turn: dict[str, Any]) -> str:
 
 def _exact(index: int, step: Step, seen: str, text: str) -> dict[str, Any] | None:
     found: dict[str, Any] = {"index": index, "thought": step.thought, "action": step.action}
-    other = read_seen(seen) != step.observation
+    other = read_observation(seen) != step.observation
     if other or (_ours(text) or _said(text)) != (step.thought, step.action):
         found |= {"observation": step.observation} if other else {}
         return found if compose(step.thought, step.action) == text else found | {"turn": _digest(text)}
@@ -135,7 +135,7 @@ def _ours(text: str) -> tuple[str | None, str] | None:
 
 
 def _said(text: str) -> tuple[str | None, str | None]:
-    said = read_said(text)
+    said = read_agent_turn(text)
     return said.thought, said.action
 
 
@@ -152,14 +152,18 @@ def _steps(conversation: Conversation, meta: Meta | None, last_reward: float) ->
     exact = {e.index: e for e in meta.exact_steps} if meta else {}
     steps = []
     for number, turn in enumerate(conversation.action_turns):
-        text, seen, said = conversation.turns[turn].text, conversation.turns[turn - 1].text, conversation.said[turn]
+        text, seen, said = (
+            conversation.turns[turn].text,
+            conversation.turns[turn - 1].text,
+            conversation.agent_turns[turn],
+        )
         thought, action = (meta and _ours(text)) or (said.thought, said.action)
         told = exact.get(number)
         if told and told.holds(text):
             thought, action = told.thought, told.action
         if action is None:
             raise conversation.record.error(said.problem, conversation.where(turn))
-        observation = seen if told and told.observation == seen else read_seen(seen)
+        observation = seen if told and told.observation == seen else read_observation(seen)
         about = _about(number, len(conversation.action_turns), meta, last_reward)
         steps.append(Step(observation=observation, thought=thought, action=action, **about))
     return tuple(steps)

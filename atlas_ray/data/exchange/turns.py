@@ -59,7 +59,7 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Said:
+class AgentTurn:
     """What an agent's turn says: ``action`` is None where it has none, ``problem`` then says why in words.
 
     ``reasoning``: it also has a block of reasoning, or reasoning beside the text. ``invented``: it went on to write an
@@ -97,7 +97,9 @@ _WORDS = {
 }
 
 
-def read_said(text: str, beside: str = "", thinking: Sequence[str] = THINKING, as_thought: bool = False) -> Said:
+def read_agent_turn(
+    text: str, beside: str = "", thinking: Sequence[str] = THINKING, as_thought: bool = False
+) -> AgentTurn:
     """Thought and action of an agent's turn, by the reader of all model replies (:func:`atlas_ray.data.parsing.parse`).
 
     Args:
@@ -112,11 +114,11 @@ def read_said(text: str, beside: str = "", thinking: Sequence[str] = THINKING, a
     if as_thought and thinks:
         thought = "\n\n".join([*thinks, *([thought] if thought else [])])
     if found.action is None:
-        return Said(thought, None, _WORDS.get(found.problem, found.problem), bool(thinks))
-    return Said(thought, found.action, "", bool(thinks), found.invented, found.behind)
+        return AgentTurn(thought, None, _WORDS.get(found.problem, found.problem), bool(thinks))
+    return AgentTurn(thought, found.action, "", bool(thinks), found.invented, found.behind)
 
 
-def read_seen(text: str) -> str:
+def read_observation(text: str) -> str:
     """What the agent saw, without a heading ``Observation:``, which our renderers write themselves."""
     while heading := _OBSERVATION.match(text):
         text = text[heading.end() :]

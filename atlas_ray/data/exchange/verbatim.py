@@ -21,7 +21,7 @@ from ..records import Trajectory
 from .conversations import Conversation, Options, read_conversation
 from .raw_files import as_json
 from .reading import JsonRecord
-from .turns import FLAGS, compose, read_seen, read_turn
+from .turns import FLAGS, compose, read_observation, read_turn
 
 ACKNOWLEDGEMENT = "OK."
 Raw = dict[str, Any]
@@ -134,7 +134,11 @@ def _still(item: ImportedTrajectory) -> bool:
     except InputError:
         return False
     read = [
-        (read_seen(conversation.turns[n - 1].text), conversation.said[n].thought, conversation.said[n].action)
+        (
+            read_observation(conversation.turns[n - 1].text),
+            conversation.agent_turns[n].thought,
+            conversation.agent_turns[n].action,
+        )
         for n in conversation.action_turns
     ]
     same = read == [(s.observation, s.thought, s.action) for s in item.steps]

@@ -67,5 +67,5 @@ def check(recipe: Recipe) -> None:
             of_settings = str(error).partition(":")[0] in recipe.settings(name)
             raise InputError(f"{name}: {error}", None, None, "environments" if of_settings else field) from None
         if want > there:
-            part = f"its split {split} has" if not spec.endless and "split" in spec.options else "it has"
+            part = f"its split {split} has" if not spec.unbounded_episodes and "split" in spec.options else "it has"
             raise InputError(f"{want} episodes are asked for, {part} {there}", None, None, f"{field}.{name}")

@@ -27,7 +27,7 @@ from atlas_ray.models.loading import load_model, load_tokenizer
 from atlas_ray.serving import ActRequest, SessionManager
 from atlas_ray.serving.app import HOST, listen, make_app
 from atlas_ray.switching.baselines import Random
-from atlas_ray.switching.evaluate import play_switching
+from atlas_ray.switching.evaluate import evaluate_policy
 
 MODELS, LEVEL, STEPS = ("tiny-quick", "tiny-deepthink"), "GoToLocalS6N4", 20
 
@@ -102,7 +102,7 @@ def main():
     found = {"play": [], "python": [], "http": []}
     for _ in range(options.rounds):
         begun = time.perf_counter()
-        rows = play_switching(policy, agents, [EnvSpec(LEVEL, {"max_steps": STEPS})], seeds)
+        rows = evaluate_policy(policy, agents, [EnvSpec(LEVEL, {"max_steps": STEPS})], seeds)
         found["play"].append(sum(row["steps"] for row in rows) / (time.perf_counter() - begun))
         begun = time.perf_counter()
         found["python"].append(in_python(sessions, seeds) / (time.perf_counter() - begun))

@@ -37,7 +37,7 @@ from atlas_ray.switching.baselines import Random
 from atlas_ray.switching.decision_cache import DecisionCache
 from atlas_ray.switching.encoders import make_encoder
 from atlas_ray.switching.environment import SwitchingVectorEnv
-from atlas_ray.switching.evaluate import play_switching
+from atlas_ray.switching.evaluate import evaluate_policy
 from atlas_ray.switching.players import open_players
 from atlas_ray.switching.policy import SwitchConfig
 from atlas_ray.switching.text_game import TextGame
@@ -94,7 +94,7 @@ def env_part(options):
         begun = time.perf_counter()
         seeds = range(10**6, 10**6 + options.episodes)
         cached = {} if cache is None else {"decision_cache": cache}
-        rows = play_switching(Random(0.5), players[options.rows], specs, seeds, **cached)
+        rows = evaluate_policy(Random(0.5), players[options.rows], specs, seeds, **cached)
         return sum(row["steps"] for row in rows) / (time.perf_counter() - begun)
 
     cache = DecisionCache()
@@ -126,7 +126,7 @@ class Counted:
 
 
 def ours(algorithm, options, make_env, width):
-    from atlas_ray.switching.algorithm import build
+    from atlas_ray.switching.algorithm import build_algorithm
 
     settings = Switch(
         levels=[LEVEL],
@@ -137,7 +137,7 @@ def ours(algorithm, options, make_env, width):
         updates_per_step=options.updates_per_step,
         steps=10**6,
     )
-    return build(f"benchmark-{algorithm}", make_env, settings, SwitchConfig(width, HIDDEN, cost=0.05), 0, 0)
+    return build_algorithm(f"benchmark-{algorithm}", make_env, settings, SwitchConfig(width, HIDDEN, cost=0.05), 0, 0)
 
 
 def rllibs(algorithm, options, make_env):
@@ -173,10 +173,10 @@ def updates_part(options):
     from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 
     from atlas_ray.cluster.workers import ensure_ray
-    from atlas_ray.switching.algorithm import quiet
+    from atlas_ray.switching.algorithm import silence_rllib
 
     ensure_ray(1)
-    quiet()
+    silence_rllib()
     mdp = switch_mdps.tree("benchmark", 5, width=WIDTH)
     switch_mdps.MDPS[mdp.name] = mdp
     make_env = switch_mdps.maker(mdp.name, cost=0.05, rows=options.rows)

@@ -121,7 +121,7 @@ class BabyAIText(TextEnv):
     """
 
     splits = SPLITS
-    endless = True
+    unbounded_episodes = True
 
     def __init__(self, task: str, max_steps: int | None = None, split: str | None = None) -> None:
         super().__init__(task, max_steps, split)

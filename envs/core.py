@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
@@ -190,7 +191,7 @@ class TextEnv(gym.Env[str, str]):
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
     splits: ClassVar[tuple[str, ...]] = ()
     """Names that ``split`` may take."""
-    endless: ClassVar[bool] = False
+    unbounded_episodes: ClassVar[bool] = False
     """Whether there are more episodes than a run can play, so that its stages keep theirs apart by seed alone."""
     cheap_clone: ClassVar[bool] = True
     """Whether :meth:`clone` copies; environments that live in another process replay instead."""
@@ -200,6 +201,12 @@ class TextEnv(gym.Env[str, str]):
     """Whether a closed episode's environment is worth keeping for the next (a process stands behind it)."""
     observation_space: TextSpace
     action_space: TextSpace
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "endless" in vars(cls):  # its older name, for one release
+            warnings.warn(f"{cls.__name__}.endless is now unbounded_episodes", DeprecationWarning, stacklevel=2)
+            cls.unbounded_episodes = vars(cls)["endless"]
 
     def __init__(self, task: str, max_steps: int | None = None, split: str | None = None) -> None:
         if max_steps is not None and max_steps < 1:

@@ -20,9 +20,9 @@ from atlas_ray.stages.collect import collect
 from atlas_ray.switching.baselines import Always
 from atlas_ray.switching.encoders import make_encoder
 from atlas_ray.switching.environment import SwitchingVectorEnv
-from atlas_ray.switching.evaluate import played
+from atlas_ray.switching.evaluate import rollout_policy
 from atlas_ray.switching.players import ExpertPlayer
-from atlas_ray.switching.policies import scored as lost_out
+from atlas_ray.switching.policies import scorable_episodes as lost_out
 from atlas_ray.switching.text_game import TextGame
 from tests.agents.test_rollout import Fixed, recipe, scored
 
@@ -229,10 +229,10 @@ def test_what_cannot_run_here_at_all_is_said_at_once(monkeypatch):
 # ---- the switch ----
 
 
-def switched(seeds, spares=True):
+def switched(seeds, absorb_env_deaths=True):
     """Rows of episodes in which the expert plays as both models, by the number of the episode."""
     players = [ExpertPlayer(4), ExpertPlayer(4)]
-    rows = played(Always(0), players, [EnvSpec(NAME)], seeds, spares=spares)
+    rows = rollout_policy(Always(0), players, [EnvSpec(NAME)], seeds, absorb_env_deaths=absorb_env_deaths)
     return {row["seed"]: row for row in rows}
 
 
@@ -275,7 +275,9 @@ def test_a_death_in_a_replay_counts_like_any_other(monkeypatch):
 
 def test_a_switch_learns_nothing_of_an_episode_that_did_not_begin():
     BAD[1] = 99
-    game = TextGame([EnvSpec(NAME)], [ExpertPlayer(2), ExpertPlayer(2)], 2, make_encoder("hashing", 32), spares=True)
+    game = TextGame(
+        [EnvSpec(NAME)], [ExpertPlayer(2), ExpertPlayer(2)], 2, make_encoder("hashing", 32), absorb_env_deaths=True
+    )
     env = SwitchingVectorEnv(game, 0)
     env.reset()
     _, rewards, ended, cut, info = env.step(np.zeros(2, np.int64))

@@ -51,9 +51,9 @@ class EnvSpec:
         return envs.full_id(self.name)
 
     @property
-    def endless(self) -> bool:
+    def unbounded_episodes(self) -> bool:
         """Whether it has more episodes than a run can play."""
-        return envs.environment_class(self.name).endless
+        return envs.environment_class(self.name).unbounded_episodes
 
     def lease(self) -> envs.TextEnv:
         """One to play; give it back with ``envs.release``."""
@@ -66,12 +66,12 @@ class EnvSpec:
 
 
 def env_spec(recipe: Recipe, name: str, max_steps: int | None, split: str) -> EnvSpec:
-    """An environment of a recipe. The split is left to the seeds where episodes are endless."""
+    """An environment of a recipe. The split is left to the seeds where episodes are unbounded."""
     options: dict[str, Any] = dict(recipe.settings(name))
     kind = envs.environment_class(name)
     if max_steps is not None:
         options["max_steps"] = max_steps
-    if kind.splits and not kind.endless:
+    if kind.splits and not kind.unbounded_episodes:
         options["split"] = split
     return EnvSpec(name, options)
 

@@ -13,7 +13,7 @@ from .messages import ActRequest
 class ClientEnv(envs.TextEnv):
     """An episode that a client plays: its next observation and its actions are what the client says."""
 
-    endless = True
+    unbounded_episodes = True
 
     def __init__(self, instruction: str, request: ActRequest, limit: int) -> None:
         super().__init__("outside", limit)
@@ -48,7 +48,7 @@ class ClientEnvSpec(EnvSpec):
         return self.name
 
     @property
-    def endless(self) -> bool:
+    def unbounded_episodes(self) -> bool:
         """There are always more."""
         return True
 

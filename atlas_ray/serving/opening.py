@@ -21,7 +21,7 @@ from ..switching.baselines import Always
 from ..switching.decision_cache import DecisionCache
 from ..switching.evaluate import Policy
 from ..switching.players import close_players, open_players
-from ..switching.policies import unlearned
+from ..switching.policies import single_model_policies
 from ..switching.policy import CONFIG, SwitchPolicy
 from .sessions import SessionManager
 
@@ -33,7 +33,7 @@ def policies(recipe: Recipe, run_dir: Path) -> dict[str, Path | int]:
     found: dict[str, Path | int] = {p.parent.name: p.parent for p in marks if not p.parent.name.startswith(".")}
     if recipe.switch:
         models = recipe.switch.models
-        found |= {c.name: c.action for c in unlearned(recipe.switch) if models[c.action].model != EXPERT}
+        found |= {c.name: c.action for c in single_model_policies(recipe.switch) if models[c.action].model != EXPERT}
     return found
 
 

@@ -16,7 +16,7 @@ from ..agents.token_agent import Agent, Decision, LostAnswer
 from ..errors import EndpointError
 from ..switching.budget import BudgetGuard
 from ..switching.decision_cache import DecisionCache
-from ..switching.evaluate import Policy, game_for, situations
+from ..switching.evaluate import Policy, make_game, situations
 from ..switching.players import SwitchPlayer
 from .client_env import ClientEnv, ClientEnvSpec
 from .messages import ActRequest, Answer, Refused, check_request, check_task
@@ -81,7 +81,7 @@ class SessionManager:
         self.name, self.policy, self.models, self.budget = name, policy, tuple(models), budget
         self.max_sessions = min(player.engine.slots for player in players)
         self._spec = ClientEnvSpec("outside")
-        self._game = game_for(policy, players, [self._spec], self.max_sessions, {"decision_cache": decision_cache})
+        self._game = make_game(policy, players, [self._spec], self.max_sessions, {"decision_cache": decision_cache})
         self._guard = BudgetGuard(budget, self.max_sessions)
         self._clock, self._begun = clock, 0
         self._sessions: dict[str, _Session] = {}

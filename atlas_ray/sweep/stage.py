@@ -145,7 +145,7 @@ def train_switches(
 def _switch(
     recipe: Recipe, run_dir: Path, trials: Sequence[Trial], unfinished: Sequence[Trial]
 ) -> tuple[list[table.Row], list[table.Row]]:
-    from ..switching.policies import lost_seeds, scored, summary, unlearned
+    from ..switching.policies import lost_episode_seeds, scorable_episodes, single_model_policies, summarize_policy
     from ..switching.stage import score
     from ..switching.tasks import seats, switch_of
     from ..switching.train import HISTORY
@@ -163,22 +163,24 @@ def _switch(
             if trial.outcome()["status"] != "failed":
                 played[trial.number] = score(trial.recipe, trial.directory, [policy_spec_of(trial)], pool, seated)
         if all(f.removeprefix("switch.") in _TRAINING for t in trials for f in t.values):
-            beside = score(trials[0].recipe, run_dir, unlearned(settings), pool, seated)
-    without = lost_seeds([*beside, *(row for own in played.values() for row in own)])
+            beside = score(trials[0].recipe, run_dir, single_model_policies(settings), pool, seated)
+    without = lost_episode_seeds([*beside, *(row for own in played.values() for row in own)])
     rows = []
     for trial in trials:
         if trial.number not in played:
             rows.append(table.begun(trial))
             continue
         policy_spec, own = policy_spec_of(trial), played[trial.number]
-        made = summary(policy_spec, own, switch_of(trial.recipe).unit, len(switch_of(trial.recipe).models), without)
+        made = summarize_policy(
+            policy_spec, own, switch_of(trial.recipe).unit, len(switch_of(trial.recipe).models), without
+        )
         files.write_json(RunLayout(trial.directory).switch_policies, [made])
-        objective = fmean(row["objective"] for row in scored(own, policy_spec.name, without))
+        objective = fmean(row["objective"] for row in scorable_episodes(own, policy_spec.name, without))
         steps = files.read_json(trial.directory / HISTORY)[-1]["step"]
         rows.append(table.switch_row(trial, recipe.sweep.judged_by, made, objective, steps))
     ends = [
-        summary(c, [r for r in beside if r["policy"] == c.name], settings.unit, len(settings.models), without)
-        for c in (unlearned(settings) if beside else ())
+        summarize_policy(c, [r for r in beside if r["policy"] == c.name], settings.unit, len(settings.models), without)
+        for c in (single_model_policies(settings) if beside else ())
     ]
     return rows, ends
 

@@ -16,8 +16,8 @@ from ..cluster.causes import portable
 from ..ray_private import TRIAL_INFO, given_by_tune, stay_in_directory
 from ..recipe.loading import Recipe
 from ..rundir import files, logs
-from ..switching.algorithm import SwitchDQN, SwitchSAC, configuration
-from ..switching.policies import PolicySpec, learned_switches
+from ..switching.algorithm import SwitchDQN, SwitchSAC, algorithm_config
+from ..switching.policies import PolicySpec, learned_policies
 from ..switching.tasks import TrainingSetup, TrainTask, build_training, switch_of
 from ..switching.train import HISTORY, Training
 from .trials import STATE, VALUES, Trial, trial_of
@@ -28,7 +28,7 @@ SetupFn = Callable[[Trial], TrainingSetup]
 
 def policy_spec_of(trial: Trial) -> PolicySpec:
     """The one switch that a trial trains."""
-    (policy_spec,) = learned_switches(switch_of(trial.recipe), trial.directory)
+    (policy_spec,) = learned_policies(switch_of(trial.recipe), trial.directory)
     return policy_spec
 
 
@@ -64,7 +64,7 @@ class _SwitchTrial:
         first, seed = done.get("next_seed", own.first_episode), own.seed + done.get("step", 0)
         asked = trial.recipe.placement.resource_request("workers")
         name = f"atlas-ray-sweep/{trial.directory}"
-        made = configuration(name, own.make_env, own.settings, own.config, seed, first, asked)
+        made = algorithm_config(name, own.make_env, own.settings, own.config, seed, first, asked)
         super().__init__(made, **more)  # type: ignore[call-arg]
         self.training = self._training([])
         if done:

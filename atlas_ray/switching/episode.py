@@ -28,7 +28,7 @@ class Episode:
 
     spec: EnvSpec
     seed: int
-    own_seed: int
+    env_seed: int
     env: envs.TextEnv
     goal: str
     observation: str
@@ -60,7 +60,7 @@ class Episode:
         return f"{self.goal}\n{self.observation}"
 
 
-def surviving(episode: Episode, do: Callable[[], T]) -> T:
+def with_recovery(episode: Episode, do: Callable[[], T]) -> T:
     """Do something with the episode's environment; if that dies, the episode is replayed to the same state.
 
     The models' answers would be lost otherwise. A death in a replay counts like any other.
@@ -71,7 +71,7 @@ def surviving(episode: Episode, do: Callable[[], T]) -> T:
     guided, died = episode.expert is not None, False
     while True:
         try:
-            if died and not replay(episode, guided):
+            if died and not restore_env(episode, guided):
                 episode.deaths = MOST_ATTEMPTS
                 raise envs.EnvironmentDiedError("the environment died, and the replay of its episode went another way")
             return do()
@@ -105,7 +105,7 @@ def expert_of(episode: Episode) -> envs.Expert:
         return _NoExpert()
 
 
-def advised(episode: Episode) -> str:
+def expert_action(episode: Episode) -> str:
     """What its expert would do now."""
     assert episode.expert is not None
     return episode.expert.act().action
@@ -118,12 +118,12 @@ def take_step(episode: Episode, decision: Decision) -> tuple[str, float, bool, b
     return episode.env.step(decision.action)
 
 
-def replay(episode: Episode, guided: bool) -> bool:
+def restore_env(episode: Episode, guided: bool) -> bool:
     """Bring a new environment to the state of the episode, ``guided`` with its expert; whether it came there."""
     envs.release(episode.env)
     # what was given back may be leased to another episode, so it is held no longer, whatever happens next
     episode.env, episode.expert = NOWHERE, None
-    episode.env = fresh(episode.spec, episode.own_seed).env
+    episode.env = fresh(episode.spec, episode.env_seed).env
     episode.expert = expert_of(episode) if guided else None
     observation = episode.observation
     for step in episode.steps:

@@ -34,7 +34,7 @@ class Policy(Protocol):
         ...
 
 
-def play_switching(
+def evaluate_policy(
     policy: Policy,
     agents: Sequence[SwitchPlayer],
     specs: Sequence[EnvSpec],
@@ -42,12 +42,12 @@ def play_switching(
     *terms: Any,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """:func:`played` to the end: the rows in the order of ``seeds``."""
-    rows = {row["seed"]: row for row in played(policy, agents, specs, seeds, *terms, **options)}
+    """:func:`rollout_policy` to the end: the rows in the order of ``seeds``."""
+    rows = {row["seed"]: row for row in rollout_policy(policy, agents, specs, seeds, *terms, **options)}
     return [rows[seed] for seed in seeds]
 
 
-def played(
+def rollout_policy(
     policy: Policy,
     agents: Sequence[SwitchPlayer],
     specs: Sequence[EnvSpec],
@@ -56,7 +56,7 @@ def played(
     cost: float = 0.0,
     record: bool = False,
     weights: Sequence[float] | None = (),
-    most_lost: float = 1.0,
+    max_lost_answers: float = 1.0,
     **game_options: Any,
 ) -> Iterator[dict[str, Any]]:
     """Play the episodes of ``seeds``, as many side by side as the engines have slots.
@@ -71,7 +71,7 @@ def played(
         record: also keep the steps.
         weights: what a step of each model costs in c; by default 0 for the first and 1 for the others. None: what the
             step really took.
-        most_lost: share of a model's answers above which episodes without one are not played again.
+        max_lost_answers: share of a model's answers above which episodes without one are not played again.
         **game_options: of :class:`TextGame`.
 
     Yields:
@@ -86,8 +86,8 @@ def played(
         became of those of each (:class:`atlas_ray.data.replies.Replies`), in all attempts.
     """
     rows = min(*(agent.engine.slots for agent in agents), len(seeds))
-    game = game_for(policy, agents, specs, rows, game_options)
-    guard, losses = BudgetGuard(budget, rows), Losses(most_lost)
+    game = make_game(policy, agents, specs, rows, game_options)
+    guard, losses = BudgetGuard(budget, rows), Losses(max_lost_answers)
     charges = [0.0] + [1.0] * (len(agents) - 1) if weights == () else weights
     waiting = deque(seeds)
     attempts = dict.fromkeys(seeds, 0)
@@ -103,7 +103,7 @@ def played(
         guard.start(row)
         charged[row], margins[row] = 0.0, []
 
-    def goes_on(episode: Episode) -> bool:
+    def should_retry(episode: Episode) -> bool:
         """Whether a lost episode is to be played again."""
         for number, replies in enumerate(episode.replies):
             losses.note(str(number), replies)
@@ -128,18 +128,21 @@ def played(
             if not outcome.over:
                 continue
             episode = game.episodes[row]
-            told = [mine.add(r) for mine, r in zip(before.pop(episode.seed, _none(game)), episode.replies, strict=True)]
-            if goes_on(episode):
+            told = [
+                mine.add(r)
+                for mine, r in zip(before.pop(episode.seed, _no_replies(game)), episode.replies, strict=True)
+            ]
+            if should_retry(episode):
                 before[episode.seed] = told
                 waiting.append(episode.seed)
             else:
                 yield {
-                    **_result(game, guard, row, cost * charged[row]),
+                    **_episode_row(game, guard, row, cost * charged[row]),
                     **({"margins": margins[row]} if margins[row] else {}),
                     **({"error": episode.lost.reason, "lost_by": episode.lost_by} if episode.lost else {}),
                     **({"attempts": attempts[episode.seed]} if attempts[episode.seed] > 1 else {}),
                     **({"replies": [r.row() for r in told]} if any(told) else {}),
-                    **({"episode": _replay(episode, game.models)} if record else {}),
+                    **({"episode": _episode_record(episode, game.models)} if record else {}),
                 }
             if waiting:
                 begin(row)
@@ -147,11 +150,11 @@ def played(
                 playing.remove(row)
 
 
-def _none(game: TextGame) -> list[Replies]:
+def _no_replies(game: TextGame) -> list[Replies]:
     return [Replies() for _ in game.agents]
 
 
-def game_for(
+def make_game(
     policy: Policy, agents: Sequence[SwitchPlayer], specs: Sequence[EnvSpec], rows: int, options: dict[str, Any]
 ) -> TextGame:
     """A game that shows the policy what it learned to see."""
@@ -178,7 +181,7 @@ def situations(policy: Policy, game: TextGame, guard: BudgetGuard, rows: list[in
     ]
 
 
-def _result(game: TextGame, guard: BudgetGuard, row: int, charge: float) -> dict[str, Any]:
+def _episode_row(game: TextGame, guard: BudgetGuard, row: int, charge: float) -> dict[str, Any]:
     episode, usage = game.episodes[row], game.usage(row)
     reward = sum(s.reward for s in episode.steps)
     called_at = [step for step, number in enumerate(episode.acted) if number]
@@ -207,7 +210,7 @@ def actor(number: int, models: int) -> str:
     return "quick" if not number else "deepthink" if number == models - 1 else f"model {number}"
 
 
-def _replay(episode: Episode, models: int) -> dict[str, Any]:
+def _episode_record(episode: Episode, models: int) -> dict[str, Any]:
     return {
         "env": episode.spec.id,
         "instruction": episode.goal,

@@ -35,7 +35,7 @@ EXTRA = 2
 FACT_ENDS = re.compile(r"[,.;\n]")
 _ENDS = frozenset(",.;\n")
 _TOKENS = re.compile(r"\w+|[,.;\n]")
-_KEPT = 10_000
+_LONGEST_CACHED = 10_000
 """Characters; the vector of a longer text is not kept."""
 
 Vector = NDArray[np.float32]
@@ -84,7 +84,7 @@ def _through(goal: Sequence[str], words: Sequence[str], facts: Sequence[int]) ->
 
 def encode(text: str, width: int) -> Vector:
     r"""``[width]`` float32 of ``"goal\nobservation"``; a text of one line is all observation."""
-    return _encode(text, width) if len(text) <= _KEPT else _encode.__wrapped__(text, width)
+    return _encode(text, width) if len(text) <= _LONGEST_CACHED else _encode.__wrapped__(text, width)
 
 
 @lru_cache(maxsize=50_000)

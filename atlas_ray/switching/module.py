@@ -61,24 +61,24 @@ class SwitchModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, QNetAPI):
         first_B = steps_B == 0
         if self._plans_4B.shape[1] != size:
             self._plans_4B, first_B = torch.empty(4, size), torch.ones(size, dtype=torch.bool)
-        self._plans_4B = torch.where(first_B, self._draw(size), self._plans_4B)
+        self._plans_4B = torch.where(first_B, self._draw_plans(size), self._plans_4B)
         random_B, calls_B, held_B, release_B = self._plans_4B
         left_B = features_BF[:, BUDGET_ENTRY]
         told_BF = features_BF.clone()
         holds_B = (held_B > 0) & (steps_B < release_B)
         told_BF[:, BUDGET_ENTRY] = torch.where(holds_B, left_B - held_B, left_B).clamp(min=0.0)
-        own_B = self.own(self.net(told_BF))
+        own_B = self.policy_actions(self.net(told_BF))
         released_B = (held_B > 0) & ~holds_B
         called_B = torch.rand(size) < torch.where(released_B, 0.5, calls_B)
         called_B &= (left_B > 0) | (not self.net.budgeted)
         drawn_B = called_B * (torch.randint(1, self.net.models, (size,)) if self.net.models > 2 else 1)
         return {Columns.ACTIONS: torch.where(torch.rand(size) < random_B, drawn_B, own_B)}
 
-    def own(self, numbers_BK: torch.Tensor) -> torch.Tensor:
+    def policy_actions(self, numbers_BK: torch.Tensor) -> torch.Tensor:
         """``[B]``: what the policy itself does while it explores."""
         return numbers_BK.argmax(-1)
 
-    def _draw(self, count: int) -> torch.Tensor:
+    def _draw_plans(self, count: int) -> torch.Tensor:
         """How each of ``count`` episodes explores, ``[4, count]``.
 
         The share of random steps, of calls among those, of the budget that is held back, and of the steps until which
@@ -138,6 +138,6 @@ class SACModule(SwitchModule):
         """Masked Q values ``[B, K]`` of the target networks, the smaller of the two."""
         return {QF_PREDS: torch.minimum(self.critic_target(batch[Columns.OBS]), self.twin_target(batch[Columns.OBS]))}
 
-    def own(self, numbers_BK: torch.Tensor) -> torch.Tensor:
+    def policy_actions(self, numbers_BK: torch.Tensor) -> torch.Tensor:
         """``[B]``: drawn from the policy."""
         return torch.multinomial(numbers_BK.softmax(-1), 1)[:, 0]

@@ -21,7 +21,9 @@ from ..recipe.loading import Recipe
 from ..recipe.switch import EXPERT, SwitchModel
 
 # what a model of ours has no use for
-_OF_SERVERS = sorted(EndpointFields.model_fields.keys() - {"model", "base_url", "price_prompt", "price_completion"})
+_ENDPOINT_FIELDS = sorted(
+    EndpointFields.model_fields.keys() - {"model", "base_url", "price_prompt", "price_completion"}
+)
 
 
 class SwitchPlayer(Player, Protocol):
@@ -55,7 +57,7 @@ class SwitchPlayer(Player, Protocol):
 
 
 @dataclass(frozen=True)
-class _Seats:
+class _Slots:
     slots: int
 
 
@@ -73,7 +75,7 @@ class ExpertPlayer:
     price = (0.0, 0.0)
 
     def __init__(self, slots: int) -> None:
-        self.engine = _Seats(slots)
+        self.engine = _Slots(slots)
         self.ask: Callable[[int], Decision] | None = None
 
     def fork(self) -> ExpertPlayer:
@@ -133,8 +135,8 @@ def check_players(recipe: Recipe) -> None:
                     f"the FLOPs of {model.model} are unknown, since it is behind an endpoint: take seconds or money",
                     field="switch.unit",
                 )
-        elif of_servers := [name for name in _OF_SERVERS if _said(model, name)]:
-            raise InputError("is a server's, and base_url is missing", field=f"{where}.{of_servers[0]}")
+        elif endpoint_only := [name for name in _ENDPOINT_FIELDS if _is_set(model, name)]:
+            raise InputError("is a server's, and base_url is missing", field=f"{where}.{endpoint_only[0]}")
     last = settings.models[-1]
     if settings.unit == "money" and not last.price_prompt and not last.price_completion:
         raise InputError(
@@ -146,7 +148,7 @@ def check_players(recipe: Recipe) -> None:
         raise InputError(f"{reads[0]} needs a first model that scores the actions (score)", field="agent.decide")
 
 
-def _said(model: SwitchModel, name: str) -> bool:
+def _is_set(model: SwitchModel, name: str) -> bool:
     """Whether a field has another value than by default; a resolved recipe says them all."""
     return bool(getattr(model, name) != SwitchModel.model_fields[name].default)
 

@@ -44,7 +44,7 @@ class PolicySpec:
     seeds: tuple[int, ...] = ()
 
     @property
-    def members(self) -> tuple[int | None, ...]:
+    def training_seeds(self) -> tuple[int | None, ...]:
         """Its training seeds; (None,) for what is not trained."""
         return self.seeds or (None,)
 
@@ -53,7 +53,7 @@ class PolicySpec:
         assert training is not None
         return Path(self.directories[self.seeds.index(training)])
 
-    def policy(self, seed: int, training: int | None = None) -> Policy:
+    def make_policy(self, seed: int, training: int | None = None) -> Policy:
         """The policy itself; ``seed`` is of what it draws."""
         if self.seeds:
             return SwitchPolicy.load(localize(str(self.directory(training))))
@@ -66,21 +66,21 @@ class PolicySpec:
         }
         return rules[self.kind]
 
-    def charges(self, settings: Switch) -> tuple[float, list[float] | None]:
+    def cost_terms(self, settings: Switch) -> tuple[float, list[float] | None]:
         """c, and what a step of each model costs in it; None for what it really takes."""
         if self.cost == MEASURED:
             return settings.price, None
         return float(self.cost or 0), settings.weights
 
 
-def unlearned(settings: Switch) -> list[PolicySpec]:
+def single_model_policies(settings: Switch) -> list[PolicySpec]:
     """Every model throughout; the first is always-quick and the last always-deepthink."""
     last = len(settings.models) - 1
     names = [ALWAYS_QUICK, *(f"always-{n}" for n in range(1, last)), ALWAYS_DEEPTHINK]
     return [PolicySpec(name, "always", action=n) for n, name in enumerate(names)]
 
 
-def learned_switches(settings: Switch, run_dir: Path, resolved: dict[str, int] | None = None) -> list[PolicySpec]:
+def learned_policies(settings: Switch, run_dir: Path, resolved: dict[str, int] | None = None) -> list[PolicySpec]:
     """The switches to train, in the order of the recipe: costs, budgets, averages.
 
     Args:
@@ -94,46 +94,46 @@ def learned_switches(settings: Switch, run_dir: Path, resolved: dict[str, int] |
         where = tuple(str(run_dir / "checkpoints" / f"switch-{kind}-seed{seed}") for seed in settings.seeds)
         return PolicySpec(name, "learned", directories=where, seeds=tuple(settings.seeds), **terms)
 
-    found = [switch(f"londi(c={_word(c)})", f"cost{_word(c)}", cost=c) for c in settings.costs]
+    found = [switch(f"londi(c={_cost_word(c)})", f"cost{_cost_word(c)}", cost=c) for c in settings.costs]
     shares: dict[int, float | None] = {}
     for given in settings.budgets:
         if isinstance(given, int):
             shares.setdefault(given, None)
         elif resolved is not None:
             n = resolved[given]
-            shares[n] = shares.get(n) or share_of(given)
+            shares[n] = shares.get(n) or percentage_as_fraction(given)
     found += [switch(f"londi-b(n={n})", f"budget{n}", budget=n, budget_fraction=share) for n, share in shares.items()]
     found += [switch(f"londi-l(calls={a:g})", f"average{a:g}", average=a) for a in settings.averages]
     return found
 
 
-def _word(cost: float | str) -> str:
+def _cost_word(cost: float | str) -> str:
     return cost if isinstance(cost, str) else f"{cost:g}"
 
 
-def share_of(percentage: str) -> float:
+def percentage_as_fraction(percentage: str) -> float:
     """``"50%"`` -> 0.5."""
     return int(percentage.rstrip("%")) / 100
 
 
-def budget_of(percentage: str, calls: float) -> int:
+def resolve_budget(percentage: str, calls: float) -> int:
     """The budget that is this share of so many calls an episode, rounded up, at least 1."""
     # whole percents of a mean, without the rounding of floats: 10 % of 30 is 3, not 4
     return max(1, math.ceil(round(int(percentage.rstrip("%")) * calls / 100, 9)))
 
 
-def lost_seeds(rows: Sequence[Row]) -> frozenset[int]:
+def lost_episode_seeds(rows: Sequence[Row]) -> frozenset[int]:
     """Episodes in which a model gave no answer to one policy: they are left out for all, so that they stay paired."""
     return frozenset(row["seed"] for row in rows if row.get("lost"))
 
 
-def scored(rows: Sequence[Row], who: str, without: Collection[int] | None = None) -> list[Row]:
+def scorable_episodes(rows: Sequence[Row], who: str, without: Collection[int] | None = None) -> list[Row]:
     """The episodes that say something, less those of the seeds ``without`` (by default the lost ones of these rows).
 
     Raises:
         AtlasError: there is none; gives the last reason.
     """
-    left_out = lost_seeds(rows) if without is None else without
+    left_out = lost_episode_seeds(rows) if without is None else without
     kept = [row for row in rows if row["seed"] not in left_out]
     if not kept:
         why = [row["error"] for row in rows if row.get("lost")]
@@ -143,7 +143,7 @@ def scored(rows: Sequence[Row], who: str, without: Collection[int] | None = None
     return kept
 
 
-def rate_of(rows: Sequence[Row]) -> float:
+def call_rate(rows: Sequence[Row]) -> float:
     """Share of the steps with a call, to two digits."""
     return round(sum(r["calls"] for r in rows) / sum(r["steps"] for r in rows), 2)
 
@@ -160,7 +160,7 @@ def baselines(
         margins: of QUICK in episodes it played alone, to calibrate thresholds with.
     """
     last = len(settings.models) - 1
-    wanted = [(rate_of([r for r in rows if r["policy"] == c.name]), c.budget) for c in learned]
+    wanted = [(call_rate([r for r in rows if r["policy"] == c.name]), c.budget) for c in learned]
     found: dict[str, PolicySpec] = {}
     for kind in settings.baselines:
         if kind == "oracle":
@@ -175,7 +175,7 @@ def baselines(
     return list(found.values())
 
 
-def summary(
+def summarize_policy(
     policy_spec: PolicySpec, rows: Sequence[Row], unit: str, models: int = 2, without: Collection[int] | None = None
 ) -> Row:
     """One policy's row: ``success`` with its 95 % interval over episodes and training seeds, and means.
@@ -191,10 +191,10 @@ def summary(
         AtlasError: no episode is left.
     """
     lost, replies = sum(bool(r.get("lost")) for r in rows), summed(c for r in rows for c in r.get("replies", ()))
-    rows = scored(rows, policy_spec.name, without)
+    rows = scorable_episodes(rows, policy_spec.name, without)
     runs = [
         sorted((r for r in rows if r["training"] == member), key=lambda r: int(r["seed"]))
-        for member in policy_spec.members
+        for member in policy_spec.training_seeds
     ]
     success, *ci95 = interval([[r["success"] for r in run] for run in runs])
 
@@ -216,7 +216,7 @@ def summary(
         "budget_violations": sum(r["violations"] > 0 for r in rows),
         "episodes": len(rows),
     }
-    if (tenths := called_at(rows)) is not None:
+    if (tenths := call_histogram(rows)) is not None:
         row["called_at"] = tenths
     if models > 2:
         row["calls_by_model"] = [fmean(r["calls_by_model"][n] for r in rows) for n in range(models)]
@@ -227,7 +227,7 @@ def summary(
     return row
 
 
-def called_at(rows: Sequence[Row]) -> list[float] | None:
+def call_histogram(rows: Sequence[Row]) -> list[float] | None:
     """Share of all calls in each tenth of the episode; None where there is none.
 
     Step t of T covers the part [t/T, (t+1)/T) of its episode, and a call is shared out among the tenths it covers, so

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from ..errors import InputError
 from ..rundir import files
-from .budget import QUICK, share, whole
+from .budget import QUICK, as_integer, share
 from .encoders import Encoder, make_encoder
 from .features import BUDGET_ENTRY, EXTRA, Vector, with_shares
 
@@ -158,7 +158,7 @@ class SwitchPolicy:
         """
         if not isinstance(observation, str):
             raise InputError(f"must be a str, is {type(observation).__name__}", field="observation")
-        left = self.config.budget if budget_left is None else whole(budget_left, "budget_left")
+        left = self.config.budget if budget_left is None else as_integer(budget_left, "budget_left")
         step_share = _share(step_share)
         if encoded is not None:
             encoded = _vector(encoded, self.config.features)

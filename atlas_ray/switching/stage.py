@@ -23,8 +23,18 @@ from ..rundir import files
 from ..rundir.following import Tail, polling
 from ..rundir.layout import RunLayout
 from ..rundir.progress import duration, say, track
-from .policies import PolicySpec, Row, baselines, budget_of, learned_switches, lost_seeds, scored, summary, unlearned
-from .tasks import STOPPED, PlayTask, Tally, TrainTask, note_losses, play_chunk, rest, seats, train
+from .policies import (
+    PolicySpec,
+    Row,
+    baselines,
+    learned_policies,
+    lost_episode_seeds,
+    resolve_budget,
+    scorable_episodes,
+    single_model_policies,
+    summarize_policy,
+)
+from .tasks import STOPPED, PlayTask, Tally, TrainTask, count_losses, rest, rollout_chunk, seats, train
 
 
 def switch_stage(recipe: Recipe, run_dir: str | Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -65,28 +75,30 @@ def _compared(stage: _Stage) -> list[dict[str, Any]]:
         stage.pool, stage.trainers, stage.seats = pool, trainers, seated
         selection = _Episodes(stage, folder / "selection.jsonl", "dev", SWITCH_SELECT, settings.evaluate_episodes)
         stage.measure(selection)
-        stage.train(learned_switches(settings, stage.run_dir))
-        learned = learned_switches(settings, stage.run_dir, stage.resolve(selection))
+        stage.train(learned_policies(settings, stage.run_dir))
+        learned = learned_policies(settings, stage.run_dir, stage.resolve(selection))
         stage.train(learned)
 
         test = _Episodes(stage, folder / "episodes.jsonl", "test", SWITCH_TEST, settings.test_episodes)
-        plain = unlearned(settings)
+        plain = single_model_policies(settings)
         rows = test.play([*plain, *learned])
-        rules = baselines(settings, learned, scored(rows, "the comparison"), stage.margins(selection))
+        rules = baselines(settings, learned, scorable_episodes(rows, "the comparison"), stage.margins(selection))
         rows += test.play(rules)
-        kept = scored(rows, "the comparison")
+        kept = scorable_episodes(rows, "the comparison")
         if not (folder / "replay.json").is_file():
             stage.replay(learned, kept)
 
     if stage.usage:
         files.write_json(folder / "usage.json", {"unit": settings.unit, **stage.usage})
     policies = [
-        summary(c, [r for r in rows if r["policy"] == c.name], settings.unit, len(settings.models), lost_seeds(rows))
+        summarize_policy(
+            c, [r for r in rows if r["policy"] == c.name], settings.unit, len(settings.models), lost_episode_seeds(rows)
+        )
         for c in [*plain, *learned, *rules]
     ]
     files.write_json(folder / "policies.json", policies)
     stage.close()
-    if left_out := lost_seeds(rows):
+    if left_out := lost_episode_seeds(rows):
         stage.say(f"  {len(left_out)} of {len(test.seeds)} episodes are left out for all, as one was lost")
     return policies
 
@@ -145,7 +157,7 @@ class _Stage:
         """What a mean call of DEEPTHINK takes, where the cost is measured."""
         if MEASURED not in self.settings.costs:
             return
-        rows = scored(selection.play([unlearned(self.settings)[-1]]), "the mean call")
+        rows = scorable_episodes(selection.play([single_model_policies(self.settings)[-1]]), "the mean call")
         self.mean_call = sum(r[self.settings.unit] for r in rows) / sum(r["calls"] for r in rows)
         if not self.mean_call:
             hint = ": give the models a price" if self.settings.unit == "money" else ""
@@ -157,10 +169,10 @@ class _Stage:
         given = [n for n in self.settings.budgets if isinstance(n, str)]
         if not given:
             return {}
-        first = learned_switches(self.settings, self.run_dir)[:1]
-        rows = scored(selection.play(first), first[0].name)
+        first = learned_policies(self.settings, self.run_dir)[:1]
+        rows = scorable_episodes(selection.play(first), first[0].name)
         calls = fmean(r["calls"] for r in rows)
-        budgets = {n: budget_of(n, calls) for n in given}
+        budgets = {n: resolve_budget(n, calls) for n in given}
         self.usage |= {"calls": calls, "budgets": budgets}
         self.say(f"  {', '.join(f'{n} is {b}' for n, b in budgets.items())} of {calls:.2f} calls an episode")
         return budgets
@@ -171,7 +183,7 @@ class _Stage:
             return []
         # below no threshold, so QUICK acts alone, and is asked for its margin
         watched = PolicySpec("quick, watched", "threshold", tau=-math.inf)
-        return [m for row in scored(selection.play([watched]), watched.name) for m in row["margins"]]
+        return [m for row in scorable_episodes(selection.play([watched]), watched.name) for m in row["margins"]]
 
     def train(self, policy_specs: Sequence[PolicySpec]) -> None:
         """Train those that are not there."""
@@ -205,7 +217,7 @@ class _Stage:
         # a success with calls in it, the one with most QUICK steps; else any episode
         best = max(own, key=lambda r: (r["success"] and r["calls"] > 0, r["calls"] > 0, r["steps"] - r["calls"]))
         task = PlayTask(self.recipe, shown, training, (best["seed"],), "test", self.mean_call, self.seats, record=True)
-        _, (row, tally) = next(iter(self.pool.stream(play_chunk, [task])))
+        _, (row, tally) = next(iter(self.pool.stream(rollout_chunk, [task])))
         self.tally += tally
         if row["lost"]:
             self.log.event("switch", "no replay", policy=task.who, seed=row["seed"], why=row["error"])
@@ -247,10 +259,10 @@ class _Episodes:
         known = {(r["policy"], r["training"], r["seed"]) for r in self.rows}
         for row in self.rows:
             if row["policy"] in names:
-                note_losses(losses, row["policy"], stage.settings, [row])
+                count_losses(losses, row["policy"], stage.settings, [row])
         tasks = []
         for c in policy_specs:
-            for training in c.members:
+            for training in c.training_seeds:
                 missing = [s for s in self.seeds if (c.name, training, s) not in known]
                 for part in chunks(missing, 4 * stage.settings.num_envs):
                     about = (stage.recipe, c, training, tuple(part), self.split, stage.mean_call, stage.seats)
@@ -258,14 +270,14 @@ class _Episodes:
         label = "test episodes" if self.split == "test" else "episodes before the test"
         with track(label, sum(len(t.seeds) for t in tasks)) as progress:
             rows = lambda task, result: [_row(task, result[0])]  # noqa: E731
-            for task, (found, tally) in self.file.stream(stage.pool, play_chunk, tasks, rows, rest):
+            for task, (found, tally) in self.file.stream(stage.pool, rollout_chunk, tasks, rows, rest):
                 row = _row(task, found)
                 self.rows.append(row)
                 stage.tally += tally
                 if row["lost"] or row.get("attempts"):
                     lost = {"policy": task.who, "seed": row["seed"], "attempts": row.get("attempts", 1)}
                     stage.log.event("switch", "lost episode", **lost, dropped=row["lost"], why=row.get("error"))
-                note_losses(losses, row["policy"], stage.settings, [row])
+                count_losses(losses, row["policy"], stage.settings, [row])
                 losses.check(early=True)
                 told = summed(losses.counts.values()).words()
                 progress.advance(1, f"{task.who}{told and f' · replies: {told}'}")

@@ -18,9 +18,9 @@ from ..recipe.loading import Recipe, Switch
 from .decision_cache import DecisionCache
 from .encoders import encoder_width
 from .environment import SwitchingVectorEnv
-from .evaluate import encoder_of, play_switching, played
+from .evaluate import encoder_of, evaluate_policy, rollout_policy
 from .players import close_players, engine_actors, lost, open_players
-from .policies import PolicySpec, Row, scored
+from .policies import PolicySpec, Row, scorable_episodes
 from .policy import SwitchConfig, SwitchPolicy
 from .text_game import TextGame
 from .train import train_switch
@@ -107,11 +107,11 @@ def _specs(recipe: Recipe, split: str) -> list[EnvSpec]:
 def _game_options(recipe: Recipe, mean_call: float | None) -> dict[str, Any]:
     settings = switch_of(recipe)
     cache = _state.get_or_create(DecisionCache) if settings.cache else None
-    return {"decision_cache": cache, "unit": settings.unit, "mean_call": mean_call, "spares": True}
+    return {"decision_cache": cache, "unit": settings.unit, "mean_call": mean_call, "absorb_env_deaths": True}
 
 
 @dataclass(frozen=True)
-class MakeEnv:
+class TaskEnvCreator:
     """Makes the environment that a switch learns in, here or in an environment runner's process.
 
     ``worker`` is the number of the worker that trains.
@@ -132,23 +132,23 @@ class MakeEnv:
         encoder = "hidden" if settings.encoder == "hidden" else encoder_of(settings.encoder, settings.features)
         options = {"encoder": encoder, "signals": settings.signals, **_game_options(recipe, self.task.mean_call)}
         game = TextGame(_specs(recipe, "train"), players, settings.num_envs, **options)
-        cost, weights = policy_spec.charges(settings)
+        cost, weights = policy_spec.cost_terms(settings)
         return SwitchingVectorEnv(game, first_seed, policy_spec.budget, cost, weights, stride)
 
 
-def play_chunk(task: PlayTask, state: WorkerState) -> Iterator[tuple[Row, Tally]]:
+def rollout_chunk(task: PlayTask, state: WorkerState) -> Iterator[tuple[Row, Tally]]:
     """Play the episodes of a task.
 
     Yields:
-        A row an episode, as :func:`played` does, and what was counted since the last.
+        A row an episode, as :func:`rollout_policy` does, and what was counted since the last.
     """
     _state.index = state.index
     settings = switch_of(task.recipe)
     players = open_players(task.recipe, _state, task.seats)
-    before = _counts(players)
-    cost, weights = task.policy_spec.charges(settings)
-    for row in played(
-        task.policy_spec.policy(task.recipe.seed, task.training),
+    before = _current_tally(players)
+    cost, weights = task.policy_spec.cost_terms(settings)
+    for row in rollout_policy(
+        task.policy_spec.make_policy(task.recipe.seed, task.training),
         players,
         _specs(task.recipe, task.split),
         task.seeds,
@@ -159,7 +159,7 @@ def play_chunk(task: PlayTask, state: WorkerState) -> Iterator[tuple[Row, Tally]
         task.recipe.max_lost_answers,
         **_game_options(task.recipe, task.mean_call),
     ):
-        now = _counts(players)
+        now = _current_tally(players)
         yield row, now - before
         before = now
 
@@ -171,7 +171,7 @@ def rest(task: PlayTask, received: list[tuple[Row, Tally]]) -> PlayTask | None:
     return replace(task, seeds=left) if left else None
 
 
-def note_losses(losses: Losses, who: str, settings: Switch, rows: Iterable[Row]) -> None:
+def count_losses(losses: Losses, who: str, settings: Switch, rows: Iterable[Row]) -> None:
     """Count the answers in these episodes, for each model of a policy by itself."""
     for row in rows:
         for number, replies in enumerate(row.get("replies", ())):
@@ -199,11 +199,11 @@ def build_training(task: TrainTask, index: int) -> TrainingSetup:
     recipe, policy_spec = task.recipe, task.policy_spec
     settings = switch_of(recipe)
     players = open_players(recipe, _state, task.seats)
-    cost, weights = policy_spec.charges(settings)
+    cost, weights = policy_spec.cost_terms(settings)
 
     def evaluate(policy: SwitchPolicy) -> dict[str, Any]:
         first = seed_block(recipe.seed, SWITCH_SELECT)
-        rows = play_switching(
+        rows = evaluate_policy(
             policy,
             players,
             _specs(recipe, "dev"),
@@ -211,13 +211,13 @@ def build_training(task: TrainTask, index: int) -> TrainingSetup:
             policy_spec.budget,
             cost,
             weights=weights,
-            most_lost=recipe.max_lost_answers,
+            max_lost_answers=recipe.max_lost_answers,
             **_game_options(recipe, task.mean_call),
         )
         losses = Losses(recipe.max_lost_answers)
-        note_losses(losses, task.who, settings, rows)
+        count_losses(losses, task.who, settings, rows)
         losses.check()
-        kept = scored(rows, f"{task.who}, evaluated in training")
+        kept = scorable_episodes(rows, f"{task.who}, evaluated in training")
         means = {name: fmean(r[name] for r in kept) for name in ("objective", "return", "success", "calls")}
         return {**means, "replies": summed(losses.counts.values())}
 
@@ -234,7 +234,7 @@ def build_training(task: TrainTask, index: int) -> TrainingSetup:
     )
     first_episode = seed_block(recipe.seed, SWITCH_TRAIN) + task.training * BETWEEN_SEEDS
     seed = recipe.seed * 100 + task.training
-    return TrainingSetup(settings, config, MakeEnv(task, index), evaluate, first_episode, seed)
+    return TrainingSetup(settings, config, TaskEnvCreator(task, index), evaluate, first_episode, seed)
 
 
 def train(task: TrainTask, state: WorkerState) -> Iterator[Tally]:
@@ -245,7 +245,7 @@ def train(task: TrainTask, state: WorkerState) -> Iterator[Tally]:
     """
     _state.index = state.index
     players = open_players(task.recipe, _state, task.seats)
-    before, faults = _counts(players), Counter[str]()
+    before, faults = _current_tally(players), Counter[str]()
     setup, at = build_training(task, state.index or 0), open_run_dir(task.run_dir)
     name = str(task.policy_spec.directory(task.training).relative_to(task.run_dir))
     at.fetch(f"{name}.train")
@@ -271,14 +271,14 @@ def train(task: TrainTask, state: WorkerState) -> Iterator[Tally]:
         on_stop=lambda replies: at.log.event("switch", STOPPED, policy=task.who, replies=replies),
         resources=task.recipe.placement.resource_request("workers"),
         who=task.who,
-        most_lost=task.recipe.max_lost_answers,
+        max_lost_answers=task.recipe.max_lost_answers,
     )
     at.send(name)
     at.drop(f"{name}.train")
-    yield _counts(players) - before + faults
+    yield _current_tally(players) - before + faults
 
 
-def _counts(players: tuple[Any, ...]) -> Tally:
+def _current_tally(players: tuple[Any, ...]) -> Tally:
     found = Counter({"engine answers": lost(players)})
     if (cache := _state.find(DecisionCache)) is not None:
         found |= {"asked": cache.hits + cache.misses, "answered from the cache": cache.hits}

@@ -18,9 +18,9 @@ from ..data.replies import Replies, because
 from ..errors import EndpointError, InputError
 from .accounting import ComputeAccountant, ModelUsage, Unit, check_unit, total_in_unit
 from .decision_cache import CachedDecision, DecisionCache
-from .encoders import Encoder, unit
+from .encoders import Encoder, normalized
 from .environment import Outcome
-from .episode import Episode, advised, expert_of, replay, surviving, take_step
+from .episode import Episode, expert_action, expert_of, restore_env, take_step, with_recovery
 from .features import Vector
 from .players import ExpertPlayer, SwitchPlayer
 
@@ -39,7 +39,7 @@ OVER = Confidence(0.0, 1.0)
 
 
 @dataclass
-class _Known:
+class _StateCache:
     """What was found out about a state. ``replies``: of each model, as it was asked here."""
 
     decisions: dict[int, Decision] = field(default_factory=dict)
@@ -65,14 +65,14 @@ class TextGame:
         decision_cache: decisions made before, for the same question to the same model; None asks every time.
         unit: what ``mean_call`` is in.
         mean_call: what a mean call of DEEPTHINK takes; None leaves ``Outcome.used`` at 0.
-        spares: an episode whose environment dies too often, or does not begin it, is over and lost; its next step says
-            so. Without it :class:`envs.EnvironmentDiedError` is raised.
+        absorb_env_deaths: an episode whose environment dies too often, or does not begin it, is over and lost; its next
+            step says so. Without it :class:`envs.EnvironmentDiedError` is raised.
 
     Raises:
         InputError: a signal, the encoder or the unit cannot be had of these models.
 
     Attributes:
-        speechless: how often an expert that gave up had to act; the environment was told "(no answer)".
+        expert_failures: how often an expert that gave up had to act; the environment was told "(no answer)".
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class TextGame:
         decision_cache: DecisionCache | None = None,
         unit: Unit = "flops",
         mean_call: float | None = None,
-        spares: bool = False,
+        absorb_env_deaths: bool = False,
     ) -> None:
         if min(agent.engine.slots for agent in agents) < rows:
             raise ValueError(f"{rows} episodes side by side need as many slots in all engines")
@@ -93,7 +93,7 @@ class TextGame:
         self.agents: tuple[SwitchPlayer, ...] = tuple(agent.fork() for agent in agents)
         self.rows, self.models = rows, len(self.agents)
         self.encoder, self.signals, self.decision_cache = encoder, tuple(signals), decision_cache
-        self.unit, self.mean_call, self.spares = unit, mean_call, spares
+        self.unit, self.mean_call, self.absorb_env_deaths = unit, mean_call, absorb_env_deaths
         if mean_call is not None:
             check_unit(self.agents, unit)
         for agent in self.agents:
@@ -102,18 +102,18 @@ class TextGame:
         if isinstance(encoder, str):
             if encoder != HIDDEN:
                 raise ValueError(f"an encoder, or {HIDDEN!r} (got {encoder!r})")
-            width = self._reader.engine.capabilities.hidden
+            width = self._quick.engine.capabilities.hidden
         else:
             width = encoder.width if encoder else 0
         self.width = width + len(self.signals)
         self.episodes: dict[int, Episode] = {}
-        self.speechless = 0
+        self.expert_failures = 0
         self._beginnings = Beginnings()
         self._accountant = ComputeAccountant(self.agents, rows)
-        self._known = [_Known() for _ in range(rows)]
+        self._state_caches = [_StateCache() for _ in range(rows)]
 
     @property
-    def _reader(self) -> Agent:
+    def _quick(self) -> Agent:
         quick = self.agents[0]
         if not isinstance(quick, Agent):
             raise InputError("the first model must be one whose hidden states can be read", field="switch.encoder")
@@ -130,15 +130,15 @@ class TextGame:
             envs.release(before.env)
         spec = self.specs[seed % len(self.specs)]
         # the seeds of one of several environments are len(specs) apart, and would skip episodes where they are few
-        own = seed if spec.endless else seed // len(self.specs)
-        begin = self._beginnings.start if self.spares else self._beginnings.begin
+        own = seed if spec.unbounded_episodes else seed // len(self.specs)
+        begin = self._beginnings.start if self.absorb_env_deaths else self._beginnings.begin
         start = begin(spec, own, f"{spec.id}/{seed}")
         for agent in self.agents:
             if isinstance(agent, Agent):
                 agent.engine.forget(row)
             agent.start(row, start.instruction, [], start.observation)
         self._accountant.start(row)
-        self._known[row] = _Known()
+        self._state_caches[row] = _StateCache()
         episode = Episode(spec, seed, own, start.env, start.instruction, start.observation)
         episode.replies = [Replies() for _ in self.agents]
         if start.lost is not None:
@@ -150,7 +150,7 @@ class TextGame:
     def observe(self, rows: Sequence[int]) -> Vector:
         """What the encoder makes of goal and observation, then the signals in their order: ``[len(rows), width]``."""
         if isinstance(self.encoder, str):
-            parts = [self._hidden(rows)]
+            parts = [self._hidden_states(rows)]
         else:
             texts = [self.episodes[row].text for row in rows]
             parts = [self.encoder(texts)] if self.encoder else [np.zeros((len(rows), 0), np.float32)]
@@ -170,13 +170,13 @@ class TextGame:
             InputError: QUICK does not score the actions.
         """
         live = [row for row in rows if not self.episodes[row].over]
-        self._ask(0, live)
+        self._query(0, live)
         found = []
         for row in rows:
             if self.episodes[row].over:
                 found.append(OVER)
                 continue
-            decision = self._known[row].decisions.get(0)
+            decision = self._state_caches[row].decisions.get(0)
             if decision is None or decision.entropy is None or decision.margin is None:
                 raise InputError("the first model must score the actions to be sure of them", field="agent.decide")
             found.append(Confidence(decision.entropy, decision.margin))
@@ -190,9 +190,11 @@ class TextGame:
         Raises:
             InputError: the environment has no expert.
         """
-        unknown = self._ask(0, [row for row in rows if not self.episodes[row].over])
+        unknown = self._query(0, [row for row in rows if not self.episodes[row].over])
         return [
-            self.episodes[row].over or row in unknown or self._known[row].decisions[0].action == self._advice(row)
+            self.episodes[row].over
+            or row in unknown
+            or self._state_caches[row].decisions[0].action == self._expert_action(row)
             for row in rows
         ]
 
@@ -213,31 +215,31 @@ class TextGame:
         Raises:
             EndpointError: a model's endpoint gives none at all.
         """
-        return self._decided(choices, absorb=False)
+        return self._decide(choices, absorb=False)
 
-    def _decided(self, choices: Mapping[int, int], absorb: bool) -> dict[int, Decision | LostAnswer]:
+    def _decide(self, choices: Mapping[int, int], absorb: bool) -> dict[int, Decision | LostAnswer]:
         found: dict[int, Decision | LostAnswer] = {}
         for number in range(self.models):
             own = sorted(r for r, choice in choices.items() if choice == number and not self.episodes[r].over)
-            lost = self._ask(number, own, absorb)
+            lost = self._query(number, own, absorb)
             own = [row for row in own if not self.episodes[row].over]
-            found |= {row: lost[row] if row in lost else self._known[row].decisions[number] for row in own}
+            found |= {row: lost[row] if row in lost else self._state_caches[row].decisions[number] for row in own}
         return {row: found[row] for row in choices if row in found}
 
     def advance(self, choices: Mapping[int, int]) -> dict[int, Outcome]:
         """One step of every row in ``choices``; one batch for each model."""
-        found = self._decided(choices, absorb=True)
-        return {row: self._move(row, choices[row], found.get(row)) for row in sorted(choices)}
+        found = self._decide(choices, absorb=True)
+        return {row: self._step_row(row, choices[row], found.get(row)) for row in sorted(choices)}
 
-    def _move(self, row: int, number: int, decision: Decision | LostAnswer | None) -> Outcome:
+    def _step_row(self, row: int, number: int, decision: Decision | LostAnswer | None) -> Outcome:
         episode = self.episodes[row]
-        asked = self._known[row].replies
+        asked = self._state_caches[row].replies
         replies = tuple(asked.get(n, Replies()) for n in range(self.models)) if asked else ()
         if isinstance(decision, LostAnswer):
             episode.over, episode.success, episode.lost, episode.lost_by = True, False, decision, number
         elif decision is not None:
-            with self._spared(row):
-                taken = surviving(episode, lambda: take_step(episode, decision))
+            with self._absorbing_env_death(row):
+                taken = with_recovery(episode, lambda: take_step(episode, decision))
         if episode.lost is not None or decision is None or isinstance(decision, LostAnswer):
             assert episode.lost is not None
             return Outcome(0.0, lost=episode.lost.reason, replies=replies)
@@ -248,7 +250,7 @@ class TextGame:
         episode.observation, episode.success = following, info["success"]
         for agent in self.agents:
             agent.advance(row, step, following)
-        self._known[row] = _Known()
+        self._state_caches[row] = _StateCache()
         full = not all(agent.fits(row) for agent in self.agents)
         used = 0.0
         if self.mean_call is not None:
@@ -258,7 +260,7 @@ class TextGame:
         episode.over = outcome.over
         return outcome
 
-    def _ask(self, number: int, rows: Sequence[int], absorb: bool = True) -> dict[int, LostAnswer]:
+    def _query(self, number: int, rows: Sequence[int], absorb: bool = True) -> dict[int, LostAnswer]:
         """Let a model answer where it has not yet; what is known of it is not asked, but costs the same.
 
         ``absorb``: an endpoint that gives no answer at all loses these episodes, in place of raising its error.
@@ -268,11 +270,11 @@ class TextGame:
         """
         agent, missing, offers, keys = self.agents[number], [], [], []
         for row in rows:
-            if number in self._known[row].decisions:
+            if number in self._state_caches[row].decisions:
                 continue
             offered: list[str] = []
-            with self._spared(row):
-                offered = self._offered(row, agent)
+            with self._absorbing_env_death(row):
+                offered = self._admissible(row, agent)
             if self.episodes[row].over:
                 continue
             key = None if self.decision_cache is None else agent.key(row, offered)
@@ -283,23 +285,23 @@ class TextGame:
                 keys.append(key)
                 continue
             agent.on_cache_hit(row, cached.decision)
-            self._take(row, number, cached.decision, cached.seconds)
+            self._record_decision(row, number, cached.decision, cached.seconds)
         lost: dict[int, LostAnswer] = {}
         if not missing:
             return lost
         begun = time.perf_counter()
-        decisions = self._answers(agent, missing, offers, absorb)
+        decisions = self._query_batch(agent, missing, offers, absorb)
         seconds = time.perf_counter() - begun
         tokens = [self._accountant.tokens(r, number, d.token_cost) for r, d in zip(missing, decisions, strict=True)]
-        for row, decision, key, share in zip(missing, decisions, keys, _shares(tokens), strict=True):
-            self._take(row, number, decision, seconds * share)
+        for row, decision, key, share in zip(missing, decisions, keys, _time_shares(tokens), strict=True):
+            self._record_decision(row, number, decision, seconds * share)
             if isinstance(decision, LostAnswer):
                 lost[row] = decision
             elif self.decision_cache is not None and key is not None:
                 self.decision_cache.put(key, CachedDecision(decision, seconds * share))
         return lost
 
-    def _answers(
+    def _query_batch(
         self, agent: SwitchPlayer, rows: Sequence[int], offers: Sequence[Sequence[str]], absorb: bool
     ) -> Sequence[Decision | LostAnswer]:
         seeds = [decision_seed(self.episodes[r].id, len(self.episodes[r].steps)) for r in rows]
@@ -310,72 +312,72 @@ class TextGame:
                 raise
             return [LostAnswer(because(error), error.kind or "refused")] * len(rows)
 
-    def _take(self, row: int, number: int, decision: Decision | LostAnswer, seconds: float) -> None:
+    def _record_decision(self, row: int, number: int, decision: Decision | LostAnswer, seconds: float) -> None:
         """Count what a model answered, and keep it until the next step if it is an answer."""
         self._accountant.charge(row, number, decision.token_cost, seconds)
         if decision.replies:
             self.episodes[row].replies[number].add(decision.replies)
-            self._known[row].replies.setdefault(number, Replies()).add(decision.replies)
+            self._state_caches[row].replies.setdefault(number, Replies()).add(decision.replies)
         if isinstance(decision, Decision):
-            self._known[row].decisions[number] = decision
+            self._state_caches[row].decisions[number] = decision
 
-    def _hidden(self, rows: Sequence[int]) -> Vector:
+    def _hidden_states(self, rows: Sequence[int]) -> Vector:
         """QUICK's hidden states ``[len(rows), H]``, 0 where the episode is over."""
-        asked = [r for r in rows if not self.episodes[r].over and self._known[r].hidden is None]
+        asked = [r for r in rows if not self.episodes[r].over and self._state_caches[r].hidden is None]
         if asked:
             begun = time.perf_counter()
-            states = unit(self._reader.hidden(asked).numpy())
+            states = normalized(self._quick.hidden(asked).numpy())
             seconds = time.perf_counter() - begun
-            shares = _shares([self._accountant.tokens(row, 0, None) for row in asked])
+            shares = _time_shares([self._accountant.tokens(row, 0, None) for row in asked])
             for row, state, share in zip(asked, states, shares, strict=True):
-                self._known[row].hidden = state
+                self._state_caches[row].hidden = state
                 self._accountant.charge(row, 0, None, seconds * share)
-        nothing = np.zeros(self._reader.engine.capabilities.hidden, np.float32)
-        return np.stack([nothing if (h := self._known[row].hidden) is None else h for row in rows])
+        nothing = np.zeros(self._quick.engine.capabilities.hidden, np.float32)
+        return np.stack([nothing if (h := self._state_caches[row].hidden) is None else h for row in rows])
 
     @contextmanager
-    def _spared(self, row: int) -> Iterator[None]:
+    def _absorbing_env_death(self, row: int) -> Iterator[None]:
         """Whatever asks the environment of an episode; where that is gone, the episode is lost or the error raised."""
         try:
             yield
         except envs.EnvironmentDiedError as error:
-            if not self.spares:
+            if not self.absorb_env_deaths:
                 raise
             self.episodes[row].fail(error)
 
-    def _offered(self, row: int, agent: SwitchPlayer) -> list[str]:
+    def _admissible(self, row: int, agent: SwitchPlayer) -> list[str]:
         episode = self.episodes[row]
         if agent.needs_list or episode.env.cheap_list:
-            return surviving(episode, lambda: episode.env.admissible())
+            return with_recovery(episode, lambda: episode.env.admissible())
         return []
 
-    def _advice(self, row: int) -> str | None:
+    def _expert_action(self, row: int) -> str | None:
         """What the expert would do now, None where it gives up or its environment is gone."""
         advice: str | None = None
-        with self._spared(row):
-            advice = self._expected(row)
+        with self._absorbing_env_death(row):
+            advice = self._ask_expert(row)
         return advice
 
-    def _expected(self, row: int) -> str | None:
-        episode, known = self.episodes[row], self._known[row]
+    def _ask_expert(self, row: int) -> str | None:
+        episode, known = self.episodes[row], self._state_caches[row]
         if episode.expert is None and not episode.steps:
             episode.expert = expert_of(episode)
-        elif episode.expert is None and not replay(episode, guided=True):
+        elif episode.expert is None and not restore_env(episode, guided=True):
             raise envs.EnvironmentDiedError(f"{episode.id}: its replay for the expert went another way")
         if known.advice is None:
             try:
-                known.advice = surviving(episode, lambda: advised(episode))
+                known.advice = with_recovery(episode, lambda: expert_action(episode))
             except envs.ExpertGaveUpError:
                 known.advice = ""
         return known.advice or None
 
     def _expert_decision(self, row: int) -> Decision:
-        advice = self._advice(row)
-        self.speechless += advice is None and not self.episodes[row].over
+        advice = self._expert_action(row)
+        self.expert_failures += advice is None and not self.episodes[row].over
         return Decision(None, advice or NO_ANSWER)
 
 
-def _shares(tokens: Sequence[int]) -> list[float]:
+def _time_shares(tokens: Sequence[int]) -> list[float]:
     """Of the time of a batch."""
     total = sum(tokens)
     return [n / total if total else 1 / len(tokens) for n in tokens]

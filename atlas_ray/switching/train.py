@@ -16,7 +16,7 @@ from ..rundir import files
 from .policy import CONFIG, SwitchConfig, SwitchPolicy
 
 if TYPE_CHECKING:
-    from .algorithm import MakeEnv
+    from .algorithm import EnvCreator
 
 STATE, HISTORY, BEST, LAST = "state", "history.json", "best", "last"
 DUAL_RATE = 0.5
@@ -28,7 +28,7 @@ def train_switch(
     directory: str | Path,
     settings: Switch,
     config: SwitchConfig,
-    make_env: MakeEnv,
+    make_env: EnvCreator,
     evaluate: Callable[[SwitchPolicy], dict[str, Any]],
     first_episode: int,
     seed: int = 0,
@@ -37,7 +37,7 @@ def train_switch(
     on_stop: Callable[[dict[str, int]], None] = lambda replies: None,
     resources: dict[str, float] | None = None,
     who: str = "training",
-    most_lost: float = 1.0,
+    max_lost_answers: float = 1.0,
 ) -> SwitchPolicy:
     """Train a switch with RLlib's DQN or SAC inside this process.
 
@@ -66,7 +66,7 @@ def train_switch(
         on_stop: told the ``replies`` of a training that cannot go on, since too many of them are none.
         resources: custom ones of Ray that each environment runner asks for.
         who: name in messages.
-        most_lost: share of a model's answers that may be none.
+        max_lost_answers: share of a model's answers that may be none.
 
     Returns:
         The best policy.
@@ -85,24 +85,24 @@ def train_switch(
     start |= history[-1] if history else {}
 
     ensure_ray(1 + settings.env_runners)
-    from .algorithm import build
+    from .algorithm import build_algorithm
 
     name = f"atlas-ray-switch/{directory.resolve()}"
-    algorithm = build(name, make_env, settings, config, seed + start["step"], start["next_seed"], resources)
+    algorithm = build_algorithm(name, make_env, settings, config, seed + start["step"], start["next_seed"], resources)
     lost = 0
     try:
         if history:
             algorithm.restore_from_path(str(saved.resolve()))
-        training = Training(algorithm, settings, config, evaluate, first_episode, history, who, most_lost)
+        training = Training(algorithm, settings, config, evaluate, first_episode, history, who, max_lost_answers)
         while not training.over:
             try:
                 policy, is_best = training.train_until_eval(algorithm.train)
             except AtlasError:
                 on_stop(training.replies())
                 raise
-            if algorithm.lost_runners() > lost:
-                on_fault(algorithm.lost_runners() - lost)
-                lost = algorithm.lost_runners()
+            if algorithm.num_restarted_env_runners() > lost:
+                on_fault(algorithm.num_restarted_env_runners() - lost)
+                lost = algorithm.num_restarted_env_runners()
             if is_best:
                 policy.save(work / BEST)
             policy.save(work / LAST)
@@ -122,14 +122,14 @@ class Training:
     """A training of a switch that is under way, from one greedy evaluation to the next.
 
     Args:
-        algorithm: of :func:`atlas_ray.switching.algorithm.configuration`.
+        algorithm: of :func:`atlas_ray.switching.algorithm.algorithm_config`.
         settings: hyper-parameters.
         config: what is learned.
         evaluate: see :func:`train_switch`.
         first_episode: seed of the first training episode.
         history: rows of the evaluations so far, which grow.
         who: name in messages.
-        most_lost: see :func:`train_switch`.
+        max_lost_answers: see :func:`train_switch`.
     """
 
     def __init__(
@@ -141,11 +141,11 @@ class Training:
         first_episode: int,
         history: list[dict[str, Any]],
         who: str = "training",
-        most_lost: float = 1.0,
+        max_lost_answers: float = 1.0,
     ) -> None:
         self.algorithm, self.settings, self.config, self.evaluate = algorithm, settings, config, evaluate
         self.first_episode, self.history = first_episode, history
-        self.who, self.most_lost = who, most_lost
+        self.who, self.max_lost_answers = who, max_lost_answers
         self._counted = self._sampled()
         self._begun, self._clock = (history[-1] if history else {"step": 0, "seconds": 0.0}), time.monotonic()
 
@@ -163,12 +163,12 @@ class Training:
         Raises:
             AtlasError: see :func:`train_switch`.
         """
-        from .algorithm import charges
+        from .algorithm import action_costs
 
         algorithm, settings, config, history = self.algorithm, self.settings, self.config, self.history
         price = history[-1].get("price", 0.0) if history else 0.0
         if config.average is not None:
-            algorithm.buffer.charge = charges(settings, price)
+            algorithm.buffer.charge = action_costs(settings, price)
         target = min(settings.steps, algorithm.steps + settings.evaluate_every)
         while algorithm.steps < target:
             train()
@@ -181,7 +181,7 @@ class Training:
         self._counted = self._sampled()
         if config.average is not None:
             row["price"] = _dual_step(price, row["calls"], config.average)
-        is_best = all(_merit(row, config) >= _merit(other, config) for other in history)
+        is_best = all(_rank(row, config) >= _rank(other, config) for other in history)
         passed = time.monotonic() - self._clock
         pace = passed / (algorithm.steps - self._begun["step"])
         # rows of an environment that begin no new episode until the next step are counted too
@@ -209,7 +209,7 @@ class Training:
         return total.row()
 
     def _check(self, early: bool = False) -> None:
-        losses, buffer = Losses(self.most_lost), self.algorithm.buffer
+        losses, buffer = Losses(self.max_lost_answers), self.algorithm.buffer
         for number, replies in buffer.replies.items():
             losses.note(f"{self.who}, {self.settings.models[number].model}", replies, buffer.reasons.get(number))
         losses.check(early)
@@ -221,7 +221,7 @@ def _dual_step(price: float, calls: float, average: float) -> float:
     return max(0.0, price + DUAL_RATE * max(price, DUAL_LEAST) * excess)
 
 
-def _merit(row: dict[str, Any], config: SwitchConfig) -> tuple[float, float]:
+def _rank(row: dict[str, Any], config: SwitchConfig) -> tuple[float, float]:
     """What makes one evaluation better than another."""
     if config.average is None:
         return 0.0, row["objective"]

@@ -22,7 +22,7 @@ Batch = dict[str, torch.Tensor]
 """``obs`` and ``new_obs`` ``[B, F]``, ``actions`` ``[B]`` int64, ``rewards`` ``[B]``, ``terminateds`` ``[B]`` bool."""
 
 
-def chosen(q_BK: torch.Tensor, actions_B: torch.Tensor) -> torch.Tensor:
+def action_values(q_BK: torch.Tensor, actions_B: torch.Tensor) -> torch.Tensor:
     """``[B]``: the values of the actions; 0 for one that is masked, which the guard turned into a step of QUICK."""
     return q_BK.gather(1, actions_B[:, None])[:, 0].nan_to_num(neginf=0.0)
 
@@ -32,9 +32,9 @@ def dqn_loss(net: SwitchNetwork, target: SwitchNetwork, batch: Batch, gamma: flo
     both_BK = net(torch.cat([batch["obs"], batch["new_obs"]]))
     now_BK, next_BK = both_BK.chunk(2)
     with torch.no_grad():
-        ahead_B = chosen(target(batch["new_obs"]), next_BK.argmax(-1))
+        ahead_B = action_values(target(batch["new_obs"]), next_BK.argmax(-1))
         aim_B = batch["rewards"] + gamma * ~batch["terminateds"] * ahead_B
-    return huber_loss(chosen(now_BK, batch["actions"]), aim_B)
+    return huber_loss(action_values(now_BK, batch["actions"]), aim_B)
 
 
 def sac_losses(
@@ -52,12 +52,12 @@ def sac_losses(
     with torch.no_grad():
         probs_BK, logs_BK = probabilities(next_logits_BK)
         ahead_BK = torch.minimum(*(target(batch["new_obs"]) for target in targets))
-        value_B = (probs_BK * (finite(ahead_BK) - alpha * logs_BK)).sum(-1)
+        value_B = (probs_BK * (zero_masked(ahead_BK) - alpha * logs_BK)).sum(-1)
         aim_B = batch["rewards"] + gamma * ~batch["terminateds"] * value_B
     q_BK = [critic(batch["obs"]) for critic in critics]
-    critic_loss = torch.stack([huber_loss(chosen(q, batch["actions"]), aim_B) for q in q_BK]).sum()
+    critic_loss = torch.stack([huber_loss(action_values(q, batch["actions"]), aim_B) for q in q_BK]).sum()
     probs_BK, logs_BK = probabilities(logits_BK)
-    worth_BK = finite(torch.minimum(*q_BK)).detach()
+    worth_BK = zero_masked(torch.minimum(*q_BK)).detach()
     policy_loss = (probs_BK * (alpha * logs_BK - worth_BK)).sum(-1).mean()
     entropy_B = (probs_BK * logs_BK).sum(-1).detach()
     alpha_loss = -(log_alpha * (entropy_B + target_entropy)).mean()
@@ -67,9 +67,9 @@ def sac_losses(
 def probabilities(logits_BK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Probabilities and their logarithms ``[B, K]``, both 0 where an action is masked."""
     logs_BK = logits_BK.log_softmax(-1)
-    return logs_BK.exp(), finite(logs_BK)
+    return logs_BK.exp(), zero_masked(logs_BK)
 
 
-def finite(x: torch.Tensor) -> torch.Tensor:
+def zero_masked(x: torch.Tensor) -> torch.Tensor:
     """``x`` with 0 in place of minus infinity, in the gradient too."""
     return x.masked_fill(x == -torch.inf, 0.0)

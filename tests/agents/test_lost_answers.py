@@ -17,8 +17,8 @@ from atlas_ray.errors import AtlasError
 from atlas_ray.switching.baselines import Always, Random
 from atlas_ray.switching.decision_cache import DecisionCache
 from atlas_ray.switching.environment import SwitchingVectorEnv
-from atlas_ray.switching.evaluate import play_switching
-from atlas_ray.switching.policies import PolicySpec, scored, summary
+from atlas_ray.switching.evaluate import evaluate_policy
+from atlas_ray.switching.policies import PolicySpec, scorable_episodes, summarize_policy
 from atlas_ray.switching.text_game import TextGame
 
 SPEC = EnvSpec("GoToLocalS5N2", {"max_steps": 6})
@@ -178,7 +178,7 @@ def test_one_in_ten_that_fails_costs_its_episode_at_most(make, server, retries, 
     deep.engine.retries = retries
     numbers = itertools.count(1)
     server.faults = [DOWN if next(numbers) % 10 == 0 else status(200, answer(GOOD)) for _ in range(3000)]
-    rows = play_switching(Always(1), [quick, deep], [SPEC], range(40), decision_cache=DecisionCache())
+    rows = evaluate_policy(Always(1), [quick, deep], [SPEC], range(40), decision_cache=DecisionCache())
     lost = [row for row in rows if row["lost"]]
     answers = summed(c for row in rows for c in row["replies"])
     failed = sum(n % 10 == 0 for n in range(1, len(server.requests) + 1))
@@ -191,7 +191,9 @@ def test_one_in_ten_that_fails_costs_its_episode_at_most(make, server, retries, 
     assert again, "what may pass was played again"
     assert all(row["attempts"] <= 3 for row in again)
     assert all(row["attempts"] == 3 and row["lost_by"] == 1 and "502" in row["error"] for row in lost)
-    made = summary(PolicySpec("always-deepthink", "always", action=1), [{**r, "training": None} for r in rows], "flops")
+    made = summarize_policy(
+        PolicySpec("always-deepthink", "always", action=1), [{**r, "training": None} for r in rows], "flops"
+    )
     kept = [row for row in rows if not row["lost"]]
     assert made["episodes"] == len(kept)
     assert made["success"] == sum(r["success"] for r in kept) / len(kept)
@@ -201,17 +203,17 @@ def test_one_in_ten_that_fails_costs_its_episode_at_most(make, server, retries, 
 
 def test_a_server_that_is_down_is_not_asked_for_ever(make, server):
     server.faults = [DOWN] * 1000
-    rows = play_switching(Always(1), players(make), [SPEC], range(24), most_lost=0.2)
+    rows = evaluate_policy(Always(1), players(make), [SPEC], range(24), max_lost_answers=0.2)
     assert all(row["lost"] and not row["steps"] for row in rows)
     assert len(server.requests) < 24 + 12
     with pytest.raises(AtlasError, match=r"^x: no episode is left to score.*HTTP 502"):
-        scored(rows, "x")
+        scorable_episodes(rows, "x")
 
 
 def test_what_a_filter_refuses_ends_one_episode_and_is_not_played_again(make, server):
     filtered = answer("", "content_filter")
     server.script = lambda body: filtered if "red" in body["messages"][0]["content"] else answer(GOOD)
-    rows = play_switching(Always(1), players(make), [SPEC], range(20), decision_cache=(cache := DecisionCache()))
+    rows = evaluate_policy(Always(1), players(make), [SPEC], range(20), decision_cache=(cache := DecisionCache()))
     lost = [row for row in rows if row["lost"]]
     assert 0 < len(lost) < 20
     assert all("attempts" not in row and "filter" in row["error"] and not row["steps"] for row in lost)
@@ -229,7 +231,7 @@ def test_episodes_that_one_policy_lost_are_left_out_for_all():
 
     both = [*rows("a", {0, 2}), *rows("b", {5})]
     made = [
-        summary(PolicySpec(n, "always"), [r for r in both if r["policy"] == n], "flops", without={0, 2, 5})
+        summarize_policy(PolicySpec(n, "always"), [r for r in both if r["policy"] == n], "flops", without={0, 2, 5})
         for n in "ab"
     ]
     assert [m["success"] for m in made] == [2 / 5, 2 / 5]
@@ -261,7 +263,7 @@ def test_a_step_without_an_answer_is_not_learned_from(make, server):
     """The runner sees an episode that was cut; the buffer leaves out what was no step."""
     from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-    from atlas_ray.switching.replay import TransitionBuffer
+    from atlas_ray.switching.replay_buffer import TransitionBuffer
 
     game = TextGame([SPEC], players(make), 1)
     game.observe = lambda rows: np.full((len(rows), 3), len(game.episodes[0].steps), np.float32)
@@ -297,10 +299,10 @@ def test_answers_that_are_known_count_as_if_they_had_been_asked_for(make, server
     replies = iter(["fly", *["Thought: a\nAction: turn left"] * 500])
     server.script = lambda body: answer(next(replies))
     cache, both = DecisionCache(), players(make)
-    first = play_switching(Random(0.5), both, [SPEC], range(5), decision_cache=cache)
+    first = evaluate_policy(Random(0.5), both, [SPEC], range(5), decision_cache=cache)
     asked = len(server.requests)
-    again = play_switching(Random(0.5), both, [SPEC], range(5), decision_cache=cache)
+    again = evaluate_policy(Random(0.5), both, [SPEC], range(5), decision_cache=cache)
     assert len(server.requests) == asked
     assert [row["replies"] for row in again] == [row["replies"] for row in first]
     assert json.loads(json.dumps(first[0]["replies"])) == first[0]["replies"]
-    assert "replies" not in play_switching(Always(0), agents(), specs(4), range(2))[0], "models that score write none"
+    assert "replies" not in evaluate_policy(Always(0), agents(), specs(4), range(2))[0], "models that score write none"

@@ -267,7 +267,7 @@ def test_settings_and_splits_reach_the_environment(tmp_path):
     assert env_spec(made, "ScienceWorld/boil", 50, "dev") == EnvSpec(
         "ScienceWorld/boil", {"simplifications": "easy", "max_steps": 50, "split": "dev"}
     )
-    assert env_spec(made, "GoToLocal", None, "test") == EnvSpec("GoToLocal", {}), "endless: the seeds keep it apart"
+    assert env_spec(made, "GoToLocal", None, "test") == EnvSpec("GoToLocal", {}), "unbounded: the seeds keep it apart"
     for text, words in (
         ('[environments."ScienceWorld/boil"]\nsimplification = "easy"\n', "no setting 'simplification'; it takes"),
         ('[environments."GoToLocal"]\nmax_steps = 3\n', "no setting 'max_steps'; it takes none"),

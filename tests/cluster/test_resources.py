@@ -136,12 +136,12 @@ def test_a_switch_asks_for_what_is_said(actors, runners, actors_):
 
 
 def test_environment_runners_ask_for_a_cpu_each():
-    from atlas_ray.switching.algorithm import configuration
+    from atlas_ray.switching.algorithm import algorithm_config
     from atlas_ray.switching.policy import SwitchConfig
 
     asks = recipe(switch={"levels": ["GoToLocal"], "costs": [0.1], "env_runners": 3})
     terms = SwitchConfig(features=8, hidden=8)
-    made = configuration("x", None, asks.switch, terms, 0, 0, asks.placement.resource_request("workers"))
+    made = algorithm_config("x", None, asks.switch, terms, 0, 0, asks.placement.resource_request("workers"))
     (runners,) = [d for d in player_requests(asks, models=2, runners=3) if d.who == "env-runners"]
     assert made.num_env_runners == runners.count == 3
     assert (made.num_cpus_per_env_runner, made.num_gpus_per_env_runner) == (runners.cpus, runners.gpus)

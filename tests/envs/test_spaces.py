@@ -195,3 +195,13 @@ def test_a_listing_is_the_list_of_now_here_and_of_its_moment_elsewhere():
     env.step(before[0])
     assert (listed(), sent()) == (env.admissible(), before)
     assert np.array([listed], object)[0] is listed
+
+
+def test_an_environment_that_says_endless_has_unbounded_episodes_for_one_release():
+    with pytest.warns(DeprecationWarning, match="unbounded_episodes"):
+
+        class Old(envs.TextEnv):
+            endless = True
+
+    assert Old.unbounded_episodes
+    assert not envs.TextEnv.unbounded_episodes

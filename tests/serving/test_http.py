@@ -14,7 +14,7 @@ from switch_models import SHAPES, agents, specs
 
 from atlas_ray.serving import Refused, bodies
 from atlas_ray.switching.baselines import Always
-from atlas_ray.switching.evaluate import play_switching
+from atlas_ray.switching.evaluate import evaluate_policy
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def port():
 
 def test_many_clients_at_once_get_what_they_would_get_alone():
     policy, seeds = switch(2), range(12)
-    expected = play_switching(policy, agents(4), specs(STEPS), seeds, 2, record=True)
+    expected = evaluate_policy(policy, agents(4), specs(STEPS), seeds, 2, record=True)
     with serving(served(policy, 2, max_sessions=6)) as port:
         with ThreadPoolExecutor(6) as threads:
             clients = list(threads.map(lambda seed: play_over(port, seed), seeds))

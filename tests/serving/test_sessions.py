@@ -11,7 +11,7 @@ from atlas_ray.errors import EndpointError
 from atlas_ray.serving import ActRequest, Answer, Refused
 from atlas_ray.serving.sessions import IDLE
 from atlas_ray.switching.baselines import Always
-from atlas_ray.switching.evaluate import play_switching
+from atlas_ray.switching.evaluate import evaluate_policy
 
 
 def play_at(sessions, seeds):
@@ -34,7 +34,7 @@ def play_at(sessions, seeds):
 @pytest.mark.parametrize("budget", [None, 2])
 def test_episodes_go_as_they_do_in_play(budget):
     policy, seeds = switch(budget), range(11)
-    expected = play_switching(policy, agents(4), specs(STEPS), seeds, budget, record=True)
+    expected = evaluate_policy(policy, agents(4), specs(STEPS), seeds, budget, record=True)
     done = play_at(served(policy, budget), seeds)
     assert any(row["calls"] for row in expected) and any(row["calls"] < row["steps"] for row in expected)
     for row in expected:

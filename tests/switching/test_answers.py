@@ -13,7 +13,7 @@ from atlas_ray.engines.chat_endpoint import ChatEndpoint
 from atlas_ray.models.tiny import build_model, build_tokenizer
 from atlas_ray.switching.baselines import Always, Random
 from atlas_ray.switching.decision_cache import CachedDecision, DecisionCache
-from atlas_ray.switching.evaluate import play_switching
+from atlas_ray.switching.evaluate import evaluate_policy
 from atlas_ray.switching.text_game import TextGame
 
 SHAPES = {"quick": (16, 1), "deepthink": (32, 2)}
@@ -43,7 +43,7 @@ def models(way, slots=4, **more):
 
 
 def rows(policy, agents, seeds=range(40, 52), **more):
-    played = play_switching(policy, agents, SPECS, seeds, record=True, **more)
+    played = evaluate_policy(policy, agents, SPECS, seeds, record=True, **more)
     return [{k: v for k, v in row.items() if k != "seconds"} for row in played]
 
 

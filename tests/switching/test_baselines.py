@@ -8,7 +8,14 @@ import pytest
 from atlas_ray.data.results import Policy, interval
 from atlas_ray.recipe.loading import Switch
 from atlas_ray.switching.baselines import Always, EveryKth, Oracle, Random, Threshold, calibrate
-from atlas_ray.switching.policies import baselines, budget_of, called_at, learned_switches, summary, unlearned
+from atlas_ray.switching.policies import (
+    baselines,
+    call_histogram,
+    learned_policies,
+    resolve_budget,
+    single_model_policies,
+    summarize_policy,
+)
 from atlas_ray.switching.policy import Situation
 
 
@@ -66,20 +73,20 @@ def settings(**more):
 
 def test_every_switch_has_a_directory_for_each_training_seed(tmp_path):
     recipe = settings(costs=[0.05, "measured"], budgets=[2], averages=[1.5])
-    found = learned_switches(recipe, tmp_path)
+    found = learned_policies(recipe, tmp_path)
     assert [c.name for c in found] == ["londi(c=0.05)", "londi(c=measured)", "londi-b(n=2)", "londi-l(calls=1.5)"]
     assert found[0].directory(7) == tmp_path / "checkpoints" / "switch-cost0.05-seed7"
-    assert found[1].charges(recipe) == (recipe.price, None)
-    assert found[2].charges(recipe) == (0, [0, 1])
+    assert found[1].cost_terms(recipe) == (recipe.price, None)
+    assert found[2].cost_terms(recipe) == (0, [0, 1])
     assert len({d for c in found for d in c.directories}) == 8
 
 
 def test_percentages_become_budgets_and_equal_ones_are_trained_once(tmp_path):
     recipe = settings(budgets=["50%", 3, "45%", "90%"])
-    assert [c.name for c in learned_switches(recipe, tmp_path)] == ["londi(c=0.05)", "londi-b(n=3)"]
-    resolved = {p: budget_of(p, calls=3.2) for p in recipe.budgets if isinstance(p, str)}
+    assert [c.name for c in learned_policies(recipe, tmp_path)] == ["londi(c=0.05)", "londi-b(n=3)"]
+    resolved = {p: resolve_budget(p, calls=3.2) for p in recipe.budgets if isinstance(p, str)}
     assert resolved == {"50%": 2, "45%": 2, "90%": 3}
-    found = learned_switches(recipe, tmp_path, resolved)
+    found = learned_policies(recipe, tmp_path, resolved)
     assert [(c.name, c.budget_fraction) for c in found] == [
         ("londi(c=0.05)", None),
         ("londi-b(n=2)", 0.5),
@@ -91,7 +98,7 @@ def test_percentages_become_budgets_and_equal_ones_are_trained_once(tmp_path):
     ("percentage", "calls", "n"), [("50%", 0, 1), ("10%", 30, 3), ("29%", 100, 29), ("1%", 100.1, 2)]
 )
 def test_a_share_of_the_calls_is_rounded_up(percentage, calls, n):
-    assert budget_of(percentage, calls) == n
+    assert resolve_budget(percentage, calls) == n
 
 
 def row(policy, training, seed, success, calls, steps, **more):
@@ -114,7 +121,7 @@ def row(policy, training, seed, success, calls, steps, **more):
 
 
 def test_rows_of_several_training_seeds_are_summed_up_by_hand(tmp_path):
-    policy_spec = learned_switches(settings(), tmp_path)[0]
+    policy_spec = learned_policies(settings(), tmp_path)[0]
     name = policy_spec.name
     rows = [
         row(name, 7, 1, True, [0, 1], 2),
@@ -122,7 +129,7 @@ def test_rows_of_several_training_seeds_are_summed_up_by_hand(tmp_path):
         row(name, 0, 1, True, [9], 10),
         row(name, 7, 2, True, [], 2, violations=1),
     ]
-    found = summary(policy_spec, rows, "flops")
+    found = summarize_policy(policy_spec, rows, "flops")
     mean, low, high = interval([[True, False], [True, True]])
     assert found["success"] == mean == 0.75
     assert found["ci95"] == [low, high]
@@ -135,31 +142,31 @@ def test_rows_of_several_training_seeds_are_summed_up_by_hand(tmp_path):
     # the last of ten steps, and both of two: half an episode each
     assert found["called_at"] == pytest.approx([0.2 / 3] * 9 + [1.2 / 3])
     assert Policy.model_validate(found).learned
-    assert summary(policy_spec, rows, "seconds")["compute"] == 0.5
+    assert summarize_policy(policy_spec, rows, "seconds")["compute"] == 0.5
     with pytest.raises(ValueError, match="every seed needs the same episodes"):
-        summary(policy_spec, rows[:3], "flops")
+        summarize_policy(policy_spec, rows[:3], "flops")
 
 
 def test_calls_at_every_step_are_spread_evenly_however_long_episodes_are():
     rows = [row("x", None, i, True, list(range(steps)), steps) for i, steps in enumerate((1, 3, 7, 10, 64))]
-    assert called_at(rows) == pytest.approx([0.1] * 10)
-    assert called_at([row("x", None, 0, True, [], 5)]) is None
-    assert called_at([row("x", None, 0, True, [0], 5)]) == pytest.approx([0.5, 0.5] + [0] * 8)
+    assert call_histogram(rows) == pytest.approx([0.1] * 10)
+    assert call_histogram([row("x", None, 0, True, [], 5)]) is None
+    assert call_histogram([row("x", None, 0, True, [0], 5)]) == pytest.approx([0.5, 0.5] + [0] * 8)
 
 
 def test_several_models_have_their_calls_apart():
     recipe = settings(models=["tiny-quick", "tiny-deepthink", "tiny-deepthink"])
-    assert [c.name for c in unlearned(recipe)] == ["always-quick", "always-1", "always-deepthink"]
-    assert [c.policy(0).decide([at(0)]) for c in unlearned(recipe)] == [[0], [1], [2]]
+    assert [c.name for c in single_model_policies(recipe)] == ["always-quick", "always-1", "always-deepthink"]
+    assert [c.make_policy(0).decide([at(0)]) for c in single_model_policies(recipe)] == [[0], [1], [2]]
     rows = [row("always-1", None, s, True, [0, 1, 2], 3, calls_by_model=[0, 3, 0]) for s in range(2)]
-    found = summary(unlearned(recipe)[1], rows, "flops", models=3)
+    found = summarize_policy(single_model_policies(recipe)[1], rows, "flops", models=3)
     assert found["calls_by_model"] == [0, 3, 0]
     assert found["deepthink_share"] == 1
 
 
 def test_baselines_have_the_rate_and_the_budget_of_each_switch(tmp_path):
     recipe = settings(budgets=[2], baselines=["random", "every", "threshold", "oracle"], rates=[0.1, 0.125])
-    learned = learned_switches(recipe, tmp_path)
+    learned = learned_policies(recipe, tmp_path)
     rows = [row("londi(c=0.05)", t, s, True, [0], 7) for t in (0, 7) for s in range(3)]
     rows += [row("londi-b(n=2)", t, s, True, [0, 1], 8) for t in (0, 7) for s in range(3)]
     margins = [i / 100 for i in range(100)]
@@ -171,9 +178,9 @@ def test_baselines_have_the_rate_and_the_budget_of_each_switch(tmp_path):
         "oracle",
     ]
     by_name = {c.name: c for c in found}
-    assert by_name["threshold(p=0.14)"].policy(0) == Threshold(0.14)
+    assert by_name["threshold(p=0.14)"].make_policy(0) == Threshold(0.14)
     assert by_name["threshold(p=0.25, n=2)"].budget == 2
-    assert by_name["random(p=0.14)"].policy(3) == Random(0.14, 3)
-    assert by_name["every(p=0.125)"].policy(0) == EveryKth(0.125)
+    assert by_name["random(p=0.14)"].make_policy(3) == Random(0.14, 3)
+    assert by_name["every(p=0.125)"].make_policy(0) == EveryKth(0.125)
     silent = [row(c.name, t, s, True, [], 8) for c in learned for t in (0, 7) for s in range(3)]
     assert [c.name for c in baselines(settings(budgets=[2]), learned, silent, [])] == [], "that is always-quick"

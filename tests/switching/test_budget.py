@@ -23,7 +23,7 @@ from atlas_ray.models.tiny import build_model, build_tokenizer
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.encoders import make_encoder
 from atlas_ray.switching.environment import PENALTY, SwitchingVectorEnv
-from atlas_ray.switching.evaluate import play_switching
+from atlas_ray.switching.evaluate import evaluate_policy
 from atlas_ray.switching.policy import Situation, SwitchConfig
 from atlas_ray.switching.text_game import TextGame
 
@@ -212,13 +212,13 @@ def test_an_episode_that_is_tried_again_has_its_budget_once_more_and_no_more(bud
             return [1] * len(situations)
 
     seeds = range(12)
-    expected = play_switching(Greedy(), counted_agents()[0], [SPEC], seeds, budget=budget)
+    expected = evaluate_policy(Greedy(), counted_agents()[0], [SPEC], seeds, budget=budget)
     dying_env.DEATHS.update({5: 3, 7: 2, 9: 4})
     (agents, counted), attempts = counted_agents(), 0
     while True:
         attempts += 1
         try:
-            rows = play_switching(Greedy(), agents, [SPEC], seeds, budget=budget)
+            rows = evaluate_policy(Greedy(), agents, [SPEC], seeds, budget=budget)
             break
         except envs.EnvironmentDiedError:
             pass

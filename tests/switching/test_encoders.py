@@ -19,7 +19,7 @@ from atlas_ray.errors import InputError
 from atlas_ray.models.tiny import build_model, build_tokenizer
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching import encoders as encoders_module
-from atlas_ray.switching.encoders import SentenceEncoder, encoder_width, make_encoder, minilm, unit
+from atlas_ray.switching.encoders import SentenceEncoder, encoder_width, make_encoder, minilm_directory, normalized
 from atlas_ray.switching.policy import SwitchConfig
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "you", "see", "a", "red", "ball", "wall", "key", "step", "steps"]
@@ -120,7 +120,7 @@ def test_a_text_has_one_vector_to_the_last_bit_in_every_batch_and_process(tmp_pa
     warm(TEXTS[::-1])
     assert np.array_equal(warm(TEXTS), together)
     copied = pickle.loads(pickle.dumps(warm))
-    assert not copied._known and "_loaded" not in vars(copied), "neither weights nor facts travel"
+    assert not copied._cached_facts and "_loaded" not in vars(copied), "neither weights nor facts travel"
     assert np.array_equal(copied(TEXTS), together)
 
 
@@ -146,7 +146,7 @@ def test_facts_are_cut_at_the_models_limit(tmp_path):
 
 
 def test_facts_that_were_read_go_through_the_model_no_more_until_too_many_came_between(tmp_path, monkeypatch):
-    monkeypatch.setattr(encoders_module, "_KEPT", 3)
+    monkeypatch.setattr(encoders_module, "_MAX_CACHED_FACTS", 3)
     encoder = SentenceEncoder(str(laid_out(tmp_path)))
     read, states = [], encoder._states
     monkeypatch.setattr(encoder, "_states", lambda fact: read.append(fact) or states(fact))
@@ -246,12 +246,12 @@ def test_widths_are_known_before_weights_are_loaded(tmp_path):
 def test_unit_scales_to_mean_square_one():
     vectors = np.random.default_rng(0).normal(0, 7, (4, 10)).astype(np.float32)
     vectors[2] = 0
-    scaled = unit(vectors)
+    scaled = normalized(vectors)
     assert scaled.dtype == np.float32
     assert (scaled.astype(float) ** 2).mean(-1) == pytest.approx([1, 1, 0, 1], abs=1e-6)
     for row in (0, 1, 3):
         assert scaled[row] == pytest.approx(vectors[row] / np.linalg.norm(vectors[row]) * np.sqrt(10), rel=1e-5)
-    assert np.array_equal(unit(np.zeros((0, 5), np.float32)), np.zeros((0, 5)))
+    assert np.array_equal(normalized(np.zeros((0, 5), np.float32)), np.zeros((0, 5)))
 
 
 def test_a_saved_switch_reads_with_its_encoder_and_loads_it_at_the_first_text(tmp_path):
@@ -282,7 +282,7 @@ def test_minilm_itself():
     encoder = make_encoder("minilm", 8)
     assert (encoder.width, encoder.pooling) == (768, "mean")
     vectors = encoder(TEXTS)
-    assert np.abs(vectors - naive(Path(minilm()), TEXTS)).max() < 1e-4
+    assert np.abs(vectors - naive(Path(minilm_directory()), TEXTS)).max() < 1e-4
     assert np.array_equal(make_encoder("minilm", 8)(TEXTS[2:3])[0], vectors[2])
     near, far = (
         encoder(["A man is eating food.", "A man is eating a piece of bread.", "The girl is carrying a baby."])[
@@ -299,7 +299,7 @@ def test_a_text_of_any_length_and_half_a_surrogate_pair_are_read(tmp_path, monke
     encoder = make_encoder(str(bert(tmp_path)), 8)
     half = encoder(["go to the \ud83d\nYou see a red ball"])
     assert np.array_equal(half, encoder(["go to the ?\nYou see a red ball"])) and half.any()
-    monkeypatch.setattr(encoders_module, "MOST_FACTS", 3)
+    monkeypatch.setattr(encoders_module, "MAX_FACTS", 3)
     read = []
     monkeypatch.setattr(SentenceEncoder, "_states", lambda self, fact: read.append(fact) or np.ones(16, np.float32))
     encoder(["go\n" + ",".join(f"you see {n}" for n in range(200_000))])

@@ -22,7 +22,7 @@ from atlas_ray.errors import InputError
 from atlas_ray.models.tiny import build_model, build_tokenizer
 from atlas_ray.recipe.loading import Recipe
 from atlas_ray.switching.baselines import Always, Random
-from atlas_ray.switching.evaluate import play_switching
+from atlas_ray.switching.evaluate import evaluate_policy
 from atlas_ray.switching.players import (
     ExpertPlayer,
     OpenPlayers,
@@ -54,8 +54,8 @@ class Mute(envs.TextEnv):
         return envs.Turn("room", 0.0)
 
 
-gym.register("Mute/Room-v0", entry_point="test_switching_players:Mute", kwargs={"task": "Room-v0"})
-MUTE = "test_switching_players:Mute/Room-v0"
+gym.register("Mute/Room-v0", entry_point=f"{__name__}:Mute", kwargs={"task": "Room-v0"})
+MUTE = f"{__name__}:Mute/Room-v0"
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ LEVELS = ("GoToLocalS6N4", "PickupDist", "PutNextLocalS5N3", "UnlockPickup")
 
 
 def test_the_expert_succeeds_in_every_episode():
-    rows = play_switching(Always(1), [quick(4), ExpertPlayer(4)], [EnvSpec(name) for name in LEVELS], range(16))
+    rows = evaluate_policy(Always(1), [quick(4), ExpertPlayer(4)], [EnvSpec(name) for name in LEVELS], range(16))
     assert all(row["success"] for row in rows)
     assert all(row["tokens"] == [0, 0] and row["flops"] == row["money"] == 0 < row["seconds"] for row in rows)
 
@@ -186,9 +186,9 @@ class Wild(ExpertPlayer):
 
 @pytest.mark.parametrize("steps", [1, 5, 12])
 def test_the_expert_mends_what_others_did_before_it_was_asked(steps):
-    rows = play_switching(Late(steps), [Wild(4), ExpertPlayer(4)], [EnvSpec(name) for name in LEVELS], range(16))
+    rows = evaluate_policy(Late(steps), [Wild(4), ExpertPlayer(4)], [EnvSpec(name) for name in LEVELS], range(16))
     assert all(row["success"] for row in rows)
-    mixed = play_switching(Random(0.6), [Wild(4), ExpertPlayer(4)], [EnvSpec(name) for name in LEVELS[:2]], range(12))
+    mixed = evaluate_policy(Random(0.6), [Wild(4), ExpertPlayer(4)], [EnvSpec(name) for name in LEVELS[:2]], range(12))
     assert all(row["success"] for row in mixed)
 
 
@@ -199,7 +199,7 @@ def test_the_expert_says_nothing_where_it_gives_up_and_that_is_counted():
         game.advance({0: 1})
     said = [step.action for step in game.episodes[0].steps]
     assert "(no answer)" in said
-    assert game.speechless == said.count("(no answer)")
+    assert game.expert_failures == said.count("(no answer)")
     assert not game.episodes[0].success
 
 
@@ -328,14 +328,14 @@ def test_a_killed_engine_actor_changes_no_row(ray_session, folders, monkeypatch)
     made = recipe(folders.values(), engine={"actors": 1, "timeout": 60.0})
     policy, seeds = Random(0.5), range(30, 36)
     state = WorkerState()
-    expected = timeless(play_switching(policy, open_players(recipe(folders.values()), state), SPECS, seeds))
+    expected = timeless(evaluate_policy(policy, open_players(recipe(folders.values()), state), SPECS, seeds))
     close_players(state)
     with engine_actors(made) as seats:
         assert [len(s) for s in seats] == [1, 1]
         state = WorkerState(0)
         players = open_players(made, state, seats)
         assert all(isinstance(p.engine, RemoteEngine) for p in players)
-        assert timeless(play_switching(policy, players, SPECS, seeds)) == expected
+        assert timeless(evaluate_policy(policy, players, SPECS, seeds)) == expected
         assert lost(players) == 0
 
         engine, asked, wait = players[1].engine, [], ray.wait
@@ -355,7 +355,7 @@ def test_a_killed_engine_actor_changes_no_row(ray_session, folders, monkeypatch)
             return wait(*args, **kwargs)
 
         monkeypatch.setattr(engine, "answer", stop_then_answer)
-        assert timeless(play_switching(policy, players, SPECS, seeds)) == expected
+        assert timeless(evaluate_policy(policy, players, SPECS, seeds)) == expected
         assert len(asked) > 3
         assert lost(players) == 1
         assert ray.get(engine.seat.server.pid.remote()) != pid

@@ -17,7 +17,7 @@ from atlas_ray.errors import InputError
 from atlas_ray.recipe.switch import Signal
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.budget import BudgetGuard
-from atlas_ray.switching.encoders import Hashing, SentenceEncoder
+from atlas_ray.switching.encoders import HashingEncoder, SentenceEncoder
 from atlas_ray.switching.features import BUDGET_ENTRY, EXTRA, LONGEST_PART, encode
 from atlas_ray.switching.network import SwitchNetwork
 from atlas_ray.switching.policy import SIGNALS, Situation, SwitchConfig
@@ -263,7 +263,7 @@ def test_words_are_hashed_as_defined_to_the_last_bit(words, between, width):
 )
 def test_a_megabyte_of_text_costs_a_fraction_of_a_second(text):
     begun = time.process_time()
-    Hashing(512)([text])
+    HashingEncoder(512)([text])
     assert time.process_time() - begun < 1.0
 
 

@@ -12,9 +12,9 @@ from atlas_ray.models.tiny import build_tokenizer
 from atlas_ray.recipe.loading import Recipe
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.baselines import Always, EveryKth, Oracle, Random, Threshold
-from atlas_ray.switching.evaluate import play_switching
+from atlas_ray.switching.evaluate import evaluate_policy
 from atlas_ray.switching.players import ExpertPlayer
-from atlas_ray.switching.policies import learned_switches
+from atlas_ray.switching.policies import learned_policies
 from atlas_ray.switching.stage import _Stage, switch_stage
 from atlas_ray.switching.tasks import PlayTask
 from atlas_ray.switching.text_game import TextGame
@@ -22,9 +22,9 @@ from atlas_ray.switching.text_game import TextGame
 
 def test_the_oracle_with_the_expert_as_the_large_model_never_fails():
     quick = agents()[0]
-    rows = play_switching(Oracle(), [quick, ExpertPlayer(4)], specs(64), range(12))
+    rows = evaluate_policy(Oracle(), [quick, ExpertPlayer(4)], specs(64), range(12))
     assert all(r["success"] for r in rows)
-    assert not all(r["success"] for r in play_switching(Always(0), [quick, quick], specs(64), range(12)))
+    assert not all(r["success"] for r in evaluate_policy(Always(0), [quick, quick], specs(64), range(12)))
     assert all(0 < r["calls"] <= r["steps"] for r in rows)
 
 
@@ -35,14 +35,14 @@ def test_a_policy_is_told_what_it_needs_and_nothing_else(monkeypatch):
     for method in ("observe", "confidence", "agrees"):
         monkeypatch.setattr(TextGame, method, refuse)
     for policy in (Always(1), Random(0.5), EveryKth(0.5)):
-        assert len(play_switching(policy, agents(), specs(4), range(4))) == 4
+        assert len(evaluate_policy(policy, agents(), specs(4), range(4))) == 4
     for policy in (Threshold(0.5), Oracle()):
         with pytest.raises(AssertionError, match="nobody asked"):
-            play_switching(policy, agents(), specs(4), range(4))
+            evaluate_policy(policy, agents(), specs(4), range(4))
 
 
 def test_rows_say_when_the_large_model_was_called():
-    rows = play_switching(EveryKth(0.25), agents(), specs(7), range(6), record=True)
+    rows = evaluate_policy(EveryKth(0.25), agents(), specs(7), range(6), record=True)
     for row in rows:
         assert row["called_at"] == list(range(3, row["steps"], 4))
         assert row["calls_by_model"] == [row["steps"] - row["calls"], row["calls"]]
@@ -52,26 +52,26 @@ def test_rows_say_when_the_large_model_was_called():
 
 
 def test_a_threshold_calls_exactly_where_the_margin_is_below_it_within_its_budget():
-    watched = play_switching(Threshold(-1.0), agents(), specs(6), range(8))
+    watched = evaluate_policy(Threshold(-1.0), agents(), specs(6), range(8))
     assert all(r["calls"] == 0 and len(r["margins"]) == r["steps"] for r in watched)
     middle = sorted(m for r in watched for m in r["margins"])[len(watched) * 2]
-    rows = play_switching(Threshold(middle), agents(), specs(6), range(8))
+    rows = evaluate_policy(Threshold(middle), agents(), specs(6), range(8))
     assert sum(r["calls"] for r in rows)
     for row in rows:
         assert row["called_at"] == [t for t, m in enumerate(row["margins"]) if m < middle]
-    bounded = play_switching(Threshold(1.1), agents(), specs(6), range(8), budget=2)
+    bounded = evaluate_policy(Threshold(1.1), agents(), specs(6), range(8), budget=2)
     assert all(r["called_at"] == list(range(min(2, r["steps"]))) and r["violations"] == 0 for r in bounded)
     assert all(r["overrides"] == r["steps"] - r["calls"] for r in bounded)
 
 
 def test_the_objective_takes_off_weights_or_what_was_really_used():
     three = [*agents(), agents()[1]]
-    for row in play_switching(Random(0.5, action=2), three, specs(6), range(4), cost=0.1, weights=[0.5, 1, 2]):
+    for row in evaluate_policy(Random(0.5, action=2), three, specs(6), range(4), cost=0.1, weights=[0.5, 1, 2]):
         quick, middle, deep = row["calls_by_model"]
         assert middle == 0
         assert row["objective"] == pytest.approx(row["return"] - 0.1 * (0.5 * quick + 2 * deep))
     measured = {"cost": 0.1, "weights": None, "unit": "flops", "mean_call": 1e6}
-    for row in play_switching(Random(0.5), agents(), specs(6), range(4), **measured):
+    for row in evaluate_policy(Random(0.5), agents(), specs(6), range(4), **measured):
         assert row["objective"] == pytest.approx(row["return"] - 0.1 * row["flops"] / 1e6)
 
 
@@ -198,7 +198,7 @@ def test_what_was_lost_on_the_way_is_said_and_logged(run):
     make, directory = run
     said = []
     stage = _Stage(make(), directory, said.append)
-    (policy_spec,) = learned_switches(stage.settings, directory)
+    (policy_spec,) = learned_policies(stage.settings, directory)
     stage.retried(PlayTask(stage.recipe, policy_spec, 0, (1,), "test", None, ()), 1, "it was killed")
     stage.tally += Counter({"env-runners": 2, "engine answers": 3, "asked": 8, "answered from the cache": 6})
     stage.close()

@@ -14,9 +14,9 @@ from atlas_ray.engines import TransformersEngine
 from atlas_ray.errors import InputError
 from atlas_ray.models.tiny import build_model, build_tokenizer
 from atlas_ray.switching.baselines import Always, Random
-from atlas_ray.switching.encoders import make_encoder, unit
+from atlas_ray.switching.encoders import make_encoder, normalized
 from atlas_ray.switching.environment import SwitchingVectorEnv
-from atlas_ray.switching.evaluate import play_switching
+from atlas_ray.switching.evaluate import evaluate_policy
 from atlas_ray.switching.players import ExpertPlayer
 from atlas_ray.switching.text_game import OVER, TextGame
 
@@ -109,7 +109,7 @@ def test_a_full_context_cuts_the_episode():
 
 def test_playing_is_reproducible_and_counts_what_it_cost():
     def play(policy, slots, **more):
-        return play_switching(policy, agents(slots), specs(6), range(100, 107), **more)
+        return evaluate_policy(policy, agents(slots), specs(6), range(100, 107), **more)
 
     mixed, again = (play(Random(0.5), 4, budget=2, cost=0.1, record=True) for _ in range(2))
     assert [{**r, "seconds": 0} for r in mixed] == [{**r, "seconds": 0} for r in again]
@@ -208,7 +208,7 @@ def test_signals_stand_behind_the_text_in_their_order():
 def test_a_model_that_has_read_everything_has_nothing_to_catch_up():
     playing = TextGame(specs(4), agents(1), 1, signals=("catch-up",))
     playing.begin(0, 0)
-    playing._ask(1, [0])
+    playing._query(1, [0])
     assert playing.observe([0]).tolist() == [[0]]
 
 
@@ -221,7 +221,7 @@ def test_the_hidden_state_of_quick_is_read_and_paid_for():
     before = list(players[0].engine.tokens_fed)
     seen = playing.observe([0, 1])
     direct = players[0].engine.hidden([playing.agents[0].prompt(r) for r in range(2)], [0, 1])
-    assert np.allclose(seen[:, :16], unit(direct.numpy()), atol=1e-5)
+    assert np.allclose(seen[:, :16], normalized(direct.numpy()), atol=1e-5)
     assert np.square(seen[:, :16]).mean(-1) == pytest.approx([1, 1], rel=1e-4)
     prompts = [len(playing.agents[0].prompt(r)) for r in range(2)]
     assert [tokens(playing, r)[0] for r in range(2)] == [n + 1 for n in prompts], "read once; its last token again"

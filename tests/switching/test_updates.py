@@ -201,7 +201,7 @@ def episode(length, done=True, first=0.0):
 
 
 def test_replay_keeps_the_last_transitions_and_charges_what_is_drawn():
-    from atlas_ray.switching.replay import TransitionBuffer
+    from atlas_ray.switching.replay_buffer import TransitionBuffer
 
     buffer = TransitionBuffer(10, 2, seed=0)
     buffer.add([episode(6), episode(6, first=100.0, done=False)])
@@ -218,7 +218,7 @@ def test_replay_keeps_the_last_transitions_and_charges_what_is_drawn():
 
 @pytest.mark.parametrize("transitions", [True, False])
 def test_replay_goes_on_from_its_state(transitions):
-    from atlas_ray.switching.replay import TransitionBuffer
+    from atlas_ray.switching.replay_buffer import TransitionBuffer
 
     first, second = TransitionBuffer(10, 2, seed=0), TransitionBuffer(10, 2, seed=5)
     first.add([episode(7)])

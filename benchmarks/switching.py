@@ -173,7 +173,7 @@ def updates_part(options):
     from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 
     from atlas_ray.cluster.workers import ensure_ray
-    from atlas_ray.switching.algorithm import silence_rllib
+    from atlas_ray.switching.env_runners import silence_rllib
 
     ensure_ray(1)
     silence_rllib()

@@ -164,7 +164,7 @@ def rollout_chunk(task: PlayTask, state: WorkerState) -> Iterator[tuple[Row, Tal
         before = now
 
 
-def rest(task: PlayTask, received: list[tuple[Row, Tally]]) -> PlayTask | None:
+def remaining(task: PlayTask, received: list[tuple[Row, Tally]]) -> PlayTask | None:
     """What is left of a task of which these rows are there."""
     done = {row["seed"] for row, _ in received}
     left = tuple(seed for seed in task.seeds if seed not in done)

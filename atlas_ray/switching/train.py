@@ -16,7 +16,7 @@ from ..rundir import files
 from .policy import CONFIG, SwitchConfig, SwitchPolicy
 
 if TYPE_CHECKING:
-    from .algorithm import EnvCreator
+    from .env_runners import EnvCreator
 
 STATE, HISTORY, BEST, LAST = "state", "history.json", "best", "last"
 DUAL_RATE = 0.5
@@ -74,25 +74,21 @@ def train_switch(
     Raises:
         AtlasError: more of a model's answers are none. A later call goes on from the last evaluation.
     """
-    directory = Path(directory)
-    work = directory.parent / f"{directory.name}.train"
-    if (directory / CONFIG).is_file():
-        shutil.rmtree(work, ignore_errors=True)
-        return SwitchPolicy.load(directory)
-    saved = work / STATE
-    history: list[dict[str, Any]] = files.read_json(saved / HISTORY) if saved.is_dir() else []
-    start: dict[str, Any] = {"step": 0, "seconds": 0.0, "next_seed": first_episode}
-    start |= history[-1] if history else {}
+    work = _WorkDirectory(Path(directory))
+    if work.is_done():
+        return work.policy()
+    history = work.history()
+    start = history[-1] if history else {"step": 0, "next_seed": first_episode}
 
     ensure_ray(1 + settings.env_runners)
     from .algorithm import build_algorithm
 
-    name = f"atlas-ray-switch/{directory.resolve()}"
+    name = f"atlas-ray-switch/{work.directory.resolve()}"
     algorithm = build_algorithm(name, make_env, settings, config, seed + start["step"], start["next_seed"], resources)
-    lost = 0
+    restarted = 0
     try:
         if history:
-            algorithm.restore_from_path(str(saved.resolve()))
+            work.restore(algorithm)
         training = Training(algorithm, settings, config, evaluate, first_episode, history, who, max_lost_answers)
         while not training.over:
             try:
@@ -100,22 +96,62 @@ def train_switch(
             except AtlasError:
                 on_stop(training.replies())
                 raise
-            if algorithm.num_restarted_env_runners() > lost:
-                on_fault(algorithm.num_restarted_env_runners() - lost)
-                lost = algorithm.num_restarted_env_runners()
-            if is_best:
-                policy.save(work / BEST)
-            policy.save(work / LAST)
-            with files.atomic_directory(saved) as temporary:
-                algorithm.save_to_path(str(temporary.resolve()))
-                files.write_json(temporary / HISTORY, history)
+            if (restarts := algorithm.num_restarted_env_runners()) > restarted:
+                on_fault(restarts - restarted)
+                restarted = restarts
+            work.save(algorithm, policy, is_best, history)
             on_evaluation(history[-1])
     finally:
         algorithm.stop()
-    SwitchPolicy.load(work / LAST).save(work / BEST / LAST)
-    (work / BEST).rename(directory)
-    shutil.rmtree(work)
-    return SwitchPolicy.load(directory)
+    work.finish()
+    return work.policy()
+
+
+class _WorkDirectory:
+    """Files of one training: its state and its policies in ``DIRECTORY.train``, and at the end the best in DIRECTORY.
+
+    Args:
+        directory: where the policy goes.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self._work = directory, directory.parent / f"{directory.name}.train"
+
+    def is_done(self) -> bool:
+        """Whether the policy is there; what a kill has left beside it is removed then."""
+        done = (self.directory / CONFIG).is_file()
+        if done:
+            shutil.rmtree(self._work, ignore_errors=True)
+        return done
+
+    def policy(self) -> SwitchPolicy:
+        """The policy of a training that is done."""
+        return SwitchPolicy.load(self.directory)
+
+    def history(self) -> list[dict[str, Any]]:
+        """Rows of the evaluations so far."""
+        state = self._work / STATE
+        found: list[dict[str, Any]] = files.read_json(state / HISTORY) if state.is_dir() else []
+        return found
+
+    def restore(self, algorithm: Any) -> None:
+        """Bring a new algorithm to the state of the last evaluation."""
+        algorithm.restore_from_path(str((self._work / STATE).resolve()))
+
+    def save(self, algorithm: Any, policy: SwitchPolicy, is_best: bool, history: list[dict[str, Any]]) -> None:
+        """Write the policy, as the best too if it is, then the state to go on from."""
+        if is_best:
+            policy.save(self._work / BEST)
+        policy.save(self._work / LAST)
+        with files.atomic_directory(self._work / STATE) as temporary:
+            algorithm.save_to_path(str(temporary.resolve()))
+            files.write_json(temporary / HISTORY, history)
+
+    def finish(self) -> None:
+        """Put the best policy, and the last one within it, where the policy goes, by one rename."""
+        SwitchPolicy.load(self._work / LAST).save(self._work / BEST / LAST)
+        (self._work / BEST).rename(self.directory)
+        shutil.rmtree(self._work)
 
 
 class Training:
@@ -163,39 +199,52 @@ class Training:
         Raises:
             AtlasError: see :func:`train_switch`.
         """
+        algorithm, history = self.algorithm, self.history
+        price = history[-1].get("price", 0.0) if history else 0.0
+        self._train_steps(train, price)
+        net = algorithm.get_module().net
+        policy = SwitchPolicy(self.config, {name: tensor.numpy() for name, tensor in net.state_dict().items()})
+        row = self._evaluate(policy, price)
+        is_best = all(_rank(row, self.config) >= _rank(other, self.config) for other in history)
+        best = row["objective"] if is_best else history[-1]["best"]
+        history.append({**row, "best": best, **self._progress()})
+        return policy, is_best
+
+    def _train_steps(self, train: Callable[[], object], price: float) -> None:
+        """Call ``train`` until the steps of the next evaluation are there, with calls at this price for an average."""
         from .algorithm import action_costs
 
-        algorithm, settings, config, history = self.algorithm, self.settings, self.config, self.history
-        price = history[-1].get("price", 0.0) if history else 0.0
-        if config.average is not None:
+        algorithm, settings = self.algorithm, self.settings
+        if self.config.average is not None:
             algorithm.buffer.charge = action_costs(settings, price)
         target = min(settings.steps, algorithm.steps + settings.evaluate_every)
         while algorithm.steps < target:
             train()
             self._check(early=True)
         self._check()
-        policy = SwitchPolicy(config, {k: v.numpy() for k, v in algorithm.get_module().net.state_dict().items()})
-        row: dict[str, Any] = {"step": algorithm.steps, **self.evaluate(policy)}
+
+    def _evaluate(self, policy: SwitchPolicy, price: float) -> dict[str, Any]:
+        """What an evaluation of the policy says, with the replies so far and, for an average, the next price."""
+        row: dict[str, Any] = {"step": self.algorithm.steps, **self.evaluate(policy)}
         if replies := self.replies(row.pop("replies", {})):
             row["replies"] = replies
         self._counted = self._sampled()
-        if config.average is not None:
-            row["price"] = _dual_step(price, row["calls"], config.average)
-        is_best = all(_rank(row, config) >= _rank(other, config) for other in history)
+        if self.config.average is not None:
+            row["price"] = _dual_step(price, row["calls"], self.config.average)
+        return row
+
+    def _progress(self) -> dict[str, Any]:
+        """Seconds so far and to come, and the seed from which no training episode has begun."""
+        algorithm, settings = self.algorithm, self.settings
         passed = time.monotonic() - self._clock
         pace = passed / (algorithm.steps - self._begun["step"])
         # rows of an environment that begin no new episode until the next step are counted too
         begun = algorithm.buffer.ended + settings.num_envs * max(1, settings.env_runners)
-        history.append(
-            {
-                **row,
-                "best": row["objective"] if is_best else history[-1]["best"],
-                "seconds": round(self._begun["seconds"] + passed, 1),
-                "eta_seconds": round(max(0, settings.steps - algorithm.steps) * pace, 1),
-                "next_seed": self.first_episode + begun,
-            }
-        )
-        return policy, is_best
+        return {
+            "seconds": round(self._begun["seconds"] + passed, 1),
+            "eta_seconds": round(max(0, settings.steps - algorithm.steps) * pace, 1),
+            "next_seed": self.first_episode + begun,
+        }
 
     def _sampled(self) -> Replies:
         """What the models wrote in all steps of the training."""

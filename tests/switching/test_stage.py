@@ -15,7 +15,8 @@ from atlas_ray.switching.baselines import Always, EveryKth, Oracle, Random, Thre
 from atlas_ray.switching.evaluate import evaluate_policy
 from atlas_ray.switching.players import ExpertPlayer
 from atlas_ray.switching.policies import learned_policies
-from atlas_ray.switching.stage import _Stage, switch_stage
+from atlas_ray.switching.stage import switch_stage
+from atlas_ray.switching.stage_context import StageContext
 from atlas_ray.switching.tasks import PlayTask
 from atlas_ray.switching.text_game import TextGame
 
@@ -197,11 +198,11 @@ def test_a_measured_cost_is_of_a_mean_call_of_the_large_model_alone(ray_session,
 def test_what_was_lost_on_the_way_is_said_and_logged(run):
     make, directory = run
     said = []
-    stage = _Stage(make(), directory, said.append)
-    (policy_spec,) = learned_policies(stage.settings, directory)
-    stage.retried(PlayTask(stage.recipe, policy_spec, 0, (1,), "test", None, ()), 1, "it was killed")
-    stage.tally += Counter({"env-runners": 2, "engine answers": 3, "asked": 8, "answered from the cache": 6})
-    stage.close()
+    context = StageContext(make(), directory, said.append)
+    (policy_spec,) = learned_policies(context.settings, directory)
+    context.on_worker_lost(PlayTask(context.recipe, policy_spec, 0, (1,), "test", None, ()), 1, "it was killed")
+    context.tally += Counter({"env-runners": 2, "engine answers": 3, "asked": 8, "answered from the cache": 6})
+    context.report_tally()
     assert said == [
         "  londi(c=0.05): a worker died, trying again (1)",
         "  75% of 8 answers came from the cache",

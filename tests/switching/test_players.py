@@ -325,20 +325,19 @@ def test_a_killed_engine_actor_changes_no_row(ray_session, folders, monkeypatch)
     """It dies while an answer of a step is on its way."""
     import ray
 
-    made = recipe(folders.values(), engine={"actors": 1, "timeout": 60.0})
+    models = [folders["quick"], "expert"]
+    made = recipe(models, engine={"actors": 1, "timeout": 60.0})
     policy, seeds = Random(0.5), range(30, 36)
     state = WorkerState()
-    expected = timeless(evaluate_policy(policy, open_players(recipe(folders.values()), state), SPECS, seeds))
+    expected = timeless(evaluate_policy(policy, open_players(recipe(models), state), SPECS, seeds))
     close_players(state)
     with engine_actors(made) as seats:
-        assert [len(s) for s in seats] == [1, 1]
+        assert [len(s) for s in seats] == [1], "an expert has no engine"
         state = WorkerState(0)
         players = open_players(made, state, seats)
-        assert all(isinstance(p.engine, RemoteEngine) for p in players)
-        assert timeless(evaluate_policy(policy, players, SPECS, seeds)) == expected
+        assert isinstance(players[0].engine, RemoteEngine)
         assert lost(players) == 0
-
-        engine, asked, wait = players[1].engine, [], ray.wait
+        engine, asked, wait = players[0].engine, [], ray.wait
         pid = ray.get(engine.seat.server.pid.remote())
         real = engine.answer
 
@@ -359,7 +358,7 @@ def test_a_killed_engine_actor_changes_no_row(ray_session, folders, monkeypatch)
         assert len(asked) > 3
         assert lost(players) == 1
         assert ray.get(engine.seat.server.pid.remote()) != pid
-        assert sum(engine.tokens_fed) > sum(row["tokens"][1] for row in expected)
+        assert sum(engine.tokens_fed) > sum(row["tokens"][0] for row in expected)
 
 
 def test_without_actors_nobody_is_seated(folders):

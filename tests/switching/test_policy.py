@@ -1,7 +1,10 @@
 """What a saved switch computes in NumPy against the network that was trained: shapes, numbers of models, budgets."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 import zlib
 from fractions import Fraction
@@ -321,6 +324,37 @@ def test_a_broken_directory_is_bad_input_that_names_the_file(caller, tmp_path, f
     with pytest.raises(InputError, match=said) as error:
         SwitchPolicy.load(tmp_path / "switch")
     assert "\n" not in str(error.value)
+
+
+HEAVY = [
+    "torch",
+    "httpx",
+    "transformers",
+    "huggingface_hub",
+    "ray",
+    "gymnasium",
+    "minigrid",
+    "pandas",
+    "pyarrow",
+    "scipy",
+]
+HEAVY += [f"atlas_ray.{package}" for package in ("agents", "cluster", "engines", "envs", "recipe", "storage")]
+
+
+def test_a_saved_switch_decides_alike_in_a_process_that_imports_nothing_heavy(caller, tmp_path):
+    caller.save(tmp_path / "switch")
+    code = f"""
+import json, sys
+from atlas_ray.switching import SwitchPolicy
+from atlas_ray.switching.features import encode
+decide, texts = SwitchPolicy.load({str(tmp_path / "switch")!r}), {OBSERVATIONS!r}
+decisions = [decide(text, 2, 0.5) for text in texts]
+print(json.dumps([decisions, encode(texts[0], 64).tolist(), [name for name in {HEAVY!r} if name in sys.modules]]))
+"""
+    environment = {"PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    decisions = [caller(text, 2, 0.5) for text in OBSERVATIONS]
+    assert json.loads(printed.stdout) == [decisions, encode(OBSERVATIONS[0], 64).tolist(), []]
 
 
 def test_the_signals_that_are_known_are_the_recipes():

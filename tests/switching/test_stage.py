@@ -2,7 +2,10 @@
 
 import json
 from collections import Counter
+from itertools import pairwise
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from switch_models import LEVELS, SHAPES, agents, model, specs
 
@@ -10,11 +13,14 @@ from atlas_ray.agents.rollout import SWITCH_TEST, seed_block
 from atlas_ray.data.results import Londi, interval
 from atlas_ray.models.tiny import build_tokenizer
 from atlas_ray.recipe.loading import Recipe
+from atlas_ray.rundir import files
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.baselines import Always, EveryKth, Oracle, Random, Threshold
 from atlas_ray.switching.evaluate import evaluate_policy
+from atlas_ray.switching.features import EXTRA
 from atlas_ray.switching.players import ExpertPlayer
 from atlas_ray.switching.policies import learned_policies
+from atlas_ray.switching.policy import SwitchConfig
 from atlas_ray.switching.stage import switch_stage
 from atlas_ray.switching.stage_context import StageContext
 from atlas_ray.switching.tasks import PlayTask
@@ -76,16 +82,18 @@ def test_the_objective_takes_off_weights_or_what_was_really_used():
         assert row["objective"] == pytest.approx(row["return"] - 0.1 * row["flops"] / 1e6)
 
 
-@pytest.fixture
-def run(tmp_path):
+@pytest.fixture(scope="module")
+def make(tmp_path_factory):
+    """A recipe with two untrained models and few steps."""
+    folder = tmp_path_factory.mktemp("models")
     for name in SHAPES:
-        model(name).save_pretrained(tmp_path / name)
-        build_tokenizer().save_pretrained(tmp_path / name)
+        model(name).save_pretrained(folder / name)
+        build_tokenizer().save_pretrained(folder / name)
 
-    def recipe(workers=1, **switch):
+    def recipe(workers=0, **switch):
         given = {
-            "quick": str(tmp_path / "quick"),
-            "deepthink": str(tmp_path / "deepthink"),
+            "quick": str(folder / "quick"),
+            "deepthink": str(folder / "deepthink"),
             "levels": LEVELS,
             "max_steps": 5,
             "costs": [0.05],
@@ -100,106 +108,145 @@ def run(tmp_path):
             {"name": "x", "workers": workers, "style": "action", "switch": {**given, **switch}}
         )
 
-    return recipe, tmp_path / "run"
+    return recipe
 
 
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_stage_trains_compares_and_goes_on(ray_session, run):
-    make, directory = run
-    recipe = make(
-        budgets=["50%"],
-        seeds=[0, 3],
-        baselines=["random", "every", "threshold", "oracle"],
-        rates=[0.2],
-    )
-    said = []
+def save_random_switch(directory, seed, **terms):
+    """What a training would leave: the stage trains no switch that is there."""
+    rng, widths = np.random.default_rng(seed), [32 + EXTRA, 8, 2]
+    tensors = {}
+    for i, (before, after) in enumerate(pairwise(widths)):
+        tensors[f"layers.{2 * i}.weight"] = rng.normal(size=(after, before)).astype(np.float32)
+        tensors[f"layers.{2 * i}.bias"] = np.zeros(after, np.float32)
+    SwitchPolicy(SwitchConfig(32, (8,), **terms), tensors).save(directory)
+
+
+@pytest.fixture(scope="module")
+def compared(make, tmp_path_factory):
+    """A run of the stage that every kind of policy takes part in: its recipe, directory, rows and what was said."""
+    recipe = make(budgets=["50%"], seeds=[0, 3], baselines=["random", "every", "threshold", "oracle"], rates=[0.2])
+    directory, said = tmp_path_factory.mktemp("compared") / "run", []
+    for seed in (0, 3):
+        save_random_switch(directory / f"checkpoints/switch-cost0.05-seed{seed}", seed, cost=0.05)
+        for budget in range(1, 6):
+            save_random_switch(directory / f"checkpoints/switch-budget{budget}-seed{seed}", seed, budget=budget)
     rows = switch_stage(recipe, directory, said.append)
-    by_name = {r["name"]: r for r in rows}
-    assert len(by_name) == len(rows)
-    Londi.model_validate({"policies": rows})
-    usage = json.loads((directory / "switch" / "usage.json").read_text())
-    half = usage["budgets"]["50%"]
-    names = list(by_name)
-    learned = ["londi(c=0.05)", f"londi-b(n={half})"]
+    return SimpleNamespace(recipe=recipe, directory=directory, rows=rows, said=said)
+
+
+def test_every_policy_of_the_recipe_has_a_row(compared):
+    by_name = {row["name"]: row for row in compared.rows}
+    assert len(by_name) == len(compared.rows)
+    Londi.model_validate({"policies": compared.rows})
+    budget = files.read_json(compared.directory / "switch" / "usage.json")["budgets"]["50%"]
+    names, learned = list(by_name), ["londi(c=0.05)", f"londi-b(n={budget})"]
     assert [n for n in names if n.startswith("londi")] == learned
-    assert by_name[f"londi-b(n={half})"]["budget_fraction"] == 0.5
+    assert by_name[learned[1]]["budget_fraction"] == 0.5
     assert names[:2] == ["always-quick", "always-deepthink"] and names[-1] == "oracle"
     assert {"random(p=0.20)", "every(p=0.20)", "threshold(p=0.20)"} <= set(names)
-    assert all(r["budget_violations"] == 0 for r in rows)
+    assert all(row["budget_violations"] == 0 for row in compared.rows)
+    for name in learned:
+        rate = f"{by_name[name]['deepthink_share']:.2f}"
+        limit = f", n={by_name[name]['budget']}" if "budget" in by_name[name] else ""
+        assert rate == "0.00" or {f"{kind}(p={rate}{limit})" for kind in ("random", "every", "threshold")} <= set(names)
+    assert files.read_json(compared.directory / "switch" / "policies.json") == compared.rows
 
-    # percentages are of the first cost's switch, in the episodes it was chosen by
-    played = [r for r in lines(directory / "switch" / "selection.jsonl") if r["policy"] == "londi(c=0.05)"]
+
+def test_percentages_are_of_the_first_costs_switch_in_the_episodes_it_was_chosen_by(compared):
+    folder = compared.directory / "switch"
+    played = [row for row in lines(folder / "selection.jsonl") if row["policy"] == "londi(c=0.05)"]
     assert len(played) == 12
-    assert usage["calls"] == pytest.approx(sum(r["calls"] for r in played) / 12)
+    assert files.read_json(folder / "usage.json")["calls"] == pytest.approx(sum(row["calls"] for row in played) / 12)
 
-    episodes = directory / "switch" / "episodes.jsonl"
-    first = seed_block(0, SWITCH_TEST)
-    for row in rows:
-        own = [r for r in lines(episodes) if r["policy"] == row["name"]]
-        trained = [0, 3] if row["name"] in learned else [None]
+
+def test_rows_sum_up_the_same_episodes_for_every_training_seed(compared):
+    episodes, first = lines(compared.directory / "switch" / "episodes.jsonl"), seed_block(0, SWITCH_TEST)
+    for row in compared.rows:
+        own = [r for r in episodes if r["policy"] == row["name"]]
+        trained = [0, 3] if row["name"].startswith("londi") else [None]
         assert sorted((str(r["training"]), r["seed"]) for r in own) == sorted(
             (str(t), first + i) for t in trained for i in range(16)
         )
         wins = [[r["success"] for r in sorted(own, key=lambda r: r["seed"]) if r["training"] == t] for t in trained]
         assert [row["success"], *row["ci95"]] == list(interval(wins))
         assert row["compute"] == pytest.approx(sum(r["flops"] for r in own) / len(own))
-        assert row.get("success_by_seed", []) == ([sum(w) / 16 for w in wins] if row["name"] in learned else [])
+        assert row.get("success_by_seed", []) == ([sum(w) / 16 for w in wins] if len(trained) > 1 else [])
         if (budget := row.get("budget")) is not None:
             assert max(r["calls"] for r in own) <= budget
-    for name in learned:
-        rate = f"{by_name[name]['deepthink_share']:.2f}"
-        limit = f", n={by_name[name]['budget']}" if "budget" in by_name[name] else ""
-        assert rate == "0.00" or {f"{kind}(p={rate}{limit})" for kind in ("random", "every", "threshold")} <= set(names)
 
-    where = directory / "checkpoints"
-    assert not SwitchPolicy.load(where / f"switch-budget{half}-seed3")("drop\nYou see nothing", 0)
-    assert (where / "switch-cost0.05-seed0/model.safetensors").read_bytes() != (
-        where / "switch-cost0.05-seed3/model.safetensors"
-    ).read_bytes()
-    replay = json.loads((directory / "switch" / "replay.json").read_text())
-    assert replay["policy"] == f"londi-b(n={half})" and replay["steps"][0]["actor"] in ("quick", "deepthink")
-    (tally,) = [m for m in lines(directory / "metrics.jsonl") if m["stage"] == "switch" and "asked" in m]
+
+def test_an_episode_and_the_share_of_cached_answers_are_left(compared):
+    budget = files.read_json(compared.directory / "switch" / "usage.json")["budgets"]["50%"]
+    replay = files.read_json(compared.directory / "switch" / "replay.json")
+    assert replay["policy"] == f"londi-b(n={budget})" and replay["steps"][0]["actor"] in ("quick", "deepthink")
+    (tally,) = [m for m in lines(compared.directory / "metrics.jsonl") if m["stage"] == "switch" and "asked" in m]
     assert 0 < tally["answered_from_cache"] < tally["asked"]
-    assert any("answers came from the cache" in line for line in said)
+    assert any("cache" in line for line in compared.said)
 
-    for path in (episodes, directory / "switch" / "selection.jsonl"):
+
+def test_only_missing_episodes_are_played_by_a_second_start(compared):
+    folder = compared.directory / "switch"
+    for path in (folder / "episodes.jsonl", folder / "selection.jsonl"):
         kept = path.read_bytes()
         path.write_bytes(kept[: len(kept) // 2])
-    again = switch_stage(recipe, directory, said.append)
-    assert json.loads((directory / "switch" / "policies.json").read_text()) == again
-    assert len(episodes.read_text().splitlines()) == sum(r["episodes"] for r in rows), "only what was missing is played"
-    timed = [{k: v for k, v in r.items() if k != "seconds_per_episode"} for r in again]
-    assert timed == [{k: v for k, v in r.items() if k != "seconds_per_episode"} for r in rows]
+    said = []
+    again = switch_stage(compared.recipe, compared.directory, said.append)
+    assert len(lines(folder / "episodes.jsonl")) == sum(row["episodes"] for row in compared.rows)
+    timed = [{k: v for k, v in row.items() if k != "seconds_per_episode"} for row in again]
+    assert timed == [{k: v for k, v in row.items() if k != "seconds_per_episode"} for row in compared.rows]
 
 
-def test_a_measured_cost_is_of_a_mean_call_of_the_large_model_alone(ray_session, run):
-    make, directory = run
+def test_a_switch_is_trained_for_each_seed_and_not_again(ray_session, make, tmp_path):
+    recipe = make(costs=[], budgets=[1], seeds=[0, 3], baselines=[], steps=40, test_episodes=4)
+    said = []
+    switch_stage(recipe, tmp_path, said.append)
+    paths = [tmp_path / "checkpoints" / f"switch-budget1-seed{seed}" for seed in (0, 3)]
+    weights = [(path / "model.safetensors").read_bytes() for path in paths]
+    assert weights[0] != weights[1]
+    assert not SwitchPolicy.load(paths[1])("drop\nYou see nothing", 0)
+    assert sum("objective" in line for line in said) == 2, "an evaluation each"
+    again = []
+    switch_stage(recipe, tmp_path, again.append)
+    assert not any("training" in line for line in again)
+    assert [(path / "model.safetensors").read_bytes() for path in paths] == weights
+
+
+@pytest.mark.slow
+def test_workers_train_and_play_like_this_process(ray_session, make, tmp_path):
+    few = {"costs": [], "budgets": [1], "baselines": [], "steps": 40, "test_episodes": 4}
+    found = []
+    for workers in (0, 1):
+        rows = switch_stage(make(workers, **few), tmp_path / str(workers), lambda line: None)
+        found.append([{k: v for k, v in row.items() if k != "seconds_per_episode"} for row in rows])
+    assert found[0] == found[1]
+
+
+def test_a_measured_cost_is_of_a_mean_call_of_the_large_model_alone(ray_session, make, tmp_path):
     recipe = make(
-        workers=0, costs=["measured"], averages=[1.5], baselines=[], signals=["margin", "catch-up"], cache=False
+        costs=["measured"], averages=[1.5], baselines=[], signals=["margin", "catch-up"], cache=False, steps=40
     )
-    rows = switch_stage(recipe, directory, lambda line: None)
-    assert [r["name"] for r in rows][2:] == ["londi(c=measured)", "londi-l(calls=1.5)"]
-    alone = [r for r in lines(directory / "switch" / "selection.jsonl") if r["policy"] == "always-deepthink"]
-    usage = json.loads((directory / "switch" / "usage.json").read_text())
+    rows = switch_stage(recipe, tmp_path, lambda line: None)
+    assert [row["name"] for row in rows][2:] == ["londi(c=measured)", "londi-l(calls=1.5)"]
+    alone = [r for r in lines(tmp_path / "switch" / "selection.jsonl") if r["policy"] == "always-deepthink"]
+    usage = files.read_json(tmp_path / "switch" / "usage.json")
     assert usage == {"unit": "flops", "mean_call": sum(r["flops"] for r in alone) / sum(r["calls"] for r in alone)}
-    for row in lines(directory / "switch" / "episodes.jsonl"):
+    for row in lines(tmp_path / "switch" / "episodes.jsonl"):
         charge = 0.05 * row["flops"] / usage["mean_call"] if row["policy"] == "londi(c=measured)" else 0
         assert row["objective"] == pytest.approx(row["return"] - charge)
-    where = directory / "checkpoints"
-    measured = SwitchPolicy.load(where / "switch-costmeasured-seed0").config
+    measured = SwitchPolicy.load(tmp_path / "checkpoints" / "switch-costmeasured-seed0").config
     assert (measured.cost, measured.signals, measured.features) == ("measured", ("margin", "catch-up"), 34)
-    assert SwitchPolicy.load(where / "switch-average1.5-seed0").config.average == 1.5
-    assert not any("asked" in m for m in lines(directory / "metrics.jsonl") if m["stage"] == "switch")
+    assert SwitchPolicy.load(tmp_path / "checkpoints" / "switch-average1.5-seed0").config.average == 1.5
+    assert not any("asked" in m for m in lines(tmp_path / "metrics.jsonl") if m["stage"] == "switch")
 
 
-def test_what_was_lost_on_the_way_is_said_and_logged(run):
-    make, directory = run
+def test_what_was_lost_on_the_way_is_said_and_logged(make, tmp_path):
     said = []
-    context = StageContext(make(), directory, said.append)
-    (policy_spec,) = learned_policies(context.settings, directory)
+    context = StageContext(make(), tmp_path, said.append)
+    (policy_spec,) = learned_policies(context.settings, tmp_path)
     context.on_worker_lost(PlayTask(context.recipe, policy_spec, 0, (1,), "test", None, ()), 1, "it was killed")
     context.tally += Counter({"env-runners": 2, "engine answers": 3, "asked": 8, "answered from the cache": 6})
     context.report_tally()
@@ -208,6 +255,6 @@ def test_what_was_lost_on_the_way_is_said_and_logged(run):
         "  75% of 8 answers came from the cache",
         "  lost on the way and made up for: workers 1, env-runners 2, engine answers 3",
     ]
-    events = lines(directory / "events.jsonl")
+    events = lines(tmp_path / "events.jsonl")
     assert [e["event"] for e in events] == ["worker lost", "engine answers asked again"]
     assert events[0]["policy"] == "londi(c=0.05)" and events[1]["answers"] == 3

@@ -1,4 +1,4 @@
-"""Cached decisions, and the ledger: what is reported does not depend on what any cache holds."""
+"""Cached decisions, and the accountant: what is reported does not depend on what any cache holds."""
 
 import json
 
@@ -52,14 +52,14 @@ def fed(agents):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_ledger_is_what_the_engines_feed(way):
+def test_the_accountant_counts_what_the_engines_feed(way):
     agents = models(WAYS[way])
     played = rows(Random(0.5), agents)
     assert [sum(row["tokens"][number] for row in played) for number in range(2)] == fed(agents)
     assert min(fed(agents)) > 0
 
 
-def test_the_ledger_holds_to_the_token_where_quick_is_looked_at_and_its_state_read():
+def test_the_accountant_is_right_to_the_token_where_quick_is_looked_at_and_its_state_read():
     agents = models(WAYS["react"])
     game = TextGame(SPECS, agents, 4, "hidden", ("entropy", "catch-up"))
     for row in range(4):
@@ -73,7 +73,7 @@ def test_the_ledger_holds_to_the_token_where_quick_is_looked_at_and_its_state_re
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_known_answers_change_nothing_that_is_reported(way):
+def test_cached_decisions_change_nothing_that_is_reported(way):
     """Another policy has filled a part of the cache, so hits and misses mix within an episode."""
     cache = DecisionCache()
     agents = models(WAYS[way])
@@ -89,7 +89,7 @@ def test_known_answers_change_nothing_that_is_reported(way):
     assert (cache.misses, fed(agents)) == (asked, before), "everything was known"
 
 
-def test_known_answers_are_as_sure_as_new_ones_and_take_as_long():
+def test_cached_decisions_are_as_sure_as_new_ones_and_take_as_long():
     agents, cache = models(WAYS["action"], slots=1), DecisionCache()
 
     def play():
@@ -107,7 +107,7 @@ def test_known_answers_are_as_sure_as_new_ones_and_take_as_long():
     assert all(usage.seconds > 0 for usage in first[1])
 
 
-def test_samples_are_not_kept():
+def test_samples_are_not_cached():
     cache = DecisionCache()
     agents = models(WAYS["action"], temperature=1.0)
     assert rows(Random(0.5), agents, decision_cache=cache) == rows(Random(0.5), models(WAYS["action"], temperature=1.0))
@@ -140,7 +140,7 @@ def test_what_an_answer_depends_on_tells_answers_apart():
     assert digest("ab", "c") != digest("a", "bc")
 
 
-def test_the_least_recently_used_answer_makes_room():
+def test_the_least_recently_used_decision_makes_room():
     cache = DecisionCache(max_entries=2)
     answers = {name: CachedDecision(Decision(None, name), 1.0) for name in "abc"}
     for name in "ab":
@@ -178,7 +178,7 @@ def reply(body):
 
 
 @pytest.mark.parametrize("context", [None, 420])
-def test_known_answers_of_an_endpoint_change_neither_actions_nor_the_bill(server, context):
+def test_cached_decisions_of_an_endpoint_change_neither_actions_nor_the_bill(server, context):
     quick = models(WAYS["react"], slots=1)[0]
 
     def endpoint():

@@ -24,7 +24,7 @@ from .recipe.toml_text import value_of
 from .rundir.disk import is_full, unwritten
 from .rundir.layout import RunLayout
 from .rundir.logs import redact, where
-from .stages.paths import check_there
+from .stages.paths import check_inputs
 from .stages.table import STAGE, done_stages
 
 
@@ -203,7 +203,7 @@ def _look_for_names(recipe: Recipe, arguments: argparse.Namespace, rest: Sequenc
     by_name = [values for values in trials if any(isinstance(value, str) for value in values.values())]
     try:
         for made in (recipe, *(with_values(recipe, values) for values in by_name)):
-            check_there(made, marks=arguments.command != "collect")
+            check_inputs(made, annotations=arguments.command != "collect")
     except InputError as error:
         field = error.field or ""
         given = any(f"{field}.".startswith(f"{key}.") for key in overrides(rest))

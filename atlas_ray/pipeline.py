@@ -24,8 +24,8 @@ from .rundir.layout import RunLayout
 from .rundir.logs import run_logging
 from .rundir.progress import duration, say
 from .rundir.tracking import follow
-from .stages.paths import check_there
-from .stages.same_models import named_in, note_models, refuse_other_models
+from .stages.paths import check_inputs
+from .stages.same_models import models_and_encoders, record_models, refuse_other_models
 from .stages.table import STAGE, done_stages
 from .storage.sync import RunSync, synced
 
@@ -126,10 +126,10 @@ def run(recipe: Recipe, run_dir: Path, stages: Sequence[str] = tuple(STAGE), ver
     with synced(recipe, run_dir, partial(refuse_other, recipe)) as sync:
         if left := [stage for stage, ready in done_stages(recipe, run_dir).items() if stage in stages and not ready]:
             for stage in left:
-                refuse_other_models(run_dir, named_in(recipe, stage))
+                refuse_other_models(run_dir, models_and_encoders(recipe, stage))
             if resource_requests(recipe) or recipe.switch:
                 check_address()
-            check_there(recipe, fetched=True, marks=tuple(stages) != ("collect",))
+            check_inputs(recipe, fetched=True, annotations=tuple(stages) != ("collect",))
             from .preflight import check  # (imports torch, which takes seconds)
 
             check(recipe)
@@ -158,7 +158,7 @@ def _in_order(recipe: Recipe, run_dir: Path, stages: Sequence[str], sync: RunSyn
         if unmet:
             raise InputError(f"needs the stage {unmet[0]}, which has not been run", run_dir, None, stage)
         say(title)
-        note_models(recipe, run_dir, stage)
+        record_models(recipe, run_dir, stage)
         start = time.monotonic()
         STAGE[stage].run(recipe, run_dir)
         seconds[stage] = time.monotonic() - start

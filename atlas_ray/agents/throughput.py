@@ -21,7 +21,7 @@ from ..rundir.progress import Tracker, say
 from .spec import OpenAgent
 from .token_agent import Agent
 
-_EVERY = 10.0
+_LOG_SECONDS = 10.0
 _WINDOW = 30.0
 _MARK = 0.25
 _TOTALS = [f.name for f in fields(Meter) if f.name != "id"]
@@ -96,7 +96,7 @@ class Flow:
             f"engine {rates['engine_busy']:.0%}"
         )
         self.progress.advance(1, f"{note} · {about}" if about else note)
-        if now - self._logged > _EVERY:
+        if now - self._logged > _LOG_SECONDS:
             self._logged = now
             self.log.metric(self.stage, episodes=self.episodes, **rates)
 

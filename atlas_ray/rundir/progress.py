@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from . import logs
 
 console = Console(stderr=False, highlight=False, soft_wrap=True)
-_EVERY = 10.0
+_LINE_SECONDS = 10.0
 
 
 def say(message: str) -> None:
@@ -50,10 +50,10 @@ class Tracker:
         now = time.monotonic()
         if not self._begun:
             self._begun, self._first = now, self.done
-        elif now - self._said >= _EVERY and self.done < self.total:
+        elif now - self._said >= _LINE_SECONDS and self.done < self.total:
             self._said = now
             since, seconds = self.done - self._first, now - self._begun
-            known = since and seconds > _EVERY / 2
+            known = since and seconds > _LINE_SECONDS / 2
             left = seconds / max(1, since) * (self.total - self.done)
             parts = [f"{self.done}/{self.total}" + (f", about {duration(left)} left" if known else "")]
             say(f"  {self.label}: {' · '.join(parts + ([note] if note else []))}")

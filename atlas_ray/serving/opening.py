@@ -16,7 +16,7 @@ from ..recipe.loading import Recipe
 from ..recipe.switch import EXPERT
 from ..rundir.files import read_json
 from ..rundir.layout import RunLayout
-from ..stages.same_models import named_in, refuse_other_models
+from ..stages.same_models import models_and_encoders, refuse_other_models
 from ..switching.baselines import Always
 from ..switching.decision_cache import DecisionCache
 from ..switching.evaluate import Policy
@@ -78,7 +78,7 @@ def open_sessions(run_dir: Path, name: str | None = None, max_sessions: int | No
         if EXPERT in [model.model for model in chosen]:
             raise InputError(f"{name} asks the environment's expert, who plays in environments of ours only", run_dir)
         names = {model.model for model in chosen} | ({settings.encoder} if isinstance(what, Path) else set())
-        refuse_other_models(run_dir, (said for said in named_in(recipe, "switch") if said[1] in names))
+        refuse_other_models(run_dir, (said for said in models_and_encoders(recipe, "switch") if said[1] in names))
         playing = settings.model_copy(update={"models": chosen, "num_envs": max_sessions or settings.num_envs})
         state = WorkerState()
         stack.callback(close_players, state)

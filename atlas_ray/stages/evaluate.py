@@ -58,7 +58,7 @@ class Outcomes:
         """Of the last episode that was lost."""
 
     def note(self, row: Row) -> None:
-        """An episode has ended, or was lost to its environment or for want of an answer."""
+        """Note an episode that ended, or was lost to its environment or because the model gave no answer."""
         at = row["seed"] - self._first
         if 0 <= at < self._count:
             ends = self._ends.setdefault((row["model"], row["level"]), bytearray())
@@ -79,7 +79,7 @@ class Outcomes:
         return self._end(model, level, seed) > 0
 
     def success(self, model: str, level: str, seed: int) -> bool | None:
-        """None of one that was lost or never played."""
+        """Whether it succeeded; None of one that was lost or never played."""
         end = self._end(model, level, seed)
         return None if end in (0, *_SAYS_NOTHING) else end == _SUCCEEDED
 
@@ -93,12 +93,12 @@ class Outcomes:
         return self.lost_by({model for model, _ in self._ends})
 
     def lost_by(self, models: Collection[str]) -> int:
-        """Of these models."""
+        """Episodes that say nothing of these models."""
         own = (ends for (model, _), ends in self._ends.items() if model in models)
         return sum(ends.count(_LOST) + ends.count(_UNANSWERED) for ends in own)
 
     def all_replies(self) -> Replies:
-        """Of all models together."""
+        """The replies of all models."""
         return summed(self.replies.values())
 
     def __len__(self) -> int:

@@ -17,26 +17,26 @@ ENCODERS = ("hashing", "hidden", "minilm")
 """Of a switch, that are no names of models."""
 
 
-def files(recipe: Recipe, marks: bool = True) -> Iterator[tuple[str, str]]:
-    """(field, path) of every file or folder that is read; with ``marks`` also those of annotations."""
+def files(recipe: Recipe, annotations: bool = True) -> Iterator[tuple[str, str]]:
+    """(field, path) of every file or folder that is read; with ``annotations`` also those of annotations."""
     if recipe.collect and recipe.collect.file:
         yield "collect.file", recipe.collect.file
-    if recipe.select and marks:
+    if recipe.select and annotations:
         yield from ((f"select.files.{name}", path) for name, path in recipe.select.files.items())
 
 
-def check_there(recipe: Recipe, fetched: bool = False, marks: bool = True) -> None:
+def check_inputs(recipe: Recipe, fetched: bool = False, annotations: bool = True) -> None:
     """Refuse a recipe that names what is not on this machine. A name on the hub is taken as it is.
 
     Args:
         recipe: whose names are looked at.
         fetched: also refuse models that would have to be fetched first.
-        marks: also look for files of annotations, which may be made when episodes are collected.
+        annotations: also look for files of annotations, which may be made when episodes are collected.
 
     Raises:
         InputError: names the field and what is missing.
     """
-    for field, path in files(recipe, marks):
+    for field, path in files(recipe, annotations):
         _under(field, lambda path=path: _check_file(path))  # type: ignore[misc]
     _under("collect.file", lambda: check_collected(recipe))
     for field, name in models(recipe):

@@ -14,17 +14,19 @@ from .paths import ENCODERS
 from .table import STAGE
 
 
-def named_in(recipe: Recipe, stage: str) -> Iterator[tuple[str, str]]:
+def models_and_encoders(recipe: Recipe, stage: str) -> Iterator[tuple[str, str]]:
     """(field, name) of every model and encoder that a stage runs here."""
     yield from STAGE[stage].models(recipe)
     if stage == "switch" and recipe.switch and recipe.switch.encoder not in ENCODERS:
         yield "switch.encoder", recipe.switch.encoder
 
 
-def note_models(recipe: Recipe, run_dir: Path, stage: str) -> None:
+def record_models(recipe: Recipe, run_dir: Path, stage: str) -> None:
     """Note the weights of the directories that a stage which now begins names relatively; earlier notes stay."""
     noted = _noted(run_dir)
-    names = {name for _, name in named_in(recipe, stage) if not Path(name).expanduser().is_absolute()} - noted.keys()
+    names = {
+        name for _, name in models_and_encoders(recipe, stage) if not Path(name).expanduser().is_absolute()
+    } - noted.keys()
     found = {name: base["sha256"] for name in sorted(names) if "sha256" in (base := note_base(name))}
     if found:
         write_json(RunLayout(run_dir).model_hashes, noted | found)
@@ -35,7 +37,7 @@ def refuse_other_models(run_dir: Path, named: Iterable[tuple[str, str]]) -> None
 
     Args:
         run_dir: a run directory.
-        named: (field, name), as of :func:`named_in`.
+        named: (field, name), as of :func:`models_and_encoders`.
 
     Raises:
         InputError: a directory is not here, or holds other weights; says where it was looked for.

@@ -19,9 +19,9 @@ from ..rundir import files
 from ..rundir.layout import RunLayout
 from ..rundir.logs import run_logging
 from ..rundir.progress import duration, say
-from ..stages.paths import check_there
+from ..stages.paths import check_inputs
 from ..stages.report import write_report
-from ..stages.same_models import named_in, note_models, refuse_other_models
+from ..stages.same_models import models_and_encoders, record_models, refuse_other_models
 from ..storage.sync import synced
 from . import table
 from .shared import share
@@ -107,7 +107,7 @@ def _check(trials: Sequence[Trial]) -> None:
         words = str({k: v for k, v in trial.values.items() if isinstance(v, bool) or not isinstance(v, int | float)})
         if words not in seen:
             seen.add(words)
-            check_there(trial.recipe, fetched=True)
+            check_inputs(trial.recipe, fetched=True)
             check(trial.recipe)
 
 
@@ -135,7 +135,7 @@ def train_switches(
 
     for trial in trials:
         pipeline.open_run(trial.recipe, trial.directory)
-        note_models(trial.recipe, trial.directory, "switch")
+        record_models(trial.recipe, trial.directory, "switch")
     for algorithm, trainable in (("dqn", switch.TrialDQN), ("sac", switch.TrialSAC)):
         own = [t for t in trials if t.recipe.switch and t.recipe.switch.algorithm == algorithm]
         if own:
@@ -153,7 +153,7 @@ def _switch(
 
     assert recipe.sweep is not None
     for trial in trials:
-        refuse_other_models(trial.directory, named_in(trial.recipe, "switch"))
+        refuse_other_models(trial.directory, models_and_encoders(trial.recipe, "switch"))
     if unfinished:
         train_switches(recipe, run_dir, unfinished)
     lost = lambda task, attempt, why: say(f"  {task.who}: a worker died ({attempt})")  # noqa: E731

@@ -9,7 +9,7 @@ import pytest
 from atlas_ray.cli import main
 from atlas_ray.errors import InputError
 from atlas_ray.recipe.loading import load
-from atlas_ray.stages.paths import check_there
+from atlas_ray.stages.paths import check_inputs
 from atlas_ray.stages.table import models
 from atlas_ray.storage.place import check_place
 
@@ -109,7 +109,7 @@ def test_a_name_that_nothing_uses_and_one_on_the_hub_or_a_server_are_not_looked_
     ]
     for number, text in enumerate(texts):
         (place / f"{number}.toml").write_text(text)
-        check_there(load(place / f"{number}.toml"))
+        check_inputs(load(place / f"{number}.toml"))
 
 
 def test_a_model_that_has_to_be_fetched_stops_a_run_and_no_dry_run(place, monkeypatch, capsys):

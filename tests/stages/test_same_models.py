@@ -13,7 +13,7 @@ from atlas_ray.models.tiny import build_tokenizer
 from atlas_ray.recipe.loading import Recipe
 from atlas_ray.rundir.files import read_json, write_json
 from atlas_ray.serving import open_sessions
-from atlas_ray.stages.same_models import named_in, note_models
+from atlas_ray.stages.same_models import models_and_encoders, record_models
 from atlas_ray.sweep import tuning
 from atlas_ray.sweep.stage import _switch, train_switches
 from atlas_ray.sweep.trials import trials_of
@@ -59,11 +59,13 @@ def test_only_relative_directories_are_noted(folders):
     models = ["quick", str(folders / "here" / "deepthink"), "tiny-quick"]
     settings = {"models": models, "levels": LEVELS, "encoder": "minilm", "budgets": [1]}
     recipe = Recipe.model_validate({"name": "x", "switch": settings})
-    assert [field for field, _ in named_in(recipe, "switch")] == [f"switch.models.{n}.model" for n in range(3)]
-    note_models(recipe, folders / "run", "switch")
+    assert [field for field, _ in models_and_encoders(recipe, "switch")] == [
+        f"switch.models.{n}.model" for n in range(3)
+    ]
+    record_models(recipe, folders / "run", "switch")
     assert list(read_json(folders / "run" / "models.json")) == ["quick"]
     other = recipe.model_copy(update={"switch": recipe.switch.model_copy(update={"encoder": "org/encoder"})})
-    assert list(named_in(other, "switch"))[-1] == ("switch.encoder", "org/encoder")
+    assert list(models_and_encoders(other, "switch"))[-1] == ("switch.encoder", "org/encoder")
 
 
 def test_so_does_a_sweep_of_switches(folders, monkeypatch):
@@ -85,7 +87,7 @@ def test_a_switch_is_served_with_its_own_models_only(folders, monkeypatch):
     recipe, run = Recipe.model_validate({"name": "r", "style": "action", "switch": settings}), folders / "run"
     write_json(run / "recipe.resolved.json", recipe.model_dump(mode="json"))
     switch(2, signals=()).save(run / "checkpoints" / "switch-budget2-seed0")
-    note_models(recipe, run, "switch")
+    record_models(recipe, run, "switch")
     with open_sessions(run) as sessions:
         assert sessions.models == ("./quick", "deepthink")
     for place, why in (("there", "holds another model here"), ("nowhere", "is not here")):

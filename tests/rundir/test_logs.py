@@ -6,14 +6,16 @@ import re
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from atlas_ray import pipeline, ray_private
+from atlas_ray import ray_private
 from atlas_ray.cli import main
 from atlas_ray.rundir import logs
 from atlas_ray.rundir.progress import say
+from atlas_ray.stages.table import STAGE
 
 SECRET = "sk-0123456789abcdef"
 
@@ -197,7 +199,7 @@ def test_a_failure_is_one_line_and_a_traceback_in_the_log(tmp_path, capsys, monk
     def broken(recipe, run_dir):
         raise RuntimeError("no luck\ntoday")
 
-    monkeypatch.setitem(pipeline._RUN, "collect", broken)
+    monkeypatch.setitem(STAGE, "collect", replace(STAGE["collect"], run=broken))
     recipe = tmp_path / "r.toml"
     recipe.write_text('name = "r"\n[collect]\nlevels = { GoToLocalS5N2 = 1 }\n')
     assert main(["collect", str(recipe), "--out", str(tmp_path / "run")]) == 1

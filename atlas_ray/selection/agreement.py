@@ -15,10 +15,10 @@ import numpy as np
 
 from ..data.records import Annotation, Trajectory
 from ..errors import InputError
+from .bootstrap import bootstrap_ci95
 from .controls import by_trajectory
 
 BINS = 5
-_RESAMPLES = 2000
 _NOTHING = "-"
 
 
@@ -160,7 +160,7 @@ def agreement(
         trajectories=len(each),
         alone=(alone[0], alone[1]),
         total=total,
-        kappa_ci95=_bootstrap(each) if total.kappa is not None else None,
+        kappa_ci95=_kappa_ci95(each) if total.kappa is not None else None,
         positions=tuple(map(_sum, positions)),
         environments={name: _sum(environments[name]) for name in sorted(environments)},
         categories=(_shares(categories[0]), _shares(categories[1])),
@@ -195,16 +195,12 @@ def _shares(counted: Counter[str]) -> dict[str, float]:
     return {name: count / counted.total() for name, count in sorted(counted.items())}
 
 
-def _bootstrap(each: Sequence[Counts]) -> tuple[float, float] | None:
-    """95 % interval of kappa over resamples of the trajectories, without those in which it is undefined."""
+def _kappa_ci95(each: Sequence[Counts]) -> tuple[float, float] | None:
+    """95 % interval of kappa, trajectories resampled; None for a single one, which is always itself."""
     if len(each) < 2:
         return None
     counts_K4 = np.array([(c.steps, c.first, c.second, c.both) for c in each])
-    rng = np.random.default_rng(0)
-    drawn = (counts_K4[rng.integers(len(each), size=len(each))].sum(0).tolist() for _ in range(_RESAMPLES))
-    kappas = [kappa for row in drawn if (kappa := Counts(*row).kappa) is not None]
-    low, high = np.quantile(kappas, [0.025, 0.975])
-    return float(low), float(high)
+    return bootstrap_ci95(len(each), lambda drawn_K: Counts(*counts_K4[drawn_K].sum(0).tolist()).kappa)
 
 
 def agreement_text(result: Agreement) -> str:

@@ -29,6 +29,7 @@ from ..recipe.loading import Recipe
 from ..rundir.files import RunLog, write_json
 from ..rundir.layout import RunLayout
 from ..rundir.progress import say, track
+from .bootstrap import bootstrap_ci95
 from .controls import by_trajectory
 from .ensembles import AnnotationsBySelector
 from .replays import Begin, Specs, replay_all, replay_specs, start_at
@@ -36,7 +37,6 @@ from .scored_stage import check_words, perplexity_model, say_left_out
 
 RANDOM, BEGINNING = "random", "beginning"
 _CHUNK = 8
-_RESAMPLES = 2000
 
 Places = Mapping[str, Sequence[int]]
 """By trajectory id: the steps behind which to start; -1 is the beginning."""
@@ -216,10 +216,10 @@ def _interval(first: Sequence[tuple[int, int]], second: Sequence[tuple[int, int]
     """95 % interval of the difference of two shares, trajectories resampled in pairs; none of them gives 0 to 0."""
     if not first:
         return 0.0, 0.0
-    pick_SN = np.random.default_rng(0).integers(0, len(first), (_RESAMPLES, len(first)))
-    shares = []
-    for each in (first, second):
-        won_N, played_N = np.array(each).T
-        shares.append(won_N[pick_SN].sum(1) / played_N[pick_SN].sum(1))
-    low, high = np.percentile(shares[0] - shares[1], [2.5, 97.5])
-    return float(low), float(high)
+    both_2N2 = np.array([first, second])
+
+    def difference(drawn_N: Any) -> float:
+        (won, played), (won_other, played_other) = both_2N2[:, drawn_N].sum(1).tolist()
+        return float(won / played - won_other / played_other)
+
+    return bootstrap_ci95(len(first), difference)

@@ -11,18 +11,17 @@ from .. import pipeline
 from ..recipe.loading import Recipe
 from ..recipe.select import members
 from ..rundir.files import replacing
+from ..rundir.layout import RunLayout
 from ..rundir.logs import run_logging
 from ..rundir.progress import say
 from ..stages.evaluate import play_untuned
 from ..stages.table import ATLAS, done_stages
 from .trials import Trial
 
-FOLDER = "shared"
-EPISODES = Path("evaluation") / "episodes.jsonl"
 _STAGES = ATLAS[:-1]
 # what follows from the numbers behind a selection, and not the other way round
 _AFTER_SCORES = ("select.fraction", "select.selectors", "select.rest_of", "select.threshold")
-_SCORES = ("value.jsonl", "perplexity.jsonl")
+_SCORES = ("value", "perplexity")
 # grows after it was copied, so a link would let one trial write into the others
 _GROWS = ("scores", "evaluation")
 
@@ -58,7 +57,7 @@ def share(recipe: Recipe, run_dir: Path, trials: Sequence[Trial], unfinished: Se
             again = stage == "select" and len(by_scores[alike]) > len(group)
             if (len(group) == 1 and not again) or not any(t in unfinished for t in group):
                 continue
-            place = run_dir if not touching else run_dir / FOLDER / f"{stage}-{number}"
+            place = run_dir if not touching else RunLayout(run_dir).shared(f"{stage}-{number}").root
             made = recipe if not touching else _common(recipe, group[0])
             pipeline.open_run(made, place)
             if (source := sources.get(group[0].number, place)) != place:
@@ -103,17 +102,17 @@ def _share_untuned(recipe: Recipe, run_dir: Path, trials: Sequence[Trial], unfin
     of_base, no_matter = ("finetune.base", "finetune.scratch"), ("collect.", "select.", "finetune.")
     fields = [f for f in trials[0].values if f.startswith(of_base) or not f.startswith(no_matter)]
     for number, group in enumerate(_groups(trials, fields).values()):
-        waiting = [t for t in group if t in unfinished and not (t.directory / EPISODES).exists()]
+        waiting = [t for t in group if t in unfinished and not t.layout.evaluation_episodes.exists()]
         tuned = group[0].recipe.finetune
         if len(group) == 1 or not waiting or tuned is None or tuned.scratch:
             continue
-        place = run_dir if not fields else run_dir / FOLDER / f"untuned-{number}"
+        place = run_dir if not fields else RunLayout(run_dir).shared(f"untuned-{number}").root
         made = recipe if not fields else _common(recipe, group[0])
         pipeline.open_run(made, place)
         with run_logging(place):
             played = play_untuned(made, place)
         for trial in waiting:
-            _put(played, trial.directory / EPISODES, copy=True)
+            _put(played, trial.layout.evaluation_episodes, copy=True)
 
 
 def link(source: Path, target: Path) -> None:
@@ -127,9 +126,9 @@ def link(source: Path, target: Path) -> None:
 
 def _take_scores(source: Path, target: Path) -> None:
     for name in _SCORES:
-        path = source / "annotations" / "scores" / name
+        path = RunLayout(source).scores(name)
         if path.is_file():
-            _put(path, target / "annotations" / "scores" / name, copy=True)
+            _put(path, RunLayout(target).scores(name), copy=True)
 
 
 def _put(source: Path, target: Path, copy: bool) -> None:

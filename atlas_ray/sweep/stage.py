@@ -16,7 +16,6 @@ from ..errors import AtlasError, InputError
 from ..recipe.loading import Recipe
 from ..recipe.sweep_space import check_sweep, shown
 from ..rundir import files
-from ..rundir.layout import RunLayout
 from ..rundir.logs import run_logging
 from ..rundir.progress import duration, say
 from ..stages.paths import check_inputs
@@ -148,7 +147,6 @@ def _switch(
     from ..switching.policies import lost_episode_seeds, scorable_episodes, single_model_policies, summarize_policy
     from ..switching.stage import score
     from ..switching.tasks import seats, switch_of
-    from ..switching.train import HISTORY
     from .switch import policy_spec_of
 
     assert recipe.sweep is not None
@@ -174,9 +172,9 @@ def _switch(
         made = summarize_policy(
             policy_spec, own, switch_of(trial.recipe).unit, len(switch_of(trial.recipe).models), without
         )
-        files.write_json(RunLayout(trial.directory).switch_policies, [made])
+        files.write_json(trial.layout.switch_policies, [made])
         objective = fmean(row["objective"] for row in scorable_episodes(own, policy_spec.name, without))
-        steps = files.read_json(trial.directory / HISTORY)[-1]["step"]
+        steps = files.read_json(trial.layout.trial_history)[-1]["step"]
         rows.append(table.switch_row(trial, recipe.sweep.judged_by, made, objective, steps))
     ends = [
         summarize_policy(c, [r for r in beside if r["policy"] == c.name], settings.unit, len(settings.models), without)

@@ -1,4 +1,4 @@
-"""The switch's algorithms as trainables of Ray Tune: RLlib's classes, with a greedy evaluation an iteration."""
+"""The switch's algorithms as trainables of Ray Tune: RLlib's classes, with a greedy evaluation per iteration."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from ..cluster.causes import portable
 from ..ray_private import TRIAL_INFO, given_by_tune, stay_in_directory
 from ..recipe.loading import Recipe
 from ..rundir import files, logs
+from ..rundir.layout import RunLayout
 from ..switching.algorithm import SwitchDQN, SwitchSAC, algorithm_config
 from ..switching.policies import PolicySpec, learned_policies
 from ..switching.tasks import TrainingSetup, TrainTask, build_training, switch_of
-from ..switching.train import HISTORY, Training
-from .trials import STATE, VALUES, Trial, trial_of
+from ..switching.train import Training
+from .trials import Trial, trial_of
 
 BEST = "best"
 SetupFn = Callable[[Trial], TrainingSetup]
@@ -58,9 +59,9 @@ class _SwitchTrial:
         self.trial, self.metric = trial, config["metric"]
         own = self.training_setup = config["setup_fn"](trial)
         self.place = policy_spec_of(trial).directory(switch_of(trial.recipe).seeds[0])
-        state = trial.directory / STATE
+        state = trial.layout.trial_state
         # what goes on after a kill plays no training episode twice
-        done = files.read_json(state / HISTORY)[-1] if state.is_dir() else {}
+        done = files.read_json(RunLayout(state).trial_history)[-1] if state.is_dir() else {}
         first, seed = done.get("next_seed", own.first_episode), own.seed + done.get("step", 0)
         asked = trial.recipe.placement.resource_request("workers")
         name = f"atlas-ray-sweep/{trial.directory}"
@@ -92,9 +93,9 @@ class _SwitchTrial:
                 raise portable(error) from error
             if is_best:
                 policy.save(self.place)
-            with files.atomic_directory(trial.directory / STATE) as temporary:
+            with files.atomic_directory(trial.layout.trial_state) as temporary:
                 self._keep(temporary)
-            files.write_json(trial.directory / HISTORY, training.history)
+            files.write_json(trial.layout.trial_history, training.history)
         history = training.history
         best = next(row for row in reversed(history) if row["objective"] == history[-1]["best"])
         if training.over:
@@ -103,12 +104,12 @@ class _SwitchTrial:
 
     def _keep(self, directory: Path) -> None:
         super().save_checkpoint(str(directory))  # type: ignore[misc]
-        files.write_json(directory / HISTORY, self.training.history)
-        files.write_json(directory / VALUES, self.trial.values)
+        files.write_json(RunLayout(directory).trial_history, self.training.history)
+        files.write_json(directory / self.trial.state_values.name, self.trial.values)
 
     def _go_on(self, directory: Path) -> None:
         super().load_checkpoint(str(directory))  # type: ignore[misc]
-        self.training = self._training(files.read_json(directory / HISTORY))
+        self.training = self._training(files.read_json(RunLayout(directory).trial_history))
 
     def _training(self, history: list[dict[str, Any]]) -> Training:
         own, most = self.training_setup, self.trial.recipe.max_lost_answers

@@ -1,4 +1,4 @@
-"""The outcome of a sweep as one table: a row a trial, in ``sweep.csv`` and ``sweep.json``."""
+"""The outcome of a sweep as one table: one row per trial, in ``sweep.csv`` and ``sweep.json``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from ..rundir.layout import RunLayout
 from .trials import Trial
 
 Row = dict[str, Any]
-CSV, JSON = "sweep.csv", "sweep.json"
 _SWITCH = ("calls", "share", "return", "objective", "compute", "compute_unit", "budget_violations", "episodes", "steps")
 _ATLAS = ("held_out", "held_out_ci95", "share", "trained_tokens", "episodes")
 
@@ -37,7 +36,7 @@ def atlas_row(trial: Trial, metric: str) -> Row:
     row = begun(trial)
     if row["status"] != "done":
         return row
-    (arm,) = (a for a in read_json(RunLayout(trial.directory).atlas_scores)["arms"] if a["selector"] != "none")
+    (arm,) = (a for a in read_json(trial.layout.atlas_scores)["arms"] if a["selector"] != "none")
     held_in, held_out = arm["held_in"], arm.get("held_out")
     row |= {"success": held_in["success"], "ci95": held_in["ci95"], "episodes": held_in["episodes"]}
     if held_out:
@@ -85,8 +84,8 @@ def write(run_dir: Path, name: str, sweep: Sweep, rows: Sequence[Row], ends: Seq
     about: Row = {"name": name, "kind": sweep.kind, "metric": sweep.judged_by, "mode": sweep.mode}
     about |= {"scheduler": sweep.scheduler, "fields": list(sweep.space), "best": best, "front": front(rows)}
     made = {**about, "trials": list(rows), "ends": list(ends)}
-    write_json(run_dir / JSON, made)
-    write_text(run_dir / CSV, as_csv(made))
+    write_json(RunLayout(run_dir).sweep_json, made)
+    write_text(RunLayout(run_dir).sweep_csv, as_csv(made))
     return made
 
 

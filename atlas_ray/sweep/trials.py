@@ -12,10 +12,10 @@ from ..errors import InputError
 from ..recipe.loading import Recipe
 from ..recipe.sweep_space import Values, plan, shown, with_current_fields, with_values
 from ..rundir import files
+from ..rundir.layout import RunLayout
 from ..rundir.logs import redact
 
-OUTCOME, STATE, VALUES = "trial.json", "state", "values.json"
-FOLDER = "trials"
+_VALUES_FILE = "values.json"
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,16 @@ class Trial:
         return self.directory.name
 
     @property
+    def layout(self) -> RunLayout:
+        """Paths in its directory."""
+        return RunLayout(self.directory)
+
+    @property
+    def state_values(self) -> Path:
+        """Its values, beside the state that its training goes on from."""
+        return self.layout.trial_state / _VALUES_FILE
+
+    @property
     def about(self) -> str:
         """``trial 3 (switch.costs = 0.02)``, for messages."""
         return f"trial {self.number} ({', '.join(f'{k} = {shown(v)}' for k, v in self.values.items())})"
@@ -43,21 +53,21 @@ class Trial:
         ``status`` (``done``, ``stopped`` early or ``failed``), ``why`` it failed, ``seconds`` and its ``values``, which
         a scheduler may have changed.
         """
-        path = self.directory / OUTCOME
+        path = self.layout.trial_result
         found: dict[str, Any] = files.read_json(path) if path.is_file() else {}
         return found | {"values": with_current_fields(found["values"])} if "values" in found else found
 
     def reached(self) -> Values:
         """Its values when it was killed, which population based training may have changed; else those of the plan."""
-        path = self.directory / STATE / VALUES
+        path = self.state_values
         return with_current_fields(files.read_json(path)) if path.is_file() else self.values
 
     def end(self, status: str, seconds: float, **more: Any) -> None:
         """Note what became of it. What it could have gone on from is of no more use."""
         if status != "failed":
-            shutil.rmtree(self.directory / STATE, ignore_errors=True)
+            shutil.rmtree(self.layout.trial_state, ignore_errors=True)
         row = {"status": status, "seconds": round(seconds, 2), "values": self.values, **more}
-        files.write_json(self.directory / OUTCOME, row)
+        files.write_json(self.layout.trial_result, row)
 
     def fail(self, error: BaseException, seconds: float) -> None:
         """Note that it failed, why, and whether the input is at fault."""
@@ -84,4 +94,4 @@ def trial_of(recipe: Recipe, run_dir: Path, number: int, values: Values) -> Tria
         own = own.model_copy(update={"workers": workers if recipe.sweep.workers is None else recipe.sweep.workers})
     if own.finetune and own.finetune.parallel == "auto":
         own = own.model_copy(update={"finetune": own.finetune.model_copy(update={"parallel": 1})})
-    return Trial(number, values, own, run_dir / FOLDER / f"{number:04d}")
+    return Trial(number, values, own, RunLayout(run_dir).trial(number).root)

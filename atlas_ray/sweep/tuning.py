@@ -25,10 +25,9 @@ from ..recipe.loading import Recipe, SearchSpace, Sweep
 from ..rundir import files, logs
 from ..rundir.following import polling
 from ..rundir.progress import duration, say, track
-from ..switching.train import HISTORY
-from .trials import OUTCOME, Trial
+from .trials import Trial
 
-FOLDER = ".ray"
+_TUNE_FOLDER = ".ray"
 _FAILURES = 2
 """How often a trial may lose its process; a node that is taken away is no reason to give it up."""
 
@@ -85,10 +84,10 @@ def tune(recipe: Recipe, run_dir: Path, trials: Sequence[Trial], trainable: type
     given = recipe.model_dump(mode="json", exclude_unset=True)
     same: dict[str, Any] = {"recipe": given, "run_dir": str(run_dir.resolve()), "logs": logs.folder()}
     same |= {"path": sys.path, "metric": sweep.judged_by, **more}
-    storage = (run_dir / FOLDER).resolve()
+    storage = (run_dir / _TUNE_FOLDER).resolve()
     shutil.rmtree(storage / name, ignore_errors=True)
     for trial in trials:
-        (trial.directory / OUTCOME).unlink(missing_ok=True)  # it failed, and is tried again
+        trial.layout.trial_result.unlink(missing_ok=True)  # it failed, and is tried again
     tuner = _tuner(sweep, storage, name, trainable, points, same, limit, trials)
     say(f"  {len(trials)} trials to run, {min(limit, len(trials))} at a time")
     with _followed(trials):
@@ -194,7 +193,7 @@ def _followed(trials: Sequence[Trial]) -> Iterator[None]:
     waiting = list(trials)
 
     def done(trial: Trial) -> int:
-        path = trial.directory / HISTORY
+        path = trial.layout.trial_history
         seen = len(files.read_json(path)) if _of_switch(trial) and path.is_file() else 0
         return evaluations(trial) if trial.outcome() else min(seen, evaluations(trial))
 
@@ -228,7 +227,7 @@ class _Stops(Callback):
 
 
 def _seconds(trial: Trial) -> float:
-    path = trial.directory / HISTORY
+    path = trial.layout.trial_history
     return float(files.read_json(path)[-1]["seconds"]) if path.is_file() else 0.0
 
 

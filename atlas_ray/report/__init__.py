@@ -22,7 +22,6 @@ from .reading import read_atlas
 from .replay import SwitchReplay, SwitchStep, londi_replay
 from .selection import agreement_part, annotated, read_marks, review_part
 from .starts import read_starts, starts_part
-from .sweep import JSON as SWEEP
 from .sweep import sweep_part
 from .switch_plots import londi_figure
 from .switching import londi_part, reading_part
@@ -114,7 +113,7 @@ def _results(run_dir: Path) -> Results | None:
         empty = True
     except ValueError:
         empty = False  # and not JSON, as the reader says better
-    return None if empty and (annotated(run_dir) or (run_dir / SWEEP).is_file()) else load_results(path)
+    return None if empty and (annotated(run_dir) or RunLayout(run_dir).sweep_json.is_file()) else load_results(path)
 
 
 def _summary(recipe: Recipe | None, results: Results | None, swept: bool) -> str:

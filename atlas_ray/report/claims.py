@@ -8,7 +8,7 @@ from .page import Html, el
 
 _PAPERS = (
     ("2503.02197", "ATLaS: tune on critical steps, the loss on at most 30 % of them, everything else as context"),
-    ("2402.12061", "LONDI: learn in which states the large model is called, at a cost a call or under a budget"),
+    ("2402.12061", "LONDI: learn in which states the large model is called, at a cost per call or under a budget"),
 )
 
 
@@ -68,7 +68,8 @@ def _value(recipe: Recipe | None) -> str:
         return ""
     s = recipe.select
     return (
-        f" (here {s.model}, {s.rollouts} roll-outs a step of at most {s.horizon} steps, temperature {s.temperature:g})"
+        f" (here {s.model}, {s.rollouts} roll-outs per step of at most {s.horizon} steps, "
+        f"temperature {s.temperature:g})"
     )
 
 

@@ -1,4 +1,4 @@
-"""The report's part on a sweep: a row a trial, a picture, and what failed."""
+"""The report's part on a sweep: one row per trial, a picture, and what failed."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ..rundir.files import read_json
+from ..rundir.layout import RunLayout
 from .page import NOTHING, Html, el, short, table
 from .plots import svg
 from .sweep_plots import axis_of, label, ranked_figure, score_figure, switches_figure, word
 
-JSON = "sweep.json"
 _FRONT = (
-    "Success against DEEPTHINK calls an episode on the test episodes, with 95 % intervals. Filled and connected: "
+    "Success against DEEPTHINK calls per episode on the test episodes, with 95 % intervals. Filled and connected: "
     "trials than which none has more success with as few calls. The others are hollow."
 )
 _CHOSEN = (
@@ -24,7 +24,7 @@ _CHOSEN = (
 
 def sweep_part(run_dir: Path) -> list[Html]:
     """Table and picture of a sweep's trials; nothing where the directory holds no sweep."""
-    path = run_dir / JSON
+    path = RunLayout(run_dir).sweep_json
     if not path.is_file():
         return []
     made = read_json(path)
@@ -53,11 +53,11 @@ def _sentence(made: Mapping[str, Any]) -> str:
 
 
 def trials_table(made: Mapping[str, Any]) -> Html:
-    """A row a trial."""
+    """One row per trial."""
     switch = made["kind"] == "switch"
     numbers = {"calls": ".2f", "share": ".1%", "return": ".3f", "objective": ".3f", "steps": ",", "seconds": ".0f"}
     numbers = numbers if switch else {"share": ".1%", "trained_tokens": ",", "seconds": ".0f"}
-    heads = {"calls": "calls an episode", "share": "share of steps", "trained_tokens": "trained tokens"}
+    heads = {"calls": "calls per episode", "share": "share of steps", "trained_tokens": "trained tokens"}
     held_out = any("held_out" in row for row in made["trials"])
     shown = ["trial", *made["fields"], "", "success" if switch else "held-in success"]
     shown += [*(["held-out success"] if held_out else []), *(heads.get(name, name) for name in numbers)]

@@ -19,7 +19,7 @@ _TERMS = {"switch.costs": ("at a cost c", "o"), "switch.budgets": ("under a budg
 _TERMS |= {"switch.averages": ("Lagrangian", "^")}
 _LOOKS = [("blue", "o"), ("orange", "s"), ("ink", "^"), ("muted", "D"), ("blue", "v"), ("orange", "P")]
 _NAMES = {"switch.costs": "c", "switch.budgets": "n", "switch.averages": "calls", _FIRST: "m"}
-_WORDS = {"held_in": "held-in success", "held_out": "held-out success", "calls": "number of calls an episode"}
+_WORDS = {"held_in": "held-in success", "held_out": "held-out success", "calls": "number of calls per episode"}
 _FACTOR = 20.0
 """Largest by smallest value from which on an axis is logarithmic."""
 
@@ -51,7 +51,7 @@ def _number(value: Any) -> bool:
 
 
 def switches_figure(made: Row) -> Figure:
-    """Success against calls an episode: the front filled and connected, with names."""
+    """Success against calls per episode: the front filled and connected, with names."""
     rows, front = [r for r in made["trials"] if "calls" in r], made["front"]
     with matplotlib.rc_context(SETTINGS):
         figure = blank(4.6)
@@ -72,7 +72,7 @@ def switches_figure(made: Row) -> Figure:
                 axes.plot([], [], label=name, **look)
         for place, r in enumerate(path):
             _name(axes, label(r["values"], made["fields"]), (r["calls"], r["success"]), 10 if place % 2 else -12)
-        axes.set_xlabel("DEEPTHINK calls an episode", color=LIGHT["muted"])
+        axes.set_xlabel("DEEPTHINK calls per episode", color=LIGHT["muted"])
         axes.set_ylabel("success, with 95 % interval", color=LIGHT["muted"])
         axes.grid(axis="y", color=LIGHT["rule"], linewidth=0.7)
         axes.margins(x=0.14, y=0.08)

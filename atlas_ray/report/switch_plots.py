@@ -114,7 +114,7 @@ def _frame(axes: Any, policies: Sequence[Policy], against: Against) -> None:
     low, high = min(p.ci95[0] for p in policies), max(p.ci95[1] for p in policies)
     axes.set_ylim(max(-0.02, low - 0.08), min(1.02, high + 0.08))
     axes.grid(axis="y", color=LIGHT["rule"], linewidth=0.7)
-    name = "DEEPTHINK calls an episode" if against == "calls" else f"compute ({policies[0].compute_unit})"
+    name = "DEEPTHINK calls per episode" if against == "calls" else f"compute ({policies[0].compute_unit})"
     if against == "compute" and most >= 1e4:
         axes.xaxis.set_major_formatter(EngFormatter())
     axes.set_xlabel(name, color=LIGHT["muted"], parse_math=False)

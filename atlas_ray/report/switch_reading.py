@@ -28,7 +28,7 @@ def ends(policies: Sequence[Policy]) -> tuple[Policy, Policy] | None:
 
 
 def above_line(policy: Policy, quick: Policy, deepthink: Policy) -> tuple[float, float, float]:
-    """Success above the random-mixing line at the policy's calls an episode, with the 95 % interval.
+    """Success above the random-mixing line at the policy's calls per episode, with the 95 % interval.
 
     Drawing before each *episode* which model plays all of it gives exactly the straight line between the two ends.
     Beyond the calls of always-deepthink the line stays at its success. The calls are taken as known.
@@ -77,7 +77,7 @@ def _all(policies: Sequence[Policy], pair: tuple[Policy, Policy] | None) -> list
         if policy.name == ORACLE:
             sentences.append(
                 f"{ORACLE}, which calls wherever QUICK does not do what the expert would, makes "
-                f"{policy.deepthink_calls_per_episode:.2f} calls an episode, on {policy.deepthink_share:.0%} of the "
+                f"{policy.deepthink_calls_per_episode:.2f} calls per episode, on {policy.deepthink_share:.0%} of the "
                 f"steps, and has success {policy.success:.2f} {_interval(policy)}."
             )
     bounded = [p for p in policies if p.budget is not None]
@@ -89,7 +89,7 @@ def _all(policies: Sequence[Policy], pair: tuple[Policy, Policy] | None) -> list
 
 def _line(policy: Policy, quick: Policy, deepthink: Policy) -> str:
     mean, low, high = above_line(policy, quick, deepthink)
-    where = f"random mixing at its {policy.deepthink_calls_per_episode:.2f} calls an episode"
+    where = f"random mixing at its {policy.deepthink_calls_per_episode:.2f} calls per episode"
     return f"Against {where}: {signed(mean)} {span(low, high)}, {judge(low, high)}."
 
 
@@ -97,7 +97,7 @@ def _versus(policy: Policy, others: Sequence[Policy]) -> list[str]:
     parts = []
     for other in others:
         mean, low, high = combine([(1, policy), (-1, other)])
-        calls = f"{other.deepthink_calls_per_episode:.2f} calls an episode"
+        calls = f"{other.deepthink_calls_per_episode:.2f} calls per episode"
         parts.append(f"{other.name} {signed(mean)} {span(low, high)}, {judge(low, high)} ({calls})")
     return [f"Against baselines at its rate of calls: {'; '.join(parts)}."] if parts else []
 

@@ -31,7 +31,7 @@ def londi_part(policies: Sequence[Policy]) -> list[Html]:
         el("p", _note(policies), cls="note"),
         _picture(
             svg(londi_figure(policies), "londi", "Success against DEEPTHINK calls"),
-            "Success against DEEPTHINK calls an episode, with 95 % intervals: learned switches in orange, each kind "
+            "Success against DEEPTHINK calls per episode, with 95 % intervals: learned switches in orange, each kind "
             "connected in the order of its limits; baselines in blue, hollow where they are under a budget. Dashed: "
             "random mixing, which draws one of the two models for each whole episode. A switch that learned something "
             "lies above it.",
@@ -60,9 +60,9 @@ def _picture(image: Html, caption: str) -> Html:
 
 def _note(policies: Sequence[Policy]) -> str:
     note = (
-        "c: the cost of a DEEPTHINK call in training; n: a budget of calls an episode; calls: what training kept to on "
-        "average; p: the rate of calls that a rule was set to. All policies play the same episodes. Return is without "
-        "the costs of calls. Seconds are those that the models took. Seeds: how often a switch was trained."
+        "c: the cost of a DEEPTHINK call in training; n: a budget of calls per episode; calls: what training kept to "
+        "on average; p: the rate of calls that a rule was set to. All policies play the same episodes. Return is "
+        "without the costs of calls. Seconds are those that the models took. Seeds: how often a switch was trained."
     )
     if any(p.budget_fraction is not None for p in policies):
         note += " Of use: the budget is this share of the calls that the first cost's switch makes."
@@ -83,9 +83,9 @@ def policies_table(policies: Sequence[Policy]) -> Html:
     """The policies with their success against random mixing, and what they took."""
     pair = ends(policies)
     several = any(p.calls_by_model for p in policies)
-    heads = ["policy", "success", "above random mixing", "return", "calls an episode"]
+    heads = ["policy", "success", "above random mixing", "return", "calls per episode"]
     heads += [*(["calls of each model"] if several else []), "share of steps", f"compute ({policies[0].compute_unit})"]
-    heads += ["seconds an episode", "budget exceeded", "seeds", "episodes", *told_heads(policies)]
+    heads += ["seconds per episode", "budget exceeded", "seeds", "episodes", *told_heads(policies)]
     rows: list[list[str | Html]] = []
     for policy in policies:
         line: str | Html = NOTHING

@@ -74,7 +74,7 @@ def replies_table(told: Mapping[Any, Mapping[Any, int]]) -> list[Html]:
 
 
 def levels_table(arms: Sequence[Arm]) -> Html | None:
-    """Success on each level, a column an arm; None when no arm has levels."""
+    """Success on each level, one column per arm; None when no arm has levels."""
     rows: list[list[str | Html]] = []
     for split in ("held-in", "held-out"):
         levels = [_levels(arm, split) for arm in arms]

@@ -46,7 +46,7 @@ def test_a_switch_is_set_against_the_mixing_line():
     assert list(told) == ["All policies", "londi(c=0.1)"]
     assert "the large model is better" in told["All policies"][0]
     line = told["londi(c=0.1)"][0]
-    assert line.startswith("Against random mixing at its 5.00 calls an episode: +0.150 [") and line.endswith("better.")
+    assert line.startswith("Against random mixing at its 5.00 calls per episode: +0.150 [") and line.endswith("better.")
     worse = as_policies(QUICK, DEEP, policy("londi(c=0.1)", 0.45, 5.0, 0.03, cost=0.1))
     assert read_londi(worse)["londi(c=0.1)"][0].endswith("], worse.")
     unclear = read_londi(as_policies(QUICK, DEEP, policy("londi-b(n=6)", 0.62, 5.0, budget=6)))
@@ -65,8 +65,8 @@ def test_a_switch_is_set_against_the_baselines_at_its_rate_and_under_its_budget(
     assert [p.name for p in twins(by_name["londi-b(n=3)"], rows)] == ["random(p=0.20, n=3)"]
     assert twins(by_name["londi(c=0.1)"], rows) == []
     sentence = read_londi(rows)["londi(c=0.02)"][1]
-    assert "random(p=0.35) +0.260 [" in sentence and "], better (4.20 calls an episode); every(p=0.35)" in sentence
-    assert "threshold(p=0.35) +0.140 [+0.069, +0.211], better (4.60 calls an episode)." in sentence
+    assert "random(p=0.35) +0.260 [" in sentence and "], better (4.20 calls per episode); every(p=0.35)" in sentence
+    assert "threshold(p=0.35) +0.140 [+0.069, +0.211], better (4.60 calls per episode)." in sentence
     assert not any("baselines" in s for s in read_londi(rows)["londi(c=0.1)"])
 
 
@@ -89,7 +89,7 @@ def test_the_spread_over_training_seeds_and_the_oracle_are_told():
     told = read_londi(as_policies(*FULL))
     assert told["londi(c=0.02)"][-1] == "Over 2 training seeds its success goes from 0.80 to 0.88 (0.80, 0.88)."
     assert told["All policies"][1].startswith("oracle, which calls wherever QUICK does not do what the expert would")
-    assert "3.60 calls an episode, on 30% of the steps, and has success 0.80 [0.75, 0.85]" in told["All policies"][1]
+    assert "3.60 calls per episode, on 30% of the steps, and has success 0.80 [0.75, 0.85]" in told["All policies"][1]
     once = read_londi(
         as_policies(*FULL[:2], policy("londi(c=0)", 0.5, 3.0, cost=0.0, seeds=[0], success_by_seed=[0.5]))
     )
@@ -116,6 +116,7 @@ def test_the_page_has_all_of_it(tmp_path):
     assert [p.name for p in write_plots(tmp_path)] == ["atlas.png", "londi.png"]
 
 
+@pytest.mark.usefixtures("without_drawing")
 def test_switches_that_were_trained_once_have_a_note(tmp_path):
     write_run(tmp_path)
     page = build_report(tmp_path).read_text()
@@ -124,6 +125,7 @@ def test_switches_that_were_trained_once_have_a_note(tmp_path):
     assert called_figure(as_policies(*POLICIES)) is None
 
 
+@pytest.mark.usefixtures("without_drawing")
 def test_several_models_have_their_calls_apart_and_their_place_in_the_episode(tmp_path):
     three = [{**p, "calls_by_model": [7.0, 1.25, 3.5]} for p in FULL]
     write_run(tmp_path, policies=three)
@@ -175,6 +177,7 @@ def test_the_histogram_shows_learned_switches_one_random_and_the_oracle():
     }
 
 
+@pytest.mark.usefixtures("without_drawing")
 def test_lost_episodes_and_replies_have_columns_where_there_are_any(tmp_path):
     quiet = londi_part(as_policies(QUICK, DEEP))[0]
     assert "replies" not in quiet and "lost episodes" not in quiet

@@ -246,6 +246,7 @@ def test_hostile_text_comes_out_as_text(tmp_path):
     assert checker.tags.count("details") == 2
 
 
+@pytest.mark.usefixtures("without_drawing")
 def test_hostile_names(tmp_path):
     run_dir = tmp_path / "<script>alert('1')<"
     write_run(run_dir, name=HOSTILE)
@@ -257,6 +258,7 @@ def test_hostile_names(tmp_path):
     assert text.count("atlas-ray: <script>alert('1')<") == 2
 
 
+@pytest.mark.usefixtures("without_drawing")
 def test_a_lone_surrogate_does_not_stop_the_report(tmp_path):
     write_run(tmp_path)
     with (tmp_path / "events.jsonl").open("a") as file:
@@ -274,6 +276,7 @@ def test_the_same_run_gives_the_same_bytes(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.usefixtures("without_drawing")
 @pytest.mark.parametrize(
     ("gone", "line"),
     [
@@ -294,6 +297,7 @@ def test_a_missing_input_leaves_out_its_part_only(tmp_path, gone, line):
     assert page.count('class="missing"') == 1
 
 
+@pytest.mark.usefixtures("without_drawing")
 @pytest.mark.parametrize("part", ["atlas", "londi"])
 def test_a_run_of_one_half(tmp_path, part):
     write_run(tmp_path)
@@ -305,6 +309,7 @@ def test_a_run_of_one_half(tmp_path, part):
     assert [p.name for p in write_plots(tmp_path)] == [f"{part}.png"]
 
 
+@pytest.mark.usefixtures("without_drawing")
 @pytest.mark.parametrize(
     ("file", "content", "field"),
     [
@@ -331,6 +336,7 @@ def test_without_results_there_is_no_report(tmp_path):
         build_report(tmp_path)
 
 
+@pytest.mark.usefixtures("without_drawing")
 def test_a_line_still_being_written_is_left_alone(tmp_path):
     write_run(tmp_path)
     with (tmp_path / "events.jsonl").open("a") as file:

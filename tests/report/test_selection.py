@@ -124,6 +124,7 @@ def test_the_figure_draws_both_shares_and_leaves_out_parts_without_steps():
     assert ">p<" in drawn and ">q<" in drawn and ">$x$ " in drawn and "y" * 50 not in drawn
 
 
+@pytest.mark.usefixtures("without_drawing")
 def test_marks_of_two_selectors_stand_side_by_side(tmp_path):
     write_selected(tmp_path)
     page, checker, text = render(tmp_path)
@@ -153,6 +154,7 @@ def test_hostile_and_endless_text_is_escaped_and_cut(tmp_path):
     assert f"({observation - 600:,} more characters)" in page
 
 
+@pytest.mark.usefixtures("without_drawing")
 def test_a_run_that_scored_nothing_has_a_report(tmp_path):
     write_selected(tmp_path)
     _, _, text = render(tmp_path)
@@ -176,6 +178,7 @@ def test_a_run_that_scored_nothing_has_a_report(tmp_path):
     assert "No models were scored" in text and "left the marks of oracle, right value" in text
 
 
+@pytest.mark.usefixtures("without_drawing")
 def test_what_is_not_annotated_is_said(tmp_path):
     write_selected(tmp_path)
     folder = tmp_path / "annotations"
@@ -198,6 +201,7 @@ def test_what_is_not_annotated_is_said(tmp_path):
         build_report(tmp_path)
 
 
+@pytest.mark.usefixtures("without_drawing")
 def test_a_scored_run_without_annotations_still_has_its_report(tmp_path):
     write_run(tmp_path)
     (tmp_path / "annotations" / "value.jsonl").unlink()
@@ -216,6 +220,7 @@ def test_one_selector_is_shown_alone_and_a_mere_draw_is_not(tmp_path):
     assert "this run has no selector but all, random, non-critical" in render(tmp_path / "drawn")[2]
 
 
+@pytest.mark.usefixtures("without_drawing")
 def test_the_matrix_holds_at_most_eight_and_always_the_pair(tmp_path):
     own = {f"own-{i}": (i % 7,) for i in range(8)}
     write_selected(tmp_path, {**own, **MARKS}, files={name: "x" for name in own})
@@ -239,6 +244,7 @@ def test_bad_annotations_are_named(tmp_path, line, says):
         build_report(tmp_path)
 
 
+@pytest.mark.usefixtures("without_drawing")
 def test_starts_are_judged_by_their_interval(tmp_path):
     write_selected(tmp_path, start_after=["value", "oracle", "random"])
     assert "start-after.json is missing" in render(tmp_path)[2]
@@ -281,6 +287,7 @@ def test_what_is_ours_is_said_of_what_was_used():
     assert "Oracle selector" not in "".join(claims(None))
 
 
+@pytest.mark.usefixtures("without_drawing")
 def test_events_of_a_selection_are_shown_too(tmp_path):
     write_selected(tmp_path)
     append_jsonl(tmp_path / "events.jsonl", [{"stage": "select", "event": "unannotated", "trajectory": HOSTILE}])

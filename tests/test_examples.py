@@ -165,8 +165,15 @@ def test_the_londi_loop_solves_the_chain_of_the_tests(londi, cost, budget):
     assert turned_down == 0
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize(("cost", "budget", "steps"), [(0.05, None, 6_000), (0.0, 2, 12_000)])
+@pytest.mark.parametrize(
+    ("cost", "budget", "steps", "seed"),
+    [
+        (0.05, None, 2_000, 0),
+        (0.0, 2, 5_000, 0),
+        *(pytest.param(0.05, None, 6_000, seed, marks=pytest.mark.slow) for seed in (0, 1)),
+        *(pytest.param(0.0, 2, 12_000, seed, marks=pytest.mark.slow) for seed in (0, 1)),
+    ],
+)
 def test_the_londi_loop_learns_the_best_switch(londi, cost, budget, steps, seed):
     switch, worth = londi.learn(cost, budget, steps, seed)
     values, _ = londi.solve(cost, budget)

@@ -155,7 +155,9 @@ def prepared(options, folder):
 
 
 def loaded(folder, kind, **settings):
-    return kind(TokenStore(folder / "tokens"), read_annotations(folder / "marks.jsonl"), emptied="skip", **settings)
+    return kind(
+        TokenStore(folder / "tokens"), read_annotations(folder / "marks.jsonl"), on_all_truncated="skip", **settings
+    )
 
 
 def status_mib(key):

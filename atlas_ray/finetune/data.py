@@ -38,9 +38,11 @@ class Examples(Sequence[Example]):
         annotations: of one selector.
         anchored: whether the unselected turns are held to the base.
         base: rows of the base's log-probabilities, one for each token of every turn of the store; None to do without.
-        emptied: what to do with a trajectory that lost all its critical steps to the context: ``error`` or ``skip``.
+        on_all_truncated: what to do with a trajectory that lost all its critical steps to the context: ``error`` or
+            ``skip``.
 
-    ``lost`` counts critical steps that did not fit into the context, ``emptied`` the trajectories left out for it.
+    ``lost`` counts critical steps that did not fit into the context, ``all_truncated`` the trajectories left out for
+    it.
 
     Raises:
         InputError: two annotations of one trajectory, a critical step that it does not have, or a trajectory without
@@ -54,10 +56,10 @@ class Examples(Sequence[Example]):
         annotations: Iterable[Annotation],
         anchored: bool = False,
         base: Any = None,
-        emptied: str = "error",
+        on_all_truncated: str = "error",
     ) -> None:
         self.store, self.anchored, self.base = store, anchored, base
-        self.lost, self.emptied = 0, 0
+        self.lost, self.all_truncated = 0, 0
         chosen: dict[str, tuple[int, ...]] = {}
         for annotation in annotations:
             if annotation.trajectory_id in chosen:
@@ -77,15 +79,15 @@ class Examples(Sequence[Example]):
             if left:
                 self._rows.append((row, left))
                 continue
-            self.emptied += 1
-            if emptied == "error":
+            self.all_truncated += 1
+            if on_all_truncated == "error":
                 raise InputError(
                     f"trajectory {entry.id!r} loses all its {len(critical)} critical steps to the context of "
                     f"{store.context} tokens: raise finetune.context, drop steps of the other side "
                     '(finetune.truncation), or leave such trajectories out (finetune.on_all_truncated = "skip")'
                 )
         if not self._rows:
-            why = f": {self.emptied} lost all of them to the context" if self.emptied else ""
+            why = f": {self.all_truncated} lost all of them to the context" if self.all_truncated else ""
             raise EmptySelectionError(
                 f"no step of any trajectory is selected, so there is nothing to train on{why}. Likely the selector "
                 "marked nothing: look into annotations/, raise select.fraction, or train on another selector"

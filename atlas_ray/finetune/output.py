@@ -18,7 +18,7 @@ from ..rundir.disk import writing
 from ..rundir.files import atomic_directory, write_json, write_text
 from .card import card
 from .packing import causal_lm
-from .team import Team, half
+from .process_group import ProcessGroup, use_bf16
 
 
 def make_model(recipe: Recipe, device: torch.device, words: Sequence[str] = ()) -> tuple[Any, Any]:
@@ -33,7 +33,7 @@ def make_model(recipe: Recipe, device: torch.device, words: Sequence[str] = ()) 
     assert config is not None
     if config.scratch:
         return _new_model(recipe, words).to(device), build_tokenizer(words)
-    frozen = torch.bfloat16 if config.lora and config.strategy == "ddp" and half(config.precision, device) else None
+    frozen = torch.bfloat16 if config.lora and config.strategy == "ddp" and use_bf16(config.precision, device) else None
     tokenizer, model = load_tokenizer(config.base), load_model(config.base, frozen or torch.float32)
     if config.lora:
         from peft import LoraConfig, get_peft_model
@@ -84,13 +84,13 @@ def context(recipe: Recipe, model: Any) -> int:
     return min(recipe.finetune.context or own, own)
 
 
-def weights(model: nn.Module, team: Team) -> dict[str, torch.Tensor]:
+def weights(model: nn.Module, group: ProcessGroup) -> dict[str, torch.Tensor]:
     """All that is trained, whole and on the CPU, on the first worker; call it on every one."""
     found = {}
     for name, p in model.named_parameters():
         if p.requires_grad:
             value = p.full_tensor() if hasattr(p, "full_tensor") else p  # (every worker has to take part)
-            if team.rank == 0:
+            if group.rank == 0:
                 found[name] = value.detach().to("cpu", copy=True)
     return found
 
@@ -111,7 +111,7 @@ def write_model(target: Path, model: Any, tokenizer: Any, recipe: Recipe, about:
     """
     assert recipe.finetune is not None
     model = model.to(getattr(torch, recipe.finetune.save_dtype))
-    # transformers writes on the first process of the world only, without a word; here every team's first one writes
+    # transformers writes on the first process of the world only, without a word; here every group's first one writes
     causal_lm(model).should_save_on_this_rank = lambda is_main_process: is_main_process
     with writing(target), atomic_directory(target) as directory:
         model.save_pretrained(directory)

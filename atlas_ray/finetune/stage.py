@@ -31,25 +31,29 @@ from ..rundir.following import polling
 from ..rundir.layout import RunLayout
 from ..rundir.progress import duration, say, track
 from .data import steps_of
-from .run import checkpoint_dir, expert_file, prepare, refuse_other_base, scratch_dir, train_arm, unknown_warning
+from .inputs import prepare, refuse_other_base, unknown_warning
+from .process_group import ProcessGroup, make_process_group, threads
+from .run import checkpoint_dir, progress_file, train_arm
 from .store import TokenStore
-from .team import Team, make_team, threads
+
+_Run = tuple[int, Arm, int]
+"""Number, arm and seed of a model."""
 
 
 def _runs(config: Finetune) -> list[tuple[Arm, int]]:
     return [(arm, seed) for seed in config.seeds for arm in config.arms]
 
 
-def _missing(run_dir: Path, config: Finetune) -> list[tuple[int, Arm, int]]:
-    """Number, arm and seed of every model that is not there yet."""
+def _missing(run_dir: Path, config: Finetune) -> list[_Run]:
+    """The models that are not there yet."""
     found = enumerate(_runs(config))
     return [
-        (n, arm, seed) for n, (arm, seed) in found if not (checkpoint_dir(run_dir, arm, seed) / "run.json").exists()
+        (n, arm, seed) for n, (arm, seed) in found if not RunLayout(run_dir).checkpoint_record(arm.name, seed).exists()
     ]
 
 
 def _failure(run_dir: Path, number: int) -> Path:
-    return scratch_dir(run_dir) / f"failed-{number}.json"
+    return RunLayout(run_dir).training_scratch / f"failed-{number}.json"
 
 
 def _quiet() -> None:
@@ -58,7 +62,7 @@ def _quiet() -> None:
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """What every Ray Train worker runs: its team's share of the models that are not done yet, one after the other."""
+    """Run on every Ray Train worker: train the models of its process group, one after the other."""
     import ray.train
     import torch.distributed as dist
 
@@ -67,32 +71,32 @@ def _worker(config: dict[str, Any]) -> None:
     recipe, run_dir = Recipe.model_validate(config["recipe"]), Path(config["run_dir"])
     assert recipe.finetune is not None
     torch.set_num_threads(config["threads"])
-    team = make_team(recipe.finetune.workers)
+    group = make_process_group(recipe.finetune.workers)
     remote_rundir.set_run_dir_handle(config["home"])
     at = open_run_dir(run_dir)
-    _check_disk(recipe, at, team)
+    _check_disk(recipe, at, group)
     if at.away:
         with at.alone():
             at.fetch("trajectories")
             at.fetch("annotations")
-            prepare(recipe, at.root, team.device)
-    for number, arm, seed in config["runs"][team.number :: config["teams"]]:
-        if at.exists(str(checkpoint_dir(Path(), Arm(**arm), seed) / "run.json")):
+            prepare(recipe, at.root, group.device)
+    for number, arm, seed in config["runs"][group.replica :: config["replicas"]]:
+        if at.exists(str(RunLayout().checkpoint_record(Arm(**arm).name, seed))):
             continue
         try:
             with logs.log_exceptions(f"{Arm(**arm).name}, seed {seed}"):
-                train_arm(recipe, run_dir, Arm(**arm), seed, team, number)
+                train_arm(recipe, run_dir, Arm(**arm), seed, group, number)
         except AtlasError as error:
             # not a fault that trying again would mend; the other models go on
-            if team.rank == 0:
+            if group.rank == 0:
                 at.write_json(str(_failure(Path(), number)), {"kind": type(error).__name__, "why": str(error)})
     if dist.is_initialized():
         dist.barrier()
-    ray.train.report({"teams": config["teams"]})
+    ray.train.report({"replicas": config["replicas"]})
 
 
-def _check_disk(recipe: Recipe, at: LocalRunDir, team: Team) -> None:
-    """FSDP2 workers write a share of the state each, and only one of them can bring it home.
+def _check_disk(recipe: Recipe, at: LocalRunDir, group: ProcessGroup) -> None:
+    """Refuse FSDP2 workers without a common disk: each writes its shard, and only one can bring the state home.
 
     Raises:
         InputError: they have no disk in common.
@@ -100,11 +104,11 @@ def _check_disk(recipe: Recipe, at: LocalRunDir, team: Team) -> None:
     import ray
     import torch.distributed as dist
 
-    if recipe.finetune is None or recipe.finetune.strategy == "ddp" or team.size == 1:
+    if recipe.finetune is None or recipe.finetune.strategy == "ddp" or group.size == 1:
         return
-    disks: list[str] = [""] * team.size
+    disks: list[str] = [""] * group.size
     mine = ray.get_runtime_context().get_node_id() if at.away else ""
-    dist.all_gather_object(disks, mine, group=team.mesh.get_group())
+    dist.all_gather_object(disks, mine, group=group.mesh.get_group())
     if len(set(disks)) > 1:
         raise InputError(
             "a model whose state is shared out over several nodes needs a run directory that they share: "
@@ -114,15 +118,15 @@ def _check_disk(recipe: Recipe, at: LocalRunDir, team: Team) -> None:
 
 
 @contextmanager
-def _shown(run_dir: Path, runs: list[tuple[int, Arm, int]], total: int, per_run: int) -> Iterator[None]:
-    """Show the progress that the first worker of every team writes, while the block lasts."""
+def _shown(run_dir: Path, runs: list[_Run], total: int, per_run: int) -> Iterator[None]:
+    """Show the progress that the first worker of every group writes, while the block lasts."""
     steps = {number: 0 for number, _, _ in runs}
     with track("optimiser steps", total, total - per_run * len(runs)) as progress:
 
         def look() -> None:
             for number, arm, seed in runs:
-                path = scratch_dir(run_dir) / f"progress-{number}.json"
-                if (checkpoint_dir(run_dir, arm, seed) / "run.json").exists():
+                path = progress_file(run_dir, number)
+                if RunLayout(run_dir).checkpoint_record(arm.name, seed).exists():
                     steps[number] = per_run
                 elif path.exists():
                     steps[number] = read_json(path)["step"]
@@ -133,42 +137,53 @@ def _shown(run_dir: Path, runs: list[tuple[int, Arm, int]], total: int, per_run:
 
 
 def finetune(recipe: Recipe, run_dir: Path) -> list[Path]:
-    """Train one model an arm and seed into ``checkpoints/ARM-sSEED/``; finished ones are kept.
+    """Train one model per arm and seed into ``checkpoints/ARM-sSEED/``; finished ones are kept.
 
     Raises:
         AtlasError: training failed; the message is the worker's.
     """
     config = recipe.finetune
     assert config is not None
+    layout = RunLayout(run_dir)
     targets = [checkpoint_dir(run_dir, arm, seed) for arm, seed in _runs(config)]
     missing = _missing(run_dir, config)
     if not missing:
         return targets
-    if not config.scratch:
-        refuse_other_base(recipe, run_dir)
-        load_tokenizer(config.base)  # a wrong name should fail here and now, not in a worker
-    for selector in dict.fromkeys(arm.selector for arm in config.arms):
-        read_annotations(RunLayout(run_dir).annotations(selector), iter_trajectories(expert_file(run_dir)))
-    per_run = steps_of(sum(1 for _ in iter_trajectories(expert_file(run_dir))), config.batch_size, config.epochs)
+    _check_inputs(recipe, layout)
+    per_run = steps_of(sum(1 for _ in iter_trajectories(layout.expert)), config.batch_size, config.epochs)
     say(f"  {len(missing)} of {len(targets)} models to train, {per_run} optimiser steps each")
-    for path in (*scratch_dir(run_dir).glob("progress-*.json"), *scratch_dir(run_dir).glob("failed-*.json")):
+    scratch = layout.training_scratch
+    for path in (*scratch.glob("progress-*.json"), *scratch.glob("failed-*.json")):
         path.unlink()
     start = time.monotonic()
     try:
         with _shown(run_dir, missing, len(targets) * per_run, per_run):
-            if config.workers == 0:
-                _quiet()
-                _say_unknown(recipe, run_dir, prepare(recipe, run_dir, Team().device))
-                for number, arm, seed in missing:
-                    train_arm(recipe, run_dir, arm, seed, Team(), number)
-            else:
-                _fit(recipe, run_dir, config, missing)
+            (_fit if config.workers else _train_here)(recipe, run_dir, config, missing)
     except AtlasError as error:
         RunLog(run_dir).event("finetune", "failed", why=str(error))
         raise
     _sum_up(run_dir, [checkpoint_dir(run_dir, arm, seed) for _, arm, seed in missing], time.monotonic() - start)
-    shutil.rmtree(scratch_dir(run_dir), ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)
     return targets
+
+
+def _check_inputs(recipe: Recipe, layout: RunLayout) -> None:
+    """Raise here and now what would otherwise fail in every worker."""
+    config = recipe.finetune
+    assert config is not None
+    if not config.scratch:
+        refuse_other_base(recipe, layout.root)
+        load_tokenizer(config.base)
+    for selector in dict.fromkeys(arm.selector for arm in config.arms):
+        read_annotations(layout.annotations(selector), iter_trajectories(layout.expert))
+
+
+def _train_here(recipe: Recipe, run_dir: Path, config: Finetune, missing: list[_Run]) -> None:
+    """Train the missing models one after the other in this process."""
+    _quiet()
+    _say_unknown(recipe, run_dir, prepare(recipe, run_dir, ProcessGroup().device))
+    for number, arm, seed in missing:
+        train_arm(recipe, run_dir, arm, seed, ProcessGroup(), number)
 
 
 def _say_unknown(recipe: Recipe, run_dir: Path, store: TokenStore) -> None:
@@ -189,44 +204,58 @@ def _sum_up(run_dir: Path, made: list[Path], seconds: float) -> None:
                 f"{run['lost_critical_steps']} critical ones among them; {run['emptied']} had none left"
             )
     speed = fmean(run["tokens_per_second"] for run in about.values())
-    parts = [f"{speed:,.0f} tokens/s a model"]
+    parts = [f"{speed:,.0f} tokens/s per model"]
     if all(run["flops_saved"] is not None for run in about.values()):
         parts.append(f"{fmean(run['peak_share'] for run in about.values()):.0%} of this machine's peak")
         parts.append(f"{fmean(run['flops_saved'] for run in about.values()):.0%} fewer FLOPs than plain masking")
     say(f"  trained in {duration(seconds)}: {', '.join(parts)}")
 
 
-def _teams(config: Finetune, runs: int, resources: dict[str, float]) -> int:
+def _replicas(config: Finetune, runs: int, resources: dict[str, float]) -> int:
     """Models that are trained side by side."""
     if config.parallel != "auto":
         return min(config.parallel, runs)
     return max(1, min(runs, int(resources.get("GPU", 0) or resources.get("CPU", 1)) // config.workers))
 
 
-def _fit(recipe: Recipe, run_dir: Path, config: Finetune, missing: list[tuple[int, Arm, int]]) -> None:
+def _fit(recipe: Recipe, run_dir: Path, config: Finetune, missing: list[_Run]) -> None:
+    """Train the missing models by Ray Train."""
     ensure_ray(config.workers * (1 if config.parallel == "auto" else config.parallel))
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
     logs.capture_loggers("ray.train")
-    asked = recipe.placement.resource_request("trainers")
-    wait_for_groups(asked)  # what they are given depends on what there is
+    wait_for_groups(recipe.placement.resource_request("trainers"))  # what they are given depends on what there is
     there = resources_of(recipe.placement.trainers)
     gpu = there.get("GPU", 0) > 0
     if os.environ.get("RAY_ADDRESS") and not gpu:
         say("  no node of this cluster that may train has a GPU: models are trained on CPUs")
-    teams = _teams(config, len(missing), there)
-    workers = teams * config.workers
+    replicas = _replicas(config, len(missing), there)
+    workers = replicas * config.workers
     check_room(workers, workers if gpu else 0, "the models that are trained ask for", ("finetune.workers",) * 2)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     _say_unknown(recipe, run_dir, prepare(recipe, run_dir, device))
-    trainer = TorchTrainer(
+    try:
+        with _own_interrupt():
+            _trainer(recipe, run_dir, missing, replicas, workers, gpu).fit()
+    except Exception as error:
+        cause = culprit(error)
+        if isinstance(cause, AtlasError):
+            raise cause from error
+        raise AtlasError(f"fine-tuning failed: {described(cause)}") from error
+    _raise_failures(run_dir, config, missing)
+
+
+def _trainer(recipe: Recipe, run_dir: Path, missing: list[_Run], replicas: int, workers: int, gpu: bool) -> Any:
+    """Ray Train's trainer of ``workers`` processes, which form ``replicas`` process groups."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    asked = recipe.placement.resource_request("trainers")
+    return TorchTrainer(
         _worker,
         train_loop_config={
             "recipe": recipe.model_dump(mode="json"),
             "run_dir": str(run_dir.resolve()),
             "runs": [(number, arm.model_dump(), seed) for number, arm, seed in missing],
-            "teams": teams,
+            "replicas": replicas,
             "threads": threads(workers),
             "logs": logs.folder(),
             "home": remote_rundir.run_dir_handle(),
@@ -238,21 +267,21 @@ def _fit(recipe: Recipe, run_dir: Path, config: Finetune, missing: list[tuple[in
             failure_config=FailureConfig(max_failures=3),
         ),
     )
-    try:
-        with _own_interrupt():
-            trainer.fit()
-    except Exception as error:
-        cause = culprit(error)
-        if isinstance(cause, AtlasError):
-            raise cause from error
-        raise AtlasError(f"fine-tuning failed: {described(cause)}") from error
-    failed = [
-        (number, read_json(_failure(run_dir, number))) for number, _, _ in missing if _failure(run_dir, number).exists()
-    ]
+
+
+def _raise_failures(run_dir: Path, config: Finetune, missing: list[_Run]) -> None:
+    """Raise what the workers noted of models that could not be trained.
+
+    Raises:
+        InputError: the input of every one of them is at fault.
+        AtlasError: training failed, or there is no checkpoint.
+    """
+    noted = {number: _failure(run_dir, number) for number, _, _ in missing}
+    failed = {number: read_json(path) for number, path in noted.items() if path.exists()}
     if failed:
         names = {number: checkpoint_dir(run_dir, arm, seed).name for number, arm, seed in missing}
-        kind = InputError if all(about["kind"] == InputError.__name__ for _, about in failed) else AtlasError
-        raise kind("; ".join(f"{names[number]}: {about['why']}" for number, about in failed))
+        kind = InputError if all(about["kind"] == InputError.__name__ for about in failed.values()) else AtlasError
+        raise kind("; ".join(f"{names[number]}: {about['why']}" for number, about in failed.items()))
     if left := [checkpoint_dir(run_dir, arm, seed).name for _, arm, seed in _missing(run_dir, config)]:
         raise AtlasError(
             f"{', '.join(left)}: trained, but there is no checkpoint in {run_dir / 'checkpoints'}. Is the run "

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..rundir.disk import writing
 from ..rundir.files import open_up, read_json, write_json
-from .team import Team
+from .process_group import ProcessGroup
 
 _KEYS = ("exp_avg", "exp_avg_sq")
 
@@ -28,7 +28,12 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def save_state(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, team: Team, shared_out: bool, about: dict[str, Any]
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    group: ProcessGroup,
+    sharded: bool,
+    about: dict[str, Any],
 ) -> None:
     """Write weights and AdamW state of what is trained, and ``about``, into ``path/STEP``; then drop older ones.
 
@@ -39,10 +44,10 @@ def save_state(
     """
     name = f"{about['step']:08d}"
     temporary = path / f".{name}.tmp"
-    shares = team.size if shared_out else 1
+    shares = group.size if sharded else 1
 
     def write() -> None:
-        if team.rank >= shares:
+        if group.rank >= shares:
             return
         with writing(path):
             temporary.mkdir(parents=True, exist_ok=True)
@@ -51,7 +56,7 @@ def save_state(
                 tensors[f"model.{parameter}"] = _local(p).contiguous()
                 for key in _KEYS if p in optimizer.state else ():
                     tensors[f"{key}.{parameter}"] = _local(optimizer.state[p][key]).contiguous()
-            save_file(tensors, temporary / f"{team.rank}-of-{shares}.safetensors")
+            save_file(tensors, temporary / f"{group.rank}-of-{shares}.safetensors")
 
     def finish() -> None:
         with writing(path):
@@ -66,14 +71,16 @@ def save_state(
             if other.name != name:
                 shutil.rmtree(other, ignore_errors=True)
 
-    if team.rank == 0:
+    if group.rank == 0:
         shutil.rmtree(temporary, ignore_errors=True)
-    team.together(lambda: None)
-    team.together(write)
-    team.together(finish, leader=True)
+    group.run_all_or_raise(lambda: None)
+    group.run_all_or_raise(write)
+    group.run_all_or_raise(finish, leader=True)
 
 
-def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, team: Team) -> dict[str, Any] | None:
+def load_state(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, group: ProcessGroup
+) -> dict[str, Any] | None:
     """Put the newest whole state into model and optimiser; None when there is none. Any number of workers may load it.
 
     Returns:
@@ -92,9 +99,9 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, t
 
     def put(target: torch.Tensor, key: str) -> torch.Tensor:
         local, value = _local(target), whole(key)
-        if hasattr(target, "to_local") and team.size > 1:  # FSDP2 cuts along the first axis as torch.chunk does
-            pieces = value.chunk(team.size)
-            value = pieces[team.rank] if team.rank < len(pieces) else value[:0]
+        if hasattr(target, "to_local") and group.size > 1:  # FSDP2 cuts along the first axis as torch.chunk does
+            pieces = value.chunk(group.size)
+            value = pieces[group.rank] if group.rank < len(pieces) else value[:0]
         local.copy_(value.reshape(local.shape))
         return target
 

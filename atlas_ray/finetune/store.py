@@ -78,7 +78,7 @@ class TokenStore:
 
 
 def build_store(
-    path: Path, trajectories: Iterable[Trajectory], renderer: Renderer, context: int, too_long: str, key: str
+    path: Path, trajectories: Iterable[Trajectory], renderer: Renderer, context: int, truncation: str, key: str
 ) -> TokenStore:
     """Render trajectories into ``path``, unless they lie there already under the same ``key``.
 
@@ -87,7 +87,7 @@ def build_store(
         trajectories: read once, one by one.
         renderer: of the model's tokenizer.
         context: most tokens of a trajectory.
-        too_long: what happens to longer ones: ``error``, or they lose whole steps of a side: ``drop_last_steps`` or
+        truncation: what happens to longer ones: ``error``, or they lose whole steps of a side: ``drop_last_steps`` or
             ``drop_first_steps``.
         key: names what the store is made of.
 
@@ -103,7 +103,7 @@ def build_store(
     starts, turns, entries = [(0, 0)], [0], []
     total, unknown = 0, Unknown(renderer.tokenizer)
     for trajectory in trajectories:
-        first, rendered = fit(trajectory, renderer, context, too_long)
+        first, rendered = fit(trajectory, renderer, context, truncation)
         kept = trajectory.steps[first : first + len(rendered.spans)]
         survey(renderer, [trajectory.model_copy(update={"steps": kept})], unknown)
         ids.append(np.asarray(rendered.ids, dtype=np.int32))
@@ -122,7 +122,7 @@ def build_store(
     return TokenStore(path)
 
 
-def fit(trajectory: Trajectory, renderer: Renderer, context: int, too_long: str) -> tuple[int, Rendered]:
+def fit(trajectory: Trajectory, renderer: Renderer, context: int, truncation: str) -> tuple[int, Rendered]:
     """The first step that is kept, and what is kept of the trajectory: all of it, or as many whole steps as fit.
 
     Raises:
@@ -131,16 +131,16 @@ def fit(trajectory: Trajectory, renderer: Renderer, context: int, too_long: str)
     rendered = renderer.render(trajectory)
     if len(rendered.ids) <= context:
         return 0, rendered
-    if too_long == "error":
+    if truncation == "error":
         raise ContextOverflowError(
             f"trajectory {trajectory.id!r} has {len(rendered.ids)} tokens, the model takes {context}: "
             'collect with a smaller max_steps, or let it lose steps (finetune.truncation = "drop_last_steps")'
         )
-    if too_long == "drop_last_steps":
+    if truncation == "drop_last_steps":
         spans = [span for span in rendered.spans if span[1] <= context]
         if spans:
             return 0, Rendered(rendered.ids[: spans[-1][1]], spans)
-    for first in range(1, len(trajectory.steps) if too_long == "drop_first_steps" else 0):
+    for first in range(1, len(trajectory.steps) if truncation == "drop_first_steps" else 0):
         late = renderer.render(trajectory.model_copy(update={"steps": trajectory.steps[first:]}))
         if len(late.ids) <= context:
             return first, late

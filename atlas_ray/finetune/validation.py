@@ -12,7 +12,7 @@ from ..data.replies import Replies, ReplyOutcome, summed
 from ..engines import TransformersEngine
 from ..errors import AtlasError
 from ..recipe.loading import Recipe
-from .team import Team
+from .process_group import ProcessGroup
 
 
 def levels(recipe: Recipe) -> list[EnvSpec]:
@@ -23,14 +23,14 @@ def levels(recipe: Recipe) -> list[EnvSpec]:
     return [env_spec(recipe, name, recipe.collect.max_steps, "dev") for name in recipe.collect.levels]
 
 
-def success(recipe: Recipe, model: Any, tokenizer: Any, team: Team, replies: Replies | None = None) -> float:
-    """Share of the validation's episodes that succeed; the team's workers play a part each.
+def success(recipe: Recipe, model: Any, tokenizer: Any, group: ProcessGroup, replies: Replies | None = None) -> float:
+    """Share of the validation's episodes that succeed; the group's workers play a part each.
 
     Args:
         recipe: with ``finetune.validation``.
         model: plays in this process, by transformers, whatever engine the recipe has.
         tokenizer: the model's.
-        team: whose every worker calls this with the same weights.
+        group: whose every worker calls this with the same weights.
         replies: takes what became of those that the model wrote, to all workers.
 
     Raises:
@@ -43,7 +43,7 @@ def success(recipe: Recipe, model: Any, tokenizer: Any, team: Team, replies: Rep
         for spec in levels(recipe)
         for seed in range(first, first + min(recipe.finetune.validation.episodes, spec.episodes()))
     ]
-    mine = episodes[team.rank :: team.size]
+    mine = episodes[group.rank :: group.size]
     spec, names = agent_spec(recipe, "trained"), get_args(ReplyOutcome)
 
     def outcomes() -> list[int]:
@@ -55,8 +55,8 @@ def success(recipe: Recipe, model: Any, tokenizer: Any, team: Team, replies: Rep
         return [sum(e.success for e in ended), sum(not e.lost for e in ended), *(written[name] for name in names)]
 
     # agreed on before the sum, in which the others would wait for one that failed
-    counts = team.together(outcomes)
-    totals = team.sum(torch.tensor(counts, dtype=torch.float64, device=team.device)).tolist()
+    counts = group.run_all_or_raise(outcomes)
+    totals = group.sum(torch.tensor(counts, dtype=torch.float64, device=group.device)).tolist()
     if replies is not None:
         replies.add({name: int(count) for name, count in zip(names, totals[2:], strict=True) if count})
     if not totals[1]:

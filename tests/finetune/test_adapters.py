@@ -1,6 +1,7 @@
 """Adapters and validation through the whole pipeline."""
 
 import pytest
+from finetune_examples import TOKENIZER, tiny
 from safetensors import safe_open
 
 from atlas_ray import pipeline
@@ -12,27 +13,30 @@ from atlas_ray.rundir.files import jsonl_rows, read_json
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Adapters of tiny-quick, an arm with and one without an anchor, played during training and scored."""
-    run_dir = tmp_path_factory.mktemp("adapters") / "run"
+    """Adapters of a small model, an arm with and one without an anchor, played during training and scored."""
+    root = tmp_path_factory.mktemp("adapters")
+    tiny().save_pretrained(root / "base")
+    TOKENIZER.save_pretrained(root / "base")
     recipe = Recipe.model_validate(
         {
             "name": "adapters",
             "workers": 0,
-            "collect": {"levels": {"GoToLocalS5N2": 16}, "max_steps": 20},
+            "collect": {"levels": {"GoToLocalS5N2": 8}, "max_steps": 20},
             "select": {"selectors": ["random"]},
             "finetune": {
+                "base": str(root / "base"),
                 "lora": {"rank": 4, "alpha": 8},
                 "arms": [{"selector": "random"}, {"selector": "random", "anchor": 0.5}],
                 "epochs": 3,
-                "batch_size": 8,
+                "batch_size": 4,
                 "workers": 0,
-                "validation": {"every": 2, "episodes": 8},
+                "validation": {"every": 2, "episodes": 4},
             },
-            "evaluate": {"held_in": ["GoToLocalS5N2"], "episodes": 8, "max_steps": 10},
+            "evaluate": {"held_in": ["GoToLocalS5N2"], "episodes": 4, "max_steps": 6},
         }
     )
-    pipeline.run(recipe, run_dir)
-    return run_dir
+    pipeline.run(recipe, root / "run")
+    return root / "run"
 
 
 @pytest.mark.parametrize("arm", ["random", "random+anchor0.5"])
@@ -41,7 +45,7 @@ def test_a_checkpoint_is_an_adapter_of_its_base(run, arm):
     assert not (path / "model.safetensors").exists()
     with safe_open(path / "adapter_model.safetensors", framework="pt") as adapter:
         assert all("lora_" in name for name in adapter.keys())  # noqa: SIM118
-    merged, base = load_model(str(path)).state_dict(), load_model("tiny-quick").state_dict()
+    merged, base = load_model(str(path)).state_dict(), load_model(str(run.parent / "base")).state_dict()
     assert merged.keys() == base.keys()
     changed = {name for name in base if not bool((merged[name] == base[name]).all())}
     assert changed

@@ -19,12 +19,12 @@ from atlas_ray.finetune.store import Entry, TokenStore, build_store, fit, store_
 RENDERER = Renderer(TOKENIZER)
 
 
-def store_of(path, items, context=500, too_long="error", key="key", renderer=RENDERER):
-    return build_store(path / "tokens", items, renderer, context, too_long, key)
+def store_of(path, items, context=500, truncation="error", key="key", renderer=RENDERER):
+    return build_store(path / "tokens", items, renderer, context, truncation, key)
 
 
-def examples_of(path, items, notes, anchored=False, context=500, too_long="error", emptied="error"):
-    return Examples(store_of(path, items, context, too_long), notes, anchored, emptied=emptied)
+def examples_of(path, items, notes, anchored=False, context=500, truncation="error", on_all_truncated="error"):
+    return Examples(store_of(path, items, context, truncation), notes, anchored, on_all_truncated=on_all_truncated)
 
 
 def kept(item, first, count):
@@ -56,7 +56,7 @@ def test_trajectories_without_a_critical_step_are_left_out_and_order_is_kept(tmp
     examples = examples_of(tmp_path, items, [note("d", 0), note("a", 2), note("b")])
     assert [len(e.trained) for e in examples] == [4, 4]
     assert len(examples[0].ids) > len(examples[1].ids)
-    assert (examples.lost, examples.emptied, len(examples.store)) == (0, 0, 4)
+    assert (examples.lost, examples.all_truncated, len(examples.store)) == (0, 0, 4)
 
 
 @pytest.mark.parametrize("notes", [[], [note("a")], [note("b", 0)]])
@@ -103,8 +103,8 @@ def test_an_episode_that_does_not_fit_is_an_error_and_never_cut(tmp_path):
 def test_an_episode_that_fits_loses_nothing():
     item = trajectory("a", 4)
     whole = RENDERER.render(item)
-    for too_long in ("error", "drop_last_steps", "drop_first_steps"):
-        assert fit(item, RENDERER, len(whole.ids), too_long) == (0, whole)
+    for truncation in ("error", "drop_last_steps", "drop_first_steps"):
+        assert fit(item, RENDERER, len(whole.ids), truncation) == (0, whole)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
@@ -119,24 +119,24 @@ def test_a_longer_one_loses_whole_steps_of_the_stated_side(side, spare, count):
     assert fit(item, RENDERER, context, f"drop_{side}_steps") == (first, wanted)
 
 
-@pytest.mark.parametrize("too_long", ["drop_last_steps", "drop_first_steps"])
-def test_where_not_even_one_step_fits_is_an_error(too_long):
+@pytest.mark.parametrize("truncation", ["drop_last_steps", "drop_first_steps"])
+def test_where_not_even_one_step_fits_is_an_error(truncation):
     item = trajectory("a", 5)
     with pytest.raises(ContextOverflowError, match="'a': not even one step fits"):
-        fit(item, RENDERER, len(kept(item, 0, 1).ids) - 1, too_long)
+        fit(item, RENDERER, len(kept(item, 0, 1).ids) - 1, truncation)
 
 
-@pytest.mark.parametrize(("too_long", "left"), [("drop_last_steps", [0, 2]), ("drop_first_steps", [0, 2])])
-def test_critical_steps_move_with_what_is_kept_and_lost_ones_are_counted(tmp_path, too_long, left):
+@pytest.mark.parametrize(("truncation", "left"), [("drop_last_steps", [0, 2]), ("drop_first_steps", [0, 2])])
+def test_critical_steps_move_with_what_is_kept_and_lost_ones_are_counted(tmp_path, truncation, left):
     item = trajectory("a", 6)
-    first = 3 if too_long == "drop_first_steps" else 0
+    first = 3 if truncation == "drop_first_steps" else 0
     rendered = kept(item, first, 3)
     examples = examples_of(
-        tmp_path, [item], [note("a", 0, 2, 3, 5)], True, context=len(rendered.ids), too_long=too_long
+        tmp_path, [item], [note("a", 0, 2, 3, 5)], True, context=len(rendered.ids), truncation=truncation
     )
     spans = [set(range(*span)) for span in rendered.spans]
     assert examples.store.entries == [Entry("a", 6, first, 3)]
-    assert (examples.lost, examples.emptied) == (2, 0)
+    assert (examples.lost, examples.all_truncated) == (2, 0)
     assert set(examples[0].trained) == set().union(*(spans[i] for i in left))
     assert set(examples[0].anchored) == spans[1]
     assert list(examples[0].ids) == rendered.ids
@@ -145,14 +145,14 @@ def test_critical_steps_move_with_what_is_kept_and_lost_ones_are_counted(tmp_pat
 def test_an_episode_that_loses_all_critical_steps_is_an_error_or_counted(tmp_path):
     items = [trajectory("a", 6), trajectory("b", 2)]
     notes = [note("a", 4, 5), note("b", 1)]
-    given = {"context": len(kept(items[0], 0, 3).ids), "too_long": "drop_last_steps"}
+    given = {"context": len(kept(items[0], 0, 3).ids), "truncation": "drop_last_steps"}
     with pytest.raises(InputError, match="'a' loses all its 2 critical steps.*finetune.on_all_truncated"):
         examples_of(tmp_path, items, notes, **given)
-    examples = examples_of(tmp_path, items, notes, **given, emptied="skip")
+    examples = examples_of(tmp_path, items, notes, **given, on_all_truncated="skip")
     assert len(examples) == 1
-    assert (examples.lost, examples.emptied) == (2, 1)
+    assert (examples.lost, examples.all_truncated) == (2, 1)
     with pytest.raises(EmptySelectionError, match="1 lost all of them to the context"):
-        examples_of(tmp_path, items, notes[:1], **given, emptied="skip")
+        examples_of(tmp_path, items, notes[:1], **given, on_all_truncated="skip")
 
 
 # --- the store ---

@@ -23,7 +23,7 @@ from finetune_examples import (
 from atlas_ray.errors import DivergedError, EmptySelectionError, InputError
 from atlas_ray.finetune.data import Example, batches
 from atlas_ray.finetune.loop import rate
-from atlas_ray.finetune.team import Team
+from atlas_ray.finetune.process_group import ProcessGroup
 
 
 def losses(path, examples, **given):
@@ -300,4 +300,4 @@ def test_a_learning_rate_that_is_too_high_is_named(tmp_path):
 def test_fsdp_refuses_a_model_that_is_trained_one_sequence_at_a_time(tmp_path):
     adapted = with_adapters(tiny(), targets=["lm_head"])
     with pytest.raises(InputError, match='use finetune.strategy = "ddp"'):
-        trained(tmp_path, random_examples(4), model=adapted, strategy="fsdp", workers=2, team=Team(size=2))
+        trained(tmp_path, random_examples(4), model=adapted, strategy="fsdp", workers=2, group=ProcessGroup(size=2))

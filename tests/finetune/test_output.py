@@ -17,12 +17,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from atlas_ray.errors import AtlasError
-from atlas_ray.finetune import output, run
+from atlas_ray.finetune import inputs, output, run
 from atlas_ray.finetune.card import card
-from atlas_ray.finetune.team import Team
+from atlas_ray.finetune.process_group import ProcessGroup
 from atlas_ray.models.loading import load_model
 from atlas_ray.recipe.loading import Recipe
 from atlas_ray.rundir.files import read_json
+from atlas_ray.rundir.layout import RunLayout
 from atlas_ray.trajectory import Annotation, write_annotations, write_trajectories
 
 CPU = torch.device("cpu")
@@ -183,7 +184,7 @@ def test_the_context_is_the_models_unless_the_recipe_has_a_smaller_one(base):
 def test_weights_are_taken_out_and_put_back(base, lora):
     wanted = recipe(base, lora=lora)
     (one, _), (other, _) = changed(wanted), output.make_model(wanted, CPU)
-    values = output.weights(one, Team())
+    values = output.weights(one, ProcessGroup())
     assert set(values) == {name for name, p in one.named_parameters() if p.requires_grad}
     output.put(other, values)
     assert torch.equal(logits(other.eval()), logits(one))
@@ -240,17 +241,17 @@ def test_the_checkpoint_of_an_arm_holds_the_weights_of_its_best_step(tmp_path, b
     (arm,) = wanted.finetune.arms
     seen, given = [], iter(scores)
 
-    def success(recipe, model, tokenizer, team, replies):
+    def success(recipe, model, tokenizer, group, replies):
         seen.append(weights(model).clone())
         replies.add({"ok": 7, "lost": len(seen) - 1})
         return next(given)
 
     monkeypatch.setattr(run, "success", success)
-    write_trajectories(run.expert_file(tmp_path), [trajectory(str(i), 3) for i in range(4)])
+    write_trajectories(RunLayout(tmp_path).expert, [trajectory(str(i), 3) for i in range(4)])
     notes = [Annotation(trajectory_id=str(i), selector="value", fraction=0.5, critical=(i % 3,)) for i in range(4)]
     write_annotations(tmp_path / "annotations" / "value.jsonl", notes)
-    run.prepare(wanted, tmp_path, CPU)
-    run.train_arm(wanted, tmp_path, arm, 0, Team(), 0)
+    inputs.prepare(wanted, tmp_path, CPU)
+    run.train_arm(wanted, tmp_path, arm, 0, ProcessGroup(), 0)
     target = run.checkpoint_dir(tmp_path, arm, 0)
     about = read_json(target / "run.json")
     best = scores.index(max(scores))

@@ -1,4 +1,4 @@
-"""Ray Train: teams of workers equal one process, also when a worker or the driver is killed on the way."""
+"""Ray Train: process groups equal one process, also when a worker or the driver is killed on the way."""
 
 import json
 import os
@@ -24,7 +24,16 @@ from atlas_ray.rundir.files import jsonl_rows, read_json, write_json
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """A recipe, and a run directory with episodes, annotations and the models that one process trains."""
-    root = tmp_path_factory.mktemp("ray-train")
+    return prepare(tmp_path_factory.mktemp("ray-train"), epochs=3)
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    """The same with enough steps to be killed in the middle."""
+    return prepare(tmp_path_factory.mktemp("ray-train-long"), epochs=20)
+
+
+def prepare(root, epochs):
     build_model(hidden=16, layers=1, heads=2, intermediate=32, seed=0).save_pretrained(root / "model")
     build_tokenizer().save_pretrained(root / "model")
     recipe = Recipe.model_validate(
@@ -36,9 +45,9 @@ def prepared(tmp_path_factory):
             "finetune": {
                 "base": str(root / "model"),
                 "arms": [{"selector": "all"}, {"selector": "random"}, {"selector": "random", "anchor": 0.5}],
-                "epochs": 20,
+                "epochs": epochs,
                 "batch_size": 4,
-                "save_every": 10,
+                "save_every": 4,
                 "workers": 0,
             },
         }
@@ -47,18 +56,25 @@ def prepared(tmp_path_factory):
     return recipe, root / "run"
 
 
+def copied(run_dir, target):
+    """The run before it trained."""
+    return shutil.copytree(run_dir, target, ignore=shutil.ignore_patterns("checkpoints", "metrics.jsonl"))
+
+
 def on_ray(recipe, run_dir, target, **changes):
     """Train in a copy of the run, by Ray Train."""
     if not target.exists():
-        left_out = shutil.ignore_patterns("checkpoints", "*.jsonl.part", "metrics.jsonl")
-        shutil.copytree(run_dir, target, ignore=left_out)
+        copied(run_dir, target)
     tuning = recipe.finetune.model_copy(update=changes)
     finetune(recipe.model_copy(update={"finetune": tuning}), target)
 
 
-def assert_same_weights(one, other):
-    models = sorted(p.name for p in (one / "checkpoints").iterdir() if not p.name.startswith("."))
-    assert models == ["all-s0", "random+anchor0.5-s0", "random-s0"]
+def made(run_dir):
+    return sorted(p.name for p in (run_dir / "checkpoints").iterdir() if not p.name.startswith("."))
+
+
+def assert_same_weights(one, other, models=("all-s0", "random+anchor0.5-s0", "random-s0")):
+    assert made(other) == list(models)
     for model in models:
         a, b = (load_file(run / "checkpoints" / model / "model.safetensors") for run in (one, other))
         assert max(float((a[k] - b[k]).abs().max()) for k in a) < 2e-6, model
@@ -69,31 +85,33 @@ def losses(run_dir):
     return {(row["arm"], row["step"]): row["loss"] for row in jsonl_rows(run_dir / "metrics.jsonl") if "loss" in row}
 
 
-def test_teams_of_workers_train_what_one_process_does(prepared, ray_session, tmp_path):
+@pytest.mark.slow
+def test_process_groups_side_by_side_train_what_one_process_does(prepared, ray_session, tmp_path):
     recipe, run_dir = prepared
     on_ray(recipe, run_dir, tmp_path / "run", workers=2, parallel=2)
     assert_same_weights(run_dir, tmp_path / "run")
-    assert not list((tmp_path / "run" / "checkpoints").glob(".*")), "training states are removed at the end"
     assert losses(tmp_path / "run") == pytest.approx(losses(run_dir), rel=1e-6)
-    about = read_json(tmp_path / "run" / "checkpoints" / "all-s0" / "run.json")
-    alone = read_json(run_dir / "checkpoints" / "all-s0" / "run.json")
-    for key in ("trained_tokens", "context_tokens", "cut_tokens", "flops", "data_sha256", "steps_share"):
-        assert about[key] == alone[key]
-    assert (about["workers"], alone["workers"]) == (2, 1)
 
 
-def test_an_arm_that_fails_costs_the_others_nothing(prepared, ray_session, tmp_path):
+def test_two_workers_train_what_one_process_does_and_a_failing_arm_costs_the_others_nothing(
+    prepared, ray_session, tmp_path
+):
     recipe, run_dir = prepared
-    target = tmp_path / "run"
-    shutil.copytree(run_dir, target, ignore=shutil.ignore_patterns("checkpoints", "metrics.jsonl"))
+    target = copied(run_dir, tmp_path / "run")
     marks = target / "annotations" / "all.jsonl"
     rows = [{**row, "critical": []} for row in jsonl_rows(marks)]
     marks.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(AtlasError, match="^all-s0: no step of any trajectory is selected") as caught:
-        on_ray(recipe, run_dir, target, workers=1, parallel=2)
+        on_ray(recipe, run_dir, target, workers=2, parallel=1)
     assert "\n" not in str(caught.value)
-    made = sorted(p.name for p in (target / "checkpoints").iterdir() if not p.name.startswith("."))
-    assert made == ["random+anchor0.5-s0", "random-s0"]
+    assert_same_weights(run_dir, target, ["random+anchor0.5-s0", "random-s0"])
+    alone = {(arm, step): loss for (arm, step), loss in losses(run_dir).items() if arm != "all"}
+    assert losses(target) == pytest.approx(alone, rel=1e-6)
+    assert not list((target / "checkpoints").glob(".random*")), "training states are removed at the end"
+    about, single = (read_json(run / "checkpoints" / "random-s0" / "run.json") for run in (target, run_dir))
+    for key in ("trained_tokens", "context_tokens", "cut_tokens", "flops", "data_sha256", "steps_share"):
+        assert about[key] == single[key]
+    assert (about["workers"], single["workers"]) == (2, 1)
 
 
 def test_more_workers_than_cpus_are_refused_at_once(prepared, ray_session, tmp_path):
@@ -126,8 +144,8 @@ def train_workers():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_killed_worker_changes_nothing(prepared, ray_session, tmp_path, strategy):
-    recipe, run_dir = prepared
+def test_a_killed_worker_changes_nothing(long, ray_session, tmp_path, strategy):
+    recipe, run_dir = long
     target, killed = tmp_path / "run", []
 
     def assassin():
@@ -158,11 +176,11 @@ finetune(Recipe.model_validate(read_json(sys.argv[1])), Path(sys.argv[2]))
 
 
 @pytest.mark.slow
-def test_a_driver_that_is_ended_again_and_again_changes_nothing(prepared, tmp_path):
+def test_a_driver_that_is_ended_again_and_again_changes_nothing(long, tmp_path):
     """In the middle of an epoch and, since the state is saved in every step, while a checkpoint is being written."""
-    recipe, run_dir = prepared
+    recipe, run_dir = long
     target = tmp_path / "run"
-    shutil.copytree(run_dir, target, ignore=shutil.ignore_patterns("checkpoints", "metrics.jsonl"))
+    copied(run_dir, target)
     tuning = recipe.finetune.model_copy(update={"save_every": 1})
     write_json(tmp_path / "recipe.json", recipe.model_copy(update={"finetune": tuning}).model_dump(mode="json"))
     command = [sys.executable, "-c", DRIVER, str(tmp_path / "recipe.json"), str(target)]

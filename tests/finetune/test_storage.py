@@ -1,19 +1,35 @@
 """A disk that is full: one clear line, nothing half-written under a good name, and what was saved is whole."""
 
 import errno
-import json
-import subprocess
-import sys
-from pathlib import Path
+import resource
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
-from finetune_examples import random_examples, tiny, trained, weights
+from finetune_examples import TOKENIZER, random_examples, tiny, trained, trajectory, weights
 from safetensors import SafetensorError
 
 from atlas_ray.errors import StorageError
-from atlas_ray.finetune import state
-from atlas_ray.finetune.team import Team
+from atlas_ray.finetune import inputs, output, state
+from atlas_ray.finetune.process_group import ProcessGroup
+from atlas_ray.models.loading import load_model
+from atlas_ray.recipe.loading import Recipe
+from atlas_ray.rundir.layout import RunLayout
+from atlas_ray.trajectory import write_trajectories
+
+ABOUT = {
+    "selector": "value",
+    "anchor": 0.5,
+    "seed": 3,
+    "steps": 9,
+    "best": None,
+    "steps_share": 0.3,
+    "examples": 2,
+    "trajectories": 2,
+    "data_sha256": "ab",
+    "trained_tokens": 1,
+    "context_tokens": 7,
+}
 
 
 def refuse(*_args, **_given):
@@ -43,98 +59,74 @@ def test_a_state_whose_last_file_cannot_be_written_is_none(tmp_path, monkeypatch
     model = tiny()
     optimizer = torch.optim.AdamW(model.parameters())
     with pytest.raises(StorageError, match="No space left on device"):
-        state.save_state(tmp_path, model, optimizer, Team(), False, {"step": 2})
-    assert state.load_state(tmp_path, model, optimizer, Team()) is None
+        state.save_state(tmp_path, model, optimizer, ProcessGroup(), False, {"step": 2})
+    assert state.load_state(tmp_path, model, optimizer, ProcessGroup()) is None
 
 
-SCRIPT = """
-import json, resource, sys
-from pathlib import Path
-import torch
-from finetune_examples import TOKENIZER, random_examples, tiny, trained, trajectory, weights
-from atlas_ray.errors import StorageError
-from atlas_ray.finetune import output, run
-from atlas_ray.models.loading import load_model
-from atlas_ray.recipe import Recipe
-from atlas_ray.trajectory import write_trajectories
+@contextmanager
+def full_disk():
+    """Within, no file of this process grows beyond 20 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-root, said = Path(sys.argv[1]), {}
-_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-def full(size=20_000):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
-
-def empty():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
 def names(path):
     return sorted(p.name for p in path.iterdir())
 
-def refused(name, work):
-    full()
-    try:
-        work()
-    except StorageError as error:
-        said[name] = str(error)
-    finally:
-        empty()
-
-tiny().save_pretrained(root / "base")
-TOKENIZER.save_pretrained(root / "base")
-recipe = Recipe.model_validate({
-    "name": "full",
-    "unknown_share": 1.0,
-    "collect": {"levels": {"GoToLocalS5N2": 3}},
-    "select": {"selectors": ["value"]},
-    "finetune": {"base": str(root / "base"), "arms": [{"selector": "value", "anchor": 0.5}], "workers": 0},
-})
-about = json.loads((root / "about.json").read_text())
-
-examples = random_examples(8, seed=12)
-try:
-    trained(root / "state", examples, on_step=lambda p: full() if p.step == 3 else None)
-except StorageError as error:
-    said["state"] = str(error)
-empty()
-said["states"] = [name for name in names(root / "state") if not name.startswith(".")]
-seen = []
-model, _ = trained(root / "state", examples, on_step=lambda p: seen.append(p.step))
-said["resumed"] = seen
-said["as if never full"] = torch.equal(weights(model), weights(trained(root / "whole", examples)[0]))
-
-refused("model", lambda: output.write_model(root / "out" / "model", tiny(), TOKENIZER, recipe, about))
-said["models"] = names(root / "out")
-output.write_model(root / "out" / "model", tiny(), TOKENIZER, recipe, about)
-refused("again", lambda: output.write_model(root / "out" / "model", tiny(1), TOKENIZER, recipe, about))
-said["models again"] = names(root / "out")
-said["the old one"] = torch.equal(weights(load_model(str(root / "out" / "model"))), weights(tiny()))
-
-write_trajectories(run.expert_file(root / "run"), [trajectory(str(i), 9) for i in range(9)])
-refused("kept", lambda: run.prepare(recipe, root / "run", torch.device("cpu")))
-said["scratch"] = names(run.scratch_dir(root / "run"))
-run.prepare(recipe, root / "run", torch.device("cpu"))
-said["scratch then"] = len(names(run.scratch_dir(root / "run")))
-print(json.dumps(said))
-"""
-
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
-    """What a process met whose files may suddenly not grow beyond 20 kB."""
-    root = tmp_path_factory.mktemp("full")
-    about = {"selector": "value", "anchor": 0.5, "seed": 3, "steps": 9, "best": None, "steps_share": 0.3}
-    about |= {"examples": 2, "trajectories": 2, "data_sha256": "ab", "trained_tokens": 1, "context_tokens": 7}
-    (root / "about.json").write_text(json.dumps(about))
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(root)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        cwd=Path(__file__).parents[1] / "support",
+    """What is said, and what lies there, when files suddenly cannot grow beyond 20 kB."""
+    root, found = tmp_path_factory.mktemp("full"), {}
+    layout = RunLayout(root / "run")
+
+    def refused(name, work):
+        with full_disk(), pytest.raises(StorageError) as caught:
+            work()
+        found[name] = str(caught.value)
+
+    tiny().save_pretrained(root / "base")
+    TOKENIZER.save_pretrained(root / "base")
+    recipe = Recipe.model_validate(
+        {
+            "name": "full",
+            "unknown_share": 1.0,
+            "collect": {"levels": {"GoToLocalS5N2": 3}},
+            "select": {"selectors": ["value"]},
+            "finetune": {"base": str(root / "base"), "arms": [{"selector": "value", "anchor": 0.5}], "workers": 0},
+        }
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+
+    examples = random_examples(8, seed=12)
+    with ExitStack() as stack, pytest.raises(StorageError) as caught:
+        trained(root / "state", examples, on_step=lambda p: p.step == 3 and stack.enter_context(full_disk()))
+    found["state"] = str(caught.value)
+    found["states"] = [name for name in names(root / "state") if not name.startswith(".")]
+    seen = []
+    model, _ = trained(root / "state", examples, on_step=lambda p: seen.append(p.step))
+    found["resumed"] = seen
+    found["as if never full"] = torch.equal(weights(model), weights(trained(root / "whole", examples)[0]))
+
+    def write(seed):
+        output.write_model(root / "out" / "model", tiny(seed), TOKENIZER, recipe, ABOUT)
+
+    refused("model", lambda: write(0))
+    found["models"] = names(root / "out")
+    write(0)
+    refused("again", lambda: write(1))
+    found["models again"] = names(root / "out")
+    found["the old one"] = torch.equal(weights(load_model(str(root / "out" / "model"))), weights(tiny()))
+
+    write_trajectories(layout.expert, [trajectory(str(i), 9) for i in range(9)])
+    refused("kept", lambda: inputs.prepare(recipe, root / "run", torch.device("cpu")))
+    found["scratch"] = names(layout.training_scratch)
+    inputs.prepare(recipe, root / "run", torch.device("cpu"))
+    found["scratch then"] = len(names(layout.training_scratch))
+    return found
 
 
 @pytest.mark.parametrize("name", ["state", "model", "again", "kept"])

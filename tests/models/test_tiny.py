@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from atlas_ray.finetune.run import new_words
+from atlas_ray.finetune.inputs import new_words
 from atlas_ray.models.tiny import UNKNOWN, build_model, build_tokenizer, frequent_words, vocabulary
 from atlas_ray.recipe.loading import Recipe
 from atlas_ray.trajectory import Step, Trajectory, write_trajectories

@@ -71,7 +71,7 @@ OURS = (
     r"  (all|random|value): [\d.]+% of the steps",
     r"  \d+ of \d+ models to train, \d+ optimiser steps each",
     r"  optimiser steps: \d+/\d+.*",
-    r"  trained in .* tokens/s a model.*",
+    r"  trained in .* tokens/s per model.*",
     r"  \d+ episodes, [\d,]+ steps .*",
     r"  training \d+ switches of \d+ steps, \d+ at a time",
     r"  londi.*: step \d+, objective .*",

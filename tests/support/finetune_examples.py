@@ -151,7 +151,7 @@ def weights(model):
 
 def trained(path, examples, steps=9, seed=0, model=None, anchor=0.0, **given):
     """A model and its counts after :func:`train_run`; what is no argument of that changes the recipe."""
-    hooks = {key: given.pop(key) for key in ("on_step", "validate", "keep", "team") if key in given}
+    hooks = {key: given.pop(key) for key in ("on_step", "validate", "keep", "group") if key in given}
     model = model or tiny()
     return model, train_run(model, examples, config(**given), steps, seed, path, anchor=anchor, **hooks)
 

@@ -5,11 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import finetune_team
+import finetune_group
 import pytest
 from safetensors.torch import load_file
 
-from atlas_ray.finetune.team import Team
+from atlas_ray.finetune.process_group import ProcessGroup
 
 CASES = [
     "ddp:ddp:full:2:99:",
@@ -27,7 +27,7 @@ def spawn(out, world, cases):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    script = Path(finetune_team.__file__)
+    script = Path(finetune_group.__file__)
     done = subprocess.run(
         [sys.executable, str(script), str(out), str(port), str(world), *cases],
         capture_output=True,
@@ -39,11 +39,11 @@ def spawn(out, world, cases):
 
 
 @pytest.fixture(scope="module")
-def teams(tmp_path_factory):
+def runs(tmp_path_factory):
     """What one process and what two make of the same runs."""
-    out = tmp_path_factory.mktemp("teams")
+    out = tmp_path_factory.mktemp("groups")
     for name, lora in (("one", False), ("lora-one", True)):
-        finetune_team.train(out, name, "ddp", lora, Team())
+        finetune_group.train(out, name, "ddp", lora, ProcessGroup())
     spawn(out, 2, CASES)
     return out
 
@@ -57,45 +57,45 @@ def assert_same(one, other, losses=slice(None)):
 
 @pytest.mark.parametrize("kind", ["", "lora-"])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_workers_train_what_one_process_does(teams, strategy, kind):
-    one, two = load_file(teams / f"{kind}one-0.safetensors"), load_file(teams / f"{kind}{strategy}-0.safetensors")
-    assert len(one["losses"]) == finetune_team.STEPS
+def test_two_workers_train_what_one_process_does(runs, strategy, kind):
+    one, two = load_file(runs / f"{kind}one-0.safetensors"), load_file(runs / f"{kind}{strategy}-0.safetensors")
+    assert len(one["losses"]) == finetune_group.STEPS
     assert one["losses"][-1] < one["losses"][0]
     assert_same(one, two)
 
 
 @pytest.mark.slow
-def test_four_workers_train_what_one_process_does(teams, tmp_path):
+def test_four_workers_train_what_one_process_does(runs, tmp_path):
     spawn(tmp_path, 4, ["four:fsdp:full:4:99:", "four-lora:fsdp:lora:4:99:", "pairs:fsdp:full:2:99:"])
-    one = load_file(teams / "one-0.safetensors")
+    one = load_file(runs / "one-0.safetensors")
     for name in ("four-0", "pairs-0", "pairs-1"):
         assert_same(one, load_file(tmp_path / f"{name}.safetensors"))
-    assert_same(load_file(teams / "lora-one-0.safetensors"), load_file(tmp_path / "four-lora-0.safetensors"))
+    assert_same(load_file(runs / "lora-one-0.safetensors"), load_file(tmp_path / "four-lora-0.safetensors"))
 
 
-def test_teams_side_by_side_train_each_its_own(teams):
-    one = load_file(teams / "one-0.safetensors")
+def test_groups_side_by_side_train_each_its_own(runs):
+    one = load_file(runs / "one-0.safetensors")
     for number in (0, 1):
-        alone = load_file(teams / f"apart-{number}.safetensors")
+        alone = load_file(runs / f"apart-{number}.safetensors")
         assert alone["losses"] == pytest.approx(one["losses"], rel=1e-6)
 
 
-def test_a_run_of_two_sharing_workers_goes_on_with_another_number_of_them(teams):
+def test_a_run_of_two_sharing_workers_goes_on_with_another_number_of_them(runs):
     for rank in (0, 1):
-        assert (teams / f"moved@cut-{rank}.error").read_text() == "AtlasError: stopped"
-    one = load_file(teams / "one-0.safetensors")
-    (cut,) = (teams / "moved-0").glob("[0-9]*")
+        assert (runs / f"moved@cut-{rank}.error").read_text() == "AtlasError: stopped"
+    one = load_file(runs / "one-0.safetensors")
+    (cut,) = (runs / "moved-0").glob("[0-9]*")
     assert cut.name == "00000004"
     assert len(list(cut.glob("*.safetensors"))) == 2, "each worker writes its share"
-    finetune_team.train(teams, "moved", "ddp", False, Team())
-    assert_same(one, load_file(teams / "moved-0.safetensors"), slice(4, None))
+    finetune_group.train(runs, "moved", "ddp", False, ProcessGroup())
+    assert_same(one, load_file(runs / "moved-0.safetensors"), slice(4, None))
 
 
 @pytest.mark.parametrize("name", ["full-ddp", "full-fsdp"])
-def test_a_full_disk_of_one_worker_is_one_clear_error_of_all(teams, name):
+def test_a_full_disk_of_one_worker_is_one_clear_error_of_all(runs, name):
     for rank in (0, 1):
-        said = (teams / f"{name}-{rank}.error").read_text()
+        said = (runs / f"{name}-{rank}.error").read_text()
         assert said.startswith("StorageError: ")
         assert "No space left on device" in said
         assert "run the same command again" in said
-    assert not list((teams / f"{name}-0").glob("[0-9]*")), "nothing half-written is taken for a state"
+    assert not list((runs / f"{name}-0").glob("[0-9]*")), "nothing half-written is taken for a state"

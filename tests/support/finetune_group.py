@@ -1,8 +1,8 @@
-"""Trains a small model by ``torch.distributed`` processes of gloo, for test_finetune_team.py; run as a script.
+"""Trains a small model by ``torch.distributed`` processes of gloo, for finetune/test_process_group.py; run as a script.
 
-    python finetune_team.py OUT PORT WORLD CASE...
+    python finetune_group.py OUT PORT WORLD CASE...
 
-A case is ``name:strategy:lora:size:steps:fail``. The first worker of every team writes weights and losses to
+A case is ``name:strategy:lora:size:steps:fail``. The first worker of every group writes weights and losses to
 ``OUT/name-TEAM.safetensors``; a case that raises writes ``OUT/name-RANK.error``.
 """
 
@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import save_file
-from torch.distributed.device_mesh import init_device_mesh
 
 from atlas_ray.errors import AtlasError
 from atlas_ray.finetune import state
@@ -22,7 +21,7 @@ from atlas_ray.finetune.data import Example
 from atlas_ray.finetune.loop import train_run
 from atlas_ray.finetune.output import weights
 from atlas_ray.finetune.packing import causal_lm
-from atlas_ray.finetune.team import Team
+from atlas_ray.finetune.process_group import own_process_group
 from atlas_ray.models.tiny import build_model, vocabulary
 from atlas_ray.recipe.loading import Arm, Finetune
 
@@ -59,7 +58,7 @@ def config(strategy):
     )
 
 
-def train(out, name, strategy, lora, team, steps=STEPS):
+def train(out, name, strategy, lora, group, steps=STEPS):
     """Train, from the state under ``out/name`` if there is one, and write what came of it."""
     trained, losses = model(lora), []
     train_run(
@@ -68,15 +67,15 @@ def train(out, name, strategy, lora, team, steps=STEPS):
         config(strategy),
         STEPS,
         seed=3,
-        state_dir=out / f"{name.split('@')[0]}-{team.number}",
+        state_dir=out / f"{name.split('@')[0]}-{group.replica}",
         anchor=ANCHOR,
-        team=team,
+        group=group,
         on_step=lambda p: losses.append(p.loss) if p.step <= steps else stop(),
     )
-    found = weights(causal_lm(trained), team)
-    if team.rank == 0:
+    found = weights(causal_lm(trained), group)
+    if group.rank == 0:
         found["losses"] = torch.tensor(losses, dtype=torch.float64)
-        save_file(found, out / f"{name}-{team.number}.safetensors")
+        save_file(found, out / f"{name}-{group.replica}.safetensors")
 
 
 def stop():
@@ -93,14 +92,12 @@ def _process(rank, out, port, world, cases):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     for case in cases:
         name, strategy, lora, size, steps, fail = case.split(":")
-        size = int(size)
-        mesh = init_device_mesh("cpu", (world // size, size), mesh_dim_names=("team", "worker"))
-        team = Team(rank % size, size, rank // size, mesh["worker"])
+        group = own_process_group(int(size), torch.device("cpu"))
         save = state.save_file
         if fail and rank == int(fail):
             state.save_file = _full
         try:
-            train(out, name, strategy, lora == "lora", team, int(steps))
+            train(out, name, strategy, lora == "lora", group, int(steps))
         except AtlasError as error:
             (out / f"{name}-{rank}.error").write_text(f"{type(error).__name__}: {error}")
         state.save_file = save
@@ -108,4 +105,6 @@ def _process(rank, out, port, world, cases):
 
 
 if __name__ == "__main__":
-    mp.spawn(_process, (Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]), nprocs=int(sys.argv[3]))
+    # forked, so that only this process imports torch
+    given = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
+    mp.start_processes(_process, given, nprocs=given[2], start_method="fork")

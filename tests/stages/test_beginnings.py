@@ -15,6 +15,7 @@ from atlas_ray.agents.rollout import Beginnings, EnvSpec, play
 from atlas_ray.data.replies import Replies
 from atlas_ray.errors import AtlasError, EnvironmentGoneError, InputError
 from atlas_ray.finetune import validation
+from atlas_ray.finetune.process_group import ProcessGroup
 from atlas_ray.rundir.files import recover_jsonl
 from atlas_ray.stages.collect import collect
 from atlas_ray.switching.baselines import Always
@@ -29,16 +30,6 @@ from tests.agents.test_rollout import Fixed, recipe, scored
 NAME = "dying_env:Dying/Doors-v0"
 BAD = Counter()
 """Variation -> how many of its beginnings still fail."""
-
-
-class Team:
-    rank, size, device = 0, 1, "cpu"
-
-    def together(self, work):
-        return work()
-
-    def sum(self, tensor):
-        return tensor
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +127,7 @@ def test_a_validation_leaves_out_what_does_not_begin_and_ends_where_nothing_does
         finetune={"arms": [{"selector": "all"}], "validation": {"episodes": 10}},
     )
     BAD.update({20: 99, 25: 99})
-    assert validation.success(tuned, None, None, Team()) == 1.0
+    assert validation.success(tuned, None, None, ProcessGroup()) == 1.0
 
     class Writing(Fixed):
         def act(self, *told):
@@ -144,11 +135,11 @@ def test_a_validation_leaves_out_what_does_not_begin_and_ends_where_nothing_does
 
     monkeypatch.setattr("atlas_ray.agents.spec.AgentSpec.agent", lambda self, kept: Writing(4))
     replies = Replies()
-    assert validation.success(tuned, None, None, Team(), replies) == 1.0
+    assert validation.success(tuned, None, None, ProcessGroup(), replies) == 1.0
     assert replies.row() == {"ok": replies["ok"], "asked again": 2 * replies["ok"]} and replies["ok"] >= 8
     BAD.update(dict.fromkeys(range(20, 40), 10**6))
     with pytest.raises(EnvironmentGoneError):
-        validation.success(tuned, None, None, Team())
+        validation.success(tuned, None, None, ProcessGroup())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The workers that train one model together, and how they share it."""
+"""The workers that train one model together, and how the model is distributed over them."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Team:
-    """The workers of one model. Without a mesh it is this process alone.
+class ProcessGroup:
+    """The workers that train one model. Without a mesh it is this process alone.
 
     Args:
-        rank: of this worker in the team.
-        size: workers in the team.
-        number: of the team among those that train side by side.
-        mesh: their one-dimensional device mesh.
+        rank: this worker's number in the group.
+        size: number of workers in the group.
+        replica: this group's number among those that train side by side.
+        mesh: the group's one-dimensional device mesh.
         device: where this worker computes.
     """
 
     rank: int = 0
     size: int = 1
-    number: int = 0
+    replica: int = 0
     mesh: Any = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over the team, in place."""
+        """The sum over the group, in place."""
         if self.size > 1:
             dist.all_reduce(values, group=self.mesh.get_group())
         return values
 
-    def together(self, work: Callable[[], Value], leader: bool = False) -> Value | None:
-        """``work`` of every worker, or of the leader alone, after which all go on or all raise.
+    def run_all_or_raise(self, work: Callable[[], Value], leader: bool = False) -> Value | None:
+        """Run ``work`` on every worker, or on the leader alone; then all go on, or all raise the same error.
 
-        Without this, others would wait for ever for one that failed.
+        Without this, the others would wait for ever for a worker that failed.
 
         Raises:
-            AtlasError: what the first worker that failed raised.
+            AtlasError: the error of the first worker that failed.
         """
         result, error = None, None
         if not leader or self.rank == 0:
@@ -67,42 +67,47 @@ class Team:
         return result
 
 
-def make_team(size: int) -> Team:
-    """The team of this Ray Train worker, among as many teams of ``size`` as there are workers for."""
+def make_process_group(size: int) -> ProcessGroup:
+    """The process group of this Ray Train worker: the workers are divided into groups of ``size``."""
     import ray.train.torch
+
+    return own_process_group(size, ray.train.torch.get_device())
+
+
+def own_process_group(size: int, device: torch.device) -> ProcessGroup:
+    """The one of torch.distributed's groups of ``size`` processes that this process is in; it alone without them."""
     from torch.distributed.device_mesh import init_device_mesh
 
-    device = ray.train.torch.get_device()
     if not dist.is_initialized():
-        return Team(device=device)
+        return ProcessGroup(device=device)
     world, rank = dist.get_world_size(), dist.get_rank()
-    mesh = init_device_mesh(device.type, (world // size, size), mesh_dim_names=("team", "worker"))
-    return Team(rank % size, size, rank // size, mesh["worker"], device)
+    mesh = init_device_mesh(device.type, (world // size, size), mesh_dim_names=("replica", "worker"))
+    return ProcessGroup(rank % size, size, rank // size, mesh["worker"], device)
 
 
-def half(precision: str, device: torch.device) -> bool:
-    """Whether the passes compute in bfloat16; ``auto`` does on GPUs that have it."""
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Whether passes compute in bfloat16; with ``auto`` they do on GPUs that support it."""
     if precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return precision == "bfloat16"
 
 
-def share_model(module: nn.Module, layers: list[nn.Module], team: Team, strategy: str, bfloat16: bool) -> Any:
-    """What the team calls in place of ``module``: gradients are then averages over the workers.
+def share_model(module: nn.Module, layers: list[nn.Module], group: ProcessGroup, strategy: str, bfloat16: bool) -> Any:
+    """Wrap ``module`` so that its gradients become averages over the group's workers.
 
     Args:
         module: with the loss as its output, so that every parameter is used in a call of it.
         layers: of its transformers, which FSDP2 gathers one by one.
-        team: who trains.
+        group: the workers.
         strategy: ``ddp`` or ``fsdp`` (``fully_shard``).
         bfloat16: FSDP2 gathers weights and computes in it; gradients are summed in float32.
     """
-    if team.size == 1:
+    if group.size == 1:
         return module
     if strategy == "ddp":
-        ids = [team.device.index] if team.device.type == "cuda" else None
+        ids = [group.device.index] if group.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(
-            module, device_ids=ids, process_group=team.mesh.get_group(), gradient_as_bucket_view=True
+            module, device_ids=ids, process_group=group.mesh.get_group(), gradient_as_bucket_view=True
         )
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -112,8 +117,8 @@ def share_model(module: nn.Module, layers: list[nn.Module], team: Team, strategy
         else MixedPrecisionPolicy()
     )
     for layer in layers:
-        fully_shard(layer, mesh=team.mesh, mp_policy=policy)
-    return fully_shard(module, mesh=team.mesh, mp_policy=policy)
+        fully_shard(layer, mesh=group.mesh, mp_policy=policy)
+    return fully_shard(module, mesh=group.mesh, mp_policy=policy)
 
 
 def sync(module: Any, last: bool) -> AbstractContextManager[Any]:
@@ -126,5 +131,5 @@ def sync(module: Any, last: bool) -> AbstractContextManager[Any]:
 
 
 def threads(workers: int) -> int:
-    """Threads of one of ``workers`` processes on this machine."""
+    """Threads for each of ``workers`` processes on this machine."""
     return max(1, usable_cpus() // workers)

@@ -5,10 +5,9 @@ from collections import Counter
 
 import pytest
 from safetensors.torch import load_file
+from sweep_recipes import recipe_of
 
 from atlas_ray import pipeline
-from atlas_ray.models.tiny import build_model, build_tokenizer
-from atlas_ray.recipe.loading import Recipe
 from atlas_ray.rundir.files import read_json
 from atlas_ray.selection import scored_stage as scored
 from atlas_ray.stages import collect
@@ -19,26 +18,8 @@ from atlas_ray.sweep.trials import trials_of
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model")
-    build_model(hidden=16, layers=1, heads=2, intermediate=32, seed=0).save_pretrained(path)
-    build_tokenizer().save_pretrained(path)
-    return str(path)
-
-
-def recipe_of(model, space, **more):
-    tuning = {"base": model, "arms": [{"selector": "value"}], "epochs": 1, "batch_size": 4, "workers": 0}
-    given = {
-        "name": "small",
-        "workers": 0,
-        "num_envs": 4,
-        "collect": {"levels": {"GoToLocalS5N2": 4}, "max_steps": 20},
-        "select": {"selectors": ["all", "random", "value"], "model": model, "rollouts": 2, "horizon": 4},
-        "finetune": tuning,
-        "evaluate": {"held_in": ["GoToLocalS5N2"], "episodes": 3, "max_steps": 5},
-        "sweep": {"space": space},
-    }
-    return Recipe.model_validate({**given, **more})
+def model(models):
+    return str(models / "quick")
 
 
 @pytest.fixture
@@ -105,15 +86,21 @@ def test_episodes_values_and_the_untuned_model_are_computed_once_over_m_and_arms
     assert len(lines) == 5 and lines[4].startswith('3,done,0.6,"{""selector"": ""value""}",')
 
 
-def test_what_a_later_stage_sweeps_shares_the_marks_and_nothing_grows_in_two_places(model, tmp_path, work):
+def test_what_a_later_stage_sweeps_shares_the_marks_and_a_second_call_runs_nothing(model, tmp_path, work):
     recipe = recipe_of(model, {"finetune.learning_rate": {"grid": [1e-3, 1e-2]}})
     trials = everything(recipe, tmp_path)
     assert work["valued"] == 4 and work["scored"] == 3
     roots = [tmp_path, *(t.directory for t in trials)]
     assert len({(r / "annotations" / "value.jsonl").stat().st_ino for r in roots}) == 1
     for growing in ("annotations/scores/value.jsonl", "evaluation/episodes.jsonl"):
-        assert len({(r / growing).stat().st_ino for r in roots}) == 3
+        assert len({(r / growing).stat().st_ino for r in roots}) == 3, "nothing grows in two places"
     assert not (tmp_path / "checkpoints").exists()
+
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.jsonl") if p.name != "metrics.jsonl"}
+    work.clear()
+    shared.share(recipe, tmp_path, trials, trials[1:])
+    assert not work
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.jsonl") if p.name != "metrics.jsonl"} == before
 
 
 def test_a_sweep_of_the_scores_trains_once(model, tmp_path, work):
@@ -131,16 +118,6 @@ def test_trials_that_have_nothing_in_common_share_nothing(model, tmp_path, work)
     shared.share(recipe, tmp_path, trials, trials)
     assert not work
     assert not (tmp_path / "shared").exists() and not (tmp_path / "trajectories").exists()
-
-
-def test_a_second_call_runs_nothing_and_a_finished_trial_is_left_alone(model, tmp_path, work):
-    recipe = recipe_of(model, {"finetune.epochs": {"grid": [1, 2]}})
-    trials = everything(recipe, tmp_path)
-    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.jsonl") if p.name != "metrics.jsonl"}
-    work.clear()
-    shared.share(recipe, tmp_path, trials, trials[1:])
-    assert not work
-    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.jsonl") if p.name != "metrics.jsonl"} == before
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,40 @@
+"""Small recipes with a sweep, for the tests of sweeps."""
+
+from switch_models import LEVELS
+
+from atlas_ray.recipe.loading import Recipe
+
+
+def recipe_of(model, space, **more):
+    """A sweep of ATLaS over one arm of a small model."""
+    tuning = {"base": model, "arms": [{"selector": "value"}], "epochs": 1, "batch_size": 4, "workers": 0}
+    given = {
+        "name": "small",
+        "workers": 0,
+        "num_envs": 4,
+        "collect": {"levels": {"GoToLocalS5N2": 4}, "max_steps": 20},
+        "select": {"selectors": ["all", "random", "value"], "model": model, "rollouts": 2, "horizon": 4},
+        "finetune": tuning,
+        "evaluate": {"held_in": ["GoToLocalS5N2"], "episodes": 3, "max_steps": 5},
+        "sweep": {"space": space},
+    }
+    return Recipe.model_validate({**given, **more})
+
+
+def switch_recipe(models, space, sweep=(), **switch):
+    """A sweep of the switch between two models that lie in the directory ``models``."""
+    given = {
+        "quick": str(models / "quick"),
+        "deepthink": str(models / "deepthink"),
+        "levels": LEVELS,
+        "max_steps": 5,
+        "costs": [0.05],
+        "num_envs": 4,
+        "steps": 80,
+        "evaluate_every": 40,
+        "evaluate_episodes": 6,
+        "test_episodes": 16,
+        "features": 32,
+    }
+    about = {"name": "s", "workers": 1, "style": "action", "switch": {**given, **switch}}
+    return Recipe.model_validate({**about, "sweep": {**dict(sweep), "space": space}})

@@ -87,13 +87,8 @@ def test_the_source_distribution_holds_what_builds_the_wheel_and_the_lock_but_no
 def test_both_entry_points_of_the_installed_wheel_work_from_anywhere(installed, tmp_path):
     folder, environment = installed
     options = {"cwd": tmp_path, "env": environment}
-    where = run(
-        sys.executable, "-c", "import atlas_ray, atlas_ray.envs as e; print(atlas_ray.__file__, e.__file__)", **options
-    )
-    assert where.count(str(folder)) == 2
-    for command in ((folder / "bin" / "atlas-ray",), (sys.executable, "-m", "atlas_ray")):
-        assert run(*command, "--version", **options) == f"atlas-ray {PROJECT['version']}\n"
-        assert json.loads(run(*command, "demo", "--dry-run", **options))["name"] == "demo"
+    assert json.loads(run(folder / "bin" / "atlas-ray", "demo", "--dry-run", **options))["name"] == "demo"
+    assert run(sys.executable, "-m", "atlas_ray", "--version", **options) == f"atlas-ray {PROJECT['version']}\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -109,7 +104,7 @@ expert, info, over = env.expert(), {}, False
 while not over:
     _, _, terminated, truncated, info = env.step(expert.act().action)
     over = terminated or truncated
-print(env.__module__, info["success"], envs.full_id("envs:Mine-v0"))
+print(env.__module__, envs.__file__, info["success"], envs.full_id("envs:Mine-v0"))
 import envs
 print(envs.MINE)
 """
@@ -125,7 +120,8 @@ def test_the_wheel_works_beside_a_folder_envs_of_the_users(installed, tmp_path):
     assert not (folder / "envs").exists()
     assert json.loads(run(sys.executable, "-m", "atlas_ray", "demo", "--dry-run", **options))["name"] == "demo"
     out = run(sys.executable, "-c", FOREIGN, **options)
-    assert out == "atlas_ray.envs.babyai_text True envs:Mine-v0\nmine\n"
+    where = folder / "atlas_ray" / "envs" / "__init__.py"
+    assert out == f"atlas_ray.envs.babyai_text {where} True envs:Mine-v0\nmine\n"
 
 
 @pytest.mark.slow
@@ -221,13 +217,12 @@ def test_the_lock_names_no_server_and_no_path():
     assert [line.strip("# ") for line in lines if line.startswith("#")][1:] == ["make lock"]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--dry-run"], ["run", "--help"]])
-def test_what_answers_at_once_loads_neither_torch_nor_ray(arguments):
+def test_what_answers_at_once_loads_neither_torch_nor_ray():
     code = (
         "import sys\nfrom atlas_ray.cli import main\n"
-        "try:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n    assert not end.code\n"
-        "heavy = {'torch', 'ray', 'transformers', 'peft', 'scipy', 'matplotlib', 'pandas'} & set(sys.modules)\n"
-        "print(sorted(heavy), file=sys.stderr)"
+        "for arguments in (['--help'], ['demo', '--dry-run'], ['run', '--help']):\n"
+        "    try:\n        main(arguments)\n    except SystemExit as end:\n        assert not end.code\n"
+        "    heavy = {'torch', 'ray', 'transformers', 'peft', 'scipy', 'matplotlib', 'pandas'} & set(sys.modules)\n"
+        "    assert not heavy, (arguments, heavy)\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-    assert ended.stderr.splitlines()[-1] == "[]"
+    run(sys.executable, "-c", code)

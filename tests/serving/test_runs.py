@@ -140,7 +140,7 @@ def test_bad_arguments_are_refused_before_a_model_is_loaded(run, capsys):
     assert f"--port: {port}: " in capsys.readouterr().err
     assert main(["serve", str(run), "all-s0", "--max-sessions", "0"]) == 2
     assert "--max-sessions: " in capsys.readouterr().err
-    assert main(["serve", str(run), "all-s0", "--max_sessions", "0"]) == 2
+    assert main(["serve", str(run), "all-s0", "--places", "0"]) == 2
     assert capsys.readouterr().err.count("--max-sessions") == 2, "a warning with its new name, and the error"
     assert main(["serve", str(run), "all-s0", "--max_sessions", "1", "--max-sessions", "1"]) == 2
     assert main(["serve", str(run), "all-s0", "--port", "70000"]) == 2
@@ -148,8 +148,75 @@ def test_bad_arguments_are_refused_before_a_model_is_loaded(run, capsys):
     assert "say which policy" in capsys.readouterr().err
 
 
+@pytest.fixture
+def signals():
+    """Signals as a shell leaves them to a command; whoever runs the tests may have others."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def command(run, signals, monkeypatch):
+    """The command in this process: its exit code, and what a client did that gets its port and then sends a signal."""
+    pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
+    ports = queue.SimpleQueue()
+
+    def listening(port):
+        sock = listen(port)
+        ports.put(sock.getsockname()[1])
+        return sock
+
+    def client(does, end):
+        port = ports.get(timeout=60)
+        try:
+            return does(port), time.monotonic()
+        finally:
+            os.kill(os.getpid(), end)
+
+    def serve(policy, does, end):
+        with ThreadPoolExecutor(1) as threads:
+            done = threads.submit(client, does, end)
+            code = main(["serve", str(run), policy, "--port", "0"])
+            found, ending = done.result()
+        assert time.monotonic() - ending < app.GRACE + 15, "beside whatever else this machine does"
+        return code, found
+
+    monkeypatch.setattr(app, "listen", listening)
+    monkeypatch.setattr(app, "GRACE", 1.0)
+    monkeypatch.setattr(cli, "_terminated", threading.Event())
+    return serve
+
+
+@pytest.mark.parametrize(("end", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_the_command_serves_until_a_signal_ends_it_whoever_stalls(command, end, code, capsys):
+    stalled = []
+
+    def play(port):
+        client = play_over(port, 3)
+        head = b"POST /episodes HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        lengths = (b"Content-Length: 99\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n5\r\n{")
+        for sent in (b"", head, *(head + length for length in lengths)):
+            stalled.append(socket.create_connection((HOST, port)))
+            stalled[-1].sendall(sent)
+        ask(port, "GET", "/")
+        return client
+
+    ended, client = command("switch-budget1-seed0", play, end)
+    for line in stalled:
+        line.close()
+    out, err = capsys.readouterr()
+    assert ended == code, err
+    assert len(client.called_at) <= 1
+    assert "at most 1 calls per episode" in out
+    assert "goes on from" not in err, "there is nothing to go on with"
+    assert code == 0 or "terminated; the episodes that were going on have ended with it" in err
+
+
 @contextlib.contextmanager
-def command(run, policy):
+def process_of(run, policy):
     """The command as a process, and its port."""
     pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
     process = subprocess.Popen(
@@ -158,8 +225,6 @@ def command(run, policy):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # a shell lets background processes ignore it, and so may whoever runs the tests
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         said = process.stdout.readline()
@@ -182,57 +247,6 @@ def ended(process, end):
     return err
 
 
-@pytest.fixture
-def signals():
-    """Signals as a shell leaves them to a command; whoever runs the tests may have others."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.parametrize(("end", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
-def test_the_command_serves_until_a_signal_ends_it_whoever_stalls(run, end, code, signals, monkeypatch, capsys):
-    pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
-    ports, stalled = queue.SimpleQueue(), []
-
-    def listening(port):
-        sock = listen(port)
-        ports.put(sock.getsockname()[1])
-        return sock
-
-    def play():
-        port = ports.get(timeout=60)
-        try:
-            client = play_over(port, 3)
-            head = b"POST /episodes HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-            lengths = (b"Content-Length: 99\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n5\r\n{")
-            for sent in (b"", head, *(head + length for length in lengths)):
-                stalled.append(socket.create_connection((HOST, port)))
-                stalled[-1].sendall(sent)
-            ask(port, "GET", "/")
-            return client, time.monotonic()
-        finally:
-            os.kill(os.getpid(), end)
-
-    monkeypatch.setattr(app, "listen", listening)
-    monkeypatch.setattr(app, "GRACE", 1.0)
-    monkeypatch.setattr(cli, "_terminated", threading.Event())
-    with ThreadPoolExecutor(1) as threads:
-        played = threads.submit(play)
-        assert main(["serve", str(run), "switch-budget1-seed0", "--port", "0"]) == code
-        client, ending = played.result()
-    assert time.monotonic() - ending < app.GRACE + 15, "beside whatever else this machine does"
-    for line in stalled:
-        line.close()
-    assert len(client.called_at) <= 1
-    out, err = capsys.readouterr()
-    assert "at most 1 calls per episode" in out
-    assert "goes on from" not in err, "there is nothing to go on with"
-    assert code == 0 or "terminated; the episodes that were going on have ended with it" in err
-
-
 def test_a_model_that_never_answers_does_not_keep_the_process(run):
     recipe = read_json(run / "recipe.resolved.json")
     with listen(0) as silent, ThreadPoolExecutor(1) as threads:
@@ -240,7 +254,7 @@ def test_a_model_that_never_answers_does_not_keep_the_process(run):
         recipe["switch"] |= {"unit": "seconds"}
         recipe["switch"]["models"][1] = {"model": "silent", "base_url": url, "key_variable": "SERVED_KEY"}
         write_json(run / "recipe.resolved.json", recipe)
-        with command(run, "always-deepthink") as (process, port, _):
+        with process_of(run, "always-deepthink") as (process, port, _):
             act = {"observation": "a", "actions": ["go forward"]}
             asked = threads.submit(ask, port, "POST", f"/episodes/{begin(port)}/act", act)
             silent.accept()  # the model is asked

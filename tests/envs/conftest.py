@@ -12,3 +12,22 @@ def cache(tmp_path_factory):
     for task, seed in (("treasure-hunter-5", 0), ("treasure-hunter-5", 1), ("cooking-easy", 0)):
         make_game(task, seed, folder)
     return folder
+
+
+_JVMS = []
+
+
+@pytest.fixture
+def jvms():
+    """A JVM of each simulator that stays for the tests after this one."""
+    from atlas_ray.envs import jvm, science_world, textworld_express
+
+    if not _JVMS:
+        _JVMS.extend(jvm.Interface(module.SIMULATOR) for module in (science_world, textworld_express))
+
+
+@pytest.fixture
+def no_jvm():
+    """For tests that count, kill or end JVMs."""
+    while _JVMS:
+        _JVMS.pop().close()

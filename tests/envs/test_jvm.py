@@ -23,7 +23,7 @@ GAME = EnvSpec("TextWorldExpress/cookingworld", {"split": "train"})
 
 
 @pytest.fixture(autouse=True)
-def _no_leftovers():
+def _no_leftovers(no_jvm):
     envs.drain()
     assert jvm.machines() == []
     yield

@@ -140,7 +140,7 @@ def test_bad_arguments_are_refused_before_a_model_is_loaded(run, capsys):
     assert f"--port: {port}: " in capsys.readouterr().err
     assert main(["serve", str(run), "all-s0", "--max-sessions", "0"]) == 2
     assert "--max-sessions: " in capsys.readouterr().err
-    assert main(["serve", str(run), "all-s0", "--places", "0"]) == 2
+    assert main(["serve", str(run), "all-s0", "--places", "0"]) == 2  # the old name
     assert capsys.readouterr().err.count("--max-sessions") == 2, "a warning with its new name, and the error"
     assert main(["serve", str(run), "all-s0", "--max_sessions", "1", "--max-sessions", "1"]) == 2
     assert main(["serve", str(run), "all-s0", "--port", "70000"]) == 2

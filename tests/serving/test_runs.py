@@ -142,7 +142,7 @@ def test_bad_arguments_are_refused_before_a_model_is_loaded(run, capsys):
     assert "--max-sessions: " in capsys.readouterr().err
     assert main(["serve", str(run), "all-s0", "--places", "0"]) == 2  # the old name
     assert capsys.readouterr().err.count("--max-sessions") == 2, "a warning with its new name, and the error"
-    assert main(["serve", str(run), "all-s0", "--max_sessions", "1", "--max-sessions", "1"]) == 2
+    assert main(["serve", str(run), "all-s0", "--places", "1", "--max-sessions", "1"]) == 2  # an old name
     assert main(["serve", str(run), "all-s0", "--port", "70000"]) == 2
     assert main(["serve", str(run)]) == 2
     assert "say which policy" in capsys.readouterr().err

@@ -46,6 +46,7 @@ MOVED = {
     "records": "data.records",
     "rendering": "agents.rendering",
     "rendering_chat": "agents.rendering_chat",
+    "report.replay": "report.episode_view",
     "resources": "cluster.resources",
     "results": "data.results",
     "rollout": "agents.rollout",

@@ -15,11 +15,11 @@ from ..recipe.loading import Recipe
 from ..rundir.files import write_text
 from ..rundir.layout import RunLayout
 from .claims import claims
+from .episode_view import RecordedEpisode, SwitchStep, switch_episode_view
 from .journal import events, stage_times
 from .page import Html, el, missing, page
 from .plots import atlas_figure, save_png, svg
 from .reading import read_atlas
-from .replay import SwitchReplay, SwitchStep, londi_replay
 from .selection import agreement_part, annotated, read_marks, review_part
 from .starts import read_starts, starts_part
 from .sweep import sweep_part
@@ -28,7 +28,7 @@ from .switching import londi_part, reading_part
 from .tables import arms_table, levels_table, replies_table
 from .training import training_part
 
-__all__ = ["SwitchReplay", "SwitchStep", "build_report", "write_plots"]
+__all__ = ["RecordedEpisode", "SwitchStep", "build_report", "write_plots"]
 
 
 def build_report(run_dir: str | Path) -> Path:
@@ -72,7 +72,7 @@ def _scores(run_dir: Path, recipe: Recipe | None, results: Results | None) -> li
         *_londi(results),
         *_selection(run_dir, recipe, results),
         el("h2", "An episode under the switch"),
-        *(londi_replay(run_dir) if results and results.londi else [missing("this run trained no switch")]),
+        *(switch_episode_view(run_dir) if results and results.londi else [missing("this run trained no switch")]),
     ]
 
 

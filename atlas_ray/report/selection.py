@@ -16,10 +16,10 @@ from ..rundir.layout import RunLayout
 from ..selection.agreement import Agreement, Counts, agreement
 from ..selection.controls import by_trajectory
 from ..selection.stage import annotations_path
+from .episode_view import marked_episode
 from .page import NOTHING, Html, el, missing, short, table
 from .plots import agreement_figure, svg
 from .reading import UNCLEAR, judge
-from .replay import marked_episode
 
 _DRAWN = ("all", "random", "non-critical", "uniform", "last")
 _SELECTORS = 8  # in the matrix

@@ -20,7 +20,6 @@ from safetensors import SafetensorError
 
 from ..errors import InputError
 from ..models.config import limit_of, text_config
-from ..rundir import logs
 from ..rundir.files import read_json
 from .features import FACT_ENDS, LONGEST_PART, Vector, encode
 
@@ -140,6 +139,8 @@ class SentenceEncoder:
         """Tokenizer, model and most tokens of a fact."""
         import torch
         from transformers import AutoModel, AutoTokenizer
+
+        from ..rundir import logs
 
         logs.capture_transformers()
         place = {"subfolder": self._folder, "trust_remote_code": False}

@@ -8,7 +8,7 @@ from exchange_records import BUY, broken, record, refused, write
 from atlas_ray import pipeline
 from atlas_ray.errors import InputError
 from atlas_ray.recipe.loading import Recipe
-from atlas_ray.report.replay import marked_episode
+from atlas_ray.report.episode_view import marked_episode
 from atlas_ray.rundir.files import read_json, write_json
 from atlas_ray.trajectory import read_annotations, read_trajectories
 

@@ -338,7 +338,9 @@ HEAVY = [
     "pyarrow",
     "scipy",
 ]
-HEAVY += [f"atlas_ray.{package}" for package in ("agents", "cluster", "engines", "envs", "recipe", "storage")]
+HEAVY += [
+    f"atlas_ray.{package}" for package in ("agents", "cluster", "engines", "envs", "ray_private", "recipe", "storage")
+]
 
 
 def test_a_saved_switch_decides_alike_in_a_process_that_imports_nothing_heavy(caller, tmp_path):

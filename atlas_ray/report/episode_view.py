@@ -23,7 +23,7 @@ class SwitchStep(Step):
     actor: str = Field(pattern=r"^(quick|deepthink|model [1-9]\d*)$")
 
 
-class SwitchReplay(BaseModel):
+class RecordedEpisode(BaseModel):
     """``switch/replay.json``: one episode under a switch policy; ``budget`` null is none."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -100,7 +100,7 @@ def _outcome(success: bool | None) -> str:
     return "outcome unknown" if success is None else "success" if success else "no success"
 
 
-def londi_replay(run_dir: Path) -> list[Html]:
+def switch_episode_view(run_dir: Path) -> list[Html]:
     """An episode under a switch policy with the DEEPTHINK calls marked.
 
     Raises:
@@ -110,16 +110,17 @@ def londi_replay(run_dir: Path) -> list[Html]:
     if not path.is_file():
         return [missing(f"{path.relative_to(run_dir)} is missing")]
     try:
-        replay = SwitchReplay.model_validate_json(path.read_bytes(), strict=True)
+        recorded = RecordedEpisode.model_validate_json(path.read_bytes(), strict=True)
     except ValidationError as error:
         field, message = first_problem(error)
         raise InputError(message, path, None, field or None) from None
-    called = [step.actor != "quick" for step in replay.steps]
+    called = [step.actor != "quick" for step in recorded.steps]
     marks = [
-        [_Mark(step.actor.upper() if call else "quick", call)] for step, call in zip(replay.steps, called, strict=True)
+        [_Mark(step.actor.upper() if call else "quick", call)]
+        for step, call in zip(recorded.steps, called, strict=True)
     ]
-    budget = "without a budget" if replay.budget is None else f"budget {replay.budget}"
-    whose = "by DEEPTHINK" if all(s.actor in ("quick", "deepthink") for s in replay.steps) else "not by QUICK"
+    budget = "without a budget" if recorded.budget is None else f"budget {recorded.budget}"
+    whose = "by DEEPTHINK" if all(s.actor in ("quick", "deepthink") for s in recorded.steps) else "not by QUICK"
     count = f"{sum(called)} of {len(called)} steps {whose}"
-    note = f"{replay.env}, seed {replay.seed}, {replay.policy}, {budget}: {_outcome(replay.success)}; {count}."
-    return _episode(note, replay.instruction, replay.steps, marks)
+    note = f"{recorded.env}, seed {recorded.seed}, {recorded.policy}, {budget}: {_outcome(recorded.success)}; {count}."
+    return _episode(note, recorded.instruction, recorded.steps, marks)

@@ -199,11 +199,12 @@ class ChatAgent:
         for attempt in range(self.reasks + 1):
             if not pending:
                 break
-            answers = self.engine.complete_each(
+            answers = self.engine.complete(
                 [talks[i] for i in pending],
                 max_tokens=self.max_tokens,
                 temperature=self.temperature,
                 seeds=[seeds[i] + attempt for i in pending],
+                return_exceptions=True,
             )
             again = []
             for i, answer in zip(pending, answers, strict=True):

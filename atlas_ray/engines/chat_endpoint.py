@@ -10,10 +10,11 @@ import logging
 import os
 import re
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from ..data.thinking import THINKING
 from ..errors import EndpointError, InputError
@@ -160,6 +161,7 @@ class ChatEndpoint:
         self._pool.shutdown()
         self._http.close()
 
+    @overload
     def complete(
         self,
         conversations: Sequence[Sequence[Mapping[str, str]]],
@@ -169,7 +171,33 @@ class ChatEndpoint:
         seeds: Sequence[int] | None = None,
         stop: Sequence[str] | None = None,
         json_schema: Mapping[str, Any] | None = None,
-    ) -> list[Completion]:
+        return_exceptions: Literal[False] = False,
+    ) -> list[Completion]: ...
+
+    @overload
+    def complete(
+        self,
+        conversations: Sequence[Sequence[Mapping[str, str]]],
+        *,
+        max_tokens: int,
+        temperature: float | None = 0.0,
+        seeds: Sequence[int] | None = None,
+        stop: Sequence[str] | None = None,
+        json_schema: Mapping[str, Any] | None = None,
+        return_exceptions: bool,
+    ) -> list[Completion | EndpointError]: ...
+
+    def complete(
+        self,
+        conversations: Sequence[Sequence[Mapping[str, str]]],
+        *,
+        max_tokens: int,
+        temperature: float | None = 0.0,
+        seeds: Sequence[int] | None = None,
+        stop: Sequence[str] | None = None,
+        json_schema: Mapping[str, Any] | None = None,
+        return_exceptions: bool = False,
+    ) -> Sequence[Completion | EndpointError]:
         """One completion for each conversation, in their order.
 
         Args:
@@ -179,43 +207,14 @@ class ChatEndpoint:
             seeds: one each, cut to 31 bits (llama.cpp takes 32), not sent at temperature 0. Servers promise little.
             stop: texts that end a completion.
             json_schema: what the text has to be; not every server obeys, so check the text.
+            return_exceptions: a failure takes the place of its completion and leaves the others alone, as with
+                :func:`asyncio.gather`. What fails them all (401, 403, 404) is sent once: those not yet sent get the
+                same error.
 
         Raises:
-            EndpointError: the first failure; conversations not yet sent are left out.
+            EndpointError: the first failure, unless they are returned; conversations not yet sent are left out.
             InputError: the key cannot be used.
         """
-        batch = Batch(together=True)
-        answers = self._all(batch, conversations, max_tokens, temperature, seeds, stop, json_schema)
-        if batch.error is not None:
-            raise batch.error
-        return [a for a in answers if isinstance(a, Completion)]
-
-    def complete_each(
-        self,
-        conversations: Sequence[Sequence[Mapping[str, str]]],
-        *,
-        max_tokens: int,
-        temperature: float | None = 0.0,
-        seeds: Sequence[int] | None = None,
-        stop: Sequence[str] | None = None,
-        json_schema: Mapping[str, Any] | None = None,
-    ) -> list[Completion | EndpointError]:
-        """Like :meth:`complete`, but a failure stands in the place of its completion and leaves the others alone.
-
-        What fails them all (401, 403, 404) is asked once: those not yet sent get the same error.
-        """
-        return self._all(Batch(False), conversations, max_tokens, temperature, seeds, stop, json_schema)
-
-    def _all(
-        self,
-        batch: Batch,
-        conversations: Sequence[Sequence[Mapping[str, str]]],
-        max_tokens: int,
-        temperature: float | None,
-        seeds: Sequence[int] | None,
-        stop: Sequence[str] | None,
-        json_schema: Mapping[str, Any] | None,
-    ) -> list[Completion | EndpointError]:
         self._sent_headers()
         shared: dict[str, Any] = {**self.extra, "model": self.model, self.limit_field: max_tokens}
         if temperature is not None:
@@ -227,14 +226,23 @@ class ChatEndpoint:
             Request(shared, talk, max_tokens, seed, json_schema)
             for talk, seed in zip(conversations, drawn, strict=True)
         ]
+        batch = Batch(fail_fast=not return_exceptions)
         jobs = [self._pool.submit(self._one, request, batch) for request in asked]
         try:
-            return [job.result() for job in jobs]
+            answers = [job.result() for job in jobs]
         except BaseException:
             batch.stop.set()
             for job in jobs:
                 job.cancel()
             raise
+        if batch.error is not None and not return_exceptions:
+            raise batch.error
+        return answers
+
+    def complete_each(self, *args: Any, **kwargs: Any) -> list[Completion | EndpointError]:
+        """The old name of ``complete(..., return_exceptions=True)``, for one release."""
+        warnings.warn("complete_each is now complete(..., return_exceptions=True)", DeprecationWarning, stacklevel=2)
+        return self.complete(*args, **kwargs, return_exceptions=True)
 
     def _one(self, request: Request, batch: Batch) -> Completion | EndpointError:
         if batch.error is not None:
@@ -244,7 +252,7 @@ class ChatEndpoint:
         except EndpointError as error:
             with self._lock:
                 self._usage.failed += 1
-                if batch.error is None and (batch.together or error.for_all):
+                if batch.error is None and (batch.fail_fast or error.for_all):
                     batch.error = error
                     batch.stop.set()
             return error

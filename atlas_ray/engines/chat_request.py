@@ -17,10 +17,12 @@ one role, a seed."""
 
 
 class Batch:
-    """What the conversations of one call share: ``stop`` ends them all, ``error`` says why."""
+    """What the conversations of one call share: ``stop`` ends them all, ``error`` says why.
 
-    def __init__(self, together: bool) -> None:
-        self.together, self.stop = together, threading.Event()
+    ``fail_fast``: one failure ends them all."""
+
+    def __init__(self, fail_fast: bool) -> None:
+        self.fail_fast, self.stop = fail_fast, threading.Event()
         self.error: EndpointError | None = None
 
     def rest(self, seconds: float) -> None:

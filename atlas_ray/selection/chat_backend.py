@@ -6,7 +6,7 @@ import math
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from ..agents.chat_template import write
 from ..engines import Engine
@@ -24,7 +24,7 @@ class ChatBackend(Protocol):
 
     model: str
 
-    def complete_each(
+    def complete(
         self,
         conversations: Sequence[Sequence[Mapping[str, str]]],
         *,
@@ -33,6 +33,7 @@ class ChatBackend(Protocol):
         seeds: Sequence[int] | None = None,
         stop: Sequence[str] | None = None,
         json_schema: Mapping[str, Any] | None = None,
+        return_exceptions: Literal[True],
     ) -> list[Completion | EndpointError]:
         """A completion, or why there is none, for each conversation in their order."""
         ...
@@ -68,7 +69,7 @@ class EngineBackend:
         """Tokens of a text."""
         return len(self._encode(text))
 
-    def complete_each(
+    def complete(
         self,
         conversations: Sequence[Sequence[Mapping[str, str]]],
         *,
@@ -77,14 +78,21 @@ class EngineBackend:
         seeds: Sequence[int] | None = None,
         stop: Sequence[str] | None = None,
         json_schema: Mapping[str, Any] | None = None,
+        return_exceptions: bool = False,
     ) -> list[Completion | EndpointError]:
-        """See :meth:`ChatBackend.complete_each`; a conversation that does not fit the context fails alone."""
+        """See :meth:`ChatBackend.complete`.
+
+        Raises:
+            EndpointError: a conversation does not fit the context, and errors are not to be returned.
+        """
         prompts = [self.prompt(messages) for messages in conversations]
         done: dict[int, Completion | EndpointError] = {}
         for i, prompt in enumerate(prompts):
             if len(prompt) + max_tokens > self.engine.context:
                 need = f"a prompt of {len(prompt)} tokens and {max_tokens} to write"
                 done[i] = EndpointError(f"{self.model}: {need} do not fit the model's {self.engine.context}")
+        if done and not return_exceptions:
+            raise next(e for e in done.values() if isinstance(e, EndpointError))
         fitting = [i for i in range(len(prompts)) if i not in done]
         for at in range(0, len(fitting), self.engine.slots):
             rows = fitting[at : at + self.engine.slots]

@@ -213,12 +213,13 @@ class Oracle:
                 self._ask_alike(waiting)
 
     def _ask_alike(self, group: Sequence[_Question]) -> None:
-        results = self.backend.complete_each(
+        results = self.backend.complete(
             [q.messages for q in group],
             max_tokens=self.config.max_tokens,
             temperature=self.config.temperature,
             seeds=[int(q.key[:7], 16) + len(q.refused) for q in group],
             json_schema=answer_schema(group[0].prompt.limits) if self.config.send_schema else None,
+            return_exceptions=True,
         )
         self.usage.requests += len(group)
         self.usage.reasked += sum(bool(q.refused) for q in group)

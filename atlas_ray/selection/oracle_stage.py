@@ -316,7 +316,7 @@ class _NoBackend:
     def __init__(self, model: str) -> None:
         self.model = model
 
-    def complete_each(self, conversations: Any, **_: Any) -> Any:
+    def complete(self, conversations: Any, **_: Any) -> Any:
         raise NotImplementedError
 
 

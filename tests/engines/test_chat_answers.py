@@ -495,8 +495,8 @@ def test_what_all_others_would_get_too_is_asked_once_but_a_filter_is_not(server,
     server.faults = [status(number, {"error": {"message": "no"}})] * 3
     endpoint = connect(concurrency=1)
     talks = [[{"role": "user", "content": str(i)}] for i in range(3)]
-    assert all(e.for_all for e in endpoint.complete_each(talks, max_tokens=5))
+    assert all(e.for_all for e in endpoint.complete(talks, max_tokens=5, return_exceptions=True))
     assert len(server.requests) == 1
     server.faults = [status(403, {"error": {"message": "your input was flagged"}})]
-    made = connect(concurrency=1).complete_each(talks, max_tokens=5)
+    made = connect(concurrency=1).complete(talks, max_tokens=5, return_exceptions=True)
     assert [type(e) for e in made] == [EndpointError, Completion, Completion]

@@ -272,7 +272,7 @@ def test_one_failure_ends_a_batch_or_takes_its_place(server, connect):
         "fine" if body["messages"][0]["content"] == "good" else {"choices": [], "why": "a bad one"}
     )
     talks = [talk("good"), talk("bad"), talk("good"), talk("good")]
-    each = connect(concurrency=1, retries=1).complete_each(talks, max_tokens=1)
+    each = connect(concurrency=1, retries=1).complete(talks, max_tokens=1, return_exceptions=True)
     assert [type(e) for e in each] == [Completion, EndpointError, Completion, Completion]
     server.requests.clear()
     endpoint = connect(concurrency=1, retries=1)
@@ -284,7 +284,8 @@ def test_one_failure_ends_a_batch_or_takes_its_place(server, connect):
 def test_a_refused_key_is_asked_once(server, connect):
     server.faults = [status(401)] * 9
     endpoint = connect(concurrency=1)
-    each = endpoint.complete_each([talk("a")] * 9, max_tokens=1)
+    with pytest.warns(DeprecationWarning, match="return_exceptions"):
+        each = endpoint.complete_each([talk("a")] * 9, max_tokens=1)
     assert {e.status for e in each} == {401}
     assert len(server.requests) == 1
 

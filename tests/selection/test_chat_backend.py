@@ -127,7 +127,7 @@ def test_a_prompt_is_what_the_tokenizer_makes_of_the_conversation(family, kind, 
 def test_an_answer_ends_where_the_template_ends_one(family, ends):
     tokenizer = tokenizer_of("bytes", *FAMILIES[family])
     engine = Named(tokenizer)
-    EngineBackend(engine, "m").complete_each([CONVERSATION], max_tokens=3)
+    EngineBackend(engine, "m").complete([CONVERSATION], max_tokens=3, return_exceptions=True)
     assert engine.stops == tokenizer.convert_tokens_to_ids(ends)
     specials, end, template, _ = REFUSED["glm"]
     glm = tokenizer_of("bytes", specials, None, end, template)
@@ -152,20 +152,22 @@ def test_without_a_template_the_layout_is_plain():
 def test_as_many_as_fit_are_written_and_what_is_too_long_fails_alone():
     engine = Echo("drop a and then drop", slots=2)
     talks = [[{"role": "user", "content": "open the door " * n}] for n in (1, 900, 2, 3)]
-    one, long, two, three = EngineBackend(engine, "m").complete_each(
-        talks, max_tokens=5, temperature=0.5, seeds=range(4)
+    one, long, two, three = EngineBackend(engine, "m").complete(
+        talks, max_tokens=5, temperature=0.5, seeds=range(4), return_exceptions=True
     )
     assert isinstance(long, EndpointError) and "500" in str(long)
     assert one == Completion("drop a and then drop", one.prompt_tokens, 5, "length")
     assert one.prompt_tokens < two.prompt_tokens < three.prompt_tokens
     end = engine.tokenizer.eos_token_id
     assert engine.calls == [([0, 1], [end], 5, 0.5, [0, 2]), ([0], [end], 5, 0.5, [3])]
-    (cut,) = EngineBackend(engine, "m").complete_each(talks[:1], max_tokens=9, stop=["then", "and"])
+    with pytest.raises(EndpointError, match="do not fit"):
+        EngineBackend(engine, "m").complete(talks, max_tokens=5)
+    (cut,) = EngineBackend(engine, "m").complete(talks[:1], max_tokens=9, stop=["then", "and"])
     assert (cut.text, cut.finish_reason) == ("drop a ", "stop")
     base = len(EngineBackend(engine, "m").prompt([{"role": "user", "content": ""}]))
     for room, kind in ((5, Completion), (4, EndpointError)):
-        messages = [{"role": "user", "content": "open the door " * (500 - room - base)}]
-        assert isinstance(EngineBackend(engine, "m").complete_each([messages], max_tokens=5)[0], kind)
+        talk = [{"role": "user", "content": "open the door " * (500 - room - base)}]
+        assert isinstance(EngineBackend(engine, "m").complete([talk], max_tokens=5, return_exceptions=True)[0], kind)
     engine.tokenizer.eos_token = None
     with pytest.raises(InputError, match="end-of-sequence"):
         EngineBackend(engine, "m")

@@ -36,7 +36,7 @@ class Scripted:
     def __init__(self, script=good):
         self.script, self.conversations = script, []
 
-    def complete_each(self, conversations, *, max_tokens, temperature=0.0, seeds=None, stop=None, json_schema=None):
+    def complete(self, conversations, *, seeds, json_schema, return_exceptions, **_):
         self.conversations += conversations
         assert json_schema is not None and len(seeds) == len(conversations)
         return [Completion(self.script({"messages": messages}), 100, 10, "stop") for messages in conversations]

@@ -9,7 +9,7 @@ from . import envs
 from .agents.rendering_chat import make_renderer
 from .agents.rollout import env_spec
 from .engines.base import own_context
-from .engines.vllm import check_installed as check_vllm
+from .engines.vllm_setup import check_installed as check_vllm
 from .errors import InputError
 from .models.config import longest
 from .models.loading import load_tokenizer, look

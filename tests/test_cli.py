@@ -196,7 +196,7 @@ def test_a_directory_that_is_no_run(recipe, tmp_path, capsys):
 
 
 def test_an_engine_that_is_not_installed_is_refused_before_anything_is_written(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("atlas_ray.engines.vllm.find_spec", lambda name: None)
+    monkeypatch.setattr("atlas_ray.engines.vllm_setup.find_spec", lambda name: None)
     path = tmp_path / "r.toml"
     path.write_text('name = "r"\nengine = "vllm"\n[collect]\nlevels = { GoToLocal = 1 }\n')
     assert main(["run", str(path), "--out", str(tmp_path / "out")]) == 2

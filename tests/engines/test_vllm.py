@@ -220,7 +220,7 @@ def test_a_failed_pass_drops_what_was_on_its_way_and_leaves_nothing_wrong(open_e
     assert engine.step() == []
     engine.submit(Scoring(prompt, 1, [[5]]))
     with monkeypatch.context() as broken:
-        broken.setattr(engine._llm.llm_engine.model_executor, "execute_model", fail)
+        broken.setattr(engine._loaded.llm.llm_engine.model_executor, "execute_model", fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             engine.step()
     assert engine.step() == []
@@ -265,7 +265,9 @@ def test_what_does_not_fit_or_cannot_run_is_an_error(open_engine, tmp_path):
         engine.submit(Writing([5] * 60, 0, [], 5))
     with pytest.raises(ValueError, match="refuses.*vocab"):
         engine.submit(Scoring([5], 0, [[5], [6, 10**6]]))
-    assert engine.step() == [] and not engine._llm.llm_engine.has_unfinished_requests(), "nor is a part of it taken"
+    assert engine.step() == [] and not engine._loaded.llm.llm_engine.has_unfinished_requests(), (
+        "nor is a part of it taken"
+    )
     assert engine.score([[5], [5]], [0, 0], [[], [[6]]])[0].tolist() == []
     with pytest.raises(InputError, match="a vLLM engine is open"):
         VllmEngine("tiny-quick", 1)

@@ -11,7 +11,7 @@ import sys
 
 import torch
 
-from atlas_ray.agents.rollout import EVALUATE, EnvSpec, fresh, play, seed_block
+from atlas_ray.agents.rollout import EVALUATE, EnvSpec, rollout, seed_block, start_episode
 from atlas_ray.agents.token_agent import Agent
 from atlas_ray.data.results import interval
 from atlas_ray.engines import TransformersEngine
@@ -29,8 +29,8 @@ def main(episodes: int) -> None:
     for level in LEVELS:
         cells = []
         for agent in agents.values():
-            lanes = ([fresh(EnvSpec(level, {"max_steps": 20}), FIRST + i)] for i in range(episodes))
-            mean, low, high = interval([[finished.success for finished in play(agent, lanes)]])
+            prefix_groups = ([start_episode(EnvSpec(level, {"max_steps": 20}), FIRST + i)] for i in range(episodes))
+            mean, low, high = interval([[finished.success for finished in rollout(agent, prefix_groups)]])
             cells.append(f"{mean:.2f} [{low:.2f}, {high:.2f}]")
         print(f"| {level} | " + " | ".join(cells) + " |", flush=True)
 

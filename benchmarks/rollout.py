@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 
 from atlas_ray.agents.rendering import Renderer
-from atlas_ray.agents.rollout import EnvSpec, fresh, play
+from atlas_ray.agents.rollout import EnvSpec, rollout, start_episode
 from atlas_ray.agents.spec import AgentSpec
 from atlas_ray.cluster.worker_state import WorkerState
 from atlas_ray.cluster.workers import ActorPool, chunks
 from atlas_ray.data.parsing import parse
 from atlas_ray.engines import EnginePool
-from atlas_ray.engines.base import Meter
+from atlas_ray.engines.base import EngineCounters
 from atlas_ray.models.loading import load_model, load_tokenizer
 from atlas_ray.recipe.loading import Act, Engine
 from atlas_ray.trajectory import Step
@@ -36,7 +36,7 @@ FLIGHT = 16
 class Result:
     seconds: float
     decisions: int
-    meter: Meter
+    counters: EngineCounters
 
 
 class Recorder:
@@ -57,10 +57,10 @@ class Recorder:
         return self._engine.score(*arguments)
 
 
-def rest(meter, before):
+def rest(counters, before):
     """What was counted since ``before``."""
-    numbers = {k: v - getattr(before, k) for k, v in vars(meter).items() if k != "id"}
-    return replace(meter, **numbers)
+    numbers = {k: v - getattr(before, k) for k, v in vars(counters).items() if k != "id"}
+    return replace(counters, **numbers)
 
 
 def forget(engine):
@@ -70,32 +70,32 @@ def forget(engine):
 
 def roll(agent, spec, seeds):
     forget(agent.engine)
-    before, begun = replace(agent.engine.meter), time.perf_counter()
-    decisions = sum(len(f.steps) for f in play(agent, ([fresh(spec, seed)] for seed in seeds)))
-    return Result(time.perf_counter() - begun, decisions, rest(agent.engine.meter, before))
+    before, begun = replace(agent.engine.counters), time.perf_counter()
+    decisions = sum(len(f.steps) for f in rollout(agent, ([start_episode(spec, seed)] for seed in seeds)))
+    return Result(time.perf_counter() - begun, decisions, rest(agent.engine.counters, before))
 
 
 def bare(engine, calls, decisions):
     forget(engine)
-    before, begun = replace(engine.meter), time.perf_counter()
+    before, begun = replace(engine.counters), time.perf_counter()
     for name, arguments in calls:
         getattr(engine, name)(*arguments)
-    return Result(time.perf_counter() - begun, decisions, rest(engine.meter, before))
+    return Result(time.perf_counter() - begun, decisions, rest(engine.counters, before))
 
 
 def actor_job(task, kept):
     spec, agent_spec, seeds = task
     agent = agent_spec.agent(kept)
-    for finished in play(agent, ([fresh(spec, seed)] for seed in seeds)):
-        yield len(finished.steps), agent.engine.meter
+    for finished in rollout(agent, ([start_episode(spec, seed)] for seed in seeds)):
+        yield len(finished.steps), agent.engine.counters
 
 
 def rolled_on_actors(pool, agent_spec, spec, seeds, workers):
     tasks = [(spec, agent_spec, part) for part in chunks(seeds, -(-len(seeds) // workers))]
     begun, decisions, last = time.perf_counter(), 0, None
-    for _, (steps, meter) in pool.stream(actor_job, tasks):
+    for _, (steps, counters) in pool.stream(actor_job, tasks):
         decisions += steps
-        last = meter if last is None or meter.answered > last.answered else last
+        last = counters if last is None or counters.answered > last.answered else last
     return time.perf_counter() - begun, decisions, last
 
 
@@ -107,7 +107,7 @@ def naive(model_name, spec, seeds, act):
     most = act.thought_tokens + len(renderer.separator) + act.action_tokens
     begun, decisions = time.perf_counter(), 0
     for seed in seeds:
-        start = fresh(spec, seed)
+        start = start_episode(spec, seed)
         env, observation, steps, over = start.env, start.observation, [], False
         while not over:
             ids = torch.tensor([renderer.prompt(start.instruction, steps, observation)])
@@ -125,7 +125,7 @@ def naive(model_name, spec, seeds, act):
             following, reward, terminated, truncated, _ = env.step(action)
             steps.append(Step(observation=observation, thought=parsed.thought, action=action, reward=reward))
             observation, over, decisions = following, terminated or truncated, decisions + 1
-    return Result(time.perf_counter() - begun, decisions, Meter())
+    return Result(time.perf_counter() - begun, decisions, EngineCounters())
 
 
 def row(name, seconds, decisions, fed, base):
@@ -169,30 +169,43 @@ def main():
     print("| what | decisions/s | tokens/s | of the bare engine |")
     print("|---|---|---|---|")
     base = plain.decisions / plain.seconds
-    row("bare engine, same calls", plain.seconds, plain.decisions, plain.meter.fed, 1.0)
-    row("roll-out in this process", mine.seconds, mine.decisions, mine.meter.fed, mine.decisions / mine.seconds / base)
+    row("bare engine, same calls", plain.seconds, plain.decisions, plain.counters.computed_tokens, 1.0)
+    row(
+        "roll-out in this process",
+        mine.seconds,
+        mine.decisions,
+        mine.counters.computed_tokens,
+        mine.decisions / mine.seconds / base,
+    )
     agent.engine.close()
 
     if options.engine == "transformers":
         single = replace(made, slots=1).agent(WorkerState(0))
         few = seeds[: max(2, len(seeds) // 8)]
         one = roll(single, spec, few)
-        row("one environment in flight", one.seconds, one.decisions, one.meter.fed, one.decisions / one.seconds / base)
+        row(
+            "one environment in flight",
+            one.seconds,
+            one.decisions,
+            one.counters.computed_tokens,
+            one.decisions / one.seconds / base,
+        )
         slow = naive(options.model, spec, few, act)
         row("model.generate, one environment", slow.seconds, slow.decisions, 0, slow.decisions / slow.seconds / base)
 
-    seated = replace(made, engine=Engine(kind=options.engine, actors=1), slots=FLIGHT)
+    leased = replace(made, engine=Engine(kind=options.engine, actors=1), slots=FLIGHT)
     with (
         ActorPool(options.workers, cpus=0.5) as pool,
-        EnginePool(seated.engine, options.model, options.workers, seated.slots) as engines,
+        EnginePool(leased.engine, options.model, options.workers, leased.slots) as engines,
     ):
-        seated = seated.seated(engines.seats)
-        rolled_on_actors(pool, seated, spec, seeds[: 2 * options.workers], options.workers)  # starts everything
-        times = [rolled_on_actors(pool, seated, spec, seeds, options.workers) for _ in range(options.rounds)]
+        leased = leased.with_leases(engines.leases)
+        rolled_on_actors(pool, leased, spec, seeds[: 2 * options.workers], options.workers)  # starts everything
+        times = [rolled_on_actors(pool, leased, spec, seeds, options.workers) for _ in range(options.rounds)]
     seconds = statistics.median(t for t, _, _ in times)
     name = f"engine actor, {options.workers} workers with {FLIGHT} in flight each"
     row(name, seconds, times[0][1], 0, times[0][1] / seconds / base)
-    print(f"\n{mine.meter.cached / mine.meter.prompt:.1%} of the prompt tokens came from the prefix cache")
+    share = mine.counters.cached_tokens / mine.counters.prompt_tokens
+    print(f"\n{share:.1%} of the prompt tokens came from the prefix cache")
 
 
 def memory(made, spec):
@@ -201,7 +214,7 @@ def memory(made, spec):
     print("| episodes | steps | MiB |")
     print("|---|---|---|")
     steps, statm = 0, Path("/proc/self/statm")
-    finished = play(agent, ([fresh(spec, seed)] for seed in range(2000)))
+    finished = rollout(agent, ([start_episode(spec, seed)] for seed in range(2000)))
     for number, episode in enumerate(finished, start=1):
         steps += len(episode.steps)
         if number % 200 == 0 or number == 20:

@@ -22,10 +22,10 @@ import torch
 
 from atlas_ray.agents.rollout import EnvSpec
 from atlas_ray.agents.spec import AgentSpec
-from atlas_ray.agents.throughput import Flow, Gauge
+from atlas_ray.agents.throughput import CounterSample, ThroughputMeter
 from atlas_ray.cluster.workers import ActorPool
-from atlas_ray.engines import Capabilities, RemoteEngine, Seat
-from atlas_ray.engines.base import Batches, Meter, check, finish
+from atlas_ray.engines import Capabilities, EngineLease, RemoteEngine
+from atlas_ray.engines.base import Batches, EngineCounters, check, finish
 from atlas_ray.engines.server import EngineServer
 from atlas_ray.models.loading import load_tokenizer
 from atlas_ray.recipe.loading import Act, Engine
@@ -43,7 +43,7 @@ class SimulatedEngine(Batches):
 
     def __init__(self, slots, base, row):
         self.tokenizer, self.capabilities, self.slots = load_tokenizer(MODEL), Capabilities(), slots
-        self.context, self.parameters, self.tokens_fed, self.meter = 2048, 1, [0] * slots, Meter()
+        self.context, self.parameters, self.computed_tokens, self.counters = 2048, 1, [0] * slots, EngineCounters()
         self._base, self._row, self._taken = base, row, []
 
     def submit(self, request):
@@ -75,7 +75,7 @@ class SimulatedSpec(AgentSpec):
     row: float = 0.0005
 
     def new_engine(self, worker):
-        return RemoteEngine(self.seats[worker]) if self.seats else SimulatedEngine(self.slots, self.base, self.row)
+        return RemoteEngine(self.leases[worker]) if self.leases else SimulatedEngine(self.slots, self.base, self.row)
 
 
 class SimulatedServer(EngineServer):
@@ -99,7 +99,7 @@ class Receiver:
 
     def __init__(self, folder, engines):
         self.path, self.ends = Path(folder) / "episodes.jsonl", evaluation.Outcomes(0, 10_000_000)
-        self.flow = Flow("evaluate", RunLog(folder), Quiet(), engines)
+        self.flow = ThroughputMeter("evaluate", RunLog(folder), Quiet(), engines)
 
     def __call__(self, row, seen):
         append_jsonl(self.path, [row])
@@ -141,10 +141,10 @@ class Watch:
     def __init__(self, groups):
         self.groups, self.answers, self.times = groups, {}, []
 
-    def see(self, meter):
+    def see(self, counters):
         now = time.monotonic()
-        first, last = self.answers.get(meter.id, ((now, meter.answered), (now, meter.answered)))
-        self.answers[meter.id] = first, max(last, (now, meter.answered), key=lambda pair: pair[1])
+        first, last = self.answers.get(counters.id, ((now, counters.answered), (now, counters.answered)))
+        self.answers[counters.id] = first, max(last, (now, counters.answered), key=lambda pair: pair[1])
         if len(self.times) < 2 or now - self.times[-1][0] > 0.5:
             self.times[1:] = [(now, {name: cpu(pids) for name, pids in self.groups.items()})]
 
@@ -166,7 +166,9 @@ def point(pool, options, workers, envs, number):
     groups, server = {"driver": [os.getpid()], "workers": []}, None
     if options.shared:
         server = ray.remote(SimulatedServer).options(num_cpus=0, max_concurrency=1000).remote((base, row), MODEL, count)
-        spec = replace(spec, seats=tuple(Seat(server, MODEL, w * envs, envs, 60.0) for w in range(options.workers)))
+        spec = replace(
+            spec, leases=tuple(EngineLease(server, MODEL, w * envs, envs, 60.0) for w in range(options.workers))
+        )
         groups["engine"] = [ray.get(server.pid.remote())]
     watch = Watch(groups | {"Ray": ray_pids()})
     env, share = EnvSpec(LEVEL, {"max_steps": 20}), max(4 * envs, round(options.seconds * ideal / workers / 18))
@@ -182,7 +184,7 @@ def point(pool, options, workers, envs, number):
             names.add(seen.worker)
             if 0.3 < finished / (share * workers) < 0.75:
                 watch.groups["workers"] = watch.groups["workers"] or [int(n.partition("/")[0]) for n in names]
-                watch.see(seen.meter)
+                watch.see(seen.counters)
     if server is not None:
         ray.kill(server)
     rate, cores = watch.rate(), watch.cores()
@@ -243,7 +245,7 @@ def driver(options):
     for engines in (1, 16, 256):
         with tempfile.TemporaryDirectory() as folder:
             receive = Receiver(folder, engines)
-            gauges = [Gauge(Meter(answered=1), f"{n}/1", 0, {"ok": 1}) for n in range(engines)]
+            gauges = [CounterSample(EngineCounters(answered=1), f"{n}/1", 0, {"ok": 1}) for n in range(engines)]
             used = time.process_time()
             for number in range(2000):
                 receive(episode(number), gauges[number % engines])
@@ -263,7 +265,10 @@ def episode(number):
 
 def _episodes(task, kept):
     for number, (_, _, seed) in enumerate(task.episodes, start=1):
-        yield episode(seed), Gauge(Meter(id=task.key, answered=number), f"{task.key}/1", 0, {"ok": number})
+        yield (
+            episode(seed),
+            CounterSample(EngineCounters(id=task.key, answered=number), f"{task.key}/1", 0, {"ok": number}),
+        )
 
 
 def memory(options):

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from atlas_ray.agents.rollout import EVALUATE, EnvSpec, fresh, play, seed_block
+from atlas_ray.agents.rollout import EVALUATE, EnvSpec, rollout, seed_block, start_episode
 from atlas_ray.agents.token_agent import Agent
 from atlas_ray.engines import TransformersEngine
-from atlas_ray.engines.transformers import plant
+from atlas_ray.engines.transformers import build_tries
 
 Options = list[list[int]]
 SHAPES = {"1M": (128, 4, 4, 344, 512), "30M": (448, 8, 7, 1216, 32000)}
@@ -42,8 +42,8 @@ class OneByOne(TransformersEngine):
         scores = [first_RV[row, [option[0] for option in options]] for row, options in enumerate(candidates)]
         for k in range(max(map(len, candidates))):
             rows = [r for r, options in enumerate(candidates) if k < len(options) and len(options[k]) > 1]
-            chains = [plant([candidates[r][k]], sys.maxsize)[0] for r in rows]
-            for r, logprobs in zip(rows, self._feed_trees([slots[r] for r in rows], chains), strict=True):
+            chains = [build_tries([candidates[r][k]], sys.maxsize)[0] for r in rows]
+            for r, logprobs in zip(rows, self._feed_tries([slots[r] for r in rows], chains), strict=True):
                 scores[r][k] += logprobs.sum()
         return scores
 
@@ -116,9 +116,11 @@ def episodes(rounds: int) -> None:
     first = seed_block(1, EVALUATE)
     for number in range(rounds + 1):
         for slots, agent in agents.items():
-            lanes = ([fresh(EnvSpec("GoToLocalS6N4", {"max_steps": 20}), first + i)] for i in range(3 * slots))
+            prefix_groups = (
+                [start_episode(EnvSpec("GoToLocalS6N4", {"max_steps": 20}), first + i)] for i in range(3 * slots)
+            )
             start = time.perf_counter()
-            decisions = sum(len(finished.steps) for finished in play(agent, lanes))
+            decisions = sum(len(finished.steps) for finished in rollout(agent, prefix_groups))
             if number:  # the first round warms up
                 rates[slots].append(decisions / (time.perf_counter() - start))
     for slots, found in rates.items():

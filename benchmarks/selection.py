@@ -14,7 +14,7 @@ import time
 
 import torch
 
-from atlas_ray.agents.rollout import EnvSpec, play
+from atlas_ray.agents.rollout import EnvSpec, rollout
 from atlas_ray.agents.token_agent import Agent
 from atlas_ray.engines import TransformersEngine, make_engine
 from atlas_ray.recipe.loading import Engine
@@ -72,7 +72,7 @@ def value(options):
                 super().start(slot, *arguments)
 
         fresh = Forgetful(agent.engine, temperature=1.0)
-        for _ in play(fresh, starts, config.horizon):
+        for _ in rollout(fresh, starts, config.horizon):
             pass
 
     report("value", {"prefixes shared": shared, "every roll-out by itself": apart}, agent.engine, trajectories, options)
@@ -112,9 +112,9 @@ def report(what, ways, engine, trajectories, options):
     fed = {}
     for _ in range(options.rounds):
         for name, way in ways.items():
-            before = engine.meter.fed
+            before = engine.counters.computed_tokens
             found[name].append(timed(way))
-            fed[name] = engine.meter.fed - before
+            fed[name] = engine.counters.computed_tokens - before
     print(f"{what}, {options.model}, {len(trajectories)} trajectories of {options.env}, medians of {options.rounds}")
     print("| way | trajectories/s | tokens through the model |")
     print("|---|---|---|")

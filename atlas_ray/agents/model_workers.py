@@ -28,4 +28,4 @@ def model_workers(
         worker_pool(recipe, on_retry) as pool,
         EnginePool(recipe.engine, spec.model, recipe.workers, spec.slots, placement) as engines,
     ):
-        yield pool, spec.seated(engines.seats)
+        yield pool, spec.with_leases(engines.leases)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
@@ -20,7 +21,7 @@ from .token_agent import LostAnswer, Player
 # Seeds of a run lie in blocks that never meet: training episodes, evaluation, the switch, validation.
 TRAIN, EVALUATE, SWITCH_TRAIN, SWITCH_SELECT, SWITCH_TEST, VALIDATE = range(6)
 
-MOST_UNBEGUN = 5
+MAX_FAILED_STARTS = 5
 """Different episodes of an environment that do not begin, one after the other, after which it is taken for gone."""
 
 
@@ -32,6 +33,18 @@ def seed_block(run_seed: int, use: int) -> int:
 def decision_seed(episode: str, step: int) -> int:
     """Seed of one sampled decision: the same wherever and beside whatever the episode is played."""
     return int.from_bytes(hashlib.sha256(f"{episode}/{step}".encode()).digest()[:7], "big")
+
+
+_RENAMED = {"play": "rollout", "fresh": "start_episode"}
+
+if not TYPE_CHECKING:  # or any name would do for a type checker
+
+    def __getattr__(name: str) -> Any:
+        """Give what the documents named otherwise before, for one release."""
+        if name not in _RENAMED:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        warnings.warn(f"{__name__}.{name} is now {_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+        return globals()[_RENAMED[name]]
 
 
 UNANSWERED = "the model gave no answer"
@@ -84,7 +97,7 @@ def train_specs(recipe: Recipe) -> dict[str, EnvSpec]:
 
 
 @dataclass
-class Start:
+class EpisodeStart:
     """An episode about to be played by an agent; ``steps`` were already taken (by an expert, say).
 
     ``lost`` says why its environment does not begin it; it is then over before its first step.
@@ -99,7 +112,7 @@ class Start:
 
 
 @dataclass
-class Finished:
+class EpisodeResult:
     """How an episode ended.
 
     ``error`` says what is wrong with it. ``lost`` means that the environment is at fault, or that the model gave no
@@ -107,7 +120,7 @@ class Finished:
     dropped, never scored. ``replies``: what became of those that the agent's model wrote.
     """
 
-    start: Start
+    start: EpisodeStart
     steps: list[Step]
     score: float
     success: bool
@@ -117,7 +130,7 @@ class Finished:
     replies: Replies = field(default_factory=Replies)
 
     @property
-    def again(self) -> bool:
+    def retryable(self) -> bool:
         """Whether it is lost and may go well when it is played again."""
         return self.lost and (self.unanswered is None or self.unanswered.passing)
 
@@ -127,7 +140,9 @@ class Finished:
         return sum(s.reward for s in self.steps)
 
 
-def fresh(spec: EnvSpec, seed: int, episode_id: str | None = None, attempts: int = MOST_ATTEMPTS) -> Start:
+def start_episode(
+    spec: EnvSpec, seed: int, episode_id: str | None = None, attempts: int = MOST_ATTEMPTS
+) -> EpisodeStart:
     """A new episode of an environment; one whose process is gone is started again.
 
     Raises:
@@ -138,23 +153,23 @@ def fresh(spec: EnvSpec, seed: int, episode_id: str | None = None, attempts: int
         for attempt in Attempts(attempts):
             with attempt:
                 observation, info = env.reset(seed=seed)
-                start = Start(episode_id or f"{spec.id}/{seed}", env, info["goal"], observation)
+                start = EpisodeStart(episode_id or f"{spec.id}/{seed}", env, info["goal"], observation)
     except Exception:
         envs.release(env)
         raise
     return start
 
 
-NOWHERE = envs.TextEnv("nowhere")
+NO_ENV = envs.TextEnv("nowhere")
 """Stands in an episode that did not begin; nobody plays it."""
 
 
-def unbegun(episode_id: str, why: str) -> Start:
+def failed_start(episode_id: str, why: str) -> EpisodeStart:
     """An episode that does not begin, and why."""
-    return Start(episode_id, NOWHERE, "", "", lost=why)
+    return EpisodeStart(episode_id, NO_ENV, "", "", lost=why)
 
 
-class Beginnings:
+class EpisodeStarter:
     """Begins episodes, and tells one that does not begin from an environment that is gone.
 
     An episode whose environment does not begin it in :data:`MOST_ATTEMPTS` attempts is lost, as one is that dies in a
@@ -164,17 +179,17 @@ class Beginnings:
     def __init__(self) -> None:
         self._failed: dict[str, set[str]] = {}
 
-    def begin(self, spec: EnvSpec, seed: int, episode_id: str | None = None) -> Start:
-        """:func:`fresh`, within bounds.
+    def begin(self, spec: EnvSpec, seed: int, episode_id: str | None = None) -> EpisodeStart:
+        """:func:`start_episode`, within bounds.
 
         Raises:
             envs.EnvironmentDiedError: the episode is lost.
-            EnvironmentGoneError: so are :data:`MOST_UNBEGUN` different ones of this environment, one after the other.
-                One that it says it does not have (``ValueError``, Gymnasium's own errors) does not count.
+            EnvironmentGoneError: so are :data:`MAX_FAILED_STARTS` different ones of this environment, one after the
+                other. One that it says it does not have (``ValueError``, Gymnasium's own errors) does not count.
         """
         failed = self._failed.setdefault(spec.id, set())
         try:
-            start = fresh(spec, seed, episode_id, 1 if failed else MOST_ATTEMPTS)
+            start = start_episode(spec, seed, episode_id, 1 if failed else MOST_ATTEMPTS)
         except (envs.MissingExtraError, envs.UnknownEnvironmentError):
             raise
         except (ValueError, gym.error.Error) as error:
@@ -182,7 +197,7 @@ class Beginnings:
         except Exception as error:
             failed.add(episode_id or f"{spec.id}/{seed}")
             why = str(error) if isinstance(error, envs.EnvironmentDiedError) else f"{type(error).__name__}: {error}"
-            if len(failed) >= MOST_UNBEGUN:
+            if len(failed) >= MAX_FAILED_STARTS:
                 raise EnvironmentGoneError(
                     f"{spec.id}: {len(failed)} episodes one after the other did not begin, the last because {why}. "
                     "Once it runs again, the same command goes on"
@@ -191,7 +206,7 @@ class Beginnings:
         failed.clear()
         return start
 
-    def start(self, spec: EnvSpec, seed: int, episode_id: str | None = None) -> Start:
+    def start(self, spec: EnvSpec, seed: int, episode_id: str | None = None) -> EpisodeStart:
         """An episode to play, one that is lost already where it does not begin.
 
         Raises:
@@ -200,31 +215,33 @@ class Beginnings:
         try:
             return self.begin(spec, seed, episode_id)
         except envs.EnvironmentDiedError as error:
-            return unbegun(episode_id or f"{spec.id}/{seed}", str(error))
+            return failed_start(episode_id or f"{spec.id}/{seed}", str(error))
 
 
-def play(agent: Player, lanes: Iterable[Iterable[Start]], horizon: int | None = None) -> Iterator[Finished]:
+def rollout(
+    agent: Player, prefix_groups: Iterable[Iterable[EpisodeStart]], horizon: int | None = None
+) -> Iterator[EpisodeResult]:
     """Play every start to its end with ``agent``, as many side by side as it has slots.
 
-    The starts of a lane are played one after the other in one slot, whose cache they share: put starts with a common
-    prefix into a lane. ``horizon`` bounds the steps of every episode from its start. Lanes and starts are drawn only
+    The starts of a group are played one after the other in one slot, whose cache they share: put starts with a common
+    prefix into a group. ``horizon`` bounds the steps of every episode from its start. Groups and starts are drawn only
     when their time comes. Episodes are yielded as they end, and their environment is given back. One that did not begin
-    (:attr:`Start.lost`) is lost, as is one whose environment dies in a step.
+    (:attr:`EpisodeStart.lost`) is lost, as is one whose environment dies in a step.
     """
-    waiting = iter(lanes)
-    lane_of: dict[int, Iterator[Start]] = {}
+    waiting = iter(prefix_groups)
+    group_of: dict[int, Iterator[EpisodeStart]] = {}
 
-    def following_start(slot: int) -> Start | None:
+    def following_start(slot: int) -> EpisodeStart | None:
         while True:
-            if slot in lane_of and (start := next(lane_of[slot], None)) is not None:
+            if slot in group_of and (start := next(group_of[slot], None)) is not None:
                 return start
-            lane = next(waiting, None)
-            if lane is None:
+            group = next(waiting, None)
+            if group is None:
                 return None
-            lane_of[slot] = iter(lane)
+            group_of[slot] = iter(group)
 
     needs_list = agent.needs_list
-    running: dict[int, tuple[Start, list[Step], str]] = {}
+    running: dict[int, tuple[EpisodeStart, list[Step], str]] = {}
     replies: dict[int, Replies] = {}
     free = list(range(agent.engine.slots))
 
@@ -234,21 +251,21 @@ def play(agent: Player, lanes: Iterable[Iterable[Start]], horizon: int | None = 
         error: str | None = None,
         lost: bool = False,
         unanswered: LostAnswer | None = None,
-    ) -> Finished:
+    ) -> EpisodeResult:
         start, steps, _ = running.pop(slot)
         free.append(slot)
         envs.release(start.env)
         score, success = (info["score"], info["success"]) if info else (0.0, False)
-        return Finished(start, steps, score, success, error, lost, unanswered, replies.pop(slot))
+        return EpisodeResult(start, steps, score, success, error, lost, unanswered, replies.pop(slot))
 
-    def failed(slot: int, error: Exception) -> Finished:
+    def failed(slot: int, error: Exception) -> EpisodeResult:
         # a crashed environment must not end the others' episodes
         return end(slot, error=f"the environment failed: {type(error).__name__}: {error}", lost=True)
 
     while True:
         for slot in list(free):
             while (start := following_start(slot)) is not None and start.lost is not None:
-                yield Finished(start, [], 0.0, False, f"the environment failed: {start.lost}", lost=True)
+                yield EpisodeResult(start, [], 0.0, False, f"the environment failed: {start.lost}", lost=True)
             if start is None:
                 continue
             free.remove(slot)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from ..cluster.worker_state import WorkerState
 from ..data.parsing import Style
-from ..engines import Engine, RemoteEngine, Seat, make_engine
+from ..engines import Engine, EngineLease, RemoteEngine, make_engine
 from ..recipe.loading import Act, Recipe
 from ..recipe.loading import Engine as Settings
 from .rendering import Prompt
@@ -17,7 +17,7 @@ from .token_agent import Agent
 class AgentSpec:
     """What a worker needs to make its agent.
 
-    ``seats`` are the workers' places at engine actors, one for each; without them every worker holds the model.
+    ``leases`` are the workers' shares of engine actors, one for each; without them every worker holds the model.
     """
 
     model: str
@@ -26,13 +26,13 @@ class AgentSpec:
     style: Style
     slots: int
     temperature: float = 0.0
-    seats: tuple[Seat, ...] = ()
+    leases: tuple[EngineLease, ...] = ()
     prompt: Prompt = "plain"
     unknown_share: float | None = None
 
-    def seated(self, seats: tuple[Seat, ...]) -> AgentSpec:
+    def with_leases(self, leases: tuple[EngineLease, ...]) -> AgentSpec:
         """The same at engine actors."""
-        return replace(self, seats=seats)
+        return replace(self, leases=leases)
 
     def open_engine(self, state: WorkerState) -> Engine:
         """The engine of a worker; it stays open until one of another spec is asked for."""
@@ -46,8 +46,8 @@ class AgentSpec:
         return opened.engine
 
     def new_engine(self, worker: int) -> Engine:
-        """An engine for the worker of that number, or its place at one."""
-        return RemoteEngine(self.seats[worker]) if self.seats else make_engine(self.engine, self.model, self.slots)
+        """An engine for the worker of that number, or its share of one."""
+        return RemoteEngine(self.leases[worker]) if self.leases else make_engine(self.engine, self.model, self.slots)
 
     def new_agent(self, engine: Engine, price: tuple[float, float] = (0.0, 0.0)) -> Agent:
         """An agent that plays through ``engine``, which has the model."""

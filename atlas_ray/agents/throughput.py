@@ -14,7 +14,7 @@ from typing import Any
 from ..cluster.worker_state import WorkerState
 from ..data.replies import Replies
 from ..engines import RemoteEngine
-from ..engines.base import Meter
+from ..engines.base import EngineCounters
 from ..rundir.files import RunLog, jsonl_rows
 from ..rundir.layout import RunLayout
 from ..rundir.progress import Tracker, say
@@ -24,32 +24,34 @@ from .token_agent import Agent
 _LOG_SECONDS = 10.0
 _WINDOW = 30.0
 _MARK = 0.25
-_TOTALS = [f.name for f in fields(Meter) if f.name != "id"]
+_TOTALS = [f.name for f in fields(EngineCounters) if f.name != "id"]
 
 
 @dataclass(frozen=True)
-class Gauge:
+class CounterSample:
     """Totals at some moment: of an engine, and of a worker's agent.
 
     ``lost``: answers of engines that died, which the worker asked for again. ``replies``: outcomes of the replies that
     the agent's model wrote.
     """
 
-    meter: Meter
+    counters: EngineCounters
     worker: str
     lost: int
     replies: dict[str, int]
 
 
-def gauge(agent: Agent, state: WorkerState) -> Gauge:
+def sample_counters(agent: Agent, state: WorkerState) -> CounterSample:
     """The totals of a worker and of its agent now."""
     engine = agent.engine
     lost = engine.lost if isinstance(engine, RemoteEngine) else 0
     replies = {str(outcome): count for outcome, count in agent.tally.items()}
-    return Gauge(replace(engine.meter), f"{os.getpid()}/{state.get_or_create(OpenAgent).made}", lost, replies)
+    return CounterSample(
+        replace(engine.counters), f"{os.getpid()}/{state.get_or_create(OpenAgent).made}", lost, replies
+    )
 
 
-class Flow:
+class ThroughputMeter:
     """Counts what comes in. ``steps/s``, ``tokens/s`` and the share of time that engines compute are of the last 30 s.
 
     Args:
@@ -62,22 +64,22 @@ class Flow:
     def __init__(self, stage: str, log: RunLog, progress: Tracker, engines: int) -> None:
         self.stage, self.log, self.progress, self.engines = stage, log, progress, engines
         self.episodes = self.steps = 0
-        self._engines: dict[str, Meter] = {}
-        self._whole = Meter()
+        self._engines: dict[str, EngineCounters] = {}
+        self._whole = EngineCounters()
         self._lost: dict[str, int] = {}
         self._replies: dict[str, dict[str, int]] = {}
         self._begun = self._logged = time.monotonic()
-        self._past: deque[tuple[float, int, Meter]] = deque()
+        self._past: deque[tuple[float, int, EngineCounters]] = deque()
 
-    def add(self, seen: Gauge, steps: int, about: str = "") -> None:
+    def add(self, seen: CounterSample, steps: int, about: str = "") -> None:
         """One more episode of so many steps is there."""
         self.episodes += 1
         self.steps += steps
-        known = self._engines.get(seen.meter.id)
-        if known is None or seen.meter.answered > known.answered:  # workers of one engine report in no order
-            self._engines[seen.meter.id] = seen.meter
+        known = self._engines.get(seen.counters.id)
+        if known is None or seen.counters.answered > known.answered:  # workers of one engine report in no order
+            self._engines[seen.counters.id] = seen.counters
             for name in _TOTALS:
-                more = getattr(seen.meter, name) - (getattr(known, name) if known else 0)
+                more = getattr(seen.counters, name) - (getattr(known, name) if known else 0)
                 setattr(self._whole, name, getattr(self._whole, name) + more)
         if seen.lost > self._lost.get(seen.worker, 0):
             lost = seen.lost - self._lost.get(seen.worker, 0)
@@ -106,7 +108,7 @@ class Flow:
         seconds = max(last - first, 1.0)
         return {
             "steps_per_second": round((self.steps - steps) / seconds, 2),
-            "tokens_per_second": round((now.fed - then.fed) / seconds, 1),
+            "tokens_per_second": round((now.computed_tokens - then.computed_tokens) / seconds, 1),
             "engine_busy": round(min(1.0, (now.busy - then.busy) / seconds / self.engines), 3),
         }
 
@@ -121,9 +123,9 @@ class Flow:
             "seconds": round(time.monotonic() - self._begun, 2),
             "engines": self.engines,
             "busy_seconds": round(whole.busy, 2),
-            "prompt_tokens": whole.prompt,
-            "cached_tokens": whole.cached,
-            "fed_tokens": whole.fed,
+            "prompt_tokens": whole.prompt_tokens,
+            "cached_tokens": whole.cached_tokens,
+            "fed_tokens": whole.computed_tokens,
             "answers_asked_again": sum(self._lost.values()),
             **{f"replies_{outcome.replace(' ', '_')}": count for outcome, count in replies.items()},
         }

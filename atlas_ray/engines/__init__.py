@@ -6,17 +6,17 @@ from ..models.loading import adapted
 from ..recipe.schema import Engine as Settings
 from .base import Capabilities, Engine, LocalEngine
 from .pool import EnginePool
-from .remote import RemoteEngine, Seat
+from .remote import EngineLease, RemoteEngine
 from .transformers import TransformersEngine
 from .vllm import VllmEngine
 
 __all__ = [
     "Capabilities",
     "Engine",
+    "EngineLease",
     "EnginePool",
     "LocalEngine",
     "RemoteEngine",
-    "Seat",
     "TransformersEngine",
     "VllmEngine",
     "make_engine",

@@ -30,11 +30,11 @@ class Capabilities:
 
 
 @dataclass(eq=False)
-class Writing:
+class GenerateRequest:
     """A request to continue a prompt. ``written`` is the continuation so far.
 
-    ``fresh`` uses nothing that was kept of its slot. ``fed`` counts the tokens that went through the model for it,
-    ``cached`` those of the prompt that were kept.
+    ``ignore_cache`` uses nothing that was kept of its slot. ``computed_tokens`` counts the tokens that went through the
+    model for it, ``cached_tokens`` those of the prompt that were kept.
     """
 
     prompt: Sequence[int]
@@ -43,66 +43,66 @@ class Writing:
     max_tokens: int
     temperature: float = 0.0
     seed: int = 0
-    fresh: bool = False
+    ignore_cache: bool = False
     written: list[int] = field(default_factory=list)
-    fed: int = 0
-    cached: int = 0
+    computed_tokens: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(eq=False)
-class Scoring:
+class ScoreRequest:
     """A request for the log-probability of every candidate continuation; ``scores`` is ``[len(candidates)]``."""
 
     prompt: Sequence[int]
     slot: int
     candidates: Sequence[Sequence[int]]
-    fresh: bool = False
+    ignore_cache: bool = False
     scores: torch.Tensor | None = None
-    fed: int = 0
-    cached: int = 0
+    computed_tokens: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(eq=False)
-class Reading:
+class HiddenStateRequest:
     """A request for the hidden state behind a prompt; ``hidden`` is ``[H]`` float32."""
 
     prompt: Sequence[int]
     slot: int
-    fresh: bool = False
+    ignore_cache: bool = False
     hidden: torch.Tensor | None = None
-    fed: int = 0
-    cached: int = 0
+    computed_tokens: int = 0
+    cached_tokens: int = 0
 
 
-Request = Writing | Scoring | Reading
+Request = GenerateRequest | ScoreRequest | HiddenStateRequest
 
 
 @dataclass
-class Meter:
+class EngineCounters:
     """What an engine did so far.
 
-    ``busy``: seconds at work. ``answered``: requests. ``prompt``: tokens of their prompts, of which ``cached`` were
-    kept from before. ``fed``: tokens that went through the model. ``written``: tokens of continuations. ``id`` tells
-    engines apart.
+    ``busy``: seconds at work. ``answered``: requests. ``prompt_tokens``: of their prompts, of which ``cached_tokens``
+    were kept from before. ``computed_tokens`` went through the model. ``written_tokens``: of continuations. ``id``
+    tells engines apart.
     """
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     busy: float = 0.0
     answered: int = 0
-    prompt: int = 0
-    cached: int = 0
-    fed: int = 0
-    written: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    computed_tokens: int = 0
+    written_tokens: int = 0
 
     def note(self, answered: Sequence[Request], seconds: float) -> None:
         """Count a pass of so many seconds."""
         self.busy += seconds
         self.answered += len(answered)
         for request in answered:
-            self.prompt += len(request.prompt)
-            self.cached += request.cached
-            self.fed += request.fed
-            self.written += len(request.written) if isinstance(request, Writing) else 0
+            self.prompt_tokens += len(request.prompt)
+            self.cached_tokens += request.cached_tokens
+            self.computed_tokens += request.computed_tokens
+            self.written_tokens += len(request.written) if isinstance(request, GenerateRequest) else 0
 
 
 class Engine(Protocol):
@@ -120,9 +120,9 @@ class Engine(Protocol):
     """Most tokens of prompt and continuation."""
     parameters: int
     """Number of weights, for compute estimates."""
-    tokens_fed: list[int]
+    computed_tokens: list[int]
     """Tokens that went through the model so far, a count a slot, without padding."""
-    meter: Meter
+    counters: EngineCounters
     """Totals of the model, whoever asked."""
 
     def close(self) -> None:
@@ -186,9 +186,9 @@ def check(request: Request, context: int) -> None:
         ContextOverflowError: the request does not fit ``context``.
         ValueError: it is malformed.
     """
-    if isinstance(request, Writing):
+    if isinstance(request, GenerateRequest):
         more, what = request.max_tokens, f" and {request.max_tokens} to write"
-    elif isinstance(request, Reading):
+    elif isinstance(request, HiddenStateRequest):
         more, what = 0, ""
     else:
         if not all(request.candidates):
@@ -232,10 +232,10 @@ class Batches:
             raise ValueError("sampling at a temperature needs a seed for every row")
         drawn = seeds if temperature and seeds is not None else [0] * len(prompts)
         requests = [
-            Writing(prompt, slot, stop, max_tokens, temperature, seed)
+            GenerateRequest(prompt, slot, stop, max_tokens, temperature, seed)
             for prompt, slot, seed in zip(prompts, slots, drawn, strict=True)
         ]
-        return [answer.written for answer in self.answer(requests) if isinstance(answer, Writing)]
+        return [answer.written for answer in self.answer(requests) if isinstance(answer, GenerateRequest)]
 
     def score(
         self, prompts: Sequence[Sequence[int]], slots: Sequence[int], candidates: Sequence[Sequence[Sequence[int]]]
@@ -245,9 +245,9 @@ class Batches:
         Raises:
             ContextOverflowError: a prompt and its longest candidate do not fit.
         """
-        requests = [Scoring(p, s, c) for p, s, c in zip(prompts, slots, candidates, strict=True)]
+        requests = [ScoreRequest(p, s, c) for p, s, c in zip(prompts, slots, candidates, strict=True)]
         answers = self.answer(requests)
-        return [a.scores for a in answers if isinstance(a, Scoring) and a.scores is not None]
+        return [a.scores for a in answers if isinstance(a, ScoreRequest) and a.scores is not None]
 
     def hidden(self, prompts: Sequence[Sequence[int]], slots: Sequence[int]) -> torch.Tensor:
         """See :meth:`Engine.hidden`.
@@ -256,8 +256,8 @@ class Batches:
             ContextOverflowError: a prompt does not fit.
             InputError: this kind of engine has no hidden states.
         """
-        answers = self.answer([Reading(p, s) for p, s in zip(prompts, slots, strict=True)])
-        states = [a.hidden for a in answers if isinstance(a, Reading) and a.hidden is not None]
+        answers = self.answer([HiddenStateRequest(p, s) for p, s in zip(prompts, slots, strict=True)])
+        states = [a.hidden for a in answers if isinstance(a, HiddenStateRequest) and a.hidden is not None]
         return torch.stack(states) if states else torch.zeros(0, self.capabilities.hidden)
 
 
@@ -274,10 +274,10 @@ def finish(engine: LocalEngine, requests: Sequence[Request]) -> Sequence[Request
 
 
 def advance(engine: LocalEngine) -> list[Request]:
-    """A metered :meth:`LocalEngine.step`."""
+    """Do one :meth:`LocalEngine.step` and count it."""
     begun = time.perf_counter()
     answered = engine.step()
-    engine.meter.note(answered, time.perf_counter() - begun)
+    engine.counters.note(answered, time.perf_counter() - begun)
     return answered
 
 

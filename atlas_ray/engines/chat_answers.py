@@ -51,16 +51,16 @@ class NoCompletionError(Exception):
     Args:
         message: why.
         kind: of an :class:`atlas_ray.errors.EndpointError`.
-        again: whether the same request may be answered.
+        retryable: whether the same request may be answered.
         said: an error that the answer holds, which says more.
 
     Attributes:
         tokens: read and written nevertheless, as far as the server counts them.
     """
 
-    def __init__(self, message: str, kind: str = "error", again: bool = True, said: Said | None = None) -> None:
+    def __init__(self, message: str, kind: str = "error", retryable: bool = True, said: Said | None = None) -> None:
         super().__init__(message)
-        self.kind, self.again, self.said = kind, again, said
+        self.kind, self.retryable, self.said = kind, retryable, said
         self.tokens = (0, 0)
 
 
@@ -112,7 +112,7 @@ def _read(
         words = f"{choice.get('native_finish_reason') or ''} {_said_by(message)}".strip()
         raise NoCompletionError(f"the answer ended with {reason!r}: {shown(words, secrets) or said_whole}")
     if ended is not None and _FILTERED.match(ended):
-        raise NoCompletionError(f"the answer was filtered ({reason})", "filtered", again=False)
+        raise NoCompletionError(f"the answer was filtered ({reason})", "filtered", retryable=False)
     if not isinstance(message, dict):
         raise NoCompletionError(f"the answer holds no choices[0].message: {said_whole}")
     parts = _parts(message.get("content"))
@@ -125,15 +125,19 @@ def _read(
         text, thought = "", thought or split.reasoning or ""  # its thoughts are in its text, and nothing else is
     if not text.strip():
         if refused := _text(message.get("refusal")) or refused:
-            raise NoCompletionError(f"the model refused to answer: {shown(refused, secrets)}", "filtered", again=False)
+            raise NoCompletionError(
+                f"the model refused to answer: {shown(refused, secrets)}", "filtered", retryable=False
+            )
         if ended in _FULL:
-            raise NoCompletionError("the conversation fills the model's context", "context", again=False)
+            raise NoCompletionError("the conversation fills the model's context", "context", retryable=False)
         if ended in _CUT or (written is not None and written >= limit and ended in {*_DONE, None}):
             who = "thinking" if thought or _thought_tokens(value) else "perhaps thinking that the server does not show"
             why = f"the answer is empty at its limit, {limit_name} = {limit}: {who} used it up"
-            raise NoCompletionError(why, "empty", again=False)
+            raise NoCompletionError(why, "empty", retryable=False)
         if called := _called(message):
-            raise NoCompletionError(f"in place of an answer it calls the tool {shown(called, secrets)!r}", again=False)
+            raise NoCompletionError(
+                f"in place of an answer it calls the tool {shown(called, secrets)!r}", retryable=False
+            )
         if ended not in _DONE:
             raise NoCompletionError(f"the answer is empty and ended with {reason!r}: {said_whole}")
     finish = "stop" if ended in _DONE else "length" if ended in _CUT | _FULL else reason

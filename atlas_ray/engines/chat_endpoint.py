@@ -19,7 +19,7 @@ from typing import Any, Literal, overload
 from ..data.thinking import THINKING
 from ..errors import EndpointError, InputError
 from ..recipe.endpoint import filled, secret, variables
-from . import retry as patience
+from . import retry
 from .base import Capabilities
 from .chat_answers import Completion, NoCompletionError, completion
 from .chat_refusals import Verdict, advice, judge, named, said_in, shown
@@ -54,8 +54,8 @@ class Usage:
     uncounted: int = 0
 
 
-class _Trouble(Exception):
-    """One attempt failed. ``asked``: seconds the server wants to be left alone; ``part``: what it does not know.
+class _RequestFailed(Exception):
+    """One attempt failed. ``retry_after``: seconds the server wants to be left alone; ``part``: what it does not know.
 
     ``tokens``: read and written for it nevertheless.
     """
@@ -66,13 +66,14 @@ class _Trouble(Exception):
         self,
         message: str,
         status: int | None = None,
-        again: bool = True,
-        asked: float = 0.0,
+        retryable: bool = True,
+        retry_after: float = 0.0,
         kind: str = "",
         part: Part | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.again, self.asked, self.kind, self.part = status, again, asked, kind, part
+        self.status, self.retryable, self.retry_after = status, retryable, retry_after
+        self.kind, self.part = kind, part
 
 
 class ChatEndpoint:
@@ -141,7 +142,7 @@ class ChatEndpoint:
         self._thinking = tuple(thinking)
         self._unknown: set[Part] = set() if send_system else {"system"}
         self.notes: tuple[str, ...] = ()
-        self._pace, self._usage, self._lock = patience.Pace(rate), Usage(), threading.Lock()
+        self._rate_limiter, self._usage, self._lock = retry.RateLimiter(rate), Usage(), threading.Lock()
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="endpoint")
         self._sent_headers()
 
@@ -248,7 +249,7 @@ class ChatEndpoint:
         if batch.error is not None:
             return batch.error
         try:
-            made = self._persist(request, batch)
+            made = self._with_retries(request, batch)
         except EndpointError as error:
             with self._lock:
                 self._usage.failed += 1
@@ -263,21 +264,21 @@ class ChatEndpoint:
             usage.uncounted += made.completion_tokens is None
         return made
 
-    def _persist(self, request: Request, batch: Batch) -> Completion:
+    def _with_retries(self, request: Request, batch: Batch) -> Completion:
         """Try until there is an answer, within the retries and the deadline."""
         until, attempt, sent, spent = None, 0, 0, (0, 0)
         while True:
-            batch.rest(self._pace.reserve())
-            until = patience.now() + self.deadline if until is None else until
+            batch.sleep(self._rate_limiter.reserve())
+            until = retry.now() + self.deadline if until is None else until
             with self._lock:
                 self._usage.requests += 1
                 self._usage.retried += sent > 0
                 parts = request.parts() - self._unknown
             sent += 1
             try:
-                return self._attempt(request, parts, min(self.timeout, max(until - patience.now(), 0.01)))
-            except _Trouble as error:
-                trouble, times = error, f" (attempt {attempt + 1} of {self.retries + 1})" if error.again else ""
+                return self._attempt(request, parts, min(self.timeout, max(until - retry.now(), 0.01)))
+            except _RequestFailed as error:
+                trouble, times = error, f" (attempt {attempt + 1} of {self.retries + 1})" if error.retryable else ""
             read, written = trouble.tokens
             spent = spent[0] + read, spent[1] + written
             with self._lock:
@@ -286,14 +287,14 @@ class ChatEndpoint:
             if trouble.part is not None:  # at most once each, and it costs nothing: it was refused
                 self._leave_out(trouble.part, str(trouble))
                 continue
-            if not trouble.again or attempt == self.retries:
+            if not trouble.retryable or attempt == self.retries:
                 break
-            seconds = patience.pause(attempt, trouble.asked)
-            if patience.now() + seconds >= until:
+            seconds = retry.backoff(attempt, trouble.retry_after)
+            if retry.now() + seconds >= until:
                 times += f"; another would end after the deadline of {self.deadline:g} s"
                 break
             _log.info("%s: %s%s; again in %.1f s", self._http.where, trouble, times, seconds)
-            batch.rest(seconds)
+            batch.sleep(seconds)
             attempt += 1
         raise EndpointError(f"{self._http.where}: {trouble}{times}", trouble.status, trouble.kind, spent)
 
@@ -311,7 +312,7 @@ class ChatEndpoint:
         try:
             answer = self._http.post(request.body(parts), headers, limit)
         except NoResponseError as error:
-            raise _Trouble(shown(str(error), secrets), again=error.retryable) from None
+            raise _RequestFailed(shown(str(error), secrets), retryable=error.retryable) from None
         status = answer.status
         if not 200 <= status < 300:
             said = said_in(answer.body)
@@ -323,7 +324,7 @@ class ChatEndpoint:
         except NoCompletionError as error:
             none, text = error, str(error)
         if none.said is None:
-            trouble = _Trouble(text, status, none.again, kind=none.kind)
+            trouble = _RequestFailed(text, status, none.retryable, kind=none.kind)
         else:
             status = none.said.code or status
             verdict = judge(none.said.code or 0, none.said, parts, self.extra)
@@ -333,10 +334,10 @@ class ChatEndpoint:
 
     def _refusal(
         self, said: str, status: int, verdict: Verdict, headers: Mapping[str, str], inside: bool = False
-    ) -> _Trouble:
+    ) -> _RequestFailed:
         """``inside``: the words stood in an answer with status 200."""
-        if verdict.again:
-            return _Trouble(said, status, asked=patience.asked(headers), kind="error" if inside else "")
+        if verdict.retryable:
+            return _RequestFailed(said, status, retry_after=retry.retry_after(headers), kind="error" if inside else "")
         if verdict.kind == "refused" and verdict.part is None:
             if status == 401:  # not the server's text: OpenAI's repeats a part of the key
                 said = f"HTTP 401: {self._key_advice()}"
@@ -350,7 +351,7 @@ class ChatEndpoint:
                 said = f"HTTP {status}: redirects are not followed: give the final address as base_url"
         told = advice(verdict, self._where, self.limit_field)
         said += f" ({told})" if told else ""
-        return _Trouble(said, status, again=False, kind=verdict.kind, part=verdict.part)
+        return _RequestFailed(said, status, retryable=False, kind=verdict.kind, part=verdict.part)
 
     def _key_advice(self) -> str:
         where = self._secrets_of()

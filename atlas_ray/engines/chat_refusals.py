@@ -186,12 +186,12 @@ def _status(error: Mapping[str, Any]) -> int | None:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What to do: ask ``again``, or leave a ``part`` out, or give up for the reason ``kind`` (of an `EndpointError`).
+    """What to do: ask again (``retryable``), leave a ``part`` out, or give up (``kind`` of an :class:`EndpointError`).
 
     ``fields``: what a recipe calls what the server does not take.
     """
 
-    again: bool
+    retryable: bool
     kind: str = ""
     part: Part | None = None
     field: str = ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import EndpointError
-from . import retry as patience
+from . import retry
 
 Part = Literal["schema", "system", "seed"]
 """Of a request, what a server may not know and what can be left out: a JSON schema, system messages and neighbours of
@@ -19,15 +19,16 @@ one role, a seed."""
 class Batch:
     """What the conversations of one call share: ``stop`` ends them all, ``error`` says why.
 
-    ``fail_fast``: one failure ends them all."""
+    ``fail_fast``: one failure ends them all.
+    """
 
     def __init__(self, fail_fast: bool) -> None:
         self.fail_fast, self.stop = fail_fast, threading.Event()
         self.error: EndpointError | None = None
 
-    def rest(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
         """Wait, unless the others already failed."""
-        if patience.rest(self.stop, seconds):
+        if retry.sleep(self.stop, seconds):
             raise self.error or EndpointError("stopped")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..recipe.schema import Engine as Settings
-from .remote import Seat
+from .remote import EngineLease
 from .server import spawn
 
 
@@ -16,7 +16,7 @@ class EnginePool:
     Args:
         settings: the ``[engine]`` table; with ``actors = 0`` there are none, and every worker holds a model itself.
         model: shipped name, directory or Hugging Face id.
-        workers: who is to be seated, evenly.
+        workers: how many share the actors, evenly.
         slots: episodes side by side of each worker.
         resources: custom ones that each asks for besides.
     """
@@ -30,8 +30,8 @@ class EnginePool:
             spawn(settings, model, share * slots, resources or {}, f"engine-{Path(model).name}-{index}")
             for index, share in enumerate(shares)
         ]
-        self.seats = tuple(
-            Seat(self.servers[w % servers], model, w // servers * slots, slots, settings.timeout)
+        self.leases = tuple(
+            EngineLease(self.servers[w % servers], model, w // servers * slots, slots, settings.timeout)
             for w in range(workers if servers else 0)
         )
 

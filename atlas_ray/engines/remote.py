@@ -10,8 +10,8 @@ from typing import Any
 from ..cluster.remote_rundir import localize
 from ..errors import WorkerFailedError
 from ..models.loading import load_tokenizer
-from .base import Batches, Meter, Request, check
-from .server import About
+from .base import Batches, EngineCounters, Request, check
+from .server import EngineInfo
 
 _ATTEMPTS = 4
 _LOADING = 3600.0  # seconds
@@ -19,8 +19,8 @@ _RESTART = 600.0
 
 
 @dataclass(frozen=True)
-class Seat:
-    """A worker's place at a server: the slots from ``first`` on are its own, so its episodes stay with one model.
+class EngineLease:
+    """A worker's share of a server: the slots from ``first`` on are its own, so its episodes stay with one model.
 
     ``timeout``: seconds without a pass after which the server is taken for hung.
     """
@@ -39,7 +39,7 @@ class RemoteEngine(Batches):
     asked again. Answers do not depend on what a server has kept, so nothing else is lost.
 
     Args:
-        seat: place at the server.
+        lease: its share of the server.
 
     Attributes:
         lost: how often an answer was lost, with its server.
@@ -48,14 +48,14 @@ class RemoteEngine(Batches):
         WorkerFailedError: an answer was lost four times, or the server is gone for good.
     """
 
-    def __init__(self, seat: Seat) -> None:
-        self.seat, self.slots, self.lost = seat, seat.slots, 0
-        self.tokenizer = load_tokenizer(localize(seat.model))
-        self.tokens_fed = [0] * seat.slots
-        self.meter = Meter()
+    def __init__(self, lease: EngineLease) -> None:
+        self.lease, self.slots, self.lost = lease, lease.slots, 0
+        self.tokenizer = load_tokenizer(localize(lease.model))
+        self.computed_tokens = [0] * lease.slots
+        self.counters = EngineCounters()
         self._forgotten: set[int] = set()
-        about: About = self._call("about")
-        self.capabilities, self.context, self.parameters = about.capabilities, about.context, about.parameters
+        info: EngineInfo = self._call("info")
+        self.capabilities, self.context, self.parameters = info.capabilities, info.context, info.parameters
 
     def close(self) -> None:
         """Does nothing: the server is not this worker's."""
@@ -69,12 +69,12 @@ class RemoteEngine(Batches):
         for request in requests:
             check(request, self.context)
         given = [
-            replace(r, slot=self.seat.first + r.slot, fresh=r.slot in self._forgotten, prompt=list(r.prompt))
+            replace(r, slot=self.lease.first + r.slot, ignore_cache=r.slot in self._forgotten, prompt=list(r.prompt))
             for r in requests
         ]
-        answers, self.meter = self._call("answer", given)
+        answers, self.counters = self._call("answer", given)
         for request, answer in zip(requests, answers, strict=True):
-            self.tokens_fed[request.slot] += answer.fed
+            self.computed_tokens[request.slot] += answer.computed_tokens
             self._forgotten.discard(request.slot)
         return answers
 
@@ -82,9 +82,9 @@ class RemoteEngine(Batches):
         import ray
 
         for attempt in range(1, _ATTEMPTS + 1):
-            answer = getattr(self.seat.server, method).remote(*arguments)
+            answer = getattr(self.lease.server, method).remote(*arguments)
             try:
-                while not ray.wait([answer], timeout=self.seat.timeout)[0]:
+                while not ray.wait([answer], timeout=self.lease.timeout)[0]:
                     self._check_alive()
                 return ray.get(answer)
             except ray.exceptions.RayTaskError as error:
@@ -93,9 +93,9 @@ class RemoteEngine(Batches):
                 self.lost += 1
                 if attempt == _ATTEMPTS or isinstance(error, ray.exceptions.ActorDiedError):
                     why = str(error).splitlines()[0]
-                    raise WorkerFailedError(f"the engine for {self.seat.model} was lost: {why}") from error
+                    raise WorkerFailedError(f"the engine for {self.lease.model} was lost: {why}") from error
                 if isinstance(error, ray.exceptions.GetTimeoutError):
-                    ray.kill(self.seat.server, no_restart=False)
+                    ray.kill(self.lease.server, no_restart=False)
                 self._await_restart()
 
     def _await_restart(self) -> None:
@@ -105,7 +105,7 @@ class RemoteEngine(Batches):
         until = time.monotonic() + _RESTART
         while time.monotonic() < until:
             try:
-                ray.get(self.seat.server.state.remote(), timeout=self.seat.timeout)
+                ray.get(self.lease.server.state.remote(), timeout=self.lease.timeout)
                 return
             except (ray.exceptions.ActorUnavailableError, ray.exceptions.GetTimeoutError):
                 time.sleep(0.2)
@@ -120,6 +120,6 @@ class RemoteEngine(Batches):
         """
         import ray
 
-        state = ray.get(self.seat.server.state.remote(), timeout=self.seat.timeout)
-        if state.idle > (_LOADING if state.loading else self.seat.timeout):
+        state = ray.get(self.lease.server.state.remote(), timeout=self.lease.timeout)
+        if state.idle > (_LOADING if state.loading else self.lease.timeout):
             raise ray.exceptions.GetTimeoutError(f"no pass for {state.idle:.0f} s")

@@ -8,15 +8,15 @@ import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0
+FIRST_BACKOFF, MAX_BACKOFF = 0.5, 8.0
 """Seconds before the first repetition and before any; each is drawn between half of it and all of it."""
-LONGEST_ASKED = 60.0
+MAX_RETRY_AFTER = 60.0
 """Seconds; a server that asks for more gets this."""
 # not the global generator: a run's other draws must not depend on a server's moods
 _jitter = random.Random()
 
 
-class Pace:
+class RateLimiter:
     """Spaces requests evenly.
 
     Args:
@@ -43,22 +43,22 @@ def now() -> float:
     return time.monotonic()
 
 
-def rest(stop: threading.Event, seconds: float) -> bool:
+def sleep(stop: threading.Event, seconds: float) -> bool:
     """Wait; whether it ended because of ``stop``."""
     return stop.wait(seconds) if seconds > 0 else stop.is_set()
 
 
-def pause(attempt: int, asked: float = 0.0) -> float:
-    """Seconds before the attempt after number ``attempt``, counted from 0; what the server ``asked`` for comes on top.
+def backoff(attempt: int, retry_after: float = 0.0) -> float:
+    """Seconds before the attempt after number ``attempt``, counted from 0, on top of what the server asks for.
 
     So those who were sent away together do not come back together.
     """
-    return min(FIRST_PAUSE * 2 ** min(attempt, 30), LONGEST_PAUSE) * _jitter.uniform(0.5, 1.0) + min(
-        asked, LONGEST_ASKED
+    return min(FIRST_BACKOFF * 2 ** min(attempt, 30), MAX_BACKOFF) * _jitter.uniform(0.5, 1.0) + min(
+        retry_after, MAX_RETRY_AFTER
     )
 
 
-def asked(headers: Mapping[str, str]) -> float:
+def retry_after(headers: Mapping[str, str]) -> float:
     """Seconds that ``Retry-After`` asks for, as a number or a date, or OpenAI's ``retry-after-ms``; 0 if nothing."""
     try:
         if "retry-after-ms" in headers:

@@ -16,13 +16,13 @@ from ..cluster import remote_rundir
 from ..cluster.scheduling import no_placement_group
 from ..recipe.schema import Engine as Settings
 from ..rundir import logs
-from .base import Capabilities, LocalEngine, Meter, Request, advance
+from .base import Capabilities, EngineCounters, LocalEngine, Request, advance
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class About:
+class EngineInfo:
     """What an engine is."""
 
     capabilities: Capabilities
@@ -123,7 +123,7 @@ class EngineServer:
 
         self._loop.call_soon_threadsafe(tell)
 
-    async def about(self) -> About:
+    async def info(self) -> EngineInfo:
         """What the engine is, once it is loaded.
 
         Raises:
@@ -134,19 +134,19 @@ class EngineServer:
         if self._failed is not None:
             raise self._failed
         assert self._engine is not None
-        return About(self._engine.capabilities, self._engine.context, self._engine.parameters)
+        return EngineInfo(self._engine.capabilities, self._engine.context, self._engine.parameters)
 
     async def state(self) -> State:
         """Answers at once, whatever the engine does."""
         return State(not self._loaded.is_set(), time.monotonic() - self._beat)
 
-    async def answer(self, requests: Sequence[Request]) -> tuple[list[Request], Meter]:
+    async def answer(self, requests: Sequence[Request]) -> tuple[list[Request], EngineCounters]:
         """The requests with their answers, and the totals of the engine.
 
         Raises:
             ContextOverflowError: one does not fit.
         """
-        await self.about()
+        await self.info()
         self._loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Request]] = []
         for request in requests:
@@ -155,7 +155,7 @@ class EngineServer:
         answered = await asyncio.gather(*futures)
         assert self._engine is not None
         # what was asked need not travel back
-        return [replace(r, prompt=()) for r in answered], replace(self._engine.meter)
+        return [replace(r, prompt=()) for r in answered], replace(self._engine.counters)
 
     async def pid(self) -> int:
         """Of the process."""

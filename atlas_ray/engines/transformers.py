@@ -11,7 +11,18 @@ import torch
 
 from ..models.config import text_config
 from ..models.loading import load_model, load_tokenizer
-from .base import Batches, Capabilities, Meter, Reading, Request, Scoring, Writing, check, finish, own_context
+from .base import (
+    Batches,
+    Capabilities,
+    EngineCounters,
+    GenerateRequest,
+    HiddenStateRequest,
+    Request,
+    ScoreRequest,
+    check,
+    finish,
+    own_context,
+)
 from .grouped_attention import use_grouped_attention
 from .reach import added_mask, check_kept, reaches
 from .slot_cache import SlotCache
@@ -30,12 +41,12 @@ class TransformersEngine(Batches):
             text for it, as of recurrent models.
 
     Attributes:
-        tree_tokens: candidates of a row that share a pass, in tokens; each attends to all of them, masked or not.
+        trie_tokens: candidates of a row that share a pass, in tokens; each attends to all of them, masked or not.
         pass_tokens: most tokens of a pass over candidates.
         pass_numbers: most numbers in its largest arrays: the logits and, in eager attention, a layer's weights.
     """
 
-    tree_tokens = 256
+    trie_tokens = 256
     pass_tokens = 1024
     pass_numbers = 2**25
 
@@ -51,14 +62,14 @@ class TransformersEngine(Batches):
         shape = text_config(self.model.config)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.capabilities = Capabilities(hidden=int(self.model.get_output_embeddings().in_features))
-        self.tokens_fed = [0] * slots
-        self.meter = Meter()
+        self.computed_tokens = [0] * slots
+        self.counters = EngineCounters()
         self._kept: list[list[int]] = [[] for _ in range(slots)]
         self._cache = SlotCache(slots, shape.num_hidden_layers, self.device)
         self._reaches = reaches(self.model, self.context)
         self._widths = int(shape.vocab_size), int(shape.num_attention_heads)
         self._waiting: list[Request] = []
-        self._active: dict[int, Writing] = {}
+        self._active: dict[int, GenerateRequest] = {}
         self._generators: dict[int, torch.Generator] = {}
 
     def close(self) -> None:
@@ -92,7 +103,7 @@ class TransformersEngine(Batches):
             self._waiting, self._active = [], {}
             raise
         for request in answered:
-            request.fed += self.tokens_fed[request.slot]
+            request.computed_tokens += self.computed_tokens[request.slot]
         return answered
 
     def _pass(self) -> list[Request]:
@@ -110,23 +121,23 @@ class TransformersEngine(Batches):
         if begun:
             self._waiting = [r for r in self._waiting if r not in begun]
             for request in begun:
-                request.fed -= self.tokens_fed[request.slot]  # the count at its end is added then
+                request.computed_tokens -= self.computed_tokens[request.slot]  # the count at its end is added then
             logits_RV, hidden_RH = self._feed_prompts(begun)
-            new = {row: r for row, r in enumerate(begun) if isinstance(r, Writing)}
+            new = {row: r for row, r in enumerate(begun) if isinstance(r, GenerateRequest)}
             self._active |= {r.slot: r for r in new.values()}
             self._generators |= {r.slot: torch.Generator().manual_seed(r.seed) for r in new.values()}
             if new:
                 answered += self._write(list(new.values()), logits_RV[list(new)])
-            scoring = {row: r for row, r in enumerate(begun) if isinstance(r, Scoring)}
+            scoring = {row: r for row, r in enumerate(begun) if isinstance(r, ScoreRequest)}
             if scoring:
                 answered += self._score(list(scoring.values()), logits_RV[list(scoring)])
             for row, request in enumerate(begun):
-                if isinstance(request, Reading):
+                if isinstance(request, HiddenStateRequest):
                     request.hidden = hidden_RH[row].cpu().clone()  # a view would be pickled with the whole batch
                     answered.append(request)
         return answered
 
-    def _write(self, requests: list[Writing], logits_RV: torch.Tensor) -> list[Request]:
+    def _write(self, requests: list[GenerateRequest], logits_RV: torch.Tensor) -> list[Request]:
         """Append the next token to each; those that are at their end."""
         answered: list[Request] = []
         for temperature in {r.temperature for r in requests}:
@@ -141,10 +152,10 @@ class TransformersEngine(Batches):
                     del self._active[request.slot]
         return answered
 
-    def _score(self, requests: list[Scoring], logits_RV: torch.Tensor) -> list[Request]:
+    def _score(self, requests: list[ScoreRequest], logits_RV: torch.Tensor) -> list[Request]:
         """Score the candidates behind the prompts that were just fed, whose logits give the first tokens.
 
-        Where there are more tokens, the candidates of a row follow as trees behind its prompt, many to a pass, and
+        Where there are more tokens, the candidates of a row follow as tries behind its prompt, many to a pass, and
         leave the slot as it was.
         """
         first_RV = logits_RV.log_softmax(-1).cpu()
@@ -152,19 +163,19 @@ class TransformersEngine(Batches):
             first_RV[row, torch.tensor([option[0] for option in request.candidates])]
             for row, request in enumerate(requests)
         ]
-        context = self._cache.cursor + self.tree_tokens
+        context = self._cache.cursor + self.trie_tokens
         vocabulary, heads = self._widths
         numbers = vocabulary + heads * context
         most = max(1, min(self.pass_tokens, self.pass_numbers // numbers))
-        for trees in zip_longest(*(plant(r.candidates, min(most, self.tree_tokens)) for r in requests)):
-            by_size = sorted(((len(t.tokens), r, t) for r, t in enumerate(trees) if t is not None), reverse=True)
+        for tries in zip_longest(*(build_tries(r.candidates, min(most, self.trie_tokens)) for r in requests)):
+            by_size = sorted(((len(t.tokens), r, t) for r, t in enumerate(tries) if t is not None), reverse=True)
             while by_size:
                 count = max(1, most // by_size[0][0])
                 rows = {r: t for _, r, t in sorted(by_size[:count], key=lambda x: x[1])}
                 del by_size[:count]
-                taken = self._feed_trees([requests[r].slot for r in rows], list(rows.values()))
-                for (row, tree), logprobs in zip(rows.items(), taken, strict=True):
-                    scores[row].index_add_(0, torch.tensor([k for k, _, _ in tree.wanted]), logprobs)
+                taken = self._feed_tries([requests[r].slot for r in rows], list(rows.values()))
+                for (row, trie), logprobs in zip(rows.items(), taken, strict=True):
+                    scores[row].index_add_(0, torch.tensor([k for k, _, _ in trie.wanted]), logprobs)
         for request, found in zip(requests, scores, strict=True):
             request.scores = found
         return list(requests)
@@ -184,9 +195,9 @@ class TransformersEngine(Batches):
             common = len(kept)
             if list(prompt[:common]) != kept:
                 common = next((i for i, (a, b) in enumerate(zip(kept, prompt, strict=False)) if a != b), len(prompt))
-            request.cached = 0 if request.fresh else min(common, len(prompt) - 1)
-            self._rewind(request.slot, request.cached)
-            new.append(list(prompt[request.cached :]))
+            request.cached_tokens = 0 if request.ignore_cache else min(common, len(prompt) - 1)
+            self._rewind(request.slot, request.cached_tokens)
+            new.append(list(prompt[request.cached_tokens :]))
         return self._feed([r.slot for r in requests], new)
 
     def _feed(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -202,35 +213,35 @@ class TransformersEngine(Batches):
         logits_R1V, hidden_R1H = self._forward(slots, rest, positions, causal_1LL, everyone, keep=True)
         return logits_R1V[:, 0], hidden_R1H[:, 0]
 
-    def _feed_trees(self, slots: Sequence[int], trees: Sequence[Tree]) -> list[torch.Tensor]:
-        """Log-probabilities of what each tree wants, in its order; the slots stay as they are."""
-        longest = max(len(t.tokens) for t in trees)
+    def _feed_tries(self, slots: Sequence[int], tries: Sequence[TokenTrie]) -> list[torch.Tensor]:
+        """Log-probabilities of what each trie wants, in its order; the slots stay as they are."""
+        longest = max(len(t.tokens) for t in tries)
         self._cache.reserve(longest)
         # a node sees itself and what is found by going up from it; the way up from a root stays at the root
-        up_RL = torch.arange(longest) - _right_aligned([t.up for t in trees], longest)
-        seen_RLL = torch.eye(longest, dtype=torch.bool).repeat(len(trees), 1, 1)
+        up_RL = torch.arange(longest) - _right_aligned([t.up for t in tries], longest)
+        seen_RLL = torch.eye(longest, dtype=torch.bool).repeat(len(tries), 1, 1)
         node_RL = up_RL
-        for _ in range(max(max(t.depths) for t in trees)):
+        for _ in range(max(max(t.depths) for t in tries)):
             seen_RLL.scatter_(2, node_RL[..., None], True)
             node_RL = up_RL.gather(1, node_RL)
         idle = self.slots - len(slots)
         logits_RLV, _ = self._forward(
             slots,
-            [t.tokens for t in trees],
-            [[len(self._kept[s]) + d for d in t.depths] for s, t in zip(slots, trees, strict=True)],
+            [t.tokens for t in tries],
+            [[len(self._kept[s]) + d for d in t.depths] for s, t in zip(slots, tries, strict=True)],
             seen_RLL.to(self.device),
             # copying a slot's keys out costs about as much as 16 tokens of padding
             idle * longest <= 16 * len(slots),
             keep=False,
         )
         where = [
-            (row, longest - len(tree.tokens) + node, token)
-            for row, tree in enumerate(trees)
-            for _, node, token in tree.wanted
+            (row, longest - len(trie.tokens) + node, token)
+            for row, trie in enumerate(tries)
+            for _, node, token in trie.wanted
         ]
         row_N, node_N, token_N = torch.tensor(where, device=self.device).T
         logprobs_N = logits_RLV.log_softmax(-1)[row_N, node_N, token_N]
-        return list(logprobs_N.cpu().split([len(t.wanted) for t in trees]))
+        return list(logprobs_N.cpu().split([len(t.wanted) for t in tries]))
 
     def _forward(
         self,
@@ -292,7 +303,7 @@ class TransformersEngine(Batches):
             hook.remove()
         [hidden_RLH] = heads
         for slot, new in zip(slots, tokens, strict=True):
-            self.tokens_fed[slot] += len(new)
+            self.computed_tokens[slot] += len(new)
             if keep:
                 self._kept[slot].extend(new)
                 cache.columns[slot].extend(range(end - len(new), end))
@@ -319,7 +330,7 @@ class TransformersEngine(Batches):
 
 
 @dataclass
-class Tree:
+class TokenTrie:
     """Candidates with their common beginnings merged. A node is a token that more follow, parents before children.
 
     Attributes:
@@ -335,25 +346,25 @@ class Tree:
     wanted: list[tuple[int, int, int]] = field(default_factory=list)
 
 
-def plant(options: Sequence[Sequence[int]], most: int) -> list[Tree]:
-    """Trees of at most ``most`` nodes, or of one candidate, that hold all candidates with more than one token."""
-    trees: list[Tree] = []
+def build_tries(options: Sequence[Sequence[int]], most: int) -> list[TokenTrie]:
+    """Tries of at most ``most`` nodes, or of one candidate, that hold all candidates with more than one token."""
+    tries: list[TokenTrie] = []
     children: dict[tuple[int, int], int] = {}
-    # in order, those with a common beginning are neighbours, and few beginnings stand in two trees
+    # in order, those with a common beginning are neighbours, and few beginnings stand in two tries
     for k in sorted((k for k, option in enumerate(options) if len(option) > 1), key=lambda k: tuple(options[k])):
-        if not trees or len(trees[-1].tokens) + len(options[k]) - 1 > most:
-            trees.append(Tree())
+        if not tries or len(tries[-1].tokens) + len(options[k]) - 1 > most:
+            tries.append(TokenTrie())
             children = {}
-        tree, parent = trees[-1], -1
+        trie, parent = tries[-1], -1
         for depth, (token, following) in enumerate(pairwise(options[k])):
-            node = children.setdefault((parent, token), len(tree.tokens))
-            if node == len(tree.tokens):
-                tree.tokens.append(token)
-                tree.depths.append(depth)
-                tree.up.append(node - parent if depth else 0)
-            tree.wanted.append((k, node, following))
+            node = children.setdefault((parent, token), len(trie.tokens))
+            if node == len(trie.tokens):
+                trie.tokens.append(token)
+                trie.depths.append(depth)
+                trie.up.append(node - parent if depth else 0)
+            trie.wanted.append((k, node, following))
             parent = node
-    return trees
+    return tries
 
 
 def _right_aligned(rows: Sequence[Sequence[int]], longest: int) -> torch.Tensor:

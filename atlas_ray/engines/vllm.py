@@ -18,7 +18,18 @@ import torch
 
 from ..errors import AtlasError, InputError
 from ..models.loading import load_config, load_tokenizer
-from .base import Batches, Capabilities, Meter, Reading, Request, Scoring, Writing, check, finish, own_context
+from .base import (
+    Batches,
+    Capabilities,
+    EngineCounters,
+    GenerateRequest,
+    HiddenStateRequest,
+    Request,
+    ScoreRequest,
+    check,
+    finish,
+    own_context,
+)
 from .vllm_setup import MOST_CHILDREN, Loaded, clean_up, load, model_shape
 
 
@@ -78,10 +89,10 @@ class VllmEngine(Batches):
         # on a GPU the batch decides how its half-precision sums are rounded, which can turn a near tie
         self.capabilities = Capabilities(seeds=self._loaded.on_cpu, adapters=True)
         self.slots = slots
-        self.tokens_fed = [0] * slots
+        self.computed_tokens = [0] * slots
         self.cached_tokens = [0] * slots
         """Prompt tokens that were found in the prefix cache instead, a count a slot."""
-        self.meter = Meter()
+        self.counters = EngineCounters()
         self._taken: list[_Work] = []
         self._parts: dict[str, tuple[_Work, tuple[int, ...], list[int]]] = {}
         self._names = count()
@@ -96,7 +107,7 @@ class VllmEngine(Batches):
     def submit(self, request: Request) -> None:
         """See :meth:`LocalEngine.submit`. Requests of one slot do not wait for each other.
 
-        What is to be scored becomes a request of one token for every inner node of the tree that its candidates make.
+        What is to be scored becomes a request of one token for every inner node of the trie of its candidates.
         They share the prompt's cached blocks; asking for ``prompt_logprobs`` instead would bypass that cache.
 
         Raises:
@@ -106,7 +117,7 @@ class VllmEngine(Batches):
             AtlasError: the engine is closed.
         """
         loaded = self._model()
-        if isinstance(request, Reading):
+        if isinstance(request, HiddenStateRequest):
             raise InputError("vLLM gives no hidden states: let the switch read hashed words or a sentence encoder")
         check(request, self.context)
         work = _Work(request)
@@ -149,13 +160,13 @@ class VllmEngine(Batches):
             work, path, children = self._parts.pop(output.request_id)
             completion, cached = output.outputs[0], output.num_cached_tokens or 0
             # the last token is written but not fed
-            fed = len(output.prompt_token_ids) - cached + len(completion.token_ids) - 1
+            computed = len(output.prompt_token_ids) - cached + len(completion.token_ids) - 1
             self.cached_tokens[work.request.slot] += cached
-            self.tokens_fed[work.request.slot] += fed
-            work.cached.append(cached)
-            work.request.fed += fed
+            self.computed_tokens[work.request.slot] += computed
+            work.cached_tokens.append(cached)
+            work.request.computed_tokens += computed
             work.left -= 1
-            if isinstance(work.request, Writing):
+            if isinstance(work.request, GenerateRequest):
                 tokens = list(completion.token_ids)
                 work.request.written = tokens[:-1] if tokens[-1] in work.request.stop else tokens
             for token in children:
@@ -197,20 +208,22 @@ class _Work:
     Attributes:
         request: what was taken.
         left: its parts that vLLM still has.
-        cached: tokens that were found in the cache, a count a part.
+        cached_tokens: tokens that were found in the cache, a count a part.
         logprobs: of the last token of every beginning of a candidate, after those before it.
     """
 
     request: Request
     left: int = 0
-    cached: list[int] = field(default_factory=list)
+    cached_tokens: list[int] = field(default_factory=list)
     logprobs: dict[tuple[int, ...], float] = field(default_factory=dict)
 
     def answered(self) -> Request:
         """The request, whose parts are all answered."""
         request = self.request
-        request.cached = min(self.cached, default=0)  # the other parts also find what the first has just computed
-        if isinstance(request, Scoring):
+        request.cached_tokens = min(
+            self.cached_tokens, default=0
+        )  # the other parts also find what the first has just computed
+        if isinstance(request, ScoreRequest):
             request.scores = torch.tensor(
                 [sum(self.logprobs[tuple(c[: i + 1])] for i in range(len(c))) for c in request.candidates]
             )
@@ -219,19 +232,19 @@ class _Work:
 
 def _split(request: Request) -> Iterator[tuple[tuple[int, ...], list[int], dict[str, Any]]]:
     """The parts of a request: tokens behind its prompt, those to be scored behind them, and how to sample."""
-    if isinstance(request, Writing):
+    if isinstance(request, GenerateRequest):
         settings = {"max_tokens": request.max_tokens, "stop_token_ids": list(request.stop)}
         drawn = {"temperature": request.temperature, "seed": request.seed} if request.temperature else {}
         yield (), [], {**settings, **drawn}
         return
-    assert isinstance(request, Scoring)
-    for path, children in _tree(request.candidates).items():
+    assert isinstance(request, ScoreRequest)
+    for path, children in _children_by_prefix(request.candidates).items():
         for i in range(0, len(children), MOST_CHILDREN):
             some = children[i : i + MOST_CHILDREN]
             yield path, some, {"max_tokens": 1, "logprob_token_ids": some}
 
 
-def _tree(options: Sequence[Sequence[int]]) -> dict[tuple[int, ...], list[int]]:
+def _children_by_prefix(options: Sequence[Sequence[int]]) -> dict[tuple[int, ...], list[int]]:
     """The tokens that follow each beginning, shortest beginnings first."""
     children: dict[tuple[int, ...], dict[int, None]] = {}
     for option in options:

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import torch
 
-from ..agents.rollout import VALIDATE, Beginnings, EnvSpec, env_spec, play, seed_block
+from ..agents.rollout import VALIDATE, EnvSpec, EpisodeStarter, env_spec, rollout, seed_block
 from ..agents.spec import agent_spec
 from ..data.replies import Replies, ReplyOutcome, summed
 from ..engines import TransformersEngine
@@ -49,8 +49,8 @@ def success(recipe: Recipe, model: Any, tokenizer: Any, group: ProcessGroup, rep
     def outcomes() -> list[int]:
         engine = TransformersEngine(model, max(1, min(recipe.num_envs, len(mine))), tokenizer)
         agent = spec.new_agent(engine)
-        beginnings = Beginnings()
-        ended = list(play(agent, ([beginnings.start(*episode)] for episode in mine)))
+        beginnings = EpisodeStarter()
+        ended = list(rollout(agent, ([beginnings.start(*episode)] for episode in mine)))
         written = summed(e.replies for e in ended)
         return [sum(e.success for e in ended), sum(not e.lost for e in ended), *(written[name] for name in names)]
 

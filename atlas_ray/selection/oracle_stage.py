@@ -124,8 +124,8 @@ def _from_actors(recipe: Recipe, run_dir: Path, todo: list[Trajectory]) -> Outco
     assert recipe.select is not None
     model = recipe.select.oracle.model
     spec = replace(agent_spec(recipe, model), slots=config.batch)
-    with model_workers(recipe, spec, log_lost_workers(log, "select")) as (pool, seated):
-        tasks = [(part, seated, config) for part in chunks(todo, 2 * config.batch)]
+    with model_workers(recipe, spec, log_lost_workers(log, "select")) as (pool, leased):
+        tasks = [(part, leased, config) for part in chunks(todo, 2 * config.batch)]
         usages, replies = dict[int, OracleUsage](), dict[str, Replies]()
         for task, (outcome, usage, all_replies) in pool.stream(_job, tasks, _rest):
             usages[id(task)], replies[outcome.trajectory_id] = usage, all_replies

@@ -13,13 +13,13 @@ from typing import Any, Protocol
 
 from .. import envs
 from ..agents.attempts import Attempts
-from ..agents.rollout import EnvSpec, Start, env_spec, fresh, train_specs, unbegun
+from ..agents.rollout import EnvSpec, EpisodeStart, env_spec, failed_start, start_episode, train_specs
 from ..data.records import Trajectory
 from ..recipe.loading import Recipe
 
 Specs = Mapping[str, EnvSpec | tuple[EnvSpec, ...]]
 """By the id of an environment: how it is played, or how it may be: a file does not tell the split of its seeds."""
-Begin = Callable[[EnvSpec, int, str | None], Start]
+Begin = Callable[[EnvSpec, int, str | None], EpisodeStart]
 """Starts the episode of a seed, under an id."""
 
 
@@ -43,7 +43,7 @@ class ReplayState:
     seed: int
     actions: tuple[str, ...]
 
-    def clone(self, begin: Begin = fresh, episode_id: str | None = None) -> envs.TextEnv:
+    def clone(self, begin: Begin = start_episode, episode_id: str | None = None) -> envs.TextEnv:
         """An environment brought to this state.
 
         Raises:
@@ -102,10 +102,10 @@ def checkpoint_states(trajectory: Trajectory, spec: EnvSpec) -> Sequence[Restora
     Raises:
         ReplayError: an observation differs from the recorded one.
     """
-    return _replay(trajectory, spec, fresh).states
+    return _replay(trajectory, spec, start_episode).states
 
 
-def replayed(trajectory: Trajectory, specs: Specs, begin: Begin = fresh) -> Replay:
+def replayed(trajectory: Trajectory, specs: Specs, begin: Begin = start_episode) -> Replay:
     """The trajectory in its environment, one of ``specs`` by id; of several ways to play it the first that agrees.
 
     Raises:
@@ -140,13 +140,13 @@ def replay_all(
     return found, left_out
 
 
-def start_at(trajectory: Trajectory, state: Restorable, index: int, episode_id: str, begin: Begin) -> Start:
+def start_at(trajectory: Trajectory, state: Restorable, index: int, episode_id: str, begin: Begin) -> EpisodeStart:
     """Before step ``index`` of a trajectory; lost already where its environment cannot be brought there."""
     try:
         env = state.clone(begin, episode_id) if isinstance(state, ReplayState) else state.clone()
     except envs.EnvironmentDiedError as error:
-        return unbegun(episode_id, str(error))
-    return Start(
+        return failed_start(episode_id, str(error))
+    return EpisodeStart(
         id=episode_id,
         env=env,
         instruction=trajectory.instruction,

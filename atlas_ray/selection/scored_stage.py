@@ -10,7 +10,7 @@ from typing import Any
 from ..agents.model_workers import model_workers
 from ..agents.rendering import Prompt, Renderer
 from ..agents.rendering_chat import make_renderer
-from ..agents.rollout import UNANSWERED, Beginnings
+from ..agents.rollout import UNANSWERED, EpisodeStarter
 from ..agents.spec import AgentSpec, agent_spec
 from ..agents.throughput import replies_told
 from ..agents.unknown_words import Reader, refuse, survey, warning
@@ -70,7 +70,7 @@ _ValueFound = tuple[StepScores, list[str], int, dict[str, str], StepScores, dict
 
 def _value_job(task: tuple[list[Trajectory], ValueConfig, AgentSpec], state: WorkerState) -> Iterator[_ValueFound]:
     trajectories, config, spec = task
-    begin = state.get_or_create(Beginnings).begin
+    begin = state.get_or_create(EpisodeStarter).begin
     replays, left_out = replay_all(trajectories, config.specs, begin)
     there = [t for t in trajectories if t.id in replays]
     replies: dict[str, Replies] = {}
@@ -130,9 +130,9 @@ def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> l
         with (
             replies_told(log, "select", lambda: summed(written.values()), selector="value"),
             track("values by roll-out", len(trajectories) - len(left_out), len(values)) as progress,
-            model_workers(recipe, spec, log_lost_workers(log, "select")) as (pool, seated),
+            model_workers(recipe, spec, log_lost_workers(log, "select")) as (pool, leased),
         ):
-            tasks = [(chunk, settings, seated) for chunk in chunks(todo, _CHUNK)]
+            tasks = [(chunk, settings, leased) for chunk in chunks(todo, _CHUNK)]
             played = file.stream(pool, _value_job, tasks, lambda _, found: _value_rows(found))
             for task, (found, problems, steps, missing, given, replies) in played:
                 written |= replies

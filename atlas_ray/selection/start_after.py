@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from ..agents.model_workers import model_workers
-from ..agents.rollout import UNANSWERED, Beginnings, Start, play
+from ..agents.rollout import UNANSWERED, EpisodeStart, EpisodeStarter, rollout
 from ..agents.spec import AgentSpec, agent_spec
-from ..agents.throughput import Flow, Gauge, gauge, replies_told
+from ..agents.throughput import CounterSample, ThroughputMeter, replies_told, sample_counters
 from ..agents.unknown_words import Reader
 from ..cluster.result_file import ResultFile, log_lost_workers
 from ..cluster.worker_state import WorkerState
@@ -65,7 +65,7 @@ def places_of(trajectories: Iterable[Trajectory], annotations: Iterable[Annotati
     return {name: places for name, places in found.items() if places}
 
 
-def _starts(task: _Task, begin: Begin, left_out: dict[str, str]) -> Iterator[list[Start]]:
+def _starts(task: _Task, begin: Begin, left_out: dict[str, str]) -> Iterator[list[EpisodeStart]]:
     for trajectory, places in task.work:
         replays, missing = replay_all([trajectory], task.specs, begin)
         left_out |= missing
@@ -76,24 +76,24 @@ def _starts(task: _Task, begin: Begin, left_out: dict[str, str]) -> Iterator[lis
         yield [start_at(trajectory, states[p + 1], p + 1, f"{trajectory.id}@{p}", begin) for p in places]
 
 
-_Found = tuple[dict[str, Any] | None, Gauge, list[str], dict[str, str], Replies]
-"""A start that was played, the gauge of its agent, what went wrong since, why trajectories were left out, replies."""
+_Found = tuple[dict[str, Any] | None, CounterSample, list[str], dict[str, str], Replies]
+"""A start that was played, the counters of its agent, what went wrong since, why trajectories are left out, replies."""
 
 
 def _job(task: _Task, state: WorkerState) -> Iterator[_Found]:
     agent, problems, left_out = task.agent.agent(state), list[str](), dict[str, str]()
-    begin = state.get_or_create(Beginnings).begin
-    for finished in play(agent, _starts(task, begin, left_out), task.horizon):
+    begin = state.get_or_create(EpisodeStarter).begin
+    for finished in rollout(agent, _starts(task, begin, left_out), task.horizon):
         name, _, place = finished.start.id.rpartition("@")
         if finished.error:
             problems.append(f"{finished.start.id}: {finished.error}")
         row: dict[str, Any] = {"id": name, "after": int(place), "success": finished.success}
         row |= {"steps": len(finished.steps), **({"replies": r} if (r := finished.replies.row()) else {})}
         row |= {"lost": True} if finished.lost else {}
-        yield row, gauge(agent, state), problems[:], dict(left_out), finished.replies
+        yield row, sample_counters(agent, state), problems[:], dict(left_out), finished.replies
         problems.clear()
     if problems or left_out:
-        yield None, gauge(agent, state), problems, left_out, Replies()
+        yield None, sample_counters(agent, state), problems, left_out, Replies()
 
 
 def start_after(
@@ -141,10 +141,10 @@ def start_after(
     with (
         replies_told(log, "select", lambda: replies, about="start-after"),
         track("starts after marked steps", total) as progress,
-        model_workers(recipe, spec, log_lost_workers(log, "select")) as (pool, seated),
+        model_workers(recipe, spec, log_lost_workers(log, "select")) as (pool, leased),
     ):
-        flow = Flow("select", log, progress, recipe.engine.actors or max(1, recipe.workers))
-        tasks = [_Task(seated, specs, config.start_after_steps, tuple(part)) for part in chunks(work, _CHUNK)]
+        flow = ThroughputMeter("select", log, progress, recipe.engine.actors or max(1, recipe.workers))
+        tasks = [_Task(leased, specs, config.start_after_steps, tuple(part)) for part in chunks(work, _CHUNK)]
         played = file.stream(pool, _job, tasks, lambda _, found: [found[0]] if found[0] else [], _rest)
         for _, (row, seen, problems, missing, written) in played:
             left_out |= missing

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .. import envs
-from ..agents.rollout import Beginnings, Start, fresh, play
+from ..agents.rollout import EpisodeStart, EpisodeStarter, rollout, start_episode
 from ..agents.token_agent import Agent
 from ..data.records import Annotation, Trajectory, max_critical_steps
 from ..data.replies import Replies
@@ -33,8 +33,8 @@ class ValueConfig:
 
 
 def _prefix_group(
-    trajectory: Trajectory, states: Sequence[Restorable], k: int, begin: Begin = fresh
-) -> Iterator[Start]:
+    trajectory: Trajectory, states: Sequence[Restorable], k: int, begin: Begin = start_episode
+) -> Iterator[EpisodeStart]:
     """The k-th roll-out from every state in turn: each one's history is a prefix of the next one's."""
     for index, state in enumerate(states):
         yield start_at(trajectory, state, index, f"{trajectory.id}@{index}#{k}", begin)
@@ -52,9 +52,9 @@ def estimate_values(
     """
     problems: list[str] = []
     returns: dict[str, list[list[float]]] = {}
-    begin = Beginnings().begin
+    begin = EpisodeStarter().begin
 
-    def lanes() -> Iterator[Iterator[Start]]:
+    def prefix_groups() -> Iterator[Iterator[EpisodeStart]]:
         for trajectory in trajectories:
             try:
                 replay = config.replays.get(trajectory.id) or replayed(trajectory, config.specs, begin)
@@ -65,7 +65,7 @@ def estimate_values(
             yield from (_prefix_group(trajectory, replay.states, k, begin) for k in range(config.rollouts))
 
     spent = 0
-    for finished in play(agent, lanes(), config.horizon):
+    for finished in rollout(agent, prefix_groups(), config.horizon):
         spent += len(finished.steps)
         trajectory_id, _, rest = finished.start.id.rpartition("@")
         if finished.replies:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import envs
 from ..agents.attempts import Attempts
-from ..agents.rollout import TRAIN, Beginnings, EnvSpec, env_spec, seed_block
+from ..agents.rollout import TRAIN, EnvSpec, EpisodeStarter, env_spec, seed_block
 from ..cluster.result_file import ResultFile, log_lost_workers
 from ..cluster.worker_state import WorkerState
 from ..cluster.workers import ActorPool, chunks
@@ -31,7 +31,7 @@ _Task = tuple[str, EnvSpec, list[int], float]
 
 def _play_task(task: _Task, state: WorkerState) -> Iterator[dict[str, Any]]:
     name, spec, seeds, cpu_seconds = task
-    beginnings = state.get_or_create(Beginnings)
+    beginnings = state.get_or_create(EpisodeStarter)
     for seed in seeds:
         attempts = Attempts()
         outcome: Trajectory | Unsolved

@@ -10,16 +10,25 @@ from statistics import fmean
 from typing import Any
 
 from ..agents.attempts import MOST_ATTEMPTS
-from ..agents.rollout import EVALUATE, Beginnings, EnvSpec, Finished, Start, env_spec, play, seed_block
+from ..agents.rollout import (
+    EVALUATE,
+    EnvSpec,
+    EpisodeResult,
+    EpisodeStart,
+    EpisodeStarter,
+    env_spec,
+    rollout,
+    seed_block,
+)
 from ..agents.spec import AgentSpec, agent_spec
-from ..agents.throughput import Flow, Gauge, gauge, replies_told, summary
+from ..agents.throughput import CounterSample, ThroughputMeter, replies_told, sample_counters, summary
 from ..cluster.result_file import ResultFile, log_lost_workers
 from ..cluster.worker_state import WorkerState
 from ..cluster.workers import worker_pool
 from ..data.records import Trajectory
 from ..data.replies import Losses, Replies, summed
 from ..data.results import Arm, Atlas, Cell, Score, interval
-from ..engines import EnginePool, Seat
+from ..engines import EngineLease, EnginePool
 from ..errors import AtlasError
 from ..finetune import checkpoint_dir, refuse_other_base
 from ..finetune.card import card
@@ -112,22 +121,22 @@ class _Task:
     episodes: tuple[Episode, ...]
 
 
-def _play_task(task: _Task, state: WorkerState) -> Iterator[tuple[Row, Gauge]]:
-    agent, beginnings = task.agent.agent(state), Beginnings()
+def _play_task(task: _Task, state: WorkerState) -> Iterator[tuple[Row, CounterSample]]:
+    agent, beginnings = task.agent.agent(state), EpisodeStarter()
     left = list(task.episodes)
     for attempt in range(1, MOST_ATTEMPTS + 1):
         playing: dict[int, Episode] = {}
 
-        def starts(episodes: list[Episode], playing: dict[int, Episode] = playing) -> Iterator[list[Start]]:
+        def starts(episodes: list[Episode], playing: dict[int, Episode] = playing) -> Iterator[list[EpisodeStart]]:
             for level, spec, seed in episodes:
                 start = beginnings.start(spec, seed)
                 playing[id(start)] = (level, spec, seed)
                 yield [start]
 
         lost = []
-        for finished in play(agent, starts(left)):
+        for finished in rollout(agent, starts(left)):
             level, spec, seed = playing.pop(id(finished.start))
-            if finished.again and attempt < MOST_ATTEMPTS:
+            if finished.retryable and attempt < MOST_ATTEMPTS:
                 lost.append((level, spec, seed))
                 continue
             row: Row = {
@@ -144,11 +153,11 @@ def _play_task(task: _Task, state: WorkerState) -> Iterator[tuple[Row, Gauge]]:
             }
             if replies := finished.replies.row():
                 row["replies"] = replies
-            yield row, gauge(agent, state)
+            yield row, sample_counters(agent, state)
         left = lost
 
 
-def _played(finished: Finished, spec: EnvSpec, seed: int, key: str) -> Row | None:
+def _played(finished: EpisodeResult, spec: EnvSpec, seed: int, key: str) -> Row | None:
     """The episode as a trajectory; None when there is no step in it."""
     if not finished.steps:
         return None
@@ -165,7 +174,7 @@ def _played(finished: Finished, spec: EnvSpec, seed: int, key: str) -> Row | Non
     ).row()
 
 
-def _remaining(task: _Task, received: list[tuple[Row, Gauge]]) -> _Task | None:
+def _remaining(task: _Task, received: list[tuple[Row, CounterSample]]) -> _Task | None:
     done = {(row["level"], row["seed"]) for row, _ in received}
     episodes = tuple(e for e in task.episodes if (e[0], e[2]) not in done)
     return replace(task, episodes=episodes) if episodes else None
@@ -214,12 +223,12 @@ def _play_all(recipe: Recipe, run_dir: Path, config: Evaluate, models: dict[str,
     total = len(models) * sum(count for _, count in levels.values())
     retried = log_lost_workers(log, "evaluate", lambda task: {"model": task.key})
     with track("evaluation episodes", total, len(ends)) as progress:
-        flow = Flow("evaluate", log, progress, recipe.engine.actors or max(1, recipe.workers))
+        flow = ThroughputMeter("evaluate", log, progress, recipe.engine.actors or max(1, recipe.workers))
         with replies_told(log, "evaluate", ends.all_replies), worker_pool(recipe, retried) as pool:
             for tasks, engines in _phases(recipe, plan):
                 with engines:
                     played = file.stream(
-                        pool, _play_task, tasks(engines.seats), lambda _, found: [found[0]], _remaining
+                        pool, _play_task, tasks(engines.leases), lambda _, found: [found[0]], _remaining
                     )
                     for _, (row, seen) in played:
                         note(row)
@@ -248,12 +257,12 @@ def _play_all(recipe: Recipe, run_dir: Path, config: Evaluate, models: dict[str,
 
 def _phases(
     recipe: Recipe, plan: dict[str, tuple[AgentSpec, list[Episode]]]
-) -> Iterator[tuple[Callable[[tuple[Seat, ...]], list[_Task]], EnginePool]]:
+) -> Iterator[tuple[Callable[[tuple[EngineLease, ...]], list[_Task]], EnginePool]]:
     """What is played at a time, and on which engine actors: one model after the other, or all without actors."""
 
-    def tasks(keys: list[str], parts: int, seats: tuple[Seat, ...]) -> list[_Task]:
+    def tasks(keys: list[str], parts: int, leases: tuple[EngineLease, ...]) -> list[_Task]:
         return [
-            _Task(key, plan[key][0].seated(seats), tuple(plan[key][1][part::parts]))
+            _Task(key, plan[key][0].with_leases(leases), tuple(plan[key][1][part::parts]))
             for key in keys
             for part in range(parts)
             if plan[key][1][part::parts]

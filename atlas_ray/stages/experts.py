@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from .. import envs
-from ..agents.rollout import EnvSpec, Start, fresh
+from ..agents.rollout import EnvSpec, EpisodeStart, start_episode
 from ..data.records import Step, Trajectory
 
 Kind = Literal["gave up", "too slow", "limit", "failed", "lost"]
@@ -38,7 +38,7 @@ def unsolved(why: str, kind: Kind) -> Unsolved:
 
 
 def expert_episode(
-    spec: EnvSpec, seed: int, cpu_seconds: float, begin: Callable[[EnvSpec, int], Start] = fresh
+    spec: EnvSpec, seed: int, cpu_seconds: float, begin: Callable[[EnvSpec, int], EpisodeStart] = start_episode
 ) -> Trajectory | Unsolved:
     """One episode of the environment's expert, or why there is none.
 

@@ -146,7 +146,7 @@ def _switch(
 ) -> tuple[list[table.Row], list[table.Row]]:
     from ..switching.policies import lost_episode_seeds, scorable_episodes, single_model_policies, summarize_policy
     from ..switching.stage import score
-    from ..switching.tasks import seats, switch_of
+    from ..switching.tasks import engine_leases, switch_of
     from .switch import policy_spec_of
 
     assert recipe.sweep is not None
@@ -156,12 +156,12 @@ def _switch(
         train_switches(recipe, run_dir, unfinished)
     lost = lambda task, attempt, why: say(f"  {task.who}: a worker died ({attempt})")  # noqa: E731
     settings, played, beside = switch_of(recipe), {}, []
-    with worker_pool(recipe, lost, len(settings.local)) as pool, seats(recipe) as seated:
+    with worker_pool(recipe, lost, len(settings.local)) as pool, engine_leases(recipe) as leases:
         for trial in trials:
             if trial.outcome()["status"] != "failed":
-                played[trial.number] = score(trial.recipe, trial.directory, [policy_spec_of(trial)], pool, seated)
+                played[trial.number] = score(trial.recipe, trial.directory, [policy_spec_of(trial)], pool, leases)
         if all(f.removeprefix("switch.") in _TRAINING for t in trials for f in t.values):
-            beside = score(trials[0].recipe, run_dir, single_model_policies(settings), pool, seated)
+            beside = score(trials[0].recipe, run_dir, single_model_policies(settings), pool, leases)
     without = lost_episode_seeds([*beside, *(row for own in played.values() for row in own)])
     rows = []
     for trial in trials:

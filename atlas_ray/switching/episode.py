@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from .. import envs
 from ..agents.attempts import MOST_ATTEMPTS
-from ..agents.rollout import NOWHERE, EnvSpec, fresh
+from ..agents.rollout import NO_ENV, EnvSpec, start_episode
 from ..agents.token_agent import Decision, LostAnswer
 from ..data.records import Step
 from ..data.replies import Replies
@@ -122,8 +122,8 @@ def restore_env(episode: Episode, guided: bool) -> bool:
     """Bring a new environment to the state of the episode, ``guided`` with its expert; whether it came there."""
     envs.release(episode.env)
     # what was given back may be leased to another episode, so it is held no longer, whatever happens next
-    episode.env, episode.expert = NOWHERE, None
-    episode.env = fresh(episode.spec, episode.env_seed).env
+    episode.env, episode.expert = NO_ENV, None
+    episode.env = start_episode(episode.spec, episode.env_seed).env
     episode.expert = expert_of(episode) if guided else None
     observation = episode.observation
     for step in episode.steps:

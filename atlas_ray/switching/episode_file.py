@@ -71,7 +71,7 @@ class EpisodeFile:
             for training in spec.training_seeds:
                 missing = [seed for seed in self.seeds if (spec.name, training, seed) not in known]
                 for part in chunks(missing, 4 * context.settings.num_envs):
-                    play = (context.recipe, spec, training, tuple(part), self.split, context.mean_call, context.seats)
+                    play = (context.recipe, spec, training, tuple(part), self.split, context.mean_call, context.leases)
                     tasks.append(PlayTask(*play))
         return tasks
 

@@ -13,7 +13,7 @@ from ..agents.spec import agent_spec
 from ..agents.token_agent import Decision, Player
 from ..cluster.worker_state import WorkerState
 from ..data.records import Step
-from ..engines import Engine, EnginePool, RemoteEngine, Seat
+from ..engines import Engine, EngineLease, EnginePool, RemoteEngine
 from ..engines.endpoint import open_endpoint
 from ..errors import InputError
 from ..recipe.endpoint import EndpointFields
@@ -154,7 +154,7 @@ def _is_set(model: SwitchModel, name: str) -> bool:
 
 
 def open_players(
-    recipe: Recipe, state: WorkerState, seats: Sequence[tuple[Seat, ...]] = ()
+    recipe: Recipe, state: WorkerState, leases: Sequence[tuple[EngineLease, ...]] = ()
 ) -> tuple[SwitchPlayer, ...]:
     """The models of a recipe, from QUICK to DEEPTHINK, each with ``switch.num_envs`` slots.
 
@@ -163,8 +163,8 @@ def open_players(
 
     Args:
         recipe: one with a ``[switch]`` table.
-        state: of the worker; with ``seats`` its number counts.
-        seats: of :func:`engine_actors`; without them this process holds the models.
+        state: of the worker; with ``leases`` its number counts.
+        leases: of :func:`engine_actors`; without them this process holds the models.
 
     Raises:
         InputError: see :func:`check_players`; or a model cannot be had.
@@ -172,7 +172,15 @@ def open_players(
     settings = recipe.switch
     if settings is None:
         raise ValueError("the recipe has no [switch] table")
-    asked = (settings.models, settings.num_envs, recipe.engine, recipe.agent, recipe.style, recipe.prompt, tuple(seats))
+    asked = (
+        settings.models,
+        settings.num_envs,
+        recipe.engine,
+        recipe.agent,
+        recipe.style,
+        recipe.prompt,
+        tuple(leases),
+    )
     held = state.get_or_create(OpenPlayers)
     if held.settings == asked:
         return held.players
@@ -182,7 +190,7 @@ def open_players(
         engines: dict[str, Engine] = {}
         for number, name in enumerate(settings.local):
             spec = replace(agent_spec(recipe, name), slots=settings.num_envs)
-            engine = (spec.seated(seats[number]) if seats else spec).new_engine(state.index or 0)
+            engine = (spec.with_leases(leases[number]) if leases else spec).new_engine(state.index or 0)
             opened.callback(engine.close)
             engines[name] = engine
         players: list[SwitchPlayer] = []
@@ -238,25 +246,27 @@ def lost(players: Sequence[Player]) -> int:
 
 
 @contextmanager
-def engine_actors(recipe: Recipe, seated: int | None = None) -> Iterator[tuple[tuple[Seat, ...], ...]]:
+def engine_actors(recipe: Recipe, processes: int | None = None) -> Iterator[tuple[tuple[EngineLease, ...], ...]]:
     """The engine actors of a recipe for as long as the block lasts: ``engine.actors`` for each local model.
 
     Args:
         recipe: one with a ``[switch]`` table.
-        seated: how many processes play; by default the recipe's workers.
+        processes: how many play; by default the recipe's workers.
 
     Yields:
-        For each local model the seats of all who play; nothing where the recipe wants no actors.
+        For each local model the leases of all who play; nothing where the recipe wants no actors.
     """
     settings = recipe.switch
     if settings is None or not recipe.engine.actors:
         yield ()
         return
-    seated = recipe.workers if seated is None else seated
+    processes = recipe.workers if processes is None else processes
     with ExitStack() as pools:
         yield tuple(
             pools.enter_context(
-                EnginePool(recipe.engine, name, seated, settings.num_envs, recipe.placement.resource_request("engines"))
-            ).seats
+                EnginePool(
+                    recipe.engine, name, processes, settings.num_envs, recipe.placement.resource_request("engines")
+                )
+            ).leases
             for name in settings.local
         )

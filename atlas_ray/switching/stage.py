@@ -33,7 +33,7 @@ from .policies import (
     summarize_policy,
 )
 from .stage_context import StageContext
-from .tasks import PlayTask, TrainTask, rollout_chunk, seats, train
+from .tasks import PlayTask, TrainTask, rollout_chunk, train
 
 
 def switch_stage(recipe: Recipe, run_dir: str | Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -75,7 +75,7 @@ def switch_stage(recipe: Recipe, run_dir: str | Path, say: Callable[[str], None]
 
 
 def score(
-    recipe: Recipe, run_dir: Path, policy_specs: Sequence[PolicySpec], pool: ActorPool[Any, Any], seated: Any
+    recipe: Recipe, run_dir: Path, policy_specs: Sequence[PolicySpec], pool: ActorPool[Any, Any], leases: Any
 ) -> list[Row]:
     """Play policies that are there already on the test episodes that ``switch/episodes.jsonl`` lacks.
 
@@ -86,7 +86,7 @@ def score(
         AtlasError: more of a model's answers are none than may be.
     """
     context = StageContext(recipe, run_dir, say)
-    context.pool, context.seats = pool, seated
+    context.pool, context.leases = pool, leases
     with replies_told(context.log, "switch", context.replies):
         return _test_file(context).play(policy_specs)
 
@@ -101,9 +101,9 @@ def _workers(context: StageContext) -> Iterator[None]:
     with (
         worker_pool(*pool_of) as pool,
         worker_pool(*pool_of, "trainers") if apart else pool as trainers,
-        seats(recipe) as seated,
+        engine_leases(recipe) as leases,
     ):
-        context.pool, context.trainers, context.seats = pool, trainers, seated
+        context.pool, context.trainers, context.leases = pool, trainers, leases
         yield
 
 
@@ -169,7 +169,7 @@ def _train_missing(context: StageContext, policy_specs: Sequence[PolicySpec]) ->
     """Train the switches that have no checkpoint."""
     recipe, settings = context.recipe, context.settings
     tasks = [
-        TrainTask(recipe, str(context.run_dir), spec, training, context.mean_call, context.seats)
+        TrainTask(recipe, str(context.run_dir), spec, training, context.mean_call, context.leases)
         for spec in policy_specs
         for training in spec.seeds
         if not (spec.directory(training) / "config.json").is_file()
@@ -227,7 +227,7 @@ def record_episode(context: StageContext, learned: Sequence[PolicySpec], rows: S
     own = [row for row in rows if row["policy"] == spec.name and row["training"] == training]
     # a success with calls in it, the one with most QUICK steps; else any episode
     best = max(own, key=lambda r: (r["success"] and r["calls"] > 0, r["calls"] > 0, r["steps"] - r["calls"]))
-    play = (context.recipe, spec, training, (best["seed"],), "test", context.mean_call, context.seats)
+    play = (context.recipe, spec, training, (best["seed"],), "test", context.mean_call, context.leases)
     task = PlayTask(*play, record=True)
     _, (row, tally) = next(iter(context.pool.stream(rollout_chunk, [task])))
     context.tally += tally

@@ -12,7 +12,7 @@ from ..data.replies import Replies, summed
 from ..recipe.loading import Recipe, Switch
 from ..rundir import files
 from ..rundir.layout import RunLayout
-from .tasks import STOPPED, PlayTask, Seats, Tally, TrainTask
+from .tasks import STOPPED, Leases, PlayTask, Tally, TrainTask
 
 if TYPE_CHECKING:
     from .episode_file import EpisodeFile
@@ -29,7 +29,7 @@ class StageContext:
     Attributes:
         pool: the workers that play.
         trainers: the workers that train, often the same.
-        seats: the engine actors' places of each worker.
+        leases: each worker's shares of the engine actors.
         mean_call: what a mean call of DEEPTHINK takes, where the cost is measured.
         episode_files: what was played, each in its file.
     """
@@ -42,7 +42,7 @@ class StageContext:
         self.layout, self.log = RunLayout(self.run_dir), files.RunLog(run_dir)
         self.pool: ActorPool[Any, Any]
         self.trainers: ActorPool[Any, Any]
-        self.seats: Seats = ()
+        self.leases: Leases = ()
         self.mean_call: float | None = None
         self.episode_files: list[EpisodeFile] = []
         self.tally: Tally = Counter()

@@ -13,7 +13,7 @@ from ..agents.rollout import SWITCH_SELECT, SWITCH_TRAIN, EnvSpec, env_spec, see
 from ..cluster.remote_rundir import open_run_dir
 from ..cluster.worker_state import WorkerState
 from ..data.replies import Losses, summed
-from ..engines import Seat
+from ..engines import EngineLease
 from ..recipe.loading import Recipe, Switch
 from .decision_cache import DecisionCache
 from .encoders import encoder_width
@@ -25,7 +25,7 @@ from .policy import SwitchConfig, SwitchPolicy
 from .text_game import TextGame
 from .train import train_switch
 
-Seats = tuple[tuple[Seat, ...], ...]
+Leases = tuple[tuple[EngineLease, ...], ...]
 Tally = Counter[str]
 """How often something happened."""
 
@@ -48,7 +48,7 @@ class TrainTask:
     policy_spec: PolicySpec
     training: int
     mean_call: float | None
-    seats: Seats
+    leases: Leases
 
     @property
     def who(self) -> str:
@@ -66,7 +66,7 @@ class PlayTask:
     seeds: tuple[int, ...]
     split: str
     mean_call: float | None
-    seats: Seats
+    leases: Leases
     record: bool = False
 
     @property
@@ -86,7 +86,7 @@ def switch_of(recipe: Recipe) -> Switch:
 
 
 @contextmanager
-def seats(recipe: Recipe) -> Iterator[Seats]:
+def engine_leases(recipe: Recipe) -> Iterator[Leases]:
     """Engine actors with a place for every worker and for each of its environment runners, while the block lasts.
 
     At its end what this process itself has opened is closed too.
@@ -128,7 +128,7 @@ class TaskEnvCreator:
             # runners share the seeds out, so a seed tells which of them this is
             runner = first_seed % stride
             _state.index = max(1, recipe.workers) + self.worker * settings.env_runners + runner
-        players = open_players(recipe, _state, self.task.seats)
+        players = open_players(recipe, _state, self.task.leases)
         encoder = "hidden" if settings.encoder == "hidden" else encoder_of(settings.encoder, settings.features)
         options = {"encoder": encoder, "signals": settings.signals, **_game_options(recipe, self.task.mean_call)}
         game = TextGame(_specs(recipe, "train"), players, settings.num_envs, **options)
@@ -144,7 +144,7 @@ def rollout_chunk(task: PlayTask, state: WorkerState) -> Iterator[tuple[Row, Tal
     """
     _state.index = state.index
     settings = switch_of(task.recipe)
-    players = open_players(task.recipe, _state, task.seats)
+    players = open_players(task.recipe, _state, task.leases)
     before = _current_tally(players)
     cost, weights = task.policy_spec.cost_terms(settings)
     for row in rollout_policy(
@@ -198,7 +198,7 @@ def build_training(task: TrainTask, index: int) -> TrainingSetup:
 
     recipe, policy_spec = task.recipe, task.policy_spec
     settings = switch_of(recipe)
-    players = open_players(recipe, _state, task.seats)
+    players = open_players(recipe, _state, task.leases)
     cost, weights = policy_spec.cost_terms(settings)
 
     def evaluate(policy: SwitchPolicy) -> dict[str, Any]:
@@ -244,7 +244,7 @@ def train(task: TrainTask, state: WorkerState) -> Iterator[Tally]:
         What was counted on the way.
     """
     _state.index = state.index
-    players = open_players(task.recipe, _state, task.seats)
+    players = open_players(task.recipe, _state, task.leases)
     before, faults = _current_tally(players), Counter[str]()
     setup, at = build_training(task, state.index or 0), open_run_dir(task.run_dir)
     name = str(task.policy_spec.directory(task.training).relative_to(task.run_dir))

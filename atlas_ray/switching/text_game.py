@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import envs
-from ..agents.rollout import Beginnings, EnvSpec, decision_seed
+from ..agents.rollout import EnvSpec, EpisodeStarter, decision_seed
 from ..agents.token_agent import NO_ANSWER, Agent, Decision, LostAnswer
 from ..data.records import Step
 from ..data.replies import Replies, because
@@ -108,7 +108,7 @@ class TextGame:
         self.width = width + len(self.signals)
         self.episodes: dict[int, Episode] = {}
         self.expert_failures = 0
-        self._beginnings = Beginnings()
+        self._beginnings = EpisodeStarter()
         self._accountant = ComputeAccountant(self.agents, rows)
         self._state_caches = [_StateCache() for _ in range(rows)]
 

@@ -9,10 +9,10 @@ from chat_server import ChatServer, answer, status
 
 from atlas_ray import envs
 from atlas_ray.agents.chat_agent import ChatAgent
-from atlas_ray.agents.rollout import EnvSpec, fresh, play
+from atlas_ray.agents.rollout import EnvSpec, rollout, start_episode
 from atlas_ray.agents.token_agent import Decision, LostAnswer
 from atlas_ray.data.exchange.turns import compose
-from atlas_ray.engines import retry as patience
+from atlas_ray.engines import retry
 from atlas_ray.engines.chat_endpoint import ChatEndpoint
 from atlas_ray.errors import EndpointError, InputError
 from atlas_ray.trajectory import Step
@@ -31,7 +31,7 @@ def server():
 @pytest.fixture
 def make(server, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr(patience, "rest", lambda stop, _: stop.is_set())
+    monkeypatch.setattr(retry, "sleep", lambda stop, _: stop.is_set())
     dying_env.DEATHS.clear()
     endpoints = []
 
@@ -60,7 +60,7 @@ def act(agent, observation="room", actions=MOVES):
 
 def test_a_babyai_episode_is_played_as_its_expert_plays_it(make, server):
     spec = EnvSpec("GoToLocalS5N2")
-    teacher = fresh(spec, 3)
+    teacher = start_episode(spec, 3)
     expert, steps, done = teacher.env.expert(), [], False
     while not done:
         move = expert.act()
@@ -68,7 +68,7 @@ def test_a_babyai_episode_is_played_as_its_expert_plays_it(make, server):
         _, _, ended, cut, _ = teacher.env.step(move.action)
         done = ended or cut
     agent = make(lambda body: compose("on", steps[len(body["messages"]) // 2 - 1].upper()))
-    (finished,) = play(agent, [[fresh(spec, 3)]])
+    (finished,) = rollout(agent, [[start_episode(spec, 3)]])
     assert finished.success and finished.error is None
     assert [s.action for s in finished.steps] == steps
     assert all(s.thought == "on" for s in finished.steps)
@@ -95,7 +95,7 @@ def test_a_babyai_episode_is_played_as_its_expert_plays_it(make, server):
 
 def test_many_episodes_side_by_side_and_one_after_the_other(make, server):
     agent = make(left, slots=3)
-    finished = list(play(agent, ([fresh(DOORS, s), fresh(DOORS, s + 10)] for s in range(4))))
+    finished = list(rollout(agent, ([start_episode(DOORS, s), start_episode(DOORS, s + 10)] for s in range(4))))
     assert len(finished) == 8
     assert all(f.success for f in finished)
     assert {len(f.steps) for f in finished} == {2, 3, 4}
@@ -104,7 +104,7 @@ def test_many_episodes_side_by_side_and_one_after_the_other(make, server):
 
 def test_the_plain_style_has_no_thoughts(make, server):
     agent = make(lambda _: "Turn left", style="action")
-    (finished,) = play(agent, [[fresh(DOORS, 0)]])
+    (finished,) = rollout(agent, [[start_episode(DOORS, 0)]])
     assert [(s.thought, s.action) for s in finished.steps] == [(None, "turn left")] * 2
     assert "Thought" not in json.dumps(sent(server))
     assert sent(server)[-1][2] == {"role": "assistant", "content": "turn left"}
@@ -157,7 +157,7 @@ def test_a_reply_that_stays_empty_goes_nowhere(make, server, reply):
 
 def test_the_environment_answers_what_is_no_action(make):
     agent = make(lambda _: "Thought: a\nAction: fly", reasks=0)
-    (finished,) = play(agent, [[fresh(EnvSpec("GoToLocalS5N2", {"max_steps": 2}), 0)]])
+    (finished,) = rollout(agent, [[start_episode(EnvSpec("GoToLocalS5N2", {"max_steps": 2}), 0)]])
     assert "That is not an action" in finished.steps[1].observation
     assert not finished.success and not finished.lost
     assert agent.fell_back == 2
@@ -177,14 +177,14 @@ def test_only_those_that_need_it_are_asked_again(make, server):
 
 def test_a_window_shows_the_last_turns_only_and_the_list_in_the_newest(make, server):
     agent = make(left, window=1)
-    (finished,) = play(agent, [[fresh(DOORS, 2)]])
+    (finished,) = rollout(agent, [[start_episode(DOORS, 2)]])
     assert finished.success
     talks = sent(server)
     assert [len(t) for t in talks] == [2, 4, 4, 4]
     assert "turned 2" in talks[3][1]["content"] and "turned 3" in talks[3][3]["content"]
     assert ["Possible actions" in m["content"] for m in talks[3][1::2]] == [False, True]
     agent = make(left, window=0)
-    list(play(agent, [[fresh(DOORS, 0)]]))
+    list(rollout(agent, [[start_episode(DOORS, 0)]]))
     assert [len(t) for t in sent(server)[4:]] == [2, 2]
     with pytest.raises(InputError):
         make(left, window=-1)
@@ -240,12 +240,12 @@ def test_an_episode_that_outgrows_the_context_ends(make, server):
         def do(self, action):
             return envs.Turn("word " * 200, 0.0)
 
-    spec = fresh(DOORS, 0)
+    spec = start_episode(DOORS, 0)
     spec.env = Talker("Doors-v0")
     spec.observation, _ = spec.env.reset(seed=0)
     counted = lambda body: answer(left(0), usage=(len(json.dumps(body["messages"])) // 4, 5))  # noqa: E731
     agent = make(counted, context=3000, max_tokens=100)
-    (finished,) = play(agent, [[spec]])
+    (finished,) = rollout(agent, [[spec]])
     assert finished.error == "the context of the model is full"
     assert 5 <= len(finished.steps) <= 10
     assert max(len(json.dumps(t)) // 4 for t in sent(server)) + 100 <= 3000
@@ -256,4 +256,4 @@ def test_an_endpoint_that_fails_ends_the_play_with_its_error(make, server):
     agent = make(left)
     server.faults = [status(401)] * 2
     with pytest.raises(EndpointError, match="OPENAI_API_KEY is not set"):
-        list(play(agent, [[fresh(DOORS, 0)], [fresh(DOORS, 1)]]))
+        list(rollout(agent, [[start_episode(DOORS, 0)], [start_episode(DOORS, 1)]]))

@@ -9,7 +9,7 @@ from chat_server import DOWN, GOOD, answer, good_server, status
 from switch_models import agents, specs
 
 from atlas_ray.agents.chat_agent import ChatAgent
-from atlas_ray.agents.rollout import EnvSpec, fresh, play
+from atlas_ray.agents.rollout import EnvSpec, rollout, start_episode
 from atlas_ray.agents.token_agent import Decision, LostAnswer
 from atlas_ray.data.replies import Losses, Replies, summed
 from atlas_ray.engines.chat_endpoint import ChatEndpoint
@@ -121,11 +121,11 @@ def test_replies_are_counted_with_the_decision_that_took_them(make, server, repl
 
 def test_one_lost_answer_ends_one_episode_and_no_other(make, server):
     server.script = lambda body: THOUGHT if "red" in body["messages"][0]["content"] else answer(GOOD)
-    ended = list(play(make(), ([fresh(SPEC, seed)] for seed in range(30))))
+    ended = list(rollout(make(), ([start_episode(SPEC, seed)] for seed in range(30))))
     lost = [f for f in ended if f.lost]
     assert 0 < len(lost) < 30
     for finished in lost:
-        assert (finished.score, finished.success, finished.again) == (0.0, False, False)
+        assert (finished.score, finished.success, finished.retryable) == (0.0, False, False)
         assert "max_tokens" in finished.error
         assert finished.replies["lost"] == 1
     for finished in ended:
@@ -171,9 +171,9 @@ def test_the_game_ends_where_a_model_gave_no_answer_and_asks_it_anew(make, serve
 
 @pytest.mark.parametrize("retries", [0, 1])
 def test_one_in_ten_that_fails_costs_its_episode_at_most(make, server, retries, monkeypatch):
-    from atlas_ray.engines import retry as patience
+    from atlas_ray.engines import retry
 
-    monkeypatch.setattr(patience, "rest", lambda stop, _: stop.is_set())
+    monkeypatch.setattr(retry, "sleep", lambda stop, _: stop.is_set())
     quick, deep = players(make, max_tokens=64)
     deep.engine.retries = retries
     numbers = itertools.count(1)

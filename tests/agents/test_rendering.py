@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from atlas_ray import envs
 from atlas_ray.agents.rendering import Renderer
-from atlas_ray.agents.rollout import EnvSpec, fresh, play
+from atlas_ray.agents.rollout import EnvSpec, rollout, start_episode
 from atlas_ray.agents.token_agent import Agent
 from atlas_ray.engines import TransformersEngine
 from atlas_ray.errors import InputError
@@ -256,11 +256,11 @@ class Recorder(TransformersEngine):
 def played(style, temperature, episodes=5, slots=3):
     """Episodes of a random tiny model, and the engine that wrote them."""
     engine = Recorder(build_model(hidden=32, layers=2, heads=2, intermediate=64, seed=3), slots, TOKENIZERS["tiny"])
-    lanes = ([fresh(EnvSpec("GoToLocalS5N2", {"max_steps": 6}), seed)] for seed in range(episodes))
+    prefix_groups = ([start_episode(EnvSpec("GoToLocalS5N2", {"max_steps": 6}), seed)] for seed in range(episodes))
     common = {"env": "GoToLocalS5N2", "task": "GoToLocalS5N2", "seed": 0, "score": 0.0, "success": False}
     return engine, [
         Trajectory(id=f.start.id, instruction=f.start.instruction, steps=tuple(f.steps), source="tiny", **common)
-        for f in play(Agent(engine, style, temperature), lanes)
+        for f in rollout(Agent(engine, style, temperature), prefix_groups)
     ]
 
 

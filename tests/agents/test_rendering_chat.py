@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from atlas_ray.agents.rendering import Renderer
 from atlas_ray.agents.rendering_chat import ChatRenderer, make_renderer
-from atlas_ray.agents.rollout import EnvSpec, fresh, play
+from atlas_ray.agents.rollout import EnvSpec, rollout, start_episode
 from atlas_ray.agents.spec import agent_spec
 from atlas_ray.agents.token_agent import Agent, Decision
 from atlas_ray.cluster.worker_state import WorkerState
@@ -306,11 +306,11 @@ def engine(tokenizer):
 def test_what_an_agent_was_prompted_with_is_what_its_episode_renders_to(family, style):
     tokenizer = TOKENIZERS[family]
     model = engine(tokenizer)
-    lanes = ([fresh(EnvSpec("GoToLocalS5N2", {"max_steps": 3}), seed)] for seed in range(4))
+    prefix_groups = ([start_episode(EnvSpec("GoToLocalS5N2", {"max_steps": 3}), seed)] for seed in range(4))
     common = {"env": "e", "task": "t", "seed": 0, "score": 0.0, "success": False, "source": "random"}
     trajectories = [
         Trajectory(id=f.start.id, instruction=f.start.instruction, steps=tuple(f.steps), **common)
-        for f in play(Agent(model, style, 1.0, prompt="chat"), lanes)
+        for f in rollout(Agent(model, style, 1.0, prompt="chat"), prefix_groups)
     ]
     renderer = ChatRenderer(tokenizer, style)
     rendered = [(t, renderer.render(t)) for t in trajectories]

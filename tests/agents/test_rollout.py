@@ -6,9 +6,10 @@ import dying_env
 import pytest
 
 from atlas_ray import envs
-from atlas_ray.agents.rollout import EnvSpec, env_spec, fresh, play
+from atlas_ray.agents import rollout as rollout_module
+from atlas_ray.agents.rollout import EnvSpec, env_spec, rollout, start_episode
 from atlas_ray.agents.token_agent import Decision
-from atlas_ray.engines.base import Meter
+from atlas_ray.engines.base import EngineCounters
 from atlas_ray.errors import AtlasError, InputError
 from atlas_ray.recipe.loading import Recipe, load
 from atlas_ray.selection.replays import ReplayError, ReplayState, checkpoint_states
@@ -41,9 +42,9 @@ class Fixed:
             (),
             {
                 "slots": slots,
-                "tokens_fed": [0] * slots,
+                "computed_tokens": [0] * slots,
                 "parameters": 1,
-                "meter": Meter(),
+                "counters": EngineCounters(),
                 "forget": lambda self, s: None,
                 "close": lambda self: None,
             },
@@ -64,7 +65,7 @@ class Fixed:
 
 def test_a_lost_episode_is_marked_and_does_not_end_the_others():
     dying_env.DEATHS[1] = 1
-    finished = list(play(Fixed(3), ([fresh(SPEC, s)] for s in range(6))))
+    finished = list(rollout(Fixed(3), ([start_episode(SPEC, s)] for s in range(6))))
     assert len(finished) == 6
     lost = [f for f in finished if f.lost]
     assert [f.start.id for f in lost] == [f"{NAME}/1"]
@@ -80,7 +81,7 @@ def test_an_environment_that_cannot_say_what_is_admissible_is_lost_too(monkeypat
         return ["turn left"]
 
     monkeypatch.setattr(dying_env.Doors, "admissible", broken)
-    finished = list(play(Fixed(2), ([fresh(SPEC, s)] for s in range(4))))
+    finished = list(rollout(Fixed(2), ([start_episode(SPEC, s)] for s in range(4))))
     assert sorted(f.start.id[-1] for f in finished if f.lost) == ["2"]
     assert sum(f.success for f in finished) == 3
 
@@ -94,7 +95,7 @@ def test_an_environment_that_does_not_start_is_tried_three_times(monkeypatch):
 
     monkeypatch.setattr(dying_env.Doors, "begin", begin)
     with pytest.raises(envs.EnvironmentDiedError):
-        fresh(SPEC, 4)
+        start_episode(SPEC, 4)
     assert tries == [4, 4, 4]
 
 
@@ -279,3 +280,11 @@ def test_settings_and_splits_reach_the_environment(tmp_path):
         path.write_text(f'name = "x"\n{text}')
         with pytest.raises(InputError, match=words):
             load(path)
+
+
+def test_names_that_the_documents_had_before_still_work():
+    for old, new in (("play", "rollout"), ("fresh", "start_episode")):
+        with pytest.warns(DeprecationWarning, match=new):
+            assert getattr(rollout_module, old) is getattr(rollout_module, new)
+    with pytest.raises(AttributeError):
+        rollout_module.never

@@ -3,8 +3,8 @@
 import pytest
 
 from atlas_ray.agents import throughput as module
-from atlas_ray.agents.throughput import Flow, Gauge
-from atlas_ray.engines.base import Meter
+from atlas_ray.agents.throughput import CounterSample, ThroughputMeter
+from atlas_ray.engines.base import EngineCounters
 from atlas_ray.rundir.files import RunLog
 from atlas_ray.rundir.progress import Tracker
 
@@ -17,16 +17,24 @@ def clock(monkeypatch):
     return now
 
 
-def gauge(engine, answered, busy=0.0, worker="1/1", lost=0):
-    return Gauge(
-        Meter(engine, busy, answered, 10 * answered, 6 * answered, 4 * answered), worker, lost, {"ok": answered}
+def sample_counters(engine, answered, busy=0.0, worker="1/1", lost=0):
+    return CounterSample(
+        EngineCounters(engine, busy, answered, 10 * answered, 6 * answered, 4 * answered),
+        worker,
+        lost,
+        {"ok": answered},
     )
 
 
 def test_totals_are_the_last_word_of_every_engine_whatever_the_order(tmp_path, clock):
-    flow = Flow("evaluate", RunLog(tmp_path), Tracker("episodes", 9, 0, None), 2)
+    flow = ThroughputMeter("evaluate", RunLog(tmp_path), Tracker("episodes", 9, 0, None), 2)
     # two workers of one engine: the second tells of an earlier moment; the third has an engine of its own
-    for seen in (gauge("a", 7, 2.0), gauge("a", 5, 1.5, "2/1", 1), gauge("b", 3, 1.0, "3/1"), gauge("a", 9, 2.5)):
+    for seen in (
+        sample_counters("a", 7, 2.0),
+        sample_counters("a", 5, 1.5, "2/1", 1),
+        sample_counters("b", 3, 1.0, "3/1"),
+        sample_counters("a", 9, 2.5),
+    ):
         flow.add(seen, 4)
     totals = flow.totals()
     assert {k: totals[k] for k in ("episodes", "steps", "prompt_tokens", "cached_tokens", "fed_tokens")} == {
@@ -40,10 +48,10 @@ def test_totals_are_the_last_word_of_every_engine_whatever_the_order(tmp_path, c
 
 
 def test_rates_are_of_the_last_half_minute_and_the_memory_of_them_does_not_grow_with_the_episodes(tmp_path, clock):
-    flow = Flow("evaluate", RunLog(tmp_path), Tracker("episodes", 9, 0, None), 1)
+    flow = ThroughputMeter("evaluate", RunLog(tmp_path), Tracker("episodes", 9, 0, None), 1)
     for number in range(1, 20_001):  # 200 a second, and four times as many in the second half
         clock[0] += 0.005 if number <= 10_000 else 0.00125
-        flow.add(gauge("a", number, number / 1000), 3)
+        flow.add(sample_counters("a", number, number / 1000), 3)
     assert len(flow._past) < 200
     # 12.5 s of 800 a second, and 17.5 s of 200 before
     rates = flow.rates()

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from atlas_ray.agents.chat_agent import ChatAgent
 from atlas_ray.agents.rendering import Renderer
-from atlas_ray.agents.rollout import EnvSpec, fresh, play
+from atlas_ray.agents.rollout import EnvSpec, rollout, start_episode
 from atlas_ray.agents.token_agent import Agent, Decision, Player
 from atlas_ray.data.parsing import LONGEST_ACTION
 from atlas_ray.engines import TransformersEngine
@@ -69,12 +69,12 @@ def decided(agent, actions=MOVES):
     return agent.act([0], [actions], [7])[0]
 
 
-def lanes(seeds, level="GoToLocalS5N2", **options):
-    return ([fresh(EnvSpec(level, options), seed)] for seed in seeds)
+def prefix_groups(seeds, level="GoToLocalS5N2", **options):
+    return ([start_episode(EnvSpec(level, options), seed)] for seed in seeds)
 
 
 def episodes(agent, seeds, **options):
-    return {f.start.id: f for f in play(agent, lanes(seeds, **options))}
+    return {f.start.id: f for f in rollout(agent, prefix_groups(seeds, **options))}
 
 
 def taken(played):
@@ -163,7 +163,7 @@ def test_a_turn_is_one_request(style, most):
 
 def test_the_environment_answers_what_is_no_action():
     agent = writer(" on\nAction: fly")
-    (finished,) = play(agent, lanes([0], max_steps=3))
+    (finished,) = rollout(agent, prefix_groups([0], max_steps=3))
     assert [s.action for s in finished.steps] == ["fly"] * 3
     assert all("That is not an action" in s.observation for s in finished.steps[1:])
     assert agent.tally == {"not admissible": 3}
@@ -189,7 +189,7 @@ def test_what_tiny_quick_writes_is_what_it_would_choose():
     """Every action of BabyAI is one token for it, so one that it writes greedily is the likeliest of all."""
     engine = TransformersEngine("tiny-quick", 5)
     scores, writes = Agent(engine), Agent(engine, decide="generate")
-    env = fresh(EnvSpec("GoToLocalS5N2"), 0).env
+    env = start_episode(EnvSpec("GoToLocalS5N2"), 0).env
     assert all(len(writes.renderer.action(a)) == 1 for a in env.admissible())
     chosen, written = (episodes(agent, range(12), max_steps=12) for agent in (scores, writes))
     decisions = sum(len(f.steps) for f in written.values())
@@ -257,12 +257,12 @@ def test_an_episode_may_outlive_the_context_with_a_window_only(decide, room):
         return Agent(TransformersEngine(model, 1, build_tokenizer()), decide=decide, window=window)
 
     whole = agent(None)
-    (cut,) = play(whole, lanes([2], max_steps=30))
+    (cut,) = rollout(whole, prefix_groups([2], max_steps=30))
     assert cut.error == "the context of the model is full"
     *before, last = cut.steps
     assert len(whole.renderer.prompt(cut.start.instruction, before, last.observation)) + room <= 300
     assert len(whole.prompt(0)) + room > 300
-    (finished,) = play(agent(1), lanes([2], max_steps=30))
+    (finished,) = rollout(agent(1), prefix_groups([2], max_steps=30))
     assert finished.error is None
     assert len(cut.steps) < len(finished.steps) == 30
 
@@ -284,10 +284,10 @@ def test_without_a_window_every_token_is_fed_once(decide, unread):
     """Never fed: the end of the last turn, and the action that was only scored."""
     engine = TransformersEngine("tiny-quick", 1)
     agent = Agent(engine, decide=decide)
-    (finished,) = play(agent, lanes([4], level="PickupLoc", max_steps=10))
+    (finished,) = rollout(agent, prefix_groups([4], level="PickupLoc", max_steps=10))
     assert len(finished.steps) == 10
     assert not agent.tally or agent.tally == {"ok": 10}
-    assert engine.tokens_fed == [len(agent.renderer.render(record(finished)).ids) - unread]
+    assert engine.computed_tokens == [len(agent.renderer.render(record(finished)).ids) - unread]
 
 
 @pytest.mark.parametrize("window", [None, 0, 2])
@@ -298,12 +298,12 @@ def test_with_a_window_everything_behind_the_header_is_fed_again(window):
     agent.start(0, "go to the red ball", [], seen[0])
     header, old = len(agent.renderer.header("go to the red ball")), 0
     for n, (observation, following) in enumerate(pairwise(seen)):
-        before = engine.tokens_fed[0]
+        before = engine.computed_tokens[0]
         (decision,) = agent.act([0], [[]], [0])
         prompt, written = engine.written[-1]
         # what begins the first observation shown, its heading, stands there whatever is shown
         known = header + 1 if window is not None and n > window else old
-        assert engine.tokens_fed[0] - before == len(prompt) - known + len(written)
+        assert engine.computed_tokens[0] - before == len(prompt) - known + len(written)
         old = len(prompt) + len(written)
         agent.advance(0, Step(observation=observation, thought=decision.thought, action=decision.action), following)
     assert agent.tally == {"ok": len(seen) - 1}

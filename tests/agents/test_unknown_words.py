@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from atlas_ray.agents.rendering import Renderer
-from atlas_ray.agents.rollout import EnvSpec, fresh
+from atlas_ray.agents.rollout import EnvSpec, start_episode
 from atlas_ray.agents.token_agent import Agent
 from atlas_ray.agents.unknown_words import Reader, Unknown, survey, warning
 from atlas_ray.errors import InputError
@@ -243,7 +243,7 @@ def test_the_shipped_models_know_the_words_of_their_own_environment():
     renderer.unknown = counts
     for level in ("GoToLocal", "PickupLoc", "PutNextLocal", "Open", "UnlockPickup", "SynthSeq"):
         for seed in range(3):
-            start = fresh(EnvSpec(level, {}), seed)
+            start = start_episode(EnvSpec(level, {}), seed)
             renderer.header(start.instruction)
             renderer.context(start.observation)
     assert counts.share < 0.05, counts.row()

@@ -20,10 +20,10 @@ STOP = [0]
 
 
 @pytest.fixture
-def seats(ray_session):
+def leases(ray_session):
     """Two workers' places at one actor with tiny-quick, three slots each."""
     with EnginePool(SETTINGS, "tiny-quick", 2, 3) as pool:
-        yield pool.seats
+        yield pool.leases
 
 
 def prompts(rng, count):
@@ -46,10 +46,10 @@ def play(engine, seed, rounds=6):
     return found
 
 
-def test_an_actor_answers_as_an_engine_in_this_process(seats):
-    remote, local = RemoteEngine(seats[0]), TransformersEngine("tiny-quick", 3)
+def test_an_actor_answers_as_an_engine_in_this_process(leases):
+    remote, local = RemoteEngine(leases[0]), TransformersEngine("tiny-quick", 3)
     assert play(remote, 1) == play(local, 1)
-    assert remote.tokens_fed == local.tokens_fed, "the prefix of a slot is kept there too"
+    assert remote.computed_tokens == local.computed_tokens, "the prefix of a slot is kept there too"
     assert (remote.context, remote.parameters, remote.slots) == (local.context, local.parameters, 3)
     for engine in (remote, local):
         engine.forget(1)
@@ -57,15 +57,15 @@ def test_an_actor_answers_as_an_engine_in_this_process(seats):
         engine.score([[4, 5, 6, 7]], [1], [[[7], [8]]])
         engine.forget(1)
         engine.score([[4, 5, 6, 7]], [1], [[[7], [8]]])
-    assert remote.tokens_fed == local.tokens_fed
-    assert remote.meter.cached == local.meter.cached > 0
+    assert remote.computed_tokens == local.computed_tokens
+    assert remote.counters.cached_tokens == local.counters.cached_tokens > 0
 
 
-def test_workers_that_share_an_actor_do_not_see_each_other(seats):
+def test_workers_that_share_an_actor_do_not_see_each_other(leases):
     found = {}
 
     def work(worker):
-        found[worker] = play(RemoteEngine(seats[worker]), 10 + worker)
+        found[worker] = play(RemoteEngine(leases[worker]), 10 + worker)
 
     threads = [threading.Thread(target=work, args=(w,)) for w in range(2)]
     for thread in threads:
@@ -76,12 +76,12 @@ def test_workers_that_share_an_actor_do_not_see_each_other(seats):
 
 
 def test_requests_that_join_others_are_answered_as_if_alone():
-    from atlas_ray.engines.base import Scoring, Writing
+    from atlas_ray.engines.base import GenerateRequest, ScoreRequest
 
     def requests():
         rng = random.Random(3)
-        made = [Writing(p, row % 3, STOP, 12, (row % 2) * 1.1, row) for row, p in enumerate(prompts(rng, 8))]
-        return made + [Scoring(p, row % 3, [[5, 6], [7]]) for row, p in enumerate(prompts(rng, 4))]
+        made = [GenerateRequest(p, row % 3, STOP, 12, (row % 2) * 1.1, row) for row, p in enumerate(prompts(rng, 8))]
+        return made + [ScoreRequest(p, row % 3, [[5, 6], [7]]) for row, p in enumerate(prompts(rng, 4))]
 
     alone = []
     for request in requests():
@@ -99,14 +99,14 @@ def test_requests_that_join_others_are_answered_as_if_alone():
         answered += engine.step()
     assert sorted(map(id, answered)) == sorted(map(id, together))
     for mine, his in zip(together, alone, strict=True):
-        if isinstance(mine, Writing):
+        if isinstance(mine, GenerateRequest):
             assert mine.written == his.written
         else:
             assert mine.scores.tolist() == pytest.approx(his.scores.tolist(), abs=1e-4)
 
 
-def test_an_error_reaches_the_one_who_asked_and_the_others_go_on(seats):
-    remote = RemoteEngine(seats[0])
+def test_an_error_reaches_the_one_who_asked_and_the_others_go_on(leases):
+    remote = RemoteEngine(leases[0])
     with pytest.raises(ContextOverflowError, match="do not fit the model's 2048"):
         remote.generate([[5] * 2048], [0], STOP, 1)
     with pytest.raises(ValueError, match="without tokens"):
@@ -114,54 +114,54 @@ def test_an_error_reaches_the_one_who_asked_and_the_others_go_on(seats):
     assert play(remote, 2) == play(TransformersEngine("tiny-quick", 3), 2)
 
 
-def test_a_killed_actor_comes_back_and_is_asked_again(seats):
+def test_a_killed_actor_comes_back_and_is_asked_again(leases):
     import ray
 
-    remote, expected = RemoteEngine(seats[0]), play(TransformersEngine("tiny-quick", 3), 4)
-    first = ray.get(seats[0].server.pid.remote())
+    remote, expected = RemoteEngine(leases[0]), play(TransformersEngine("tiny-quick", 3), 4)
+    first = ray.get(leases[0].server.pid.remote())
     os.kill(first, signal.SIGKILL)
     assert play(remote, 4) == expected
     assert remote.lost == 1
-    assert ray.get(seats[0].server.pid.remote()) != first
+    assert ray.get(leases[0].server.pid.remote()) != first
 
 
 def test_a_hung_actor_is_a_timeout_and_not_a_hang(ray_session):
     import ray
 
     with EnginePool(Engine(actors=1, timeout=2.0), "tiny-quick", 1, 3) as pool:
-        remote = RemoteEngine(pool.seats[0])
+        remote = RemoteEngine(pool.leases[0])
         os.kill(ray.get(pool.servers[0].pid.remote()), signal.SIGSTOP)
         assert play(remote, 5, rounds=1) == play(TransformersEngine("tiny-quick", 3), 5, rounds=1)
         assert remote.lost >= 1
 
 
-def test_an_actor_that_is_gone_for_good_is_an_error(seats):
+def test_an_actor_that_is_gone_for_good_is_an_error(leases):
     import ray
 
-    remote = RemoteEngine(seats[0])
-    ray.kill(seats[0].server)
+    remote = RemoteEngine(leases[0])
+    ray.kill(leases[0].server)
     with pytest.raises(WorkerFailedError, match="the engine for tiny-quick was lost"):
         remote.generate([[5, 6]], [0], STOP, 2)
 
 
 def test_a_model_that_cannot_be_loaded_is_an_input_error(ray_session, tmp_path):
     with EnginePool(SETTINGS, str(tmp_path), 1, 1) as pool, pytest.raises(InputError, match=r"config\.json"):
-        RemoteEngine(pool.seats[0])
+        RemoteEngine(pool.leases[0])
     build_model(hidden=32, layers=1, heads=2, intermediate=32, seed=0).save_pretrained(tmp_path)
     build_tokenizer().save_pretrained(tmp_path)
     asked = Engine(actors=1, context=100_000)
     with EnginePool(asked, str(tmp_path), 1, 1) as pool, pytest.raises(InputError, match="context: the model takes at"):
-        RemoteEngine(pool.seats[0])
+        RemoteEngine(pool.leases[0])
 
 
 def test_workers_are_seated_evenly_and_no_slot_twice(monkeypatch):
     monkeypatch.setattr("atlas_ray.engines.pool.spawn", lambda settings, model, slots, *_: (object(), slots))
     pool = EnginePool(Engine(actors=3), "tiny-quick", 7, 4)
     assert [slots for _, slots in pool.servers] == [12, 8, 8]
-    taken = [(id(s.server), slot) for s in pool.seats for slot in range(s.first, s.first + s.slots)]
+    taken = [(id(s.server), slot) for s in pool.leases for slot in range(s.first, s.first + s.slots)]
     assert len(set(taken)) == len(taken) == 28
     assert len(EnginePool(Engine(actors=3), "tiny-quick", 2, 4).servers) == 2, "no engine without a worker"
-    assert EnginePool(Engine(), "tiny-quick", 2, 4).seats == ()
+    assert EnginePool(Engine(), "tiny-quick", 2, 4).leases == ()
 
 
 def test_what_ray_does_not_have_is_refused_instead_of_waited_for(ray_session):
@@ -175,12 +175,12 @@ def test_what_ray_does_not_have_is_refused_instead_of_waited_for(ray_session):
         worker_pool(recipe, lambda *_: None)
 
 
-def test_a_killed_actor_costs_the_worker_only_time(seats):
+def test_a_killed_actor_costs_the_worker_only_time(leases):
     """The kill comes while an answer is on its way."""
     import ray
 
-    remote, done = RemoteEngine(seats[0]), []
-    pid = ray.get(seats[0].server.pid.remote())
+    remote, done = RemoteEngine(leases[0]), []
+    pid = ray.get(leases[0].server.pid.remote())
     worker = threading.Thread(target=lambda: done.append(play(remote, 6, rounds=30)))
     worker.start()
     time.sleep(0.3)

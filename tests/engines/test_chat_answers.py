@@ -6,7 +6,7 @@ import pickle
 import pytest
 from chat_server import ChatServer, answer, status
 
-from atlas_ray.engines import retry as patience
+from atlas_ray.engines import retry
 from atlas_ray.engines.chat_answers import NoCompletionError, completion
 from atlas_ray.engines.chat_endpoint import ChatEndpoint, Completion
 from atlas_ray.engines.chat_refusals import judge, said_in
@@ -17,7 +17,7 @@ from atlas_ray.errors import EndpointError
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr(patience, "rest", lambda stop, _: stop.is_set())
+    monkeypatch.setattr(retry, "sleep", lambda stop, _: stop.is_set())
     made = ChatServer()
     yield made
     made.kill()
@@ -166,7 +166,7 @@ def test_why_an_answer_ends_is_read_in_every_servers_words(reason, read_as):
 def test_an_answer_that_is_none(body, kind, again, words):
     with pytest.raises(NoCompletionError, match=words) as caught:
         read(body)
-    assert (caught.value.kind, caught.value.again) == (kind, again)
+    assert (caught.value.kind, caught.value.retryable) == (kind, again)
 
 
 def test_an_empty_answer_that_the_model_ended_is_one():
@@ -317,14 +317,14 @@ FILTERED = [
 @pytest.mark.parametrize("number", [400, 422, 500])
 def test_a_conversation_that_is_too_long_is_told_apart_in_every_servers_words(body, number):
     verdict = judge(number, said_in(json.dumps(body).encode()), set())
-    assert (verdict.kind, verdict.again) == ("context", False)
+    assert (verdict.kind, verdict.retryable) == ("context", False)
 
 
 @pytest.mark.parametrize("body", FILTERED)
 @pytest.mark.parametrize("number", [400, 403])
 def test_a_filter_is_told_apart_in_every_servers_words(body, number):
     verdict = judge(number, said_in(json.dumps(body).encode()), set())
-    assert (verdict.kind, verdict.again) == ("filtered", False)
+    assert (verdict.kind, verdict.retryable) == ("filtered", False)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ def test_a_filter_is_told_apart_in_every_servers_words(body, number):
     ],
 )
 def test_what_only_sounds_like_it_is_tried_again(number, text):
-    assert judge(number, said_in(json.dumps({"error": {"message": text}}).encode()), set()).again
+    assert judge(number, said_in(json.dumps({"error": {"message": text}}).encode()), set()).retryable
 
 
 def test_a_request_that_never_fits_the_rate_is_too_long():

@@ -10,8 +10,7 @@ from email.utils import formatdate
 import pytest
 from chat_server import ChatServer, answer, drop, endless, hang, status, trickle, vanish
 
-from atlas_ray.engines import http_transport
-from atlas_ray.engines import retry as patience
+from atlas_ray.engines import http_transport, retry
 from atlas_ray.engines.chat_endpoint import ChatEndpoint, Completion
 from atlas_ray.errors import AtlasError, EndpointError, InputError
 
@@ -35,7 +34,7 @@ def rests(monkeypatch):
             asked.append(seconds)
         return stop.is_set()
 
-    monkeypatch.setattr(patience, "rest", rest)
+    monkeypatch.setattr(retry, "sleep", rest)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     return asked
 
@@ -134,18 +133,18 @@ def test_several_threads_share_the_limit(server, connect):
 
 def test_the_rate_spaces_requests():
     clock = [100.0]
-    pace = patience.Pace(4, lambda: clock[0])
+    pace = retry.RateLimiter(4, lambda: clock[0])
     assert [pace.reserve() for _ in range(4)] == [0, 0.25, 0.5, 0.75]
     clock[0] += 0.5
     assert pace.reserve() == 0.5
     clock[0] += 60
     assert [pace.reserve(), pace.reserve()] == [0, 0.25], "a pause earns no burst"
-    assert [patience.Pace(None).reserve() for _ in range(3)] == [0, 0, 0]
+    assert [retry.RateLimiter(None).reserve() for _ in range(3)] == [0, 0, 0]
 
 
 def test_repetitions_keep_to_the_rate_too(server, connect, rests):
     endpoint = connect(rate=0.5, concurrency=1)
-    endpoint._pace = patience.Pace(0.5, lambda: 0.0)
+    endpoint._rate_limiter = retry.RateLimiter(0.5, lambda: 0.0)
     server.faults = [status(500)]
     endpoint.complete([talk("a"), talk("b")], max_tokens=1)
     assert [r for r in rests if r >= 2] == [2, 4]
@@ -198,8 +197,8 @@ def test_a_server_that_hangs_is_a_timeout(server, connect, fault):
 
 def test_the_deadline_ends_it_before_the_retries_do(server, connect, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(patience, "now", lambda: clock[0])
-    monkeypatch.setattr(patience, "rest", lambda stop, seconds: clock.__setitem__(0, clock[0] + seconds))
+    monkeypatch.setattr(retry, "now", lambda: clock[0])
+    monkeypatch.setattr(retry, "sleep", lambda stop, seconds: clock.__setitem__(0, clock[0] + seconds))
     server.faults = [status(503)] * 50
     endpoint = connect(retries=40, deadline=20)
     with pytest.raises(EndpointError, match="another would end after the deadline of 20 s"):
@@ -228,8 +227,8 @@ def test_the_pause_a_server_asks_for_is_made_within_bounds(server, connect, rest
 
 
 def test_the_pause_may_be_a_date():
-    assert 25 < patience.asked({"retry-after": formatdate(time.time() + 30, usegmt=True)}) <= 31
-    assert patience.asked({"retry-after": formatdate(0, usegmt=True)}) == 0
+    assert 25 < retry.retry_after({"retry-after": formatdate(time.time() + 30, usegmt=True)}) <= 31
+    assert retry.retry_after({"retry-after": formatdate(0, usegmt=True)}) == 0
 
 
 @pytest.mark.parametrize(

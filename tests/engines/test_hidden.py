@@ -9,7 +9,7 @@ from finetune_examples import sharp
 
 from atlas_ray.agents.token_agent import Agent
 from atlas_ray.engines import EnginePool, RemoteEngine, TransformersEngine
-from atlas_ray.engines.base import Reading, Scoring, Writing
+from atlas_ray.engines.base import GenerateRequest, HiddenStateRequest, ScoreRequest
 from atlas_ray.engines.vllm import VllmEngine
 from atlas_ray.engines.vllm_setup import Loaded
 from atlas_ray.errors import ContextOverflowError, InputError
@@ -78,24 +78,28 @@ def test_a_prompt_that_was_read_is_not_fed_again_but_for_its_last_token():
     engine = TransformersEngine(model, slots=2, tokenizer=build_tokenizer())
     prompt = list(range(3, 33))
     engine.hidden([prompt], [1])
-    assert engine.tokens_fed == [0, 30]
+    assert engine.computed_tokens == [0, 30]
     engine.score([prompt], [1], [[[5], [6]]])
-    assert engine.tokens_fed == [0, 31]
+    assert engine.computed_tokens == [0, 31]
     engine.generate([prompt], [1], [], 1)
-    assert engine.tokens_fed == [0, 32]
+    assert engine.computed_tokens == [0, 32]
     engine.hidden([[*prompt, 7, 8]], [1])
-    assert engine.tokens_fed == [0, 34]
+    assert engine.computed_tokens == [0, 34]
     engine.forget(1)
     engine.hidden([prompt], [1])
-    assert engine.tokens_fed == [0, 64]
-    assert (engine.meter.prompt, engine.meter.cached, engine.meter.written) == (30 * 4 + 32, 29 + 29 + 30, 1)
+    assert engine.computed_tokens == [0, 64]
+    assert (engine.counters.prompt_tokens, engine.counters.cached_tokens, engine.counters.written_tokens) == (
+        30 * 4 + 32,
+        29 + 29 + 30,
+        1,
+    )
 
 
 def test_reading_joins_what_others_ask():
     model, rng = sharp("llama"), random.Random(2)
     engine, fresh = (TransformersEngine(model, slots=3, tokenizer=build_tokenizer()) for _ in range(2))
-    requests = [Writing(draw(rng, 6), 0, [], 9), Scoring(draw(rng, 4), 1, [[5], [6, 7]])]
-    requests += [Reading(draw(rng, n), slot) for n, slot in ((7, 2), (3, 0), (12, 1), (1, 2))]
+    requests = [GenerateRequest(draw(rng, 6), 0, [], 9), ScoreRequest(draw(rng, 4), 1, [[5], [6, 7]])]
+    requests += [HiddenStateRequest(draw(rng, n), slot) for n, slot in ((7, 2), (3, 0), (12, 1), (1, 2))]
     rng.shuffle(requests)
     left, answered = list(requests), []
     while len(answered) < len(requests):
@@ -104,9 +108,9 @@ def test_reading_joins_what_others_ask():
         answered += engine.step()
     assert sorted(map(id, answered)) == sorted(map(id, requests))
     for request in requests:
-        if isinstance(request, Reading):
+        if isinstance(request, HiddenStateRequest):
             assert close(request.hidden[None], [plain(model, request.prompt)])
-        elif isinstance(request, Writing):
+        elif isinstance(request, GenerateRequest):
             assert request.written == fresh.generate([request.prompt], [0], [], 9)[0]
         else:
             [expected] = fresh.score([request.prompt], [0], [request.candidates])
@@ -129,9 +133,9 @@ def test_an_actor_reads_as_an_engine_in_this_process(ray_session):
     with EnginePool(Engine(actors=1, timeout=60.0), "tiny-quick", 2, 3) as pool:
 
         def work(worker):
-            remote = RemoteEngine(pool.seats[worker])
+            remote = RemoteEngine(pool.leases[worker])
             states = [remote.hidden(p, range(3)) for p in prompts[worker::2]]
-            found[worker] = remote.capabilities.hidden, remote.tokens_fed, states
+            found[worker] = remote.capabilities.hidden, remote.computed_tokens, states
 
         threads = [threading.Thread(target=work, args=(w,)) for w in range(2)]
         for thread in threads:
@@ -145,7 +149,7 @@ def test_an_actor_reads_as_an_engine_in_this_process(ray_session):
         for asked, got in zip(prompts[worker::2], states, strict=True):
             assert close(got, [plain(model, p) for p in asked])
             local.hidden(asked, range(3))
-        assert (width, fed) == (local.capabilities.hidden, local.tokens_fed)
+        assert (width, fed) == (local.capabilities.hidden, local.computed_tokens)
 
 
 def test_vllm_says_that_it_has_none():
@@ -162,6 +166,6 @@ def test_an_agent_reads_its_present_prompts_and_then_acts_on_them():
     agent.start(2, "pick up a key", [Step(observation="You see nothing", action="turn left")], "You see a wall")
     states = agent.hidden([2, 0])
     assert close(states, [plain(model, agent.prompt(s)) for s in (2, 0)])
-    assert agent.engine.tokens_fed == [len(agent.prompt(0)), 0, len(agent.prompt(2))]
+    assert agent.engine.computed_tokens == [len(agent.prompt(0)), 0, len(agent.prompt(2))]
     agent.act([0, 2], [["turn left", "go forward"]] * 2, [0, 0])
-    assert agent.engine.tokens_fed == [len(agent.prompt(0)) + 1, 0, len(agent.prompt(2)) + 1]
+    assert agent.engine.computed_tokens == [len(agent.prompt(0)) + 1, 0, len(agent.prompt(2)) + 1]

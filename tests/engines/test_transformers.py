@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from atlas_ray.engines import TransformersEngine
-from atlas_ray.engines.transformers import choose, plant
+from atlas_ray.engines.transformers import build_tries, choose
 from atlas_ray.errors import ContextOverflowError
 from atlas_ray.models.tiny import build_model, build_tokenizer
 
@@ -72,9 +72,9 @@ def test_growing_rewound_and_restarted_episodes_equal_recomputation(model):
 def test_kept_prefix_is_not_fed_again(model):
     engine = TransformersEngine(model, slots=1, tokenizer=build_tokenizer())
     engine.score([list(range(3, 33))], [0], [[[5]]])
-    assert engine.tokens_fed == [30]
+    assert engine.computed_tokens == [30]
     engine.score([list(range(3, 43))], [0], [[[5]]])
-    assert engine.tokens_fed == [40]
+    assert engine.computed_tokens == [40]
 
 
 def random_options(rng, count, alphabet=4):
@@ -83,14 +83,14 @@ def random_options(rng, count, alphabet=4):
 
 
 @pytest.mark.parametrize(
-    ("tree_tokens", "pass_tokens", "pass_numbers"),
+    ("trie_tokens", "pass_tokens", "pass_numbers"),
     [(256, 1024, 2**25), (7, 1024, 2**25), (1, 1, 2**25), (12, 30, 2**25), (256, 1024, 5000), (256, 1024, 1)],
 )
-def test_candidates_score_as_recomputed_whatever_shares_a_pass(model, tree_tokens, pass_tokens, pass_numbers):
+def test_candidates_score_as_recomputed_whatever_shares_a_pass(model, trie_tokens, pass_tokens, pass_numbers):
     """Rows with different numbers of candidates, in subsets of the slots, with every bound of a pass reached."""
     rng = random.Random(2)
     engine = TransformersEngine(model, slots=4, tokenizer=build_tokenizer())
-    engine.tree_tokens, engine.pass_tokens, engine.pass_numbers = tree_tokens, pass_tokens, pass_numbers
+    engine.trie_tokens, engine.pass_tokens, engine.pass_numbers = trie_tokens, pass_tokens, pass_numbers
     prompts = [[rng.randrange(3, 90) for _ in range(rng.randint(1, 30))] for _ in range(4)]
     for _ in range(8):
         slots = rng.sample(range(4), rng.randint(1, 4))
@@ -122,23 +122,23 @@ def test_a_long_list_of_candidates_takes_few_passes_of_bounded_size(model, monke
     for k in [*range(0, 1500, 60), 1499]:
         assert float(scores[0][k]) == pytest.approx(naive_score(model, prompts[0], options[0][k]), abs=2e-4)
     assert float(scores[1][0]) == pytest.approx(naive_score(model, prompts[1], [5, 6]), abs=2e-4)
-    trees = [shape for shape in passes if shape[2] > 150]
+    tries = [shape for shape in passes if shape[2] > 150]
     assert len(passes) < 25
-    assert trees and all(length <= engine.tree_tokens and seen <= 512 for _, _, length, seen in trees)
+    assert tries and all(length <= engine.trie_tokens and seen <= 512 for _, _, length, seen in tries)
     # what is kept is the prompts: the next score feeds nothing of them but the last token, which gives the logits
-    before = list(engine.tokens_fed)
+    before = list(engine.computed_tokens)
     engine.score(prompts, [0, 1], [[[5]], [[6]]])
-    assert engine.tokens_fed == [n + 1 for n in before]
+    assert engine.computed_tokens == [n + 1 for n in before]
 
 
 def test_rows_share_a_pass_over_candidates_up_to_its_bound(model, monkeypatch):
     rng = random.Random(5)
     engine = TransformersEngine(model, slots=4, tokenizer=build_tokenizer())
-    engine.tree_tokens, engine.pass_tokens = 100, 320
+    engine.trie_tokens, engine.pass_tokens = 100, 320
     passes, forward = [], model.forward
     monkeypatch.setattr(model, "forward", lambda **given: passes.append(given["input_ids"].shape) or forward(**given))
     engine.score([[4, 5]] * 4, range(4), [random_options(rng, 60, alphabet=30) for _ in range(4)])
-    assert passes[1][0] == 3, "four trees of nearly 100 do not fit"
+    assert passes[1][0] == 3, "four tries of nearly 100 do not fit"
     assert all(count * length <= 320 for count, length in passes)
 
 
@@ -149,7 +149,7 @@ def test_a_few_short_candidates_take_one_pass_more_for_all_rows(model, monkeypat
     engine.score([[4, 5, 6]] * 5, range(5), [[[7, k] for k in range(8, 14)]] * 5)
     assert len(calls) == 2
     # the six begin alike, so that one token more is fed
-    assert engine.tokens_fed == [4] * 5
+    assert engine.computed_tokens == [4] * 5
     engine.score([[4, 5, 6, 7]] * 5, range(5), [[[k] for k in range(8, 14)]] * 5)
     assert len(calls) == 3
 
@@ -168,21 +168,21 @@ def test_a_first_token_scores_the_same_whatever_longer_candidates_stand_beside_i
 def test_planted_trees_hold_every_candidate_once_with_beginnings_merged():
     rng = random.Random(4)
     options = random_options(rng, 200, alphabet=8)
-    trees = plant(options, 20)
+    tries = build_tries(options, 20)
     held = {}
-    for tree in trees:
-        assert len(tree.tokens) <= 20
+    for trie in tries:
+        assert len(trie.tokens) <= 20
         paths = []
-        for node, (token, depth, up) in enumerate(zip(tree.tokens, tree.depths, tree.up, strict=True)):
+        for node, (token, depth, up) in enumerate(zip(trie.tokens, trie.depths, trie.up, strict=True)):
             paths.append([*(paths[node - up] if up else []), token])
             assert len(paths[node]) == depth + 1
-        assert len({tuple(p) for p in paths}) == len(paths), "a beginning stands once in a tree"
-        for k, node, token in tree.wanted:
+        assert len({tuple(p) for p in paths}) == len(paths), "a beginning stands once in a trie"
+        for k, node, token in trie.wanted:
             held.setdefault(k, []).append([*paths[node], token])
     for k, option in enumerate(options):
         assert held.get(k, []) == [option[: n + 1] for n in range(1, len(option))]
-    assert plant([[4], [5]], 20) == []
-    assert [len(t.tokens) for t in plant([[4, 5, 6, 7]], 2)] == [3], "a candidate is not cut"
+    assert build_tries([[4], [5]], 20) == []
+    assert [len(t.tokens) for t in build_tries([[4, 5, 6, 7]], 2)] == [3], "a candidate is not cut"
 
 
 def test_eager_attention_gives_what_sdpa_gives():

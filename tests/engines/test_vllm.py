@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from atlas_ray.engines import TransformersEngine, make_engine
-from atlas_ray.engines.base import Scoring, Writing, finish
+from atlas_ray.engines.base import GenerateRequest, ScoreRequest, finish
 from atlas_ray.engines.vllm import VllmEngine
 from atlas_ray.errors import AtlasError, ContextOverflowError, InputError
 from atlas_ray.finetune.output import make_model, write_model
@@ -142,17 +142,21 @@ def test_a_kept_prefix_is_not_fed_again(open_engine):
     engine = open_engine("tiny-quick", 2)
     prompt = [random.Random(0).randrange(3, 90) for _ in range(140)]
     engine.score([prompt[:100]], [0], [[[5]]])
-    assert (engine.tokens_fed, engine.cached_tokens) == ([100, 0], [0, 0])
+    assert (engine.computed_tokens, engine.cached_tokens) == ([100, 0], [0, 0])
     engine.forget(0)
     engine.score([prompt], [1], [[[5]]])
-    assert (engine.tokens_fed, engine.cached_tokens) == ([100, 140 - 96], [0, 96]), "found by content, in whole blocks"
-    request = Scoring(prompt, 0, [[5, 6], [5, 7, 8], [9]])
+    assert (engine.computed_tokens, engine.cached_tokens) == ([100, 140 - 96], [0, 96]), (
+        "found by content, in whole blocks"
+    )
+    request = ScoreRequest(prompt, 0, [[5, 6], [5, 7, 8], [9]])
     finish(engine, [request])
     fed, cached = 140 - 128 + 141 - 128 + 142 - 128, 3 * 128
-    assert (request.fed, request.cached) == (fed, 128)
-    assert (engine.tokens_fed[0], engine.cached_tokens[0]) == (100 + fed, cached), "three nodes: [], [5] and [5, 7]"
+    assert (request.computed_tokens, request.cached_tokens) == (fed, 128)
+    assert (engine.computed_tokens[0], engine.cached_tokens[0]) == (100 + fed, cached), (
+        "three nodes: [], [5] and [5, 7]"
+    )
     engine.generate([prompt], [1], [], 4)
-    assert engine.tokens_fed[1] == 44 + 140 - 128 + 3, "the last token is not fed"
+    assert engine.computed_tokens[1] == 44 + 140 - 128 + 3, "the last token is not fed"
 
 
 @pytest.mark.vllm
@@ -179,12 +183,12 @@ def test_a_request_that_joins_others_is_answered_as_if_alone(open_engine):
 
     def requests():
         return [
-            Writing(prompts[0], 0, [], 60),
-            Writing(prompts[1], 1, [], 50, temperature=1.5, seed=7),
-            Scoring(prompts[2], 2, actions),
-            Writing(prompts[1], 1, [], 20, temperature=0.7, seed=8),
-            Scoring(prompts[0], 0, [[token] for token in range(3, 83)]),
-            Writing(prompts[2], 2, [], 10),
+            GenerateRequest(prompts[0], 0, [], 60),
+            GenerateRequest(prompts[1], 1, [], 50, temperature=1.5, seed=7),
+            ScoreRequest(prompts[2], 2, actions),
+            GenerateRequest(prompts[1], 1, [], 20, temperature=0.7, seed=8),
+            ScoreRequest(prompts[0], 0, [[token] for token in range(3, 83)]),
+            GenerateRequest(prompts[2], 2, [], 10),
         ]
 
     together = requests()
@@ -197,12 +201,12 @@ def test_a_request_that_joins_others_is_answered_as_if_alone(open_engine):
     while len(answered) < len(together):
         answered += engine.step()
     assert answered[-2:] == [together[1], together[0]] and set(answered) == set(together)
-    for slot, fed in enumerate(engine.tokens_fed):
-        assert fed == sum(request.fed for request in together if request.slot == slot)
+    for slot, fed in enumerate(engine.computed_tokens):
+        assert fed == sum(request.computed_tokens for request in together if request.slot == slot)
     alone = requests()
     for request, other in zip(alone, together, strict=True):
         finish(engine, [request])
-        if isinstance(request, Writing):
+        if isinstance(request, GenerateRequest):
             assert request.written == other.written
         else:
             assert request.scores.tolist() == pytest.approx(other.scores.tolist(), abs=1e-4)
@@ -216,9 +220,9 @@ def test_a_failed_pass_drops_what_was_on_its_way_and_leaves_nothing_wrong(open_e
     def fail(*_, **__):
         raise RuntimeError("out of memory")
 
-    engine.submit(Writing([5, 6, 7], 0, [], 50))
+    engine.submit(GenerateRequest([5, 6, 7], 0, [], 50))
     assert engine.step() == []
-    engine.submit(Scoring(prompt, 1, [[5]]))
+    engine.submit(ScoreRequest(prompt, 1, [[5]]))
     with monkeypatch.context() as broken:
         broken.setattr(engine._loaded.llm.llm_engine.model_executor, "execute_model", fail)
         with pytest.raises(RuntimeError, match="out of memory"):
@@ -262,16 +266,16 @@ def test_what_does_not_fit_or_cannot_run_is_an_error(open_engine, tmp_path):
     with pytest.raises(ValueError, match="without tokens"):
         engine.score([[5]], [0], [[[5], []]])
     with pytest.raises(ContextOverflowError, match="do not fit"):
-        engine.submit(Writing([5] * 60, 0, [], 5))
+        engine.submit(GenerateRequest([5] * 60, 0, [], 5))
     with pytest.raises(ValueError, match="refuses.*vocab"):
-        engine.submit(Scoring([5], 0, [[5], [6, 10**6]]))
+        engine.submit(ScoreRequest([5], 0, [[5], [6, 10**6]]))
     assert engine.step() == [] and not engine._loaded.llm.llm_engine.has_unfinished_requests(), (
         "nor is a part of it taken"
     )
     assert engine.score([[5], [5]], [0, 0], [[], [[6]]])[0].tolist() == []
     with pytest.raises(InputError, match="a vLLM engine is open"):
         VllmEngine("tiny-quick", 1)
-    engine.submit(Writing([5], 0, [], 9))
+    engine.submit(GenerateRequest([5], 0, [], 9))
     engine.close()
     for late in (engine.step, lambda: engine.generate([[5]], [0], [], 1)):
         with pytest.raises(AtlasError, match="closed"):

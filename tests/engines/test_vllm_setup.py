@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from atlas_ray.engines import TransformersEngine
-from atlas_ray.engines.base import Scoring, Writing
+from atlas_ray.engines.base import GenerateRequest, ScoreRequest
 from atlas_ray.engines.vllm import VllmEngine
 from atlas_ray.errors import AtlasError, InputError
 from atlas_ray.models.tiny import build_model, build_tokenizer
@@ -37,7 +37,7 @@ def test_it_writes_and_scores_what_the_model_does(vllm, open_engine):
     prompts, candidates = [[5, 6, 7], [8, 9]], [[[10], [11, 12], [11, 13]], [[14]]]
     written = engine.generate(prompts, [0, 1], [], 6)
     assert written == reference.generate(prompts, [0, 1], [], 6)
-    assert engine.tokens_fed == [3 + 5, 2 + 5], "the last token is not fed"
+    assert engine.computed_tokens == [3 + 5, 2 + 5], "the last token is not fed"
     stop = written[0][2]
     assert engine.generate([prompts[0]], [0], [stop], 6) == [written[0][: written[0].index(stop)]]
     for ours, theirs in zip(engine.score(prompts, [0, 1], candidates), reference.score(prompts, [0, 1], candidates)):
@@ -95,7 +95,7 @@ def test_the_process_is_left_as_it_was(vllm, open_engine, monkeypatch):
 def test_a_failed_pass_and_a_refused_request_leave_nothing_behind(vllm, open_engine):
     engine = open_engine("tiny-quick", 2)
     inner = engine._loaded.llm.llm_engine
-    engine.submit(Writing([5, 6], 0, [], 9))
+    engine.submit(GenerateRequest([5, 6], 0, [], 9))
     assert engine.step() == []
     inner.fails = RuntimeError("out of memory")
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -103,7 +103,7 @@ def test_a_failed_pass_and_a_refused_request_leave_nothing_behind(vllm, open_eng
     assert (inner.waiting, inner.caches_reset) == ({}, 1)
     inner.fails = None
     with pytest.raises(ValueError, match="refuses"):
-        engine.submit(Scoring([5], 0, [[5], [6, 10**6]]))
+        engine.submit(ScoreRequest([5], 0, [[5], [6, 10**6]]))
     assert inner.waiting == {} and engine.step() == []
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from atlas_ray import envs
-from atlas_ray.agents.rollout import Beginnings, EnvSpec, fresh, play
+from atlas_ray.agents.rollout import EnvSpec, EpisodeStarter, rollout, start_episode
 from atlas_ray.agents.token_agent import Decision
 from atlas_ray.envs import jvm
 from atlas_ray.envs.textworld_express import TextWorldExpress
@@ -188,7 +188,7 @@ def gold(seed):
 
 def test_a_roll_out_loses_one_episode_and_says_so():
     agent = _Killer(gold(0))
-    first, second = play(agent, ([fresh(GAME, seed)] for seed in (0, 0)))
+    first, second = rollout(agent, ([start_episode(GAME, seed)] for seed in (0, 0)))
     assert first.lost
     assert "EnvironmentDiedError" in first.error
     assert (second.lost, second.success, second.score) == (False, True, 1.0)
@@ -232,7 +232,7 @@ def test_a_jvm_that_does_not_start_is_a_typed_error_within_bounds(tmp_path, monk
     (tmp_path / "java").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(jvm, "START_SECONDS", 1.0)
-    begun = Beginnings()
+    begun = EpisodeStarter()
     start = begun.start(GAME, 0)
     assert said in start.lost
     monkeypatch.undo()

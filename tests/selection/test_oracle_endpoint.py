@@ -7,7 +7,7 @@ import pytest
 from chat_server import ChatServer, answer, drop, status, vanish
 from oracle_script import EVERY_STEP, INJECTIONS, RECORD, asked, goal, good, mark, obeys, trajectory
 
-from atlas_ray.engines import retry as patience
+from atlas_ray.engines import retry
 from atlas_ray.engines.chat_endpoint import ChatEndpoint
 from atlas_ray.errors import EndpointError
 from atlas_ray.selection import oracle_prompt
@@ -22,7 +22,7 @@ LONG = OracleConfig(context=4000, max_tokens=1000)
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr(patience, "rest", lambda stop, _: stop.is_set())
+    monkeypatch.setattr(retry, "sleep", lambda stop, _: stop.is_set())
     made = ChatServer(good)
     yield made
     made.kill()

@@ -8,7 +8,7 @@ import pytest
 from agentgym_server import Fake, quick, serving  # noqa: F401
 
 from atlas_ray import envs
-from atlas_ray.agents.rollout import Beginnings, EnvSpec, fresh
+from atlas_ray.agents.rollout import EnvSpec, EpisodeStarter, start_episode
 from atlas_ray.errors import AtlasError, EnvironmentGoneError
 from atlas_ray.recipe.loading import Recipe
 from atlas_ray.rundir.files import recover_jsonl
@@ -118,7 +118,7 @@ def test_what_cannot_be_replayed_is_left_out_and_counted_with_the_reason(tmp_pat
 def test_a_longer_limit_is_the_recipes_to_give(tmp_path):
     made = collect(recipe({"levels": {NAME: 1}}), tmp_path / "own")
     short = recipe({"file": "x", "max_steps": 1})
-    found, left_out = replay_all(made, replay_specs(short, made)[0], fresh)
+    found, left_out = replay_all(made, replay_specs(short, made)[0], start_episode)
     assert (found, left_out) == (
         {},
         {made[0].id: "is over after 1 of its 2 steps here (collect.max_steps raises the limit)"},
@@ -220,7 +220,7 @@ def test_beginnings_count_different_episodes_one_after_the_other(monkeypatch):
         return begin(self, variation)
 
     monkeypatch.setattr(dying_env.Doors, "begin", failing)
-    spec, begun = EnvSpec(NAME), Beginnings()
+    spec, begun = EnvSpec(NAME), EpisodeStarter()
     bad |= set(range(10))
     for seed in (0, 0, 0, 1, 1, 2, 3):
         assert begun.start(spec, seed).lost == "the server is down"

@@ -11,7 +11,7 @@ import pytest
 from agentgym_server import broken, drop, hang, quick, raw, serving, vanish  # noqa: F401
 
 from atlas_ray import envs, preflight
-from atlas_ray.agents.rollout import Beginnings, EnvSpec, play
+from atlas_ray.agents.rollout import EnvSpec, EpisodeStarter, rollout
 from atlas_ray.data.replies import Replies
 from atlas_ray.errors import AtlasError, EnvironmentGoneError, InputError
 from atlas_ray.finetune import validation
@@ -129,11 +129,11 @@ def test_a_validation_leaves_out_what_does_not_begin_and_ends_where_nothing_does
     BAD.update({20: 99, 25: 99})
     assert validation.success(tuned, None, None, ProcessGroup()) == 1.0
 
-    class Writing(Fixed):
+    class GenerateRequest(Fixed):
         def act(self, *told):
             return [replace(decision, replies={"ok": 1, "asked again": 2}) for decision in super().act(*told)]
 
-    monkeypatch.setattr("atlas_ray.agents.spec.AgentSpec.agent", lambda self, kept: Writing(4))
+    monkeypatch.setattr("atlas_ray.agents.spec.AgentSpec.agent", lambda self, kept: GenerateRequest(4))
     replies = Replies()
     assert validation.success(tuned, None, None, ProcessGroup(), replies) == 1.0
     assert replies.row() == {"ok": replies["ok"], "asked again": 2 * replies["ok"]} and replies["ok"] >= 8
@@ -149,7 +149,7 @@ def test_a_validation_leaves_out_what_does_not_begin_and_ends_where_nothing_does
 def test_whatever_a_server_does_as_an_episode_begins_the_others_are_played(serve, fault, path):
     server = serve("textcraft")
     options = {"url": server.url, "timeout": 0.3 if fault is hang else 20.0, "retries": 0}
-    spec, begun = EnvSpec("AgentGym/textcraft", options), Beginnings()
+    spec, begun = EnvSpec("AgentGym/textcraft", options), EpisodeStarter()
 
     def starts():
         for seed in range(6):
@@ -164,7 +164,7 @@ def test_whatever_a_server_does_as_an_episode_begins_the_others_are_played(serve
         def act(self, slots, offered, seeds):
             return super().act(slots, [["right"]] * len(slots), seeds)
 
-    finished = {f.start.id[-1]: f for f in play(Right(1), starts())}
+    finished = {f.start.id[-1]: f for f in rollout(Right(1), starts())}
     assert {seed: (f.lost, f.success) for seed, f in finished.items()} == {
         str(seed): (seed == 2, seed not in (2, 3)) for seed in range(6)
     }, "the third item never ends"
@@ -176,7 +176,7 @@ def test_whatever_a_server_does_as_an_episode_begins_the_others_are_played(serve
 
 def test_a_server_that_comes_back_in_time_loses_nothing(serve, tmp_path):
     server = serve("textcraft")
-    spec, begun = EnvSpec("AgentGym/textcraft", {"url": server.url, "retries": 8}), Beginnings()
+    spec, begun = EnvSpec("AgentGym/textcraft", {"url": server.url, "retries": 8}), EpisodeStarter()
     assert begun.start(spec, 0).lost is None
     server.kill()
     timer = threading.Timer(0.3, lambda: serve("textcraft", port=server.port))
@@ -203,8 +203,8 @@ def test_an_environment_of_ones_own_that_raises_anything_loses_that_episode_only
         return begin(self, variation)
 
     monkeypatch.setattr(dying_env.Doors, "begin", odd)
-    spec, begun = EnvSpec(NAME), Beginnings()
-    finished = list(play(Fixed(2), ([begun.start(spec, seed)] for seed in range(4))))
+    spec, begun = EnvSpec(NAME), EpisodeStarter()
+    finished = list(rollout(Fixed(2), ([begun.start(spec, seed)] for seed in range(4))))
     assert sorted((f.start.id[-1], f.error) for f in finished if f.lost) == [
         ("1", "the environment failed: KeyError: 'no such level'"),
         ("2", "the environment failed: variation: 2 is not there"),
@@ -214,7 +214,7 @@ def test_an_environment_of_ones_own_that_raises_anything_loses_that_episode_only
 
 def test_what_cannot_run_here_at_all_is_said_at_once(monkeypatch):
     with pytest.raises(envs.MissingExtraError, match="AGENTGYM_MAZE_URL"):
-        Beginnings().start(EnvSpec("AgentGym/maze"), 0)
+        EpisodeStarter().start(EnvSpec("AgentGym/maze"), 0)
 
 
 # ---- the switch ----

@@ -48,7 +48,7 @@ def rows(policy, agents, seeds=range(40, 52), **more):
 
 
 def fed(agents):
-    return [sum(agent.engine.tokens_fed) for agent in agents]
+    return [sum(agent.engine.computed_tokens) for agent in agents]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -69,7 +69,7 @@ def test_the_accountant_is_right_to_the_token_where_quick_is_looked_at_and_its_s
         game.observe(range(4))
         game.advance({row: (row + turn) % 2 for row in live})
         for number, agent in enumerate(agents):
-            assert [game.usage(row)[number].tokens for row in range(4)] == agent.engine.tokens_fed
+            assert [game.usage(row)[number].tokens for row in range(4)] == agent.engine.computed_tokens
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -331,14 +331,14 @@ def test_a_killed_engine_actor_changes_no_row(ray_session, folders, monkeypatch)
     state = WorkerState()
     expected = timeless(evaluate_policy(policy, open_players(recipe(models), state), SPECS, seeds))
     close_players(state)
-    with engine_actors(made) as seats:
-        assert [len(s) for s in seats] == [1], "an expert has no engine"
+    with engine_actors(made) as leases:
+        assert [len(s) for s in leases] == [1], "an expert has no engine"
         state = WorkerState(0)
-        players = open_players(made, state, seats)
+        players = open_players(made, state, leases)
         assert isinstance(players[0].engine, RemoteEngine)
         assert lost(players) == 0
         engine, asked, wait = players[0].engine, [], ray.wait
-        pid = ray.get(engine.seat.server.pid.remote())
+        pid = ray.get(engine.lease.server.pid.remote())
         real = engine.answer
 
         def stop_then_answer(requests):
@@ -357,10 +357,10 @@ def test_a_killed_engine_actor_changes_no_row(ray_session, folders, monkeypatch)
         assert timeless(evaluate_policy(policy, players, SPECS, seeds)) == expected
         assert len(asked) > 3
         assert lost(players) == 1
-        assert ray.get(engine.seat.server.pid.remote()) != pid
-        assert sum(engine.tokens_fed) > sum(row["tokens"][0] for row in expected)
+        assert ray.get(engine.lease.server.pid.remote()) != pid
+        assert sum(engine.computed_tokens) > sum(row["tokens"][0] for row in expected)
 
 
 def test_without_actors_nobody_is_seated(folders):
-    with engine_actors(recipe(folders.values())) as seats:
-        assert seats == ()
+    with engine_actors(recipe(folders.values())) as leases:
+        assert leases == ()

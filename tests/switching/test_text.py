@@ -8,7 +8,7 @@ import pytest
 import torch
 from switch_models import LEVELS, SHAPES, agents, model, specs
 
-from atlas_ray.agents.rollout import EnvSpec, fresh
+from atlas_ray.agents.rollout import EnvSpec, start_episode
 from atlas_ray.agents.token_agent import Agent, confidence
 from atlas_ray.engines import TransformersEngine
 from atlas_ray.errors import InputError
@@ -218,14 +218,14 @@ def test_the_hidden_state_of_quick_is_read_and_paid_for():
     assert playing.width == 17
     for row in range(2):
         playing.begin(row, row)
-    before = list(players[0].engine.tokens_fed)
+    before = list(players[0].engine.computed_tokens)
     seen = playing.observe([0, 1])
     direct = players[0].engine.hidden([playing.agents[0].prompt(r) for r in range(2)], [0, 1])
     assert np.allclose(seen[:, :16], normalized(direct.numpy()), atol=1e-5)
     assert np.square(seen[:, :16]).mean(-1) == pytest.approx([1, 1], rel=1e-4)
     prompts = [len(playing.agents[0].prompt(r)) for r in range(2)]
     assert [tokens(playing, r)[0] for r in range(2)] == [n + 1 for n in prompts], "read once; its last token again"
-    assert [n - b for n, b in zip(players[0].engine.tokens_fed, before, strict=True)] == [n + 2 for n in prompts]
+    assert [n - b for n, b in zip(players[0].engine.computed_tokens, before, strict=True)] == [n + 2 for n in prompts]
     with pytest.raises(InputError, match=r"switch\.encoder"):
         TextGame(specs(6), [ExpertPlayer(1), players[0]], 1, "hidden")
 
@@ -253,7 +253,7 @@ def test_a_switch_may_ask_whether_the_expert_would_do_the_same():
     playing = TextGame([spec], [quick, quick], 1)
     for seed in range(4):
         playing.begin(0, seed)
-        twin = fresh(spec, seed).env
+        twin = start_episode(spec, seed).env
         expert = twin.expert()
         while not playing.episodes[0].over:
             wanted = expert.act().action

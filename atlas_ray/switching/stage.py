@@ -33,7 +33,7 @@ from .policies import (
     summarize_policy,
 )
 from .stage_context import StageContext
-from .tasks import PlayTask, TrainTask, rollout_chunk, train
+from .tasks import PlayTask, TrainTask, engine_leases, rollout_chunk, train
 
 
 def switch_stage(recipe: Recipe, run_dir: str | Path, say: Callable[[str], None]) -> list[dict[str, Any]]:

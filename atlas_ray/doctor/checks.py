@@ -190,9 +190,9 @@ def gpu(facts: Facts) -> Line:
 
 def cpus(facts: Facts) -> Line:
     """CPUs that may be used, which may be fewer than are seen."""
-    few = facts.quota is not None and facts.quota < facts.cpus
-    found = f"{facts.quota:g} of the {facts.cpus} that are seen" if few else str(facts.cpus)
-    if min(facts.cpus, facts.quota or facts.cpus) < 2:
+    few = facts.cpu_quota is not None and facts.cpu_quota < facts.cpus
+    found = f"{facts.cpu_quota:g} of the {facts.cpus} that are seen" if few else str(facts.cpus)
+    if min(facts.cpus, facts.cpu_quota or facts.cpus) < 2:
         return Line("cpus", "warning", found, "the demo takes twice as long as on 2")
     return Line("cpus", "ok", found)
 

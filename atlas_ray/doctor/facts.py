@@ -43,7 +43,7 @@ class Facts:
         java: version; None: there is none.
         gpus: names of NVIDIA's GPUs.
         gpu_trouble: what nvidia-smi, or torch of a CUDA build beside GPUs, complains about.
-        cpus, quota: that the kernel shows, and that a container may use.
+        cpus, cpu_quota: that the kernel shows, and that a container may use.
         memory, memory_limit: free now, and of the container.
         shm: free in ``/dev/shm``.
         disks: free bytes and share of each place that is written to; None where it cannot be written to.
@@ -68,7 +68,7 @@ class Facts:
     gpus: list[str]
     gpu_trouble: str
     cpus: int
-    quota: float | None
+    cpu_quota: float | None
     memory: int | None
     memory_limit: int | None
     shm: int | None
@@ -122,7 +122,7 @@ def gather() -> Facts:
         gpus=gpus,
         gpu_trouble=trouble,
         cpus=visible_cpus(),
-        quota=cgroup_cpu_quota(),
+        cpu_quota=cgroup_cpu_quota(),
         memory=_memory(),
         memory_limit=memory_limit(),
         shm=shutil.disk_usage("/dev/shm").free if os.access("/dev/shm", os.W_OK) else None,  # noqa: S108

@@ -100,14 +100,14 @@ def test_a_killed_training_goes_on(ray_session, tmp_path):
     assert SwitchPolicy.load(directory / "last").config == policy.config
 
 
-@pytest.mark.parametrize("keep_replay", [True, False])
-def test_what_goes_on_learns_as_well(ray_session, tmp_path, keep_replay):
+@pytest.mark.parametrize("keep_replay_buffer", [True, False])
+def test_what_goes_on_learns_as_well(ray_session, tmp_path, keep_replay_buffer):
     """With or without its replay buffer, a training that was killed half way finds the optimum."""
     directory = tmp_path / "switch"
     with pytest.raises(KeyboardInterrupt):
-        learn(directory, 5000, cost=0.05, stop_after=3, keep_replay_buffer=keep_replay)
+        learn(directory, 5000, cost=0.05, stop_after=3, keep_replay_buffer=keep_replay_buffer)
     state = files.read_json(tmp_path / "switch.train" / "state" / "history.json")
     assert len(state) == 3
-    _, rows, share = learn(directory, 5000, cost=0.05, keep_replay_buffer=keep_replay)
+    _, rows, share = learn(directory, 5000, cost=0.05, keep_replay_buffer=keep_replay_buffer)
     assert rows[0]["step"] > 1900
     assert share >= 0.99

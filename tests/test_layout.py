@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -156,17 +157,23 @@ CORE = ["envs is now atlas_ray.envs", "envs.core is now atlas_ray.envs.core"]
 
 
 @pytest.mark.parametrize(
-    ("old", "warned", "elsewhere"),
+    ("old", "warned", "place"),
     [
-        ("import atlas_ray.envs, envs.core", CORE, False),
-        ("import pickle; pickle.loads(b'cenvs.core\\nTextEnv\\n.')", CORE, False),
-        ("import pickle; pickle.loads(b'cenvs.core\\nTextEnv\\n.')", CORE, True),
-        ("import gymnasium; gymnasium.make('envs:BabyAIText/GoToLocal-v0')", CORE[:1], False),
+        ("import atlas_ray.envs, envs.core", CORE, "copy"),
+        ("import pickle; pickle.loads(b'cenvs.core\\nTextEnv\\n.')", CORE, "checkout"),
+        ("import pickle; pickle.loads(b'cenvs.core\\nTextEnv\\n.')", CORE, "elsewhere"),
+        ("import gymnasium; gymnasium.make('envs:BabyAIText/GoToLocal-v0')", CORE[:1], "checkout"),
     ],
 )
-def test_in_a_checkout_envs_is_the_same_package_with_a_warning(old, warned, elsewhere, tmp_path):
+def test_in_a_checkout_envs_is_the_same_package_with_a_warning(old, warned, place, tmp_path):
     before, path = "", ROOT.parent
-    if elsewhere:  # as in an editable install away from the checkout: atlas_ray is found, the folder above it is not
+    if place == "copy":  # Ray's, for a job, has no links
+        for name in ("atlas_ray", "envs"):
+            shutil.copytree(ROOT.parent / name, tmp_path / name, ignore=shutil.ignore_patterns("weights"))
+        path = tmp_path
+    elif (
+        place == "elsewhere"
+    ):  # as in an editable install away from the checkout: atlas_ray is found, the folder above it is not
         (tmp_path / "atlas_ray").symlink_to(ROOT)
         before, path = EDITABLE, tmp_path
     done = subprocess.run(

@@ -41,7 +41,7 @@ def built(tmp_path_factory):
     """The source distribution, and the wheel that is built from it."""
     folder = tmp_path_factory.mktemp("built")
     skip = shutil.ignore_patterns("__pycache__", ".*", "*.egg-info", "runs", "build", "dist")
-    shutil.copytree(ROOT, folder / "source", ignore=skip)
+    shutil.copytree(ROOT, folder / "source", ignore=skip, symlinks=True)
     (folder / "source" / "atlas_ray" / "__pycache__").mkdir()
     (folder / "source" / "atlas_ray" / "__pycache__" / "cli.cpython-311.pyc").touch()
     sdist = build("sdist", folder / "source", folder / "sdist")

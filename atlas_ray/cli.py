@@ -32,7 +32,7 @@ def _shown(arguments: argparse.Namespace) -> bool:
     """Whether ``--dry-run`` printed the recipe of an existing run, and that was all."""
     resolved = RunLayout(arguments.run).recipe
     if not _is_there(resolved) or not resolved.is_file():
-        raise InputError(f"is not a run directory: it has no {resolved.name}", arguments.run)
+        raise InputError(f"is not a run directory: it has no {resolved.name}", arguments.run, code="not_a_run")
     if arguments.dry_run:
         print(resolved.read_text(encoding="utf-8"), end="")
     return bool(arguments.dry_run)
@@ -66,7 +66,9 @@ def _serve(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     _nothing_more(rest)
     if arguments.places is not None:
         if arguments.max_sessions is not None:
-            raise InputError("is the old name of --max-sessions, which is given too", None, None, "--places")
+            raise InputError(
+                "is the old name of --max-sessions, which is given too", field="--places", code="given_twice"
+            )
         _warn("--places is now called --max-sessions; the next release will not know the old name")
         arguments.max_sessions = arguments.places
     if arguments.max_sessions is not None and arguments.max_sessions < 1:
@@ -130,7 +132,7 @@ def _doctor(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def _nothing_more(rest: Sequence[str]) -> None:
     if rest:
-        raise InputError(f"unexpected argument {rest[0]!r}")
+        raise InputError(f"unexpected argument {rest[0]!r}", code="unexpected_argument")
 
 
 def recipe_of(argv: Sequence[str]) -> Recipe:
@@ -162,7 +164,7 @@ def _stages(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     name = "demo" if arguments.command == "demo" else arguments.recipe
     recipe = _recipe(arguments, rest)
     if arguments.command == "sweep" and recipe.sweep is None:
-        raise InputError("the recipe has no [sweep] table", name)
+        raise InputError("the recipe has no [sweep] table", name, code="missing_table")
     if arguments.dry_run:
         _look_for_names(recipe, arguments, rest)
         print(json.dumps(recipe.model_dump(mode="json"), indent=2))
@@ -181,7 +183,7 @@ def _stages(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         say(f"the demo takes about 10 minutes on two cores and writes {run_dir}; stop it at any time, it will go on")
     stages = tuple(STAGE) if arguments.command in ("demo", "run") else (arguments.command,)
     if not set(stages) & set(done_stages(recipe, run_dir)):
-        raise InputError(f"the recipe has no [{arguments.command}] table", name)
+        raise InputError(f"the recipe has no [{arguments.command}] table", name, code="missing_table")
     if arguments.command == "select" and (arguments.compare or arguments.estimate):
         _look(recipe, run_dir, arguments)
         return 0

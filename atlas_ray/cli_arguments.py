@@ -123,7 +123,7 @@ def overrides(rest: Sequence[str]) -> dict[str, str]:
     while items:
         key = items.pop(0)
         if not key.startswith("--") or len(key) < 3:
-            raise InputError(f"unexpected argument {key!r}")
+            raise InputError(f"unexpected argument {key!r}", code="unexpected_argument")
         name, equals, value = key[2:].partition("=")
         if not equals:
             if not items:

@@ -44,7 +44,7 @@ def open_run(recipe: Recipe, run_dir: Path) -> None:
         refuse_other(recipe, read_json(path), run_dir)
         return
     if run_dir.is_dir() and any(run_dir.iterdir()):
-        raise InputError("is not empty and not a run of ours: name another --out", run_dir)
+        raise InputError("is not empty and not a run of ours: name another --out", run_dir, code="not_a_run")
     write_json(path, wanted)
 
 
@@ -64,6 +64,7 @@ def refuse_other(recipe: Recipe, found: dict[str, Any], where: str | Path) -> No
             where,
             None,
             field,
+            "other_recipe",
         )
 
 
@@ -99,6 +100,7 @@ def refuse_job_copy(recipe: Recipe, run_dir: Path) -> None:
             "lies in this job's copy of the working directory, which Ray removes at its end: "
             "give --out a directory that stays, or --storage",
             run_dir,
+            code="job_copy",
         )
 
 
@@ -156,7 +158,9 @@ def _in_order(recipe: Recipe, run_dir: Path, stages: Sequence[str], sync: RunSyn
             continue
         unmet = [s for s, ready in done.items() if not ready and s in STAGE[stage].needs]
         if unmet:
-            raise InputError(f"needs the stage {unmet[0]}, which has not been run", run_dir, None, stage)
+            raise InputError(
+                f"needs the stage {unmet[0]}, which has not been run", run_dir, None, stage, "missing_stage"
+            )
         say(title)
         record_models(recipe, run_dir, stage)
         start = time.monotonic()

@@ -160,7 +160,7 @@ def finetune(recipe: Recipe, run_dir: Path) -> list[Path]:
         with _shown(run_dir, missing, len(targets) * per_run, per_run):
             (_fit if config.workers else _train_here)(recipe, run_dir, config, missing)
     except AtlasError as error:
-        RunLog(run_dir).event("finetune", "failed", why=str(error))
+        RunLog(run_dir).event("finetune", "failed", code=error.code, why=str(error))
         raise
     _sum_up(run_dir, [checkpoint_dir(run_dir, arm, seed) for _, arm, seed in missing], time.monotonic() - start)
     shutil.rmtree(scratch, ignore_errors=True)

@@ -89,12 +89,12 @@ def _read(name: str | Path) -> tuple[Path, str]:
         try:
             return path, path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise InputError(f"not UTF-8 at byte {error.start}", path) from None
+            raise InputError(f"not UTF-8 at byte {error.start}", path, code="not_toml") from None
     if str(name) in shipped():
         return Path(f"{name}.toml"), (_recipes() / f"{name}.toml").read_text(encoding="utf-8")
     near = difflib.get_close_matches(str(name), shipped(), n=1)
     hint = f"; did you mean {near[0]}?" if near else f"; shipped are {', '.join(shipped())}"
-    raise InputError(f"no recipe of that name and no such file{hint}", name)
+    raise InputError(f"no recipe of that name and no such file{hint}", name, code="unknown_recipe")
 
 
 def _parsed(path: Path, text: str) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         at = re.search(r"at line (\d+)", str(error))
-        raise InputError(f"not TOML: {error}", path, int(at[1]) if at else None) from None
+        raise InputError(f"not TOML: {error}", path, int(at[1]) if at else None, code="not_toml") from None
 
 
 @dataclass
@@ -127,7 +127,7 @@ class _Source:
             self.data, self.renamed = Recipe.with_current_keys(self.data)
         except GivenTwiceError as error:
             raise InputError(
-                str(error).partition(": ")[2], self.path, self._line(error.key.old), error.key.old
+                str(error).partition(": ")[2], self.path, self._line(error.key.old), error.key.old, "given_twice"
             ) from None
         for key in self.renamed:
             line = self._line(key.old)
@@ -141,7 +141,9 @@ class _Source:
         """
         current = Recipe.current_field(key)
         if current in self.given:
-            raise InputError(f"is the same field as --{self.given[current][0]}: remove one", None, None, f"--{key}")
+            raise InputError(
+                f"is the same field as --{self.given[current][0]}: remove one", field=f"--{key}", code="given_twice"
+            )
         if current != key:
             _warn(f"--{key}", f"--{current}")
         self.given[current] = key, value
@@ -149,7 +151,7 @@ class _Source:
         try:
             self.data, renamed = Recipe.with_current_keys(self.data)
         except GivenTwiceError as error:
-            raise InputError(str(error), None, None, f"--{key}") from None
+            raise InputError(str(error), field=f"--{key}", code="given_twice") from None
         for within in renamed:
             _warn(f"--{key}: {within.old}", within.new)
 
@@ -177,7 +179,7 @@ class _Source:
     def _error(self, problem: Any) -> InputError:
         """What is wrong, and where it was written."""
         loc, kind, message = _parts(problem), problem["type"], problem["msg"].removeprefix("Value error, ")
-        where = ".".join(loc)
+        where, code = ".".join(loc), "unknown_key" if kind == "extra_forbidden" else "invalid_value"
         if kind == "extra_forbidden":
             message = _unknown(loc)
         elif kind not in ("missing", "value_error") and not isinstance(problem["input"], dict | list | BaseModel):
@@ -185,12 +187,12 @@ class _Source:
         for current, (key, _) in self.given.items():
             option = f"--{key}"
             if kind == "value_error" and message.startswith(f"{current.removeprefix(f'{where}.')}: "):
-                return InputError(message.partition(": ")[2], None, None, option)
+                return InputError(message.partition(": ")[2], field=option, code=code)
             if where.startswith(f"{current}."):  # within a table or a list that was given in one piece
-                return InputError(f"{where.removeprefix(f'{current}.')}: {message}", None, None, option)
+                return InputError(f"{where.removeprefix(f'{current}.')}: {message}", field=option, code=code)
             if where == current or (kind == "extra_forbidden" and current.startswith(f"{where}.")):
-                return InputError(message, None, None, option)
-        return InputError(message, self.path, self._line(where), where or None)
+                return InputError(message, field=option, code=code)
+        return InputError(message, self.path, self._line(where), where or None, code)
 
     def _line(self, where: str) -> int | None:
         """The line of a field, under whatever name it stands there."""

@@ -29,6 +29,8 @@ class Refused(AtlasError, RuntimeError):
         where: the field of the request that is at fault, outermost first.
     """
 
+    code = "request_refused"
+
     def __init__(self, message: str, status: int, where: tuple[str | int, ...] = ()) -> None:
         super().__init__(message, status, where)
         self.message, self.status, self.where = message, status, where

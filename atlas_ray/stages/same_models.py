@@ -48,10 +48,14 @@ def refuse_other_models(run_dir: Path, named: Iterable[tuple[str, str]]) -> None
             continue
         here, back = Path(name).absolute(), "start where the run was begun, or bring that model here"
         if not here.is_dir():
-            raise InputError(f"the run's model {name} is not here (looked for {here}): {back}", field=field)
+            raise InputError(
+                f"the run's model {name} is not here (looked for {here}): {back}", field=field, code="other_model"
+            )
         if fingerprint(here) != noted[name]:
             raise InputError(
-                f"{name} holds another model here ({here}) than the run was made with: {back}", field=field
+                f"{name} holds another model here ({here}) than the run was made with: {back}",
+                field=field,
+                code="other_model",
             )
 
 

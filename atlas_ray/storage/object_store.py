@@ -40,9 +40,9 @@ class Storage:
         try:
             system, root = fs.FileSystem.from_uri(uri)
         except (OSError, ValueError) as error:
-            raise InputError(f"{place}: {_why(error)}", None, None, "storage") from None
+            raise InputError(f"{place}: {_why(error)}", field="storage", code="storage_unusable") from None
         if not root.strip("/"):
-            raise InputError(f"{place}: names no bucket", None, None, "storage")
+            raise InputError(f"{place}: names no bucket", field="storage", code="storage_unusable")
         self.local = Path(root).resolve() / name if system.type_name == "local" else None
         self._fs: Any = fs.SubTreeFileSystem(f"{root.rstrip('/')}/{name}", system)
 

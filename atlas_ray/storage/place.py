@@ -47,4 +47,4 @@ def directory(place: str) -> Path:
 
 
 def _wrong(place: str, why: str) -> InputError:
-    return InputError(f"{place}: {why}", None, None, "storage")
+    return InputError(f"{place}: {why}", field="storage", code="storage_unusable")

@@ -46,7 +46,9 @@ class RunSync:
     def __init__(self, place: str, run_dir: Path) -> None:
         self.storage, self.run_dir, self.log = Storage(place, run_dir.resolve().name), run_dir, RunLog(run_dir)
         if self.storage.local == run_dir.resolve():
-            raise InputError(f"{place}: is where the run directory lies already", None, None, "storage")
+            raise InputError(
+                f"{place}: is where the run directory lies already", field="storage", code="storage_unusable"
+            )
         self.id = uuid.uuid4().hex
         self.begun = False
         self.failures = 0
@@ -83,7 +85,7 @@ class RunSync:
                 self._writer = lease["writer"] if lease else "somebody"
             self._write_lease()
         except StorageError as error:
-            raise InputError(str(error), None, None, "storage") from None
+            raise InputError(str(error), field="storage", code="storage_unusable") from None
         if self._in_main_thread:
             self._previous_handler = signal.signal(_INTERRUPT, signal.default_int_handler)
         self._heartbeat_thread.start()
@@ -122,7 +124,9 @@ class RunSync:
             time.sleep(min(1.0, HEARTBEAT_SECONDS / 4))
             now = self._read_lease()
             if now and (now["holder"], now["beat"]) != (lease["holder"], lease["beat"]):
-                raise InputError(f"{self.storage.where}: {who} is at work on this run", None, None, "storage")
+                raise InputError(
+                    f"{self.storage.where}: {who} is at work on this run", field="storage", code="run_in_use"
+                )
 
     def _heartbeat_loop(self) -> None:
         while not self._stop_heartbeat.wait(HEARTBEAT_SECONDS):
@@ -153,6 +157,7 @@ class RunSync:
                 f"the run on {self.storage.where} went on elsewhere, and this directory holds work of its own: "
                 "name another --out, or delete the one that is not wanted",
                 self.run_dir,
+                code="runs_differ",
             )
         for entry in entries:
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
@@ -161,7 +166,7 @@ class RunSync:
         try:
             count = self._fetch_all()
         except StorageError as error:
-            raise InputError(str(error), None, None, "storage") from None
+            raise InputError(str(error), field="storage", code="storage_unusable") from None
         self._holders, self._halfway = [self._writer], False
         self._pushed = {entry.name: entry.fingerprint for entry in snapshot(self.run_dir)}
         self._save_state()
@@ -272,7 +277,9 @@ class RunSync:
         if not self.failures:
             say("  storage: a push failed and will be tried again (events.jsonl says why)")
         self.failures += 1
-        self.log.event("storage", "push failed", failures=self.failures, why=str(error))
+        self.log.event(
+            "storage", "push failed", failures=self.failures, code=getattr(error, "code", "failed"), why=str(error)
+        )
 
     # -- the end
 
@@ -291,7 +298,8 @@ class RunSync:
                 self._note_failure(error)
                 if wait is None or self._taken_by:
                     raise AtlasError(
-                        f"the run ended well, and {self.run_dir} is complete, but the last push failed: {error}"
+                        f"the run ended well, and {self.run_dir} is complete, but the last push failed: {error}",
+                        code="push_failed",
                     ) from error
                 time.sleep(wait)
 
@@ -305,7 +313,10 @@ class RunSync:
         """Why this driver has to end, if it has to."""
         if self._taken_by is None:
             return None
-        return AtlasError(f"{self._taken_by} has taken the run on {self.storage.where} over; this one has ended")
+        return AtlasError(
+            f"{self._taken_by} has taken the run on {self.storage.where} over; this one has ended",
+            code="run_taken_over",
+        )
 
     def _stop_pusher(self) -> None:
         self._stop_pushing.set()

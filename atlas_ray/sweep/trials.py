@@ -72,7 +72,8 @@ class Trial:
     def fail(self, error: BaseException, seconds: float) -> None:
         """Note that it failed, why, and whether the input is at fault."""
         found = culprit(error)
-        self.end("failed", seconds, why=redact(described(found)), bad_input=isinstance(found, InputError))
+        about = {"code": getattr(found, "code", "failed"), "bad_input": isinstance(found, InputError)}
+        self.end("failed", seconds, why=redact(described(found)), **about)
 
 
 def trials_of(recipe: Recipe, run_dir: Path) -> list[Trial]:

@@ -7,6 +7,7 @@ from chat_server import ChatServer, answer, status
 from pydantic import ValidationError
 
 from atlas_ray.agents.chat_agent import ChatAgent
+from atlas_ray.cluster.worker_state import WorkerState
 from atlas_ray.engines.chat_endpoint import ChatEndpoint
 from atlas_ray.engines.endpoint import open_endpoint
 from atlas_ray.errors import EndpointError, InputError
@@ -241,8 +242,8 @@ def test_a_reasoning_model_is_a_model_of_the_switch(tmp_path):
     check_players(recipe)
     assert Recipe.model_validate(json.loads(json.dumps(recipe.model_dump(mode="json")))) == recipe
     own = recipe.model_copy(update={"switch": recipe.switch.model_copy(update={"models": recipe.switch.models[1:]})})
-    kept = {}
-    (large,) = open_players(own, kept)
+    state = WorkerState()
+    (large,) = open_players(own, state)
     engine = large.engine
     assert (engine.limit_field, engine.timeout, engine.retries, engine.deadline) == (
         "max_completion_tokens",
@@ -251,7 +252,7 @@ def test_a_reasoning_model_is_a_model_of_the_switch(tmp_path):
         900,
     )
     assert (large.max_tokens, large.temperature, engine.extra) == (2000, None, {"reasoning_effort": "low"})
-    close_players(kept)
+    close_players(state)
 
 
 def test_a_bad_field_is_named_with_its_line(tmp_path):

@@ -226,23 +226,18 @@ RECIPE = 'name = "full"\nworkers = 0\nnum_envs = 4\n[collect]\nlevels = { GoToLo
 
 
 def test_a_disk_that_is_full_while_trajectories_are_written_is_one_line_and_the_run_goes_on_afterwards(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "r.toml").write_text(RECIPE)
-    code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (12000, resource.RLIM_INFINITY));"
-        "from atlas_ray.cli import main; sys.exit(main(['collect', 'r.toml', '--out', 'run']))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1
+    monkeypatch.chdir(tmp_path)
+    with small_files(12_000):
+        assert main(["collect", "r.toml", "--out", "run"]) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("atlas-ray: run/trajectories/") and "could not be written (File too large)" in last, last
     assert AGAIN in last
     for path in (tmp_path / "run").rglob("*.jsonl"):
         assert all(json.loads(line) for line in path.read_text().splitlines()), path
     assert not list((tmp_path / "run").rglob("*.tmp"))
-    monkeypatch.chdir(tmp_path)
     assert main(["collect", "r.toml", "--out", "run"]) == 0
     assert len((tmp_path / "run" / "trajectories" / "expert.jsonl").read_text().splitlines()) == 40
 

@@ -87,71 +87,104 @@ def rollout_policy(
     """
     rows = min(*(agent.engine.slots for agent in agents), len(seeds))
     game = make_game(policy, agents, specs, rows, game_options)
-    guard, losses = BudgetGuard(budget, rows), Losses(max_lost_answers)
-    charges = [0.0] + [1.0] * (len(agents) - 1) if weights == () else weights
-    waiting = deque(seeds)
-    attempts = dict.fromkeys(seeds, 0)
-    before: dict[int, list[Replies]] = {}
-    playing: list[int] = []
-    charged = [0.0] * rows
-    margins: list[list[float]] = [[] for _ in range(rows)]
+    weights = [0.0] + [1.0] * (len(agents) - 1) if weights == () else weights
+    rollouts = _Rollouts(policy, game, BudgetGuard(budget, rows), seeds, weights, Losses(max_lost_answers))
+    for row in rollouts.ended():
+        yield rollouts.result(row, cost, record)
 
-    def begin(row: int) -> None:
-        seed = waiting.popleft()
-        game.begin(row, seed)
-        attempts[seed] += 1
-        guard.start(row)
-        charged[row], margins[row] = 0.0, []
 
-    def should_retry(episode: Episode) -> bool:
-        """Whether a lost episode is to be played again."""
-        for number, replies in enumerate(episode.replies):
-            losses.note(str(number), replies)
-        if episode.lost is None or not episode.lost.passing or attempts[episode.seed] >= MOST_ATTEMPTS:
-            return False
-        return not losses.over(str(episode.lost_by))
+class _Rollouts:
+    """Episodes of one policy, as many side by side as the game has rows.
 
-    for row in range(rows):
-        begin(row)
-        playing.append(row)
-    while playing:
-        seen = situations(policy, game, guard, playing)
+    Args:
+        policy: who acts when.
+        game: in which the models act.
+        guard: keeps the budget.
+        seeds: one episode each.
+        weights: what a step of each model costs in c, None for what it really took.
+        losses: what became of the models' answers.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        game: TextGame,
+        guard: BudgetGuard,
+        seeds: Sequence[int],
+        weights: Sequence[float] | None,
+        losses: Losses,
+    ) -> None:
+        self._policy, self._game, self._guard = policy, game, guard
+        self._weights, self._losses = weights, losses
+        self._waiting, self._attempts = deque(seeds), dict.fromkeys(seeds, 0)
+        self._replies = {seed: [Replies() for _ in game.agents] for seed in seeds}
+        self._charged = [0.0] * game.rows
+        self._margins: list[list[float]] = [[] for _ in range(game.rows)]
+
+    def ended(self) -> Iterator[int]:
+        """The row of each episode that has ended and is not played again, before another begins there."""
+        playing = list(range(self._game.rows))
+        for row in playing:
+            self._begin(row)
+        while playing:
+            for row in self._step(playing):
+                if self._is_retried(self._game.episodes[row]):
+                    self._waiting.append(self._game.episodes[row].seed)
+                else:
+                    yield row
+                if self._waiting:
+                    self._begin(row)
+                else:
+                    playing.remove(row)
+
+    def result(self, row: int, cost: float, record: bool) -> dict[str, Any]:
+        """What :func:`rollout_policy` says of the episode that has ended in a row."""
+        episode = self._game.episodes[row]
+        found = _episode_row(self._game, self._guard, row, cost * self._charged[row])
+        if self._margins[row]:
+            found["margins"] = self._margins[row]
+        if episode.lost:
+            found |= {"error": episode.lost.reason, "lost_by": episode.lost_by}
+        if (attempts := self._attempts[episode.seed]) > 1:
+            found["attempts"] = attempts
+        if any(replies := self._replies[episode.seed]):
+            found["replies"] = [counts.row() for counts in replies]
+        if record:
+            found["episode"] = _episode_record(episode, self._game.models)
+        return found
+
+    def _begin(self, row: int) -> None:
+        seed = self._waiting.popleft()
+        self._game.begin(row, seed)
+        self._attempts[seed] += 1
+        self._guard.start(row)
+        self._charged[row], self._margins[row] = 0.0, []
+
+    def _step(self, playing: list[int]) -> list[int]:
+        """Let the policy decide and the models act in these rows; those whose episode is over."""
+        seen = situations(self._policy, self._game, self._guard, playing)
         for row, situation in zip(playing, seen, strict=True):
             if situation.margin is not None:
-                margins[row].append(situation.margin)
-        choices = {row: guard.grant(row, g) for row, g in zip(playing, policy.decide(seen), strict=True)}
+                self._margins[row].append(situation.margin)
+        wanted = self._policy.decide(seen)
+        choices = {row: self._guard.grant(row, number) for row, number in zip(playing, wanted, strict=True)}
         for row, choice in choices.items():
             if choice:
-                guard.record(row)
-        for row, outcome in game.advance(choices).items():
-            charged[row] += outcome.used if charges is None else charges[choices[row]]
-            if not outcome.over:
-                continue
-            episode = game.episodes[row]
-            told = [
-                mine.add(r)
-                for mine, r in zip(before.pop(episode.seed, _no_replies(game)), episode.replies, strict=True)
-            ]
-            if should_retry(episode):
-                before[episode.seed] = told
-                waiting.append(episode.seed)
-            else:
-                yield {
-                    **_episode_row(game, guard, row, cost * charged[row]),
-                    **({"margins": margins[row]} if margins[row] else {}),
-                    **({"error": episode.lost.reason, "lost_by": episode.lost_by} if episode.lost else {}),
-                    **({"attempts": attempts[episode.seed]} if attempts[episode.seed] > 1 else {}),
-                    **({"replies": [r.row() for r in told]} if any(told) else {}),
-                    **({"episode": _episode_record(episode, game.models)} if record else {}),
-                }
-            if waiting:
-                begin(row)
-            else:
-                playing.remove(row)
+                self._guard.record(row)
+        outcomes = self._game.advance(choices)
+        for row, outcome in outcomes.items():
+            self._charged[row] += outcome.used if self._weights is None else self._weights[choices[row]]
+        return [row for row, outcome in outcomes.items() if outcome.over]
 
-
-def _no_replies(game: TextGame) -> list[Replies]:
-    return [Replies() for _ in game.agents]
+    def _is_retried(self, episode: Episode) -> bool:
+        """Count the replies of an episode that is over, and say whether it is lost and to be played again."""
+        for number, replies in enumerate(episode.replies):
+            self._replies[episode.seed][number].add(replies)
+            self._losses.note(str(number), replies)
+        lost = episode.lost
+        if lost is None or not lost.passing or self._attempts[episode.seed] >= MOST_ATTEMPTS:
+            return False
+        return not self._losses.over(str(episode.lost_by))
 
 
 def make_game(

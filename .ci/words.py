@@ -51,6 +51,7 @@ NAMES = {
     "harmless": "sanitize",
     "keep_replay": "keep_replay_buffer",
     "open_desk": "open_sessions",
+    "play_switching": "evaluate_policy",
     "speechless": "expert_failures",
     "surviving": "with_recovery",
 }

@@ -87,7 +87,7 @@ class ComputeAccountant:
         player = self._players[number]
         if token_cost and any(player.price) and not token_cost.counted:
             raise InputError(
-                "its server counts no tokens, so that nobody knows what it costs: give it no prices",
+                "its server counts no tokens, so its cost is unknown: give it no prices",
                 field=f"switch.models.{number}",
             )
         read, written = self._read_and_written(row, number, token_cost)

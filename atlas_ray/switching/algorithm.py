@@ -217,5 +217,5 @@ def _learning_rate(settings: Switch) -> list[list[float]]:
 
 
 def action_costs(settings: Switch, price: float) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """``[models]``: what a step of each costs at a price a call."""
+    """``[models]``: what a step of each costs at a price per call."""
     return np.array(settings.weights, np.float32) * np.float32(price)

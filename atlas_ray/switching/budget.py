@@ -34,7 +34,7 @@ class BudgetGuard:
     """Calls left in each of several episodes that run side by side. A call is a step of any model but the first.
 
     Args:
-        calls: calls an episode may make (n); None is no limit.
+        calls: most calls per episode (n); None is no limit.
         rows: episodes side by side.
 
     Raises:

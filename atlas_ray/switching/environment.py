@@ -91,7 +91,7 @@ class SwitchingVectorEnv(gym.vector.VectorEnv[Vector, NDArray[np.int64], NDArray
     Args:
         game: where the models act.
         first_seed: seed of the first episode unless ``reset`` gives one.
-        budget: calls an episode may make, None for no limit. A call is a step of any model but the first.
+        budget: most calls per episode, None for no limit. A call is a step of any model but the first.
         cost: c, taken from the reward for each call made.
         weights: what a step of each model costs in c; by default 0 for the first and 1 for the others. None: what the
             game says that the step used (:attr:`Outcome.used`).

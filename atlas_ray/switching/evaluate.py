@@ -18,7 +18,7 @@ from .policy import Situation, SwitchPolicy
 from .text_game import TextGame
 
 encoder_of = lru_cache(maxsize=1)(make_encoder)
-"""The encoder of a recipe, loaded once a process."""
+"""The encoder of a recipe, loaded once per process."""
 
 
 class Policy(Protocol):
@@ -66,7 +66,7 @@ def rollout_policy(
         agents: from QUICK to DEEPTHINK.
         specs: seed s plays ``specs[s % len(specs)]``.
         seeds: one episode each.
-        budget: calls an episode may make; the guard turns down what is over it.
+        budget: most calls per episode; the guard turns down what is over it.
         cost: c, for ``objective`` only.
         record: also keep the steps.
         weights: what a step of each model costs in c; by default 0 for the first and 1 for the others. None: what the
@@ -75,7 +75,7 @@ def rollout_policy(
         **game_options: of :class:`TextGame`.
 
     Yields:
-        A row an episode, as they end: ``level``, ``seed``, ``success``, ``return`` (of the environment),
+        A row per episode, as they end: ``level``, ``seed``, ``success``, ``return`` (of the environment),
         ``objective`` (return less c times the weights or what was used), ``calls`` (steps of any model but the first),
         ``calls_by_model`` (steps of each), ``called_at`` (which steps were calls), ``steps``, ``overrides``,
         ``violations`` (calls over the budget: 0, or the guard is broken), ``tokens`` (fed to each model), ``flops``,

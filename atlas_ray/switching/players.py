@@ -31,7 +31,7 @@ class SwitchPlayer(Player, Protocol):
 
     @property
     def parameters(self) -> int | None:
-        """Weights of its model; None where nobody tells."""
+        """Number of weights of its model; None where it is unknown."""
         ...
 
     @property

@@ -117,7 +117,7 @@ def percentage_as_fraction(percentage: str) -> float:
 
 
 def resolve_budget(percentage: str, calls: float) -> int:
-    """The budget that is this share of so many calls an episode, rounded up, at least 1."""
+    """The budget that is this share of so many calls per episode, rounded up, at least 1."""
     # whole percents of a mean, without the rounding of floats: 10 % of 30 is 3, not 4
     return max(1, math.ceil(round(int(percentage.rstrip("%")) * calls / 100, 9)))
 

@@ -51,7 +51,7 @@ class SwitchConfig:
     """Shape and terms of a switch.
 
     ``encoder`` and ``signals``: as in the recipe. ``features``: width of what they give. ``hidden``: widths of the
-    hidden layers. ``models``: how many there are. ``budget`` n, ``cost`` c of a call, or ``average`` calls an episode.
+    hidden layers. ``models``: how many there are. ``budget`` n, ``cost`` c of a call, or ``average`` calls per episode.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)

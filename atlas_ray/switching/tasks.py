@@ -140,7 +140,7 @@ def rollout_chunk(task: PlayTask, state: WorkerState) -> Iterator[tuple[Row, Tal
     """Play the episodes of a task.
 
     Yields:
-        A row an episode, as :func:`rollout_policy` does, and what was counted since the last.
+        A row per episode, as :func:`rollout_policy` does, and what was counted since the last.
     """
     _state.index = state.index
     settings = switch_of(task.recipe)

@@ -164,7 +164,7 @@ class TextGame:
         return np.concatenate(parts, axis=1)
 
     def confidence(self, rows: Sequence[int]) -> list[Confidence]:
-        """Of QUICK's answers in the present states. QUICK is asked once a state; if it then acts, this was its answer.
+        """Of QUICK's answers in the present states. QUICK is asked once per state: it acts by that answer.
 
         Raises:
             InputError: QUICK does not score the actions.

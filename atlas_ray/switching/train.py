@@ -265,7 +265,7 @@ class Training:
 
 
 def _dual_step(price: float, calls: float, average: float) -> float:
-    """The price of a call after a greedy evaluation with so many calls an episode [ours]."""
+    """The price of a call after a greedy evaluation with so many calls per episode [ours]."""
     excess = max(-1.0, min(1.0, (calls - average) / average))
     return max(0.0, price + DUAL_RATE * max(price, DUAL_LEAST) * excess)
 

@@ -118,9 +118,9 @@ def _finetune(recipe: Recipe, gpus: bool) -> Iterator[ResourceRequest]:
     if config is None or not config.workers:
         return
     runs = len(config.arms) * len(config.seeds)
-    teams = 1 if config.parallel == "auto" else min(config.parallel, runs)
+    replicas = 1 if config.parallel == "auto" else min(config.parallel, runs)
     yield ResourceRequest(
-        "finetune", "models", "trainers", teams * config.workers, 1.0, float(gpus), recipe.placement.trainers
+        "finetune", "models", "trainers", replicas * config.workers, 1.0, float(gpus), recipe.placement.trainers
     )
 
 

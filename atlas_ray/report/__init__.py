@@ -1,4 +1,10 @@
-"""``report.html``: one self-contained file that loads and runs nothing, the same bytes for the same run."""
+"""``report.html``: one self-contained file that loads and runs nothing, the same bytes for the same run.
+
+This module is the one to begin with: `build_report` puts the parts together. `page.py` makes safe HTML, `tables.py` and
+the `*plots.py` tables and pictures, `reading.py` and `switch_reading.py` sentences. The parts: `selection.py`,
+`starts.py`, `training.py`, `switching.py`, `replay.py`, `sweep.py`, `journal.py` (what was dropped, how long it took)
+and `claims.py` (the papers' and ours). May import `selection` and below.
+"""
 
 from __future__ import annotations
 

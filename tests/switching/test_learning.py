@@ -52,17 +52,33 @@ def calls(mdp, policy):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "terms"),
-    [("dqn", {"cost": 0.05}), ("dqn", {"budget": 4}), ("sac", {"cost": 0.05}), ("sac", {"budget": 1})],
+    ("algorithm", "terms", "updates_per_step"),
+    [
+        ("dqn", {"cost": 0.05}, 0.5),
+        ("dqn", {"budget": 1}, 0.5),
+        ("sac", {"cost": 0.05}, 1.0),
+        pytest.param("sac", {"budget": 1}, 1.0, marks=pytest.mark.slow),
+    ],
 )
-def test_learnt_switch_is_optimal(ray_session, tmp_path, algorithm, terms):
-    """What takes longer to learn, a budget of 2 above all, is in the slow table."""
-    _, rows, share = learn(tmp_path / "switch", 4000, algorithm=algorithm, **terms)
+def test_learnt_switch_is_optimal(ray_session, tmp_path, algorithm, terms, updates_per_step):
+    """Longer chains, and what takes longer to learn on them, are in the slow table of test_optimum.py."""
+    more = {"evaluate_every": 250, "updates_per_step": updates_per_step, **terms}
+    _, rows, share = learn(tmp_path / "switch", 2000, "chain-6", algorithm=algorithm, **more)
     assert share >= 0.99
     assert [row["best"] for row in rows] == list(itertools.accumulate((row["objective"] for row in rows), max))
     assert rows[-1]["eta_seconds"] == 0
 
 
+@pytest.mark.parametrize("terms", [{"cost": 0.05}, {"budget": 1}], ids=str)
+def test_a_chain_of_six_can_be_missed(terms):
+    """So that the test above can fail: neither model alone comes near the optimum."""
+    mdp = MDPS["chain-6"]
+    best = switch_mdps.optimum(mdp, GAMMA, **terms)[0, -1]
+    for policy in (lambda f: [0] * len(f), lambda f: [1] * len(f)):
+        assert switch_mdps.value(mdp, policy, GAMMA, **terms) < 0.9 * best
+
+
+@pytest.mark.slow
 def test_three_models_are_each_called_where_they_pay(ray_session, tmp_path):
     """The second model costs 0.3 c and is as good as the third in two of the four hard states."""
     policy, _, share = learn(tmp_path / "switch", 6000, "three-12", cost=0.05)
@@ -72,6 +88,7 @@ def test_three_models_are_each_called_where_they_pay(ray_session, tmp_path):
     assert set(called.values()) == {1, 2}
 
 
+@pytest.mark.slow
 def test_a_mean_number_of_calls_is_kept(ray_session, tmp_path):
     """Without a price the best switch calls 3.3 times; half of that is asked for."""
     mdp = MDPS["chain-12"]

@@ -94,7 +94,7 @@ def test_exact_values_equal_the_mean_of_what_is_played(name, terms):
     def policy(features):
         return (features @ weights).argmax(1)
 
-    rows, episodes = 50, 3000
+    rows, episodes = 50, 1500
     env = switch_mdps.maker(name, terms.get("budget"), terms.get("cost", 0.0), rows)(0)
     observations, _ = env.reset(seed=0)
     shown = {tuple(row) for row in switch_mdps.features(mdp, terms.get("budget")).tolist()}

@@ -68,7 +68,9 @@ class EpisodeOutcome:
 
 
 def of_number(value: float) -> EpisodeOutcome:
-    """Of a score or reward on 0 to 1: 1 is a success, 0 and below none; between them, and above 1, success is unknown.
+    """The outcome by a score or reward on 0 to 1.
+
+    1 is a success, 0 and below none; between them, and above 1, success is unknown.
 
     Above 1 the score is on another scale, so it is unknown too; so is one below 0.
     """
@@ -79,7 +81,7 @@ def of_number(value: float) -> EpisodeOutcome:
 
 
 def of_value(value: object) -> EpisodeOutcome | None:
-    """Of a field's value, be it true or false, a word for it, or a number; None where it is none of these."""
+    """The outcome by a field's value: true or false, a word for it, or a number; None where it is none of these."""
     if value is None:
         return EpisodeOutcome()
     if isinstance(value, bool):
@@ -107,7 +109,7 @@ def at_field(value: Any, name: str) -> Any:
 
 
 def of_fields(record: JsonRecord, success_field: str | None, other_scale: Collection[str] = ()) -> EpisodeOutcome:
-    """Of a record's own fields; with ``success_field`` of that one alone.
+    """The outcome by a record's own fields; with ``success_field`` by that one alone.
 
     Args:
         record: the record.
@@ -155,7 +157,7 @@ def beyond_one(value: dict[str, Any]) -> set[str]:
 
 
 def of_texts(texts: Iterable[str]) -> EpisodeOutcome:
-    """Of what the environment said behind the last step: the last text in which it tells a reward or success."""
+    """The outcome by the last text of the environment, behind the last step, that tells a reward or success."""
     found = EpisodeOutcome()
     for text in texts:
         if (told := of_text(text)) != EpisodeOutcome():
@@ -164,7 +166,7 @@ def of_texts(texts: Iterable[str]) -> EpisodeOutcome:
 
 
 def of_text(text: str) -> EpisodeOutcome:
-    """Of one text: ``reward = 0``, ``Your score is 0.5``, ``3 of 10``, ``success: false``, ``task failed``."""
+    """The outcome in a text: ``reward = 0``, ``Your score is 0.5``, ``3 of 10``, ``success: false``, ``failed``."""
     scores = list(_SCORE.finditer(text))
     found = EpisodeOutcome()
     if scores:

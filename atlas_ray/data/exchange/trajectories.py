@@ -1,4 +1,4 @@
-"""Records as trajectories: what a format does not say is filled in, what we wrote ourselves returns exactly."""
+"""Makes trajectories of records: fills in what a format does not say, and returns exactly what we wrote ourselves."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def meta_of(record: JsonRecord) -> Meta | None:
 
 
 def meta_row(item: Trajectory, annotation: Annotation | None, turns: WrittenTurns) -> dict[str, Any]:
-    """The object under ``atlas_ray`` for a trajectory whose turns were written so."""
+    """The object under ``atlas_ray`` for a trajectory and the turns that were written for it."""
     meta = {k: getattr(item, k) for k in _ITSELF}
     meta["rewards"] = [s.reward for s in item.steps]
     for name, values in (
@@ -289,7 +289,7 @@ def _item(
 
 
 def _outcome(conversation: Conversation, options: Options, survey: Survey) -> EpisodeOutcome:
-    """By the record's fields, else by what the environment said last, else as it is stated."""
+    """The outcome by the record's fields, else by what the environment said last, else as the options state it."""
     found = of_fields(conversation.record, options.success_field)
     if options.success_field is None and found.score == 1:
         found = of_fields(conversation.record, None, survey.other_scale())

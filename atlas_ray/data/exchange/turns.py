@@ -54,7 +54,7 @@ class Turn:
 
     @property
     def text_key(self) -> str:
-        """Under which key its text stands."""
+        """The key of its text."""
         return _keys(self.raw)[1]
 
 

@@ -28,7 +28,7 @@ from .stages.paths import check_inputs
 from .stages.table import STAGE, done_stages
 
 
-def _shown(arguments: argparse.Namespace) -> bool:
+def _dry_run_shown(arguments: argparse.Namespace) -> bool:
     """Whether ``--dry-run`` printed the recipe of an existing run, and that was all."""
     resolved = RunLayout(arguments.run).recipe
     if not _is_there(resolved) or not resolved.is_file():
@@ -42,8 +42,8 @@ def _report(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from .rundir.progress import say
     from .stages.report import write_report
 
-    _nothing_more(rest)
-    if not _shown(arguments):
+    _reject_extra(rest)
+    if not _dry_run_shown(arguments):
         say(f"report: {write_report(arguments.run)}")
     return 0
 
@@ -52,8 +52,8 @@ def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from .data.exchange import export_run
     from .rundir.progress import say
 
-    _nothing_more(rest)
-    if not _shown(arguments):
+    _reject_extra(rest)
+    if not _dry_run_shown(arguments):
         selector = None if arguments.selector == "every-step" else arguments.selector
         done = export_run(arguments.run, selector, arguments.format, arguments.flag, arguments.out, arguments.unmarked)
         say(f"written: {done}")
@@ -63,7 +63,7 @@ def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 def _serve(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from .serving.app import serve
 
-    _nothing_more(rest)
+    _reject_extra(rest)
     if arguments.places is not None:
         if arguments.max_sessions is not None:
             raise InputError(
@@ -73,7 +73,7 @@ def _serve(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         arguments.max_sessions = arguments.places
     if arguments.max_sessions is not None and arguments.max_sessions < 1:
         raise InputError("must be at least 1", None, None, "--max-sessions")
-    if not _shown(arguments):
+    if not _dry_run_shown(arguments):
         try:
             serve(arguments.run, arguments.policy, arguments.port, arguments.max_sessions)
         except KeyboardInterrupt:  # which is how it ends
@@ -90,7 +90,7 @@ def _models(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from .models.fetch import fetch, fetched, known
     from .rundir.progress import say
 
-    _nothing_more(rest)
+    _reject_extra(rest)
     if arguments.name is not None and arguments.name not in known():
         raise InputError(f"no model of that name can be fetched; known are {', '.join(known())}", arguments.name)
     if arguments.action == "list" or arguments.dry_run:
@@ -107,7 +107,7 @@ def _doctor(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from . import doctor
 
     if arguments.env is None:
-        _nothing_more(rest)
+        _reject_extra(rest)
         if arguments.dry_run:
             print(json.dumps(doctor.machine(), indent=2))
             return 0
@@ -130,7 +130,7 @@ def _doctor(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         raise InputError(str(error), None, None, "--env") from None
 
 
-def _nothing_more(rest: Sequence[str]) -> None:
+def _reject_extra(rest: Sequence[str]) -> None:
     if rest:
         raise InputError(f"unexpected argument {rest[0]!r}", code="unexpected_argument")
 
@@ -166,7 +166,7 @@ def _stages(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     if arguments.command == "sweep" and recipe.sweep is None:
         raise InputError("the recipe has no [sweep] table", name, code="missing_table")
     if arguments.dry_run:
-        _look_for_names(recipe, arguments, rest)
+        _check_names(recipe, arguments, rest)
         print(json.dumps(recipe.model_dump(mode="json"), indent=2))
         if arguments.command == "sweep" and recipe.sweep:
             print(f"{len(plan(recipe.sweep, recipe.seed))} trials", file=sys.stderr)
@@ -185,7 +185,7 @@ def _stages(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     if not set(stages) & set(done_stages(recipe, run_dir)):
         raise InputError(f"the recipe has no [{arguments.command}] table", name, code="missing_table")
     if arguments.command == "select" and (arguments.compare or arguments.estimate):
-        _look(recipe, run_dir, arguments)
+        _inspect_selection(recipe, run_dir, arguments)
         return 0
     seconds = pipeline.run(recipe, run_dir, stages, arguments.verbose)
     if seconds:
@@ -195,7 +195,7 @@ def _stages(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
-def _look_for_names(recipe: Recipe, arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+def _check_names(recipe: Recipe, arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     """Refuse a recipe, or a trial of its sweep, that names what is not here.
 
     A recipe that ships may name models that another one makes; these are only spoken of.
@@ -249,7 +249,7 @@ def _sweep(recipe: Recipe, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _look(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> None:
+def _inspect_selection(recipe: Recipe, run_dir: Path, arguments: argparse.Namespace) -> None:
     """Print what was asked about the selectors; nothing is written."""
     from .rundir.progress import say
     from .selection.agreement import agreement_text

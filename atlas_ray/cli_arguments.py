@@ -67,14 +67,14 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--compare", nargs=2, metavar=("A", "B"), help="how far two selectors agree, and stop")
             command.add_argument("--estimate", action="store_true", help="what the oracle would be asked, and stop")
 
-    def of_run(name: str, text: str, **about: Any) -> argparse.ArgumentParser:
+    def add_run_command(name: str, text: str, **about: Any) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, **about)
         command.add_argument("run", type=Path, help="a run directory")
         command.add_argument("--dry-run", action="store_true", help="print the run's resolved recipe as JSON and stop")
         return command
 
-    of_run("report", STAGE["report"].help)
-    export = of_run(
+    add_run_command("report", STAGE["report"].help)
+    export = add_run_command(
         "export",
         "write a run's expert episodes in a neighbour's format",
         description="Write a run's expert episodes, with a selector's steps marked, for another trainer.",
@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--flag", help="messages: key of the mark: trainable (default), train, loss or weight")
     export.add_argument("--unmarked", choices=("refuse", "drop"), default="refuse", help="trajectories without a mark")
     export.add_argument("--out", type=Path, required=True, help="the file")
-    serve = of_run(
+    serve = add_run_command(
         "serve",
         "answer over HTTP with a run's switch, or with one of its models",
         description="Answer over HTTP, on 127.0.0.1 only, with a run's switch or with one of its models.",

@@ -19,9 +19,10 @@ from typing import Any
 
 from ..rundir.disk import writing
 from ..rundir.files import RunLog, append_jsonl, read_json, write_json, write_text
+from ..rundir.layout import RunLayout
 
 _BLOCK = 32 << 20
-_TOKEN_FILE, _COPIES = ".here", "atlas-ray"
+_TOKEN_FILE, _COPIES = RunLayout().here.name, "atlas-ray"
 
 
 @dataclass(frozen=True)

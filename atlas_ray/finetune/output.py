@@ -16,6 +16,7 @@ from ..models.tiny import build_model, build_tokenizer
 from ..recipe.loading import Recipe
 from ..rundir.disk import writing
 from ..rundir.files import atomic_directory, write_json, write_text
+from ..rundir.layout import CHECKPOINT_RECORD
 from .card import card
 from .packing import causal_lm
 from .process_group import ProcessGroup, use_bf16
@@ -121,5 +122,5 @@ def write_model(target: Path, model: Any, tokenizer: Any, recipe: Recipe, about:
             }
             write_json(directory / "adapter_config.json", about_adapter)
         tokenizer.save_pretrained(directory)
-        write_json(directory / "run.json", about)
+        write_json(directory / CHECKPOINT_RECORD, about)
         write_text(directory / "README.md", card(recipe, about))

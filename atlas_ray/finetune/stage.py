@@ -28,7 +28,7 @@ from ..recipe.loading import Arm, Finetune, Recipe
 from ..rundir import logs
 from ..rundir.files import RunLog, read_json
 from ..rundir.following import polling
-from ..rundir.layout import RunLayout
+from ..rundir.layout import CHECKPOINT_RECORD, RunLayout
 from ..rundir.progress import duration, say, track
 from .data import steps_of
 from .inputs import prepare, refuse_other_base, unknown_warning
@@ -77,8 +77,8 @@ def _worker(config: dict[str, Any]) -> None:
     _check_disk(recipe, at, group)
     if at.away:
         with at.alone():
-            at.fetch("trajectories")
-            at.fetch("annotations")
+            at.fetch(str(RunLayout().trajectories_dir))
+            at.fetch(str(RunLayout().annotations_dir))
             prepare(recipe, at.root, group.device)
     for number, arm, seed in config["runs"][group.replica :: config["replicas"]]:
         if at.exists(str(RunLayout().checkpoint_record(Arm(**arm).name, seed))):
@@ -194,7 +194,7 @@ def _say_unknown(recipe: Recipe, run_dir: Path, store: TokenStore) -> None:
 
 def _sum_up(run_dir: Path, made: list[Path], seconds: float) -> None:
     """Say what was trained, and say loudly what was left out."""
-    log, about = RunLog(run_dir), {path.name: read_json(path / "run.json") for path in made}
+    log, about = RunLog(run_dir), {path.name: read_json(path / CHECKPOINT_RECORD) for path in made}
     for name, run in about.items():
         if run["lost_critical_steps"] or run["shortened"]:
             lost = {key: run[key] for key in ("shortened", "lost_critical_steps", "emptied")}

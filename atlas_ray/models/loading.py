@@ -15,6 +15,7 @@ from ..cluster.remote_rundir import driver_path
 from ..errors import InputError
 from ..rundir import logs
 from ..rundir.files import read_json
+from ..rundir.layout import CHECKPOINT_RECORD
 from .config import longest, read_config
 from .fetch import fetched, known
 
@@ -150,7 +151,7 @@ def adapter_config(directory: str | Path) -> dict[str, Any]:
 def _noted(directory: Path) -> dict[str, str]:
     """What :func:`note_base` gave when this adapter was trained; nothing for adapters of others."""
     try:
-        base = read_json(directory / "run.json")["base"]
+        base = read_json(directory / CHECKPOINT_RECORD)["base"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return base if isinstance(base, dict) else {}
@@ -166,7 +167,7 @@ def _candidates(directory: Path, base: str, noted: dict[str, str]) -> Iterator[P
     if noted:
         yield name.resolve()
     # a run was mostly begun in a folder above it, and that is all that older ones say
-    if (directory / "run.json").is_file() and not name.is_absolute():
+    if (directory / CHECKPOINT_RECORD).is_file() and not name.is_absolute():
         yield from ((above / name).resolve() for home in homes for above in list(home.parents)[2:-1])
 
 

@@ -55,8 +55,7 @@ class Marks:
 
 def annotated(run_dir: Path) -> list[str]:
     """The selectors that left annotations in a run."""
-    names = (path.stem for path in (run_dir / "annotations").glob("*.jsonl"))
-    return sorted(name for name in names if _NAME.fullmatch(name))
+    return [name for name in RunLayout(run_dir).selectors if _NAME.fullmatch(name)]
 
 
 def read_marks(run_dir: Path, recipe: Recipe | None) -> Marks:

@@ -8,12 +8,13 @@ from typing import Any
 from ..agents.unknown_words import NOTHING as NO_WORDS
 from ..agents.unknown_words import warning
 from ..rundir.files import read_json
+from ..rundir.layout import RunLayout
 from .page import NOTHING, Html, el, table
 
 
 def training_part(run_dir: Path) -> list[Html]:
     """What every model of the run read, how fast, and what was left out; nothing where no model was trained."""
-    found = {path.parent.name: read_json(path) for path in sorted((run_dir / "checkpoints").glob("*/run.json"))}
+    found = {path.parent.name: read_json(path) for path in RunLayout(run_dir).checkpoint_records}
     # (switches lie there too, without a selector)
     runs = {name: run for name, run in found.items() if "selector" in run}
     if not runs:

@@ -15,8 +15,10 @@ from typing import Any
 
 from ..errors import StorageError
 from .disk import refuse_device, writing
+from .layout import RunLayout
 
 _log = logging.getLogger(__name__)
+_METRICS, _EVENTS = str(RunLayout().metrics), str(RunLayout().events)
 _HALVES = "backslashreplace"
 """Half a character, which UTF-8 has no bytes for, is written as JSON escapes it, and so comes back as it was."""
 
@@ -178,12 +180,12 @@ class RunLog:
 
     def metric(self, stage: str, **values: Any) -> None:
         """One row of numbers."""
-        self._append("metrics.jsonl", {"stage": stage, **values})
+        self._append(_METRICS, {"stage": stage, **values})
 
     def event(self, stage: str, kind: str, **values: Any) -> None:
         """One thing that happened. Where it cannot be written, the run goes on, and its log says so."""
         try:
-            self._append("events.jsonl", {"stage": stage, "event": kind, **values})
+            self._append(_EVENTS, {"stage": stage, "event": kind, **values})
         except StorageError as error:
             _log.error("an event (%s: %s) is lost: %s", stage, kind, error)
 

@@ -30,6 +30,10 @@ _REPLACED_WHOLE = re.compile(r"((trials|shared)/[^/]+/)?checkpoints/[^/]+\.(stat
 _OF_THIS_MACHINE = (".storage.json", ".here", ".ray", ".training")
 
 
+CHECKPOINT_RECORD = PurePosixPath(COMPLETION_MARKERS["finetune"]).name
+"""In a fine-tuned model's own directory: how it was made."""
+
+
 def is_commit_marker(name: str) -> bool:
     """Whether a file says that something else is complete.
 
@@ -127,6 +131,16 @@ class RunLayout:
         """Words of imported trajectories that an export repeats exactly."""
         return self.root / "imported-words.jsonl"
 
+    @property
+    def trajectories_dir(self) -> Path:
+        """Directory of all trajectories."""
+        return self.expert.parent
+
+    @property
+    def annotations_dir(self) -> Path:
+        """Directory of all annotations and of the numbers behind them."""
+        return self.root / "annotations"
+
     def annotations(self, selector: str) -> Path:
         """The annotations of a selector."""
         return self._marker("annotations", selector)
@@ -134,12 +148,12 @@ class RunLayout:
     @property
     def selectors(self) -> list[str]:
         """Names of the selectors whose annotations are there, sorted."""
-        found = (self.root / "annotations").glob("*.jsonl")
+        found = self.annotations_dir.glob("*.jsonl")
         return sorted(path.stem for path in found if not path.name.startswith("."))
 
     def scores(self, name: str) -> Path:
         """The numbers or answers behind a selection, a row a trajectory."""
-        return self.root / "annotations" / "scores" / f"{name}.jsonl"
+        return self.annotations_dir / "scores" / f"{name}.jsonl"
 
     @property
     def start_after(self) -> Path:
@@ -160,6 +174,11 @@ class RunLayout:
     def checkpoint_record(self, arm: str, seed: int) -> Path:
         """How a fine-tuned model was made."""
         return self._marker("finetune", self.checkpoint(arm, seed).name)
+
+    @property
+    def checkpoint_records(self) -> list[Path]:
+        """How the models were made that lie here, sorted by name."""
+        return sorted(self.checkpoints.glob(f"*/{CHECKPOINT_RECORD}"))
 
     @property
     def training_scratch(self) -> Path:

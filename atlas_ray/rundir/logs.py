@@ -28,8 +28,9 @@ from typing import TextIO
 from ..ray_private import LOG_MARKERS
 from .disk import writing
 from .following import Tail, polling
+from .layout import RunLayout
 
-FOLDER, DRIVER, RAY = "logs", "driver", "ray"
+FOLDER, DRIVER, RAY = RunLayout().logs.name, "driver", "ray"
 BYTES = 20_000_000
 """Size at which a file becomes ``NAME.log.1``, in place of the one before it."""
 

@@ -28,8 +28,8 @@ from .sessions import SessionManager
 
 def policies(recipe: Recipe, run_dir: Path) -> dict[str, Path | int]:
     """What of a run can be served: directories of switches and of tuned models, numbers of the switch's own models."""
-    made = run_dir / "checkpoints"
-    marks = [*sorted(made.glob("*/run.json")), *sorted(made.glob(f"switch-*/{CONFIG}"))]
+    layout = RunLayout(run_dir)
+    marks = [*layout.checkpoint_records, *sorted(layout.checkpoints.glob(f"switch-*/{CONFIG}"))]
     found: dict[str, Path | int] = {p.parent.name: p.parent for p in marks if not p.parent.name.startswith(".")}
     if recipe.switch:
         models = recipe.switch.models

@@ -351,7 +351,7 @@ def evaluate(recipe: Recipe, run_dir: Path) -> Atlas:
     if not tuning.scratch:
         arms.append(_arm(ends, recipe, run_dir, ["none"], [], selector="none", fraction=0.0, seeds=()))
     for arm in tuning.arms:
-        about = [read_json(checkpoint_dir(run_dir, arm, seed) / "run.json") for seed in tuning.seeds]
+        about = [read_json(RunLayout(run_dir).checkpoint_record(arm.name, seed)) for seed in tuning.seeds]
         kind = {"selector": arm.selector, "fraction": fraction_of(recipe, run_dir, arm.selector), "anchor": arm.anchor}
         keys = [f"{arm.name}/{seed}" for seed in tuning.seeds]
         arms.append(_arm(ends, recipe, run_dir, keys, about, seeds=tuple(tuning.seeds), **kind))

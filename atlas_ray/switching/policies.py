@@ -15,6 +15,7 @@ from ..data.results import ALWAYS_DEEPTHINK, ALWAYS_QUICK, DECILES, interval
 from ..errors import AtlasError
 from ..recipe.loading import Switch
 from ..recipe.switch import MEASURED
+from ..rundir.layout import RunLayout
 from .baselines import Always, EveryKth, Oracle, Random, Threshold, calibrate
 from .evaluate import Policy
 from .policy import SwitchPolicy
@@ -91,7 +92,7 @@ def learned_policies(settings: Switch, run_dir: Path, resolved: dict[str, int] |
     """
 
     def switch(name: str, kind: str, **terms: Any) -> PolicySpec:
-        where = tuple(str(run_dir / "checkpoints" / f"switch-{kind}-seed{seed}") for seed in settings.seeds)
+        where = tuple(str(RunLayout(run_dir).switch_checkpoint(kind, seed)) for seed in settings.seeds)
         return PolicySpec(name, "learned", directories=where, seeds=tuple(settings.seeds), **terms)
 
     found = [switch(f"londi(c={_cost_word(c)})", f"cost{_cost_word(c)}", cost=c) for c in settings.costs]

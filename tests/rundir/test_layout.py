@@ -1,10 +1,13 @@
 """The run directory: one module names its files, and storage and stages agree on what says that something is done."""
 
+import ast
 from pathlib import Path
 
 import pytest
 
+from atlas_ray.rundir import layout
 from atlas_ray.rundir.layout import (
+    CHECKPOINT_RECORD,
     COMPLETION_MARKERS,
     RunLayout,
     is_commit_marker,
@@ -66,3 +69,21 @@ def test_selectors_are_those_whose_annotations_are_there(tmp_path):
         made.annotations(name).parent.mkdir(exist_ok=True)
         made.annotations(name).touch()
     assert made.selectors == ["all", "value"]
+
+
+def test_no_other_module_spells_these_names():
+    made = RunLayout()
+    paths = [value for name, value in vars(RunLayout).items() if isinstance(value, property)]
+    found = [path for path in (each.fget(made) for each in paths) if isinstance(path, Path) and path.suffix]
+    # (a checkpoint of a switch has a file of this name, too)
+    names = {CHECKPOINT_RECORD, *(path.name for path in found)} - {made.trial_history.name}
+    assert len(names) > 15
+    root = Path(layout.__file__).parents[1]
+    spelt = [
+        f"{path.relative_to(root)}:{node.lineno} {node.value}"
+        for path in root.rglob("*.py")
+        if path != Path(layout.__file__) and "envs" not in path.parts
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in names
+    ]
+    assert spelt == []

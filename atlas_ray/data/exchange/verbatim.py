@@ -17,6 +17,7 @@ from pydantic import Field
 
 from ...errors import InputError
 from ...rundir.files import jsonl_rows, write_parts
+from ...rundir.layout import RunLayout
 from ..records import Trajectory
 from .conversations import Conversation, Options, read_conversation
 from .raw_files import as_json
@@ -233,7 +234,7 @@ def _of_turns(turns: Mapping[str, str], steps: int) -> Verbatim:
 
 
 def _path(run_dir: Path) -> Path:
-    return run_dir / "imported-words.jsonl"
+    return RunLayout(run_dir).verbatim
 
 
 def write_verbatim(run_dir: Path, verbatim: Mapping[str, Verbatim]) -> None:

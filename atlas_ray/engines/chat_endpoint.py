@@ -240,7 +240,7 @@ class ChatEndpoint:
             raise batch.error
         return answers
 
-    def complete_each(self, *args: Any, **kwargs: Any) -> list[Completion | EndpointError]:
+    def complete_each(self, *args: Any, **kwargs: Any) -> list[Completion | EndpointError]:  # the old name
         """The old name of ``complete(..., return_exceptions=True)``, for one release."""
         warnings.warn("complete_each is now complete(..., return_exceptions=True)", DeprecationWarning, stacklevel=2)
         return self.complete(*args, **kwargs, return_exceptions=True)

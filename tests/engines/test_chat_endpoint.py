@@ -284,7 +284,7 @@ def test_a_refused_key_is_asked_once(server, connect):
     server.faults = [status(401)] * 9
     endpoint = connect(concurrency=1)
     with pytest.warns(DeprecationWarning, match="return_exceptions"):
-        each = endpoint.complete_each([talk("a")] * 9, max_tokens=1)
+        each = endpoint.complete_each([talk("a")] * 9, max_tokens=1)  # the old name
     assert {e.status for e in each} == {401}
     assert len(server.requests) == 1
 

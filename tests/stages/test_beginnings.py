@@ -129,11 +129,11 @@ def test_a_validation_leaves_out_what_does_not_begin_and_ends_where_nothing_does
     BAD.update({20: 99, 25: 99})
     assert validation.success(tuned, None, None, ProcessGroup()) == 1.0
 
-    class Writing(Fixed):
+    class Replying(Fixed):
         def act(self, *told):
             return [replace(decision, replies={"ok": 1, "asked again": 2}) for decision in super().act(*told)]
 
-    monkeypatch.setattr("atlas_ray.agents.spec.AgentSpec.new_agent", lambda self, engine: Writing(4))
+    monkeypatch.setattr("atlas_ray.agents.spec.AgentSpec.new_agent", lambda self, engine: Replying(4))
     replies = Replies()
     assert validation.success(tuned, None, None, ProcessGroup(), replies) == 1.0
     assert replies.row() == {"ok": replies["ok"], "asked again": 2 * replies["ok"]} and replies["ok"] >= 8

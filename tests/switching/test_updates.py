@@ -1,5 +1,6 @@
 """Our updates against RLlib's own losses, the modules around them, and the replay buffer."""
 
+import importlib
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -232,3 +233,16 @@ def test_replay_goes_on_from_its_state(transitions):
         assert first.sample(20)["obs"].tolist() == second.sample(20)["obs"].tolist()
     else:
         assert set(second.sample(200)["obs"][:, 0]) == set(range(50, 55))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("algorithm.SwitchDQN", "algorithm.SwitchSAC", "algorithm.SwitchRunner"),
+        *("learner.SwitchDQNLearner", "learner.SwitchSACLearner", "module.DQNModule", "module.SACModule"),
+    ],
+)
+def test_classes_are_found_where_training_states_look_for_them(name):
+    """RLlib pickles these seven by module and name; a training begun by an older version goes on with them."""
+    module, _, attribute = name.rpartition(".")
+    assert isinstance(getattr(importlib.import_module(f"atlas_ray.switching.{module}"), attribute), type)

@@ -23,6 +23,7 @@ def recipe(tmp_path_factory):
     return Recipe.model_validate(
         {
             "name": "small",
+            "workers": 1,
             "num_envs": 4,
             "collect": {"levels": {"PickupDist": 5, "GoToLocalS5N2": 4}, "max_steps": 20},
             "select": {"model": str(model), "rollouts": 2, "horizon": 4},
@@ -156,36 +157,34 @@ def test_a_second_run_does_nothing_and_says_so(recipe, finished, capsys):
 
 
 def test_a_run_killed_in_every_stage_ends_like_one_that_was_not(recipe, finished, tmp_path, monkeypatch):
-    """Nor does it matter that the unbroken one played on two actors and this one plays in this process."""
+    """Nor does it matter that the unbroken one played on an actor and this one plays in this process."""
     run_dir = tmp_path / "broken"
     recipe = recipe.model_copy(update={"workers": 0})
 
-    def die_after(module, name, calls):
+    def die_after(module, name, calls, folder=None):
         real, count = getattr(module, name), iter(range(calls))
 
-        def dying(*arguments, **more):
-            result = real(*arguments, **more)
-            if next(count, None) is None:
+        def dying(path, *arguments, **more):
+            result = real(path, *arguments, **more)
+            if folder in (None, getattr(path, "parent", path).name) and next(count, None) is None:
                 raise KeyboardInterrupt
             return result
 
         monkeypatch.setattr(module, name, dying)
 
-    from atlas_ray.finetune import loop
-    from atlas_ray.selection import scored_stage as scored
-    from atlas_ray.stages import collect
-    from atlas_ray.stages import evaluate as evaluation
+    from atlas_ray.cluster import result_file
+    from atlas_ray.finetune import trainer
 
-    for module, name, calls in (
-        (collect, "append_jsonl", 0),
-        (scored, "append_jsonl", 0),
-        (loop, "save_state", 1),
-        (loop, "save_state", 4),
-        (evaluation, "append_jsonl", 3),
+    for module, name, calls, *folder in (
+        (result_file, "append_jsonl", 0, "trajectories"),
+        (result_file, "append_jsonl", 0, "scores"),
+        (trainer, "save_state", 1),
+        (trainer, "save_state", 4),
+        (result_file, "append_jsonl", 3, "evaluation"),
     ):
         with monkeypatch.context() as patch:
             monkeypatch = patch
-            die_after(module, name, calls)
+            die_after(module, name, calls, *folder)
             with pytest.raises(KeyboardInterrupt):
                 pipeline.run(recipe, run_dir)
         for part in run_dir.rglob("*.jsonl"):

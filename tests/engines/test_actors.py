@@ -1,17 +1,21 @@
 """Engine actors: what they answer, what happens when they die or hang, and where Ray puts them."""
 
+import asyncio
 import os
 import random
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 from atlas_ray.cluster.workers import worker_pool
 from atlas_ray.engines import EnginePool, RemoteEngine, TransformersEngine
+from atlas_ray.engines.server import EngineServer
 from atlas_ray.errors import ContextOverflowError, InputError, WorkerFailedError
+from atlas_ray.models.loading import load_model
 from atlas_ray.models.tiny import build_model, build_tokenizer
 from atlas_ray.recipe.loading import Engine, Recipe
 
@@ -19,9 +23,9 @@ SETTINGS = Engine(actors=1, timeout=60.0)
 STOP = [0]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def leases(ray_session):
-    """Two workers' places at one actor with tiny-quick, three slots each."""
+    """Two workers' shares of one actor with tiny-quick, three slots each; it is started once for all tests here."""
     with EnginePool(SETTINGS, "tiny-quick", 2, 3) as pool:
         yield pool.leases
 
@@ -114,44 +118,44 @@ def test_an_error_reaches_the_one_who_asked_and_the_others_go_on(leases):
     assert play(remote, 2) == play(TransformersEngine("tiny-quick", 3), 2)
 
 
-def test_a_killed_actor_comes_back_and_is_asked_again(leases):
-    import ray
+def test_hidden_states_of_an_actor_are_those_of_a_plain_forward(leases):
+    rng, found = random.Random(3), {}
+    asked = [[[rng.randrange(3, 60) for _ in range(rng.randint(1, 30))] for _ in range(3)] for _ in range(8)]
 
-    remote, expected = RemoteEngine(leases[0]), play(TransformersEngine("tiny-quick", 3), 4)
-    first = ray.get(leases[0].server.pid.remote())
-    os.kill(first, signal.SIGKILL)
-    assert play(remote, 4) == expected
-    assert remote.lost == 1
-    assert ray.get(leases[0].server.pid.remote()) != first
+    def work(worker):
+        remote = RemoteEngine(leases[worker])
+        states = [remote.hidden(p, range(3)) for p in asked[worker::2]]
+        found[worker] = remote.capabilities.hidden, remote.computed_tokens, states
 
-
-def test_a_hung_actor_is_a_timeout_and_not_a_hang(ray_session):
-    import ray
-
-    with EnginePool(Engine(actors=1, timeout=2.0), "tiny-quick", 1, 3) as pool:
-        remote = RemoteEngine(pool.leases[0])
-        os.kill(ray.get(pool.servers[0].pid.remote()), signal.SIGSTOP)
-        assert play(remote, 5, rounds=1) == play(TransformersEngine("tiny-quick", 3), 5, rounds=1)
-        assert remote.lost >= 1
-
-
-def test_an_actor_that_is_gone_for_good_is_an_error(leases):
-    import ray
-
-    remote = RemoteEngine(leases[0])
-    ray.kill(leases[0].server)
-    with pytest.raises(WorkerFailedError, match="the engine for tiny-quick was lost"):
-        remote.generate([[5, 6]], [0], STOP, 2)
+    threads = [threading.Thread(target=work, args=(w,)) for w in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    model = load_model("tiny-quick").eval()
+    for worker in range(2):
+        width, computed, states = found[worker]
+        local = TransformersEngine("tiny-quick", 3)
+        for prompts_, got in zip(asked[worker::2], states, strict=True):
+            with torch.inference_mode():
+                plain = [model(torch.tensor([p]), output_hidden_states=True).hidden_states[-1][0, -1] for p in prompts_]
+            assert torch.allclose(got, torch.stack(plain), atol=1e-4)
+            local.hidden(prompts_, range(3))
+        assert (width, computed) == (local.capabilities.hidden, local.computed_tokens)
 
 
-def test_a_model_that_cannot_be_loaded_is_an_input_error(ray_session, tmp_path):
-    with EnginePool(SETTINGS, str(tmp_path), 1, 1) as pool, pytest.raises(InputError, match=r"config\.json"):
-        RemoteEngine(pool.leases[0])
+def test_a_model_that_cannot_be_loaded_is_an_input_error(tmp_path):
+    def info(settings):
+        return asyncio.run(EngineServer(settings, str(tmp_path), 1).info())
+
+    threads = torch.get_num_threads()
+    with pytest.raises(InputError, match=r"config\.json"):
+        info(SETTINGS)
     build_model(hidden=32, layers=1, heads=2, intermediate=32, seed=0).save_pretrained(tmp_path)
     build_tokenizer().save_pretrained(tmp_path)
-    asked = Engine(actors=1, context=100_000)
-    with EnginePool(asked, str(tmp_path), 1, 1) as pool, pytest.raises(InputError, match="context: the model takes at"):
-        RemoteEngine(pool.leases[0])
+    with pytest.raises(InputError, match="at most"):
+        info(Engine(actors=1, context=100_000))
+    torch.set_num_threads(threads)
 
 
 def test_workers_are_seated_evenly_and_no_slot_twice(monkeypatch):
@@ -175,12 +179,13 @@ def test_what_ray_does_not_have_is_refused_instead_of_waited_for(ray_session):
         worker_pool(recipe, lambda *_: None)
 
 
-def test_a_killed_actor_costs_the_worker_only_time(leases):
-    """The kill comes while an answer is on its way."""
+def test_an_actor_that_is_killed_hangs_or_is_gone(leases):
+    """One after the other, since each restart takes seconds: killed while it answers, stopped, and gone for good."""
     import ray
 
+    server = leases[0].server
     remote, done = RemoteEngine(leases[0]), []
-    pid = ray.get(leases[0].server.pid.remote())
+    pid = ray.get(server.pid.remote())
     worker = threading.Thread(target=lambda: done.append(play(remote, 6, rounds=30)))
     worker.start()
     time.sleep(0.3)
@@ -188,3 +193,14 @@ def test_a_killed_actor_costs_the_worker_only_time(leases):
     worker.join()
     assert done == [play(TransformersEngine("tiny-quick", 3), 6, rounds=30)]
     assert remote.lost == 1
+    again = ray.get(server.pid.remote())
+    assert again != pid
+
+    impatient = RemoteEngine(replace(leases[1], timeout=2.0))
+    os.kill(again, signal.SIGSTOP)
+    assert play(impatient, 5, rounds=1) == play(TransformersEngine("tiny-quick", 3), 5, rounds=1)
+    assert impatient.lost >= 1
+
+    ray.kill(server)
+    with pytest.raises(WorkerFailedError, match="tiny-quick was lost"):
+        remote.generate([[5, 6]], [0], STOP, 2)

@@ -1,21 +1,18 @@
 """Hidden states of an engine against a plain forward of the whole prompt, and what reading them costs."""
 
 import random
-import threading
 
 import pytest
 import torch
 from finetune_examples import sharp
 
 from atlas_ray.agents.token_agent import Agent
-from atlas_ray.engines import EnginePool, RemoteEngine, TransformersEngine
+from atlas_ray.engines import TransformersEngine
 from atlas_ray.engines.base import GenerateRequest, HiddenStateRequest, ScoreRequest
 from atlas_ray.engines.vllm import VllmEngine
 from atlas_ray.engines.vllm_setup import Loaded
 from atlas_ray.errors import ContextOverflowError, InputError
-from atlas_ray.models.loading import load_model
 from atlas_ray.models.tiny import build_model, build_tokenizer
-from atlas_ray.recipe.loading import Engine
 from atlas_ray.trajectory import Step
 
 # with tied heads, heads that share keys, a norm of its own kind, and logits that are scaled and capped behind the head
@@ -125,31 +122,6 @@ def test_what_cannot_be_read_is_refused_and_nothing_is_nothing():
         engine.hidden([[]], [0])
     assert engine.hidden([[5] * 64], [0]).shape == (1, 32)
     assert engine.hidden([], []).shape == (0, 32)
-
-
-def test_an_actor_reads_as_an_engine_in_this_process(ray_session):
-    rng, found = random.Random(3), {}
-    prompts = [[draw(rng, rng.randint(1, 30)) for _ in range(3)] for _ in range(8)]
-    with EnginePool(Engine(actors=1, timeout=60.0), "tiny-quick", 2, 3) as pool:
-
-        def work(worker):
-            remote = RemoteEngine(pool.leases[worker])
-            states = [remote.hidden(p, range(3)) for p in prompts[worker::2]]
-            found[worker] = remote.capabilities.hidden, remote.computed_tokens, states
-
-        threads = [threading.Thread(target=work, args=(w,)) for w in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    model = load_model("tiny-quick").eval()
-    for worker in range(2):
-        width, fed, states = found[worker]
-        local = TransformersEngine("tiny-quick", 3)
-        for asked, got in zip(prompts[worker::2], states, strict=True):
-            assert close(got, [plain(model, p) for p in asked])
-            local.hidden(asked, range(3))
-        assert (width, fed) == (local.capabilities.hidden, local.computed_tokens)
 
 
 def test_vllm_says_that_it_has_none():

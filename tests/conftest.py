@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # in tests only; clusters keep token authentication on
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -13,6 +14,30 @@ from hypothesis import HealthCheck, settings
 # how fast or how often data can be drawn is no property of what is tested, and differs on a busy machine
 settings.register_profile("atlas", suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 settings.load_profile("atlas")
+
+TESTS = Path(__file__).parent
+
+
+LONGEST = (
+    "test_jobs.py",
+    "test_faults.py",
+    "envs/test_science_world.py",
+    "finetune/test_ray.py",
+    "test_pipeline.py",
+    "switching/test_learning.py",
+    "engines/test_actors.py",
+    "cluster/test_workers.py",
+    "sweep/test_sweep.py",
+    "envs/test_conformance.py",
+    "rundir/test_logs.py",
+    "agents/test_token_agent.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Put the files that take longest first, so that no process is left alone with one of them at the end."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.relative_to(TESTS).as_posix(), len(places)))
 
 
 @pytest.fixture(scope="session")

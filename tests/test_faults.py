@@ -15,7 +15,7 @@ from atlas_ray import pipeline
 from atlas_ray.recipe.loading import load
 from atlas_ray.rundir.files import read_json
 
-EPISODES = 60  # on each of two models
+EPISODES = 30  # on each of two models
 RECIPE = """
 name = "faults"
 workers = 2
@@ -33,7 +33,7 @@ workers = 0
 [evaluate]
 held_in = ["GoToLocalS5N2"]
 max_steps = 12
-episodes = 60
+episodes = 30
 """
 
 
@@ -114,11 +114,11 @@ def scores(run):
 def test_kills_of_a_worker_an_engine_and_the_driver_lose_nothing_and_repeat_nothing(trained):
     recipe, run = trained("killed")
     driver = start(recipe, run)
-    wait_for(10, run, driver)
+    wait_for(5, run, driver)
     os.kill(actors(driver, "_Worker")[0], signal.SIGKILL)
-    wait_for(30, run, driver)
+    wait_for(14, run, driver)
     os.kill(actors(driver, "EngineServer")[0], signal.SIGKILL)
-    wait_for(55, run, driver)
+    wait_for(26, run, driver)
     # the driver must have heard of the engine before it dies, which on a busy machine it has not by then
     wait_until(lambda: b'"engine lost"' in (run / "events.jsonl").read_bytes(), driver)
     os.kill(driver.pid, signal.SIGKILL)
@@ -145,7 +145,7 @@ def test_kills_of_a_worker_an_engine_and_the_driver_lose_nothing_and_repeat_noth
 
 
 # A head without CPUs, a node for workers, and two nodes with one (pretended) GPU each; the node of the engine is taken
-# away when 20 episodes are there.
+# away when 10 episodes are there.
 _NODES = """
 import json, sys, threading, time
 from pathlib import Path
@@ -173,7 +173,7 @@ def look():
 
 def watch():
     path = run / "evaluation" / "episodes.jsonl"
-    while not path.exists() or path.read_bytes().count(b"\\n") < 20:
+    while not path.exists() or path.read_bytes().count(b"\\n") < 10:
         time.sleep(0.05)
     cluster.remove_node(nodes[dict(look())["EngineServer"]], allow_graceful=False)
     while len(dict(look())) < 2 or seen[-1] == seen[0]:
@@ -187,6 +187,7 @@ print(json.dumps([seen[0], seen[-1]]))
 """
 
 
+@pytest.mark.slow
 def test_on_several_nodes_ray_puts_everything_where_the_recipe_says_and_a_lost_node_costs_nothing(trained, tmp_path):
     recipe, run = trained("nodes")
     text = recipe.read_text().replace("actors = 1, ", "actors = 1, gpus = 1.0, ").replace("= 0.5", "= 1.0")

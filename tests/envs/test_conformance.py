@@ -26,12 +26,14 @@ def test_agentgyms_babyai_keeps_the_dialect():
     assert [(c.name, c.ok) for c in conformance.run("AgentGymBabyAI/babyai") if not c.ok] == [("expert", None)]
 
 
-SCIENCE = ["AgentGymSciWorld/sciworld", "ScienceWorld/lifespan-longest-lived"]
+SCIENCE = ["ScienceWorld/lifespan-longest-lived"]
 EXPRESS = [f"TextWorldExpress/{game}" for game in GAMES]
 
 
 @pytest.mark.java
-@pytest.mark.parametrize("name", [*SCIENCE, *EXPRESS])
+@pytest.mark.parametrize(
+    "name", [*SCIENCE, *EXPRESS, pytest.param("AgentGymSciWorld/sciworld", marks=pytest.mark.slow)]
+)
 def test_the_java_environments_keep_the_dialect(name, request):
     """A limit of three steps cannot be seen where a wrong answer ends the game at once."""
     # the first of each simulator must also end the JVM that it starts

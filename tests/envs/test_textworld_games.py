@@ -105,6 +105,7 @@ def answer(process):
     return json.loads(out)
 
 
+@pytest.mark.slow
 def test_the_same_game_from_nothing_in_another_process(cache, tmp_path):
     """Cooking games are the trap: textworld makes them from sets of strings."""
     there = start(COOK, tmp_path, 0)

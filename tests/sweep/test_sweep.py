@@ -125,6 +125,7 @@ def test_what_cannot_be_had_is_refused_before_anything_is_written(models, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_machine_is_lost_is_fetched_from_its_storage(ray_session, models, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sync, "HEARTBEAT_SECONDS", 0.4)
     recipe = recipe_of(str(models / "quick"), {"finetune.learning_rate": {"grid": [1e-3, 1e-2]}})

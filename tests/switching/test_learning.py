@@ -117,7 +117,8 @@ def test_a_killed_training_goes_on(ray_session, tmp_path):
     assert SwitchPolicy.load(directory / "last").config == policy.config
 
 
-@pytest.mark.parametrize("keep_replay_buffer", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("keep_replay_buffer", [True, False])
 def test_what_goes_on_learns_as_well(ray_session, tmp_path, keep_replay_buffer):
     """With or without its replay buffer, a training that was killed half way finds the optimum."""
     directory = tmp_path / "switch"

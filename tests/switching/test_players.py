@@ -321,6 +321,7 @@ def test_a_batch_shares_its_time_by_tokens(monkeypatch):
     assert [game.usage(row)[1].seconds for row in range(2)] == [0.5, 0.5], "without tokens all alike"
 
 
+@pytest.mark.slow
 def test_a_killed_engine_actor_changes_no_row(ray_session, folders, monkeypatch):
     """It dies while an answer of a step is on its way."""
     import ray

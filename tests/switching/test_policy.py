@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from switch_models import both
 
 from atlas_ray.errors import InputError
 from atlas_ray.recipe.switch import Signal
@@ -22,19 +23,7 @@ from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.budget import BudgetGuard
 from atlas_ray.switching.encoders import HashingEncoder, SentenceEncoder
 from atlas_ray.switching.features import BUDGET_ENTRY, EXTRA, LONGEST_PART, encode
-from atlas_ray.switching.network import SwitchNetwork
 from atlas_ray.switching.policy import SIGNALS, Situation, SwitchConfig
-
-
-def both(features, hidden, models, budget, seed):
-    """A network with random weights and biases, and the policy that holds its tensors."""
-    torch.manual_seed(seed)
-    network = SwitchNetwork(features + EXTRA, hidden, models, budget is not None)
-    for p in network.parameters():
-        torch.nn.init.normal_(p, std=0.5)
-    tensors = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-    return network, SwitchPolicy(SwitchConfig(features, tuple(hidden), models, budget), tensors)
-
 
 shapes = st.fixed_dictionaries(
     {

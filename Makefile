@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS ?= dev,science,serve
-# a file of tests stays in one process, so that its tests share what they set up; the first files take longest
-WORKERS ?= 2
+# a file of tests stays in one process, so that its tests share what they set up; three, since many of them wait
+WORKERS ?= 3
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -rs --durations=20
 # the tested versions of everything; a package that is not in it may have any version
 PIP := $(BIN)/python -m pip install -q -c requirements.lock

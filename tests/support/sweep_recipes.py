@@ -1,6 +1,6 @@
 """Small recipes with a sweep, for the tests of sweeps."""
 
-from switch_models import LEVELS
+from switch_models import small_switch
 
 from atlas_ray.recipe.loading import Recipe
 
@@ -23,18 +23,5 @@ def recipe_of(model, space, **more):
 
 def switch_recipe(models, space, sweep=(), **switch):
     """A sweep of the switch between two models that lie in the directory ``models``."""
-    given = {
-        "quick": str(models / "quick"),
-        "deepthink": str(models / "deepthink"),
-        "levels": LEVELS,
-        "max_steps": 5,
-        "costs": [0.05],
-        "num_envs": 4,
-        "steps": 80,
-        "evaluate_every": 40,
-        "evaluate_episodes": 6,
-        "test_episodes": 16,
-        "features": 32,
-    }
-    about = {"name": "s", "workers": 1, "style": "action", "switch": {**given, **switch}}
+    about = {"name": "s", "workers": 1, "style": "action", "switch": small_switch(models, **switch)}
     return Recipe.model_validate({**about, "sweep": {**dict(sweep), "space": space}})

@@ -24,6 +24,24 @@ def agents(slots=4):
     return [Agent(TransformersEngine(model(n), slots, build_tokenizer()), "action") for n in SHAPES]
 
 
+def small_switch(folder, **more):
+    """A recipe's table of a switch between the two models, which lie in ``folder``."""
+    given = {
+        "quick": str(folder / "quick"),
+        "deepthink": str(folder / "deepthink"),
+        "levels": LEVELS,
+        "max_steps": 5,
+        "costs": [0.05],
+        "num_envs": 4,
+        "steps": 80,
+        "evaluate_every": 40,
+        "evaluate_episodes": 6,
+        "test_episodes": 16,
+        "features": 32,
+    }
+    return {**given, **more}
+
+
 def specs(max_steps):
     return [EnvSpec(level, {"max_steps": max_steps}) for level in LEVELS]
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from switch_models import LEVELS, SHAPES, agents, model, specs
+from switch_models import SHAPES, agents, model, small_switch, specs
 
 from atlas_ray.agents.rollout import SWITCH_TEST, seed_block
 from atlas_ray.data.results import Londi, interval
@@ -91,21 +91,8 @@ def make(tmp_path_factory):
         build_tokenizer().save_pretrained(folder / name)
 
     def recipe(workers=0, **switch):
-        given = {
-            "quick": str(folder / "quick"),
-            "deepthink": str(folder / "deepthink"),
-            "levels": LEVELS,
-            "max_steps": 5,
-            "costs": [0.05],
-            "num_envs": 4,
-            "steps": 80,
-            "evaluate_every": 40,
-            "evaluate_episodes": 6,
-            "test_episodes": 16,
-            "features": 32,
-        }
         return Recipe.model_validate(
-            {"name": "x", "workers": workers, "style": "action", "switch": {**given, **switch}}
+            {"name": "x", "workers": workers, "style": "action", "switch": small_switch(folder, **switch)}
         )
 
     return recipe

@@ -70,6 +70,7 @@ def serve(run_dir: Path, name: str | None = None, port: int = 8008, max_sessions
             make_app(sessions, batcher),
             http="h11",  # bounds the headers
             ws="none",
+            log_config=None,  # the default closes the handlers of everybody else in the process
             log_level="warning",
             access_log=False,
             lifespan="off",

@@ -1,6 +1,7 @@
 """What of a run can be served, and the command that does it."""
 
 import contextlib
+import logging
 import os
 import queue
 import re
@@ -193,6 +194,8 @@ def command(run, signals, monkeypatch):
 @pytest.mark.parametrize(("end", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
 def test_the_command_serves_until_a_signal_ends_it_whoever_stalls(command, end, code, capsys):
     stalled = []
+    foreign, closed = logging.Handler(), []
+    foreign.close = lambda: closed.append(True)  # absl's closes what was sys.stderr when it was made
 
     def play(port):
         client = play_over(port, 3)
@@ -213,6 +216,7 @@ def test_the_command_serves_until_a_signal_ends_it_whoever_stalls(command, end, 
     assert "at most 1 calls per episode" in out
     assert "goes on from" not in err, "there is nothing to go on with"
     assert code == 0 or "terminated; the episodes that were going on have ended with it" in err
+    assert not closed, "handlers of others in this process are left alone"
 
 
 @contextlib.contextmanager

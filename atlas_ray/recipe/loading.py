@@ -18,8 +18,9 @@ from pydantic import BaseModel, ValidationError
 
 from ..errors import InputError
 from .base import ConfigModel, GivenTwiceError, Renamed, below, table_of
+from .collect import Collect
 from .finetune import Arm, Finetune, NewModel
-from .schema import Act, Collect, Engine, Evaluate, Recipe
+from .schema import Act, Engine, Evaluate, Recipe
 from .select import Oracle, Select, Selector
 from .sweep import SearchSpace, Sweep
 from .sweep_space import check_sweep

@@ -5,9 +5,11 @@ Asked before anything is written, and after :mod:`atlas_ray.stages.paths`, which
 
 from __future__ import annotations
 
+import difflib
+
 from . import envs
 from .agents.rendering_chat import make_renderer
-from .agents.rollout import env_spec
+from .agents.rollout import TRAIN, env_spec, seed_block, start_episode, train_specs
 from .engines.base import own_context
 from .engines.vllm_setup import check_installed as check_vllm
 from .errors import InputError
@@ -40,12 +42,35 @@ def _check_models(recipe: Recipe) -> None:
             own_context(recipe.engine.context, config)
 
 
+def _check_habit(recipe: Recipe) -> None:
+    """What an expert does at its first move can be done at the beginning of every level."""
+    if recipe.collect is None or not recipe.collect.expert.habit:
+        return
+    for spec in train_specs(recipe).values():
+        try:
+            env = start_episode(spec, seed_block(recipe.seed, TRAIN)).env
+        except envs.EnvironmentDiedError:
+            continue  # the stage tries others, and counts why
+        try:
+            known = env.admissible()
+        finally:
+            envs.release(env)
+        for action in recipe.collect.expert.habit if known else ():
+            if action not in known:
+                near = difflib.get_close_matches(action, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known)[:8])}"
+                raise InputError(
+                    f"{action!r} is no action at the beginning of {spec.id}; {hint}", field="collect.expert.habit"
+                )
+
+
 def check(recipe: Recipe) -> None:
     """Refuse a recipe that cannot be run here.
 
     Raises:
         InputError: a tracker, an engine, a model, an encoder or an environment that cannot be had, a chat template that
-            cannot be used, a setting that an environment refuses, or more expert episodes than an environment has.
+            cannot be used, a setting that an environment refuses, more expert episodes than an environment has, or a
+            habit that an environment does not know.
     """
     check_trackers(recipe.trackers)
     if recipe.engine.kind == "vllm":
@@ -69,3 +94,4 @@ def check(recipe: Recipe) -> None:
         if want > there:
             part = f"its split {split} has" if not spec.unbounded_episodes and "split" in spec.options else "it has"
             raise InputError(f"{want} episodes are asked for, {part} {there}", None, None, f"{field}.{name}")
+    _check_habit(recipe)

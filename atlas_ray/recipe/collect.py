@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from itertools import groupby
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from .base import ConfigModel, Environment, Positive, distinct
+
+
+class ExpertBias(ConfigModel):
+    """What an expert does besides what it should (ours). A new sub-goal is a thought that its episode has not had."""
+
+    habit: list[Annotated[str, Field(min_length=1)]] = []
+    """Actions that it makes, in this order, whenever it begins a new sub-goal, its first move included."""
+    habit_share: float = Field(default=1.0, ge=0, le=1)
+    """Share of the new sub-goals at which it makes them."""
+    detour: int = Field(default=0, ge=0)
+    """So many random moves whenever it begins a new sub-goal, behind the habit."""
+    noise: float = Field(default=0.0, ge=0, le=1)
+    """Share of its other moves that are drawn at random instead; then it goes on from where that led."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What it does, as the source of its trajectories says it; nothing for a plain expert."""
+        said = []
+        if self.habit and self.habit_share:
+            runs = [(action, len(list(same))) for action, same in groupby(self.habit)]
+            moves = ", ".join(f"{count} x {action}" if count > 1 else action for action, count in runs)
+            said.append(f"habit {moves}" + (f" at {self.habit_share:g}" if self.habit_share < 1 else ""))
+        if self.detour:
+            said.append(f"detour {self.detour}")
+        if self.noise:
+            said.append(f"noise {self.noise:g}")
+        return tuple(said)
 
 
 class Collect(ConfigModel):
@@ -31,6 +59,8 @@ class Collect(ConfigModel):
     """Own step limit of an episode; without it the level's."""
     cpu_seconds: float = Field(default=2.0, gt=0)
     """CPU time the expert may take for one move before the episode is given up."""
+    expert: ExpertBias = ExpertBias()
+    """How far the expert of an environment is biased; by default not at all."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -40,4 +70,6 @@ class Collect(ConfigModel):
         for name in ("on_bad", "success_field", "success", "reasoning", "examples"):
             if not self.file and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name}: says how a file is read, and there is no file")
+        if self.file and self.expert.words:
+            raise ValueError("expert: says how the experts of levels play, and a file is read")
         return self

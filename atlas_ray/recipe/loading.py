@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..errors import InputError
 from .base import ConfigModel, GivenTwiceError, Renamed, below, table_of
-from .collect import Collect
+from .collect import Collect, ExpertBias
 from .finetune import Arm, Finetune, NewModel
 from .schema import Act, Engine, Evaluate, Recipe
 from .select import Oracle, Select, Selector
@@ -34,6 +34,7 @@ __all__ = [
     "ConfigModel",
     "Engine",
     "Evaluate",
+    "ExpertBias",
     "Finetune",
     "NewModel",
     "Oracle",

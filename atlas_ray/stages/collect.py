@@ -20,17 +20,17 @@ from ..rundir.files import RunLog
 from ..rundir.layout import RunLayout
 from ..rundir.progress import say, track
 from .collect_file import import_collected
-from .experts import Unsolved, expert_episode, help_for, unsolved
+from .experts import Biased, Unsolved, expert_episode, help_for, unsolved
 
 _CHUNK = 25
 _MOST_TRIES = 4
 
 
-_Task = tuple[str, EnvSpec, list[int], float]
+_Task = tuple[str, EnvSpec, list[int], float, Biased | None]
 
 
 def _play_task(task: _Task, state: WorkerState) -> Iterator[dict[str, Any]]:
-    name, spec, seeds, cpu_seconds = task
+    name, spec, seeds, cpu_seconds, biased = task
     beginnings = state.get_or_create(EpisodeStarter)
     for seed in seeds:
         attempts = Attempts()
@@ -38,7 +38,7 @@ def _play_task(task: _Task, state: WorkerState) -> Iterator[dict[str, Any]]:
         try:
             for attempt in attempts:
                 with attempt:
-                    outcome = expert_episode(spec, seed, cpu_seconds, beginnings.begin)
+                    outcome = expert_episode(spec, seed, cpu_seconds, beginnings.begin, biased)
         except envs.EnvironmentDiedError as error:
             outcome = unsolved(f"lost {len(attempts.deaths)} times: {error}", "lost")
         deaths = [str(error) for error in attempts.deaths]
@@ -51,9 +51,9 @@ def _play_task(task: _Task, state: WorkerState) -> Iterator[dict[str, Any]]:
 
 
 def _remaining(task: _Task, received: list[dict[str, Any]]) -> _Task | None:
-    name, spec, seeds, cpu_seconds = task
+    name, spec, seeds, cpu_seconds, biased = task
     left = seeds[len(received) :]
-    return (name, spec, left, cpu_seconds) if left else None
+    return (name, spec, left, cpu_seconds, biased) if left else None
 
 
 def _reasons(rows: Iterable[dict[str, Any]]) -> Reasons:
@@ -86,6 +86,7 @@ def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
     first = seed_block(recipe.seed, TRAIN)
     specs = {name: env_spec(recipe, name, config.max_steps, "train") for name in config.levels}
     there = {name: spec.episodes() for name, spec in specs.items()}
+    biased = Biased(config.expert, recipe.seed) if config.expert.words else None
 
     def solved(name: str) -> list[dict[str, Any]]:
         return [row for _, row in sorted(tried[name].items()) if row["trajectory"]]
@@ -111,12 +112,13 @@ def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
                     rows = list(tried[name].values())
                     raise AtlasError(
                         f"the expert solved {len(solved(name))} of {len(rows)} episodes of {name}, {want} are asked "
-                        f"for. The others: {told(_reasons(rows))}. To go on, {help_for(rows)}, or ask for fewer"
+                        f"for. The others: {told(_reasons(rows))}. To go on, {help_for(rows, config.expert)}, or ask "
+                        "for fewer"
                     )
                 done = set(tried[name])
                 # seeds are tried in order and without gaps, so the episodes taken do not depend on the timing
                 seeds = [s for s in range(first, first + len(done) + max(0, min(missing, left))) if s not in done]
-                tasks += [(name, specs[name], chunk, config.cpu_seconds) for chunk in chunks(seeds, _CHUNK)]
+                tasks += [(name, specs[name], chunk, config.cpu_seconds, biased) for chunk in chunks(seeds, _CHUNK)]
             if not tasks:
                 break
             for _, row in part.stream(pool, _play_task, tasks, lambda _, row: [row], _remaining):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from .. import envs
 from ..agents.rollout import EnvSpec, EpisodeStart, start_episode
 from ..data.records import Step, Trajectory
+from ..recipe.loading import ExpertBias
+from .biased_expert import BiasedExpert
 
 Kind = Literal["gave up", "too slow", "limit", "failed", "lost"]
 _HELP: dict[str, str] = {
@@ -37,8 +40,24 @@ def unsolved(why: str, kind: Kind) -> Unsolved:
     return made
 
 
+@dataclass(frozen=True)
+class Biased:
+    """How far experts are biased, and the seed of their run."""
+
+    bias: ExpertBias
+    seed: int
+
+    def expert(self, spec: EnvSpec, episode: int, env: envs.TextEnv, plain: envs.Expert) -> envs.Expert:
+        """The expert of an episode: what it draws depends on the run, the environment and the episode alone."""
+        return BiasedExpert(plain, env.admissible, self.bias, f"{self.seed}/{spec.id}/{episode}")
+
+
 def expert_episode(
-    spec: EnvSpec, seed: int, cpu_seconds: float, begin: Callable[[EnvSpec, int], EpisodeStart] = start_episode
+    spec: EnvSpec,
+    seed: int,
+    cpu_seconds: float,
+    begin: Callable[[EnvSpec, int], EpisodeStart] = start_episode,
+    biased: Biased | None = None,
 ) -> Trajectory | Unsolved:
     """One episode of the environment's expert, or why there is none.
 
@@ -47,6 +66,7 @@ def expert_episode(
         seed: of the episode.
         cpu_seconds: CPU time of a move.
         begin: begins the episode.
+        biased: makes the expert one with a bias, which its trajectory names as its source.
 
     Raises:
         envs.EnvironmentDiedError: the episode is lost, which says nothing of the expert.
@@ -55,8 +75,12 @@ def expert_episode(
     env, observation, steps = start.env, start.observation, []
     try:
         expert = env.expert(cpu_seconds)
+        if biased:
+            expert = biased.expert(spec, seed, env, expert)
         while True:
             move = expert.act()
+            if biased:
+                expert.follow(move.action)
             following, reward, terminated, truncated, info = env.step(move.action)
             steps.append(Step(observation=observation, thought=move.thought, action=move.action, reward=reward))
             observation = following
@@ -81,11 +105,12 @@ def expert_episode(
         steps=tuple(steps),
         score=info["score"],
         success=True,
-        source="expert",
+        source=", ".join(("expert", *(biased.bias.words if biased else ()))),
     )
 
 
-def help_for(rows: Iterable[dict[str, Any]]) -> str:
+def help_for(rows: Iterable[dict[str, Any]], bias: ExpertBias) -> str:
     """What helps against the most frequent kind of reason. Rows of earlier versions have no ``kind``."""
     kinds = Counter(row.get("kind") for row in rows if row["why"] is not None)
-    return _HELP.get(str(kinds.most_common(1)[0][0]), _HELP["gave up"]) if kinds else _HELP["gave up"]
+    helps = _HELP.get(str(kinds.most_common(1)[0][0]), _HELP["gave up"]) if kinds else _HELP["gave up"]
+    return f"give the expert less of {' and '.join(bias.words)}, {helps}" if bias.words else helps

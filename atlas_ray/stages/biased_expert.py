@@ -1,0 +1,84 @@
+"""An expert with habits and slips, as people have them, around the expert of an environment (ours).
+
+ATLaS says that cloning whole trajectories brings the expert's bias. The experts of these environments have next to
+none, so that it has to be given to them to be measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Sequence
+
+from .. import envs
+from ..recipe.loading import ExpertBias
+
+
+class BiasedExpert:
+    """Makes the moves of a bias besides those of the environment's own expert, which is told of every one.
+
+    A sub-goal is new where the expert says a thought that the episode has not had, so that a habit cannot set itself
+    off for ever by what it changes; an expert without thoughts has one sub-goal, from its first move on. Whatever is
+    done, the thought is the one that the expert has at that moment: that is what such an expert would say. Where it has
+    none in the midst of a habit or a detour, it is the last one.
+
+    Args:
+        expert: the environment's own, asked before every step and told of every one.
+        admissible: lists what can be done now; asked only for a move that is drawn, since listing may be dear. A drawn
+            move may be the expert's own.
+        bias: what it does besides.
+        seed: of all draws.
+    """
+
+    def __init__(
+        self, expert: envs.Expert, admissible: Callable[[], Sequence[str]], bias: ExpertBias, seed: str
+    ) -> None:
+        self._expert, self._admissible, self._bias = expert, admissible, bias
+        self._random = random.Random(seed)
+        self._had: set[str | None] = set()
+        self._thought: str | None = None
+        self._ahead: list[str | None] = []
+        self._said: str | None = None
+
+    def act(self) -> envs.ExpertStep:
+        """The next move.
+
+        Raises:
+            ExpertGaveUpError: the environment's expert cannot go on from here, or no move can be drawn.
+        """
+        if self._said is not None:
+            self.follow(self._said)
+        action: str | None
+        if self._ahead:
+            with contextlib.suppress(envs.ExpertGaveUpError):
+                self._thought = self._expert.act().thought
+            action = self._ahead.pop(0)
+        else:
+            move = self._expert.act()
+            self._thought = move.thought
+            self._ahead = self._before(move.thought)
+            if self._ahead:
+                action = self._ahead.pop(0)
+            else:
+                action = None if self._random.random() < self._bias.noise else move.action
+        self._said = self._drawn() if action is None else action
+        return envs.ExpertStep(self._thought, self._said)
+
+    def follow(self, action: str) -> None:
+        """See :meth:`envs.Expert.follow`."""
+        self._said = None
+        self._expert.follow(action)
+
+    def _before(self, thought: str | None) -> list[str | None]:
+        """What is done before the expert's own move; None is a random one."""
+        if thought in self._had:
+            return []
+        self._had.add(thought)
+        habit = self._bias.habit if self._random.random() < self._bias.habit_share else []
+        return [*habit, *[None] * self._bias.detour]
+
+    def _drawn(self) -> str:
+        actions = sorted({*self._admissible()})
+        if not actions:
+            raise envs.ExpertGaveUpError("the environment lists no actions, of which a random one could be drawn")
+        return self._random.choice(actions)

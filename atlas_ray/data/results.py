@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import NormalDist
 from typing import Annotated, Any, Literal, Self
@@ -309,6 +309,21 @@ def interval(successes_per_seed: Sequence[Sequence[bool]]) -> tuple[float, float
 
     quantile = float(stdtrit((seeds - 1) * (variance / v_seeds) ** 2, 0.975))
     return mean, *wilson(mean, binomial / variance, quantile)
+
+
+def tenths(places: Iterable[tuple[int, int]]) -> tuple[float, ...] | None:
+    """Share of steps in each tenth of their episodes, from (0-based step, steps of its episode); None of none.
+
+    Step t of T covers the part [t/T, (t+1)/T) of its episode and is shared out among the tenths it covers, so that
+    steps spread evenly give a tenth each however short the episodes are.
+    """
+    found = [0.0] * DECILES
+    for step, steps in places:
+        start, end = step * DECILES / steps, (step + 1) * DECILES / steps
+        for i in range(DECILES):
+            found[i] += max(0.0, min(end, i + 1) - max(start, i)) / (end - start)
+    total = sum(found)
+    return tuple(share / total for share in found) if total else None
 
 
 def combine(terms: Sequence[tuple[float, Cell | Policy]]) -> tuple[float, float, float]:

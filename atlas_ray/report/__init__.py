@@ -1,40 +1,69 @@
-"""``report.html``: one self-contained file that loads and runs nothing, the same bytes for the same run.
+"""``report.html``: one self-contained file that loads nothing, the same bytes for the same run.
 
-This module is the one to begin with: `build_report` puts the parts together. `page.py` makes safe HTML, `tables.py` and
-the `*plots.py` tables and pictures, `reading.py` and `switch_reading.py` sentences. The parts: `selection.py`,
-`starts.py`, `training.py`, `switching.py`, `replay.py`, `sweep.py`, `journal.py` (what was dropped, how long it took)
-and `claims.py` (the papers' and ours). May import `selection` and below.
+This module is the one to begin with: `build_report` puts the parts together, in the order of the lists below, so a new
+part is a line in one of them. First the questions (`headlines.py` and the `*headlines.py`), then pictures, tables,
+episodes, and folded away what only a checker reads. `run.py` reads the run directory, `outcomes.py` how its episodes
+ended. `page.py` makes safe HTML, `tables.py` and the `*plots.py` tables and pictures, `reading.py` and
+`switch_reading.py` all comparisons in sentences. May import `selection` and below.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from ..data.records import first_problem
-from ..data.results import Arm, Results, load_results
-from ..errors import InputError
-from ..recipe.loading import Recipe
+from ..data.results import load_results
 from ..rundir.files import write_text
 from ..rundir.layout import RunLayout
+from . import arm_headlines, switch_headlines
 from .claims import claims
 from .episode_view import RecordedEpisode, SwitchStep, switch_episode_view
+from .forgetting import COULD
+from .headlines import WITHIN, Headline, answers_part, picture
 from .journal import events, stage_times
 from .page import Html, el, missing, page
+from .places import marked_panels, places_figure
 from .plots import atlas_figure, save_png, svg
-from .reading import read_atlas
-from .selection import agreement_part, annotated, read_marks, review_part
+from .reading import is_control, read_atlas
+from .run import Run, read_run
+from .selection import agreement_part, review_part
 from .starts import read_starts, starts_part
+from .summary import summary
 from .sweep import sweep_part
-from .switch_plots import londi_figure
-from .switching import londi_part, reading_part
-from .tables import arms_table, levels_table, replies_table
+from .switch_plots import called_panels, londi_figure
+from .switching import policies_part, reading_part, switch_pictures
+from .tables import arms_part, replies_table
 from .training import training_part
 
 __all__ = ["RecordedEpisode", "SwitchStep", "build_report", "write_plots"]
+
+Part = Callable[[Run], Sequence[Html]]
+"""A part of the page; nothing where the run has nothing of the kind."""
+
+_QUESTIONS: tuple[Callable[[Run], list[Headline]], ...] = (
+    switch_headlines.switch_headlines,
+    arm_headlines.arm_headlines,
+)
+"""The first screen."""
+
+_PICTURES: tuple[Part, ...] = (
+    switch_pictures,
+    arm_headlines.arm_pictures,
+    lambda run: _places(run),
+)
+"""Pictures that no headline has shown already."""
+
+_TABLES: tuple[Part, ...] = (
+    policies_part,
+    arms_part,
+    lambda run: _agreement(run),
+    lambda run: _starts(run),
+    lambda run: _replies(run),
+    lambda run: training_part(run.root),
+)
+"""Tables, each under a heading of the third order."""
 
 
 def build_report(run_dir: str | Path) -> Path:
@@ -46,40 +75,145 @@ def build_report(run_dir: str | Path) -> Path:
     Raises:
         InputError: an input is missing that is needed, or is not what it should be.
     """
-    run_dir = Path(run_dir)
-    results = _results(run_dir)
-    recipe = _recipe(RunLayout(run_dir).recipe)
-    title = f"atlas-ray: {recipe.name if recipe else run_dir.resolve().name}"
-    swept = sweep_part(run_dir)
+    run = read_run(Path(run_dir))
+    title = f"atlas-ray: {run.title}"
+    headlines = list(chain.from_iterable(ask(run) for ask in _QUESTIONS))
     parts = [
-        el("header", el("h1", title), el("p", _summary(recipe, results, bool(swept)), cls="lead")),
-        *swept,
-        *(_scores(run_dir, recipe, results) if results or not swept else []),
-        el("h2", "What was dropped and retried"),
-        events(run_dir),
-        *training_part(run_dir),
-        el("h2", "How long it took"),
-        stage_times(run_dir),
-        el("h2", "The recipe"),
-        _resolved(RunLayout(run_dir).recipe),
-        el("h2", "The papers' claims and ours"),
-        *claims(recipe),
+        el("header", el("h1", title), el("p", summary(run), cls="lead")),
+        *_section("What came out", [*answers_part(headlines), *_answers_note(headlines)]),
+        *sweep_part(run.root),
+        *_section("Pictures", _all(_PICTURES, run)),
+        *_section("Tables", [*_all(_TABLES, run), *_not_there(run)]),
+        *_section("Episodes", _episodes(run)),
+        *_section("For those who check", _checks(run)),
     ]
     path = RunLayout(run_dir).report
     write_text(path, page(title, parts))
     return path
 
 
-def _scores(run_dir: Path, recipe: Recipe | None, results: Results | None) -> list[Html]:
-    """What the stages found."""
+def _all(parts: Sequence[Part], run: Run) -> list[Html]:
+    return list(chain.from_iterable(part(run) for part in parts))
+
+
+def _section(title: str, parts: Sequence[Html]) -> list[Html]:
+    """A heading and what stands under it; nothing where that is empty."""
+    return [el("h2", title), *parts] if parts else []
+
+
+def _answers_note(headlines: Sequence[Headline]) -> list[Html]:
+    if not headlines:
+        return []
+    told = (
+        "Answers are made from 95 % intervals of differences, between what played the same episodes wherever the run "
+        "keeps them, widened so that all comparisons behind an answer hold together. "
+        f"As good as another is what is shown to lie less than {WITHIN:g} below it; of several switches or arms that "
+        "do, the one with the fewest calls or trained tokens is named. The untuned model could do a level where it "
+        f"has at least {COULD:g}."
+    )
+    return [el("p", told, cls="note")]
+
+
+def _places(run: Run) -> list[Html]:
+    """Where in an episode the marks of the selectors and the calls of the switches lie."""
+    panels = called_panels(run.policies)
+    if run.marks is not None:
+        controls = [name for name in run.marks.found if is_control(name)]
+        panels = [*marked_panels(run.marks.trajectories, run.marks.found, controls), *panels]
+    if not panels:
+        return []
+    image = svg(places_figure(panels), "places", "Where in an episode marks and calls lie")
+    caption = (
+        "Where in an episode the marks of the selectors and the calls of the switches lie: share in each tenth of the "
+        "episode; controls and baselines in blue. The line is what spreading them evenly would give."
+    )
+    return [picture(image, caption)]
+
+
+def _agreement(run: Run) -> list[Html]:
+    if not run.selects:
+        return []
+    if run.marks is None:
+        return [el("h3", "How far the selectors agree"), missing(f"{_expert(run)} is missing")]
+    return [el("h3", "How far the selectors agree"), *agreement_part(run.marks)]
+
+
+def _expert(run: Run) -> str:
+    return str(run.layout.expert.relative_to(run.root))
+
+
+def _starts(run: Run) -> list[Html]:
+    starts = read_starts(run.root)
+    if not starts and not (run.recipe and run.recipe.select and run.recipe.select.start_after):
+        return []
+    return [el("h3", "What the untuned model does behind marked steps"), *starts_part(starts)]
+
+
+def _replies(run: Run) -> list[Html]:
+    told = (run.results.replies or {}).get("select") if run.results else None
+    return [el("h3", "What became of the replies of models that select"), *replies_table(told)] if told else []
+
+
+def _not_there(run: Run) -> list[Html]:
+    """What a reader may look for in vain."""
+    if run.layout.sweep_json.is_file():
+        return []
+    told = {
+        "this run scored no model": not run.arms and not run.policies,
+        "this run tuned no model": bool(run.policies) and not run.arms,
+        "this run trained no switch": bool(run.arms) and not run.policies,
+        "this run selected no steps": not run.selects,
+    }
+    return [missing(what) for what, is_so in told.items() if is_so]
+
+
+def _episodes(run: Run) -> list[Html]:
+    parts: list[Html] = []
+    if run.marks is not None:
+        parts += [el("h3", "Expert episodes and their critical steps"), *review_part(run.root, run.marks)]
+    if run.policies:
+        parts += [el("h3", "An episode under the switch"), *switch_episode_view(run.root)]
+    return parts
+
+
+def _checks(run: Run) -> list[Html]:
+    """What is folded away."""
     return [
-        *_reading(results),
-        *_atlas(results),
-        *_londi(results),
-        *_selection(run_dir, recipe, results),
-        el("h2", "An episode under the switch"),
-        *(switch_episode_view(run_dir) if results and results.londi else [missing("this run trained no switch")]),
+        *_fold("All comparisons", _comparisons(run)),
+        *_fold("What was dropped and retried", [events(run.root)]),
+        *_fold("How long it took", [stage_times(run.root)]),
+        *_fold("Every setting of this run", _resolved(run.layout.recipe)),
+        *_fold("The papers' claims and ours", claims(run.recipe)),
     ]
+
+
+def _fold(title: str, parts: Sequence[Html]) -> list[Html]:
+    return [el("details", el("summary", title), parts)] if parts else []
+
+
+def _comparisons(run: Run) -> list[Html]:
+    parts = []
+    if sentences := read_atlas(run.arms):
+        parts += [el("h3", "Critical steps"), el("ul", [el("li", s) for s in sentences], cls="reading")]
+    parts += reading_part(run.policies)
+    if parts:
+        parts.append(
+            el(
+                "p",
+                "In brackets 95 % intervals, as if the two had played other episodes, and so too wide where they "
+                "played the same. A difference counts only when its interval leaves zero out; where there is no "
+                "effect at all, up to one comparison in twenty still does so by chance.",
+                cls="note",
+            )
+        )
+    return parts
+
+
+def _resolved(path: Path) -> list[Html]:
+    if not path.is_file():
+        return [missing(f"{path.name} is missing")]
+    text = json.dumps(json.loads(path.read_bytes()), indent=2, ensure_ascii=False)
+    return [el("pre", text, tabindex="0")]
 
 
 def write_plots(run_dir: str | Path) -> list[Path]:
@@ -94,142 +228,3 @@ def write_plots(run_dir: str | Path) -> list[Path]:
         save_png(londi_figure(results.londi.policies), run_dir / "londi.png")
         written.append(run_dir / "londi.png")
     return written
-
-
-def _recipe(path: Path) -> Recipe | None:
-    if not path.is_file():
-        return None
-    try:
-        return Recipe.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        field, message = first_problem(error)
-        raise InputError(message, path, None, field or None) from None
-
-
-def _results(run_dir: Path) -> Results | None:
-    """The scores; None where nothing was scored and there are annotations to report on.
-
-    Raises:
-        InputError: there is neither, or the results are not what they should be.
-    """
-    path = RunLayout(run_dir).results
-    try:
-        empty = json.loads(path.read_bytes()) in ({}, {"atlas": None}, {"londi": None}, {"atlas": None, "londi": None})
-    except FileNotFoundError:
-        empty = True
-    except ValueError:
-        empty = False  # and not JSON, as the reader says better
-    return None if empty and (annotated(run_dir) or RunLayout(run_dir).sweep_json.is_file()) else load_results(path)
-
-
-def _summary(recipe: Recipe | None, results: Results | None, swept: bool) -> str:
-    """One sentence on what was run; of a sweep each trial is one arm, or one switch."""
-    if recipe is None:
-        counts = [f"{len(results.atlas.arms)} arms"] if results and results.atlas else []
-        counts += [f"{len(results.londi.policies)} switch policies"] if results and results.londi else []
-        scored = f"{' and '.join(counts) or 'No models'} were scored"
-        return f"{scored}; recipe.resolved.json is missing, so no more can be told."
-    parts = []
-    if recipe.collect:
-        levels = recipe.collect.levels
-        parts.append(f"{sum(levels.values()):,} expert episodes of {', '.join(levels)}")
-    if recipe.select:
-        parts.append(f"at most {recipe.select.fraction:.0%} of each episode's steps marked as critical")
-    if recipe.finetune:
-        f = recipe.finetune
-        base = "a new model" if f.scratch else f.base
-        each = "in each trial" if swept else f"in {len(f.arms)} arms and {len(f.seeds)} seeds each"
-        parts.append(f"{base} tuned {each}")
-    if recipe.evaluate:
-        e = recipe.evaluate
-        parts.append(
-            f"scored on {len(e.held_in)} held-in and {len(e.held_out)} held-out levels of {e.episodes} episodes"
-        )
-    if recipe.switch:
-        s = recipe.switch
-        count = (len(s.costs) + len(s.budgets) + len(s.averages)) * len(s.seeds)
-        models = " and ".join(m.model for m in s.models)
-        learned = "1 switch learned in each trial" if swept else f"{count} switch{'es' * (count != 1)} learned"
-        parts.append(f"{learned} between {models} on {', '.join(s.levels)}")
-    if recipe.sweep and swept:
-        parts.append(f"swept over {', '.join(recipe.sweep.space)}")
-    return "; ".join(parts) + "."
-
-
-def _reading(results: Results | None) -> list[Html]:
-    parts = [el("h2", "What the numbers say")]
-    if results is None or not (results.atlas or results.londi):
-        return [*parts, missing("this run scored no model")]
-    if results.atlas and (sentences := read_atlas(results.atlas.arms)):
-        parts += [el("h3", "Critical steps"), el("ul", [el("li", s) for s in sentences], cls="reading")]
-    if results.londi:
-        parts += reading_part(results.londi.policies)
-    if len(parts) == 1:
-        parts.append(missing("the results hold nothing to compare"))
-    parts.append(
-        el(
-            "p",
-            "In brackets 95 % intervals. A difference counts only when its interval leaves zero out; where there is no "
-            "effect at all, up to one comparison in twenty still does so by chance.",
-            cls="note",
-        )
-    )
-    return parts
-
-
-def _atlas(results: Results | None) -> list[Html]:
-    if not results or not results.atlas:
-        return [el("h2", "ATLaS: which steps to train on"), missing("this run tuned no model")]
-    arms = results.atlas.arms
-    by_level = levels_table(arms)
-    return [
-        el("h2", "ATLaS: which steps to train on"),
-        arms_table(arms),
-        el("p", f"Tokens and seconds are means of one training run, over all its epochs.{_one_seed(arms)}", cls="note"),
-        *([el("details", el("summary", "Success on each level"), by_level)] if by_level else []),
-        el(
-            "figure",
-            svg(atlas_figure(arms), "atlas", "Success of every arm"),
-            el("figcaption", "Success of every arm on levels it was trained on (other episodes) and on new levels."),
-        ),
-    ]
-
-
-def _one_seed(arms: Sequence[Arm]) -> str:
-    if all(len(arm.seeds) > 1 for arm in arms if arm.selector != "none"):
-        return ""
-    return " Arms with one training seed have intervals that know nothing of the spread between seeds."
-
-
-def _londi(results: Results | None) -> list[Html]:
-    heading = el("h2", "LONDI: when to call the large model")
-    if not results or not results.londi:
-        return [heading, missing("this run trained no switch")]
-    return [heading, *londi_part(results.londi.policies)]
-
-
-def _selection(run_dir: Path, recipe: Recipe | None, results: Results | None) -> list[Html]:
-    episodes = el("h2", "Expert episodes and their critical steps")
-    if not (recipe and recipe.select) and not annotated(run_dir):
-        return [episodes, missing("this run selected no steps")]
-    parts = []
-    path = RunLayout(run_dir).expert
-    if path.is_file():
-        marks = read_marks(run_dir, recipe)
-        parts += [el("h2", "How far the selectors agree"), *agreement_part(marks)]
-        review = review_part(run_dir, marks)
-    else:
-        review = [missing(f"{path.relative_to(run_dir)} is missing")]
-    starts = read_starts(run_dir)
-    if starts or (recipe and recipe.select and recipe.select.start_after):
-        parts += [el("h2", "What the untuned model does behind marked steps"), *starts_part(starts)]
-    if told := (results.replies or {}).get("select") if results else None:
-        parts += [el("h2", "What became of the replies of models that select"), *replies_table(told)]
-    return [*parts, episodes, *review]
-
-
-def _resolved(path: Path) -> Html:
-    if not path.is_file():
-        return missing(f"{path.name} is missing")
-    text = json.dumps(json.loads(path.read_bytes()), indent=2, ensure_ascii=False)
-    return el("details", el("summary", "Every setting of this run"), el("pre", text))

@@ -55,7 +55,12 @@ th:first-child, td:first-child { padding-left: 0; position: sticky; left: 0; bac
 td.wrap { white-space: normal; overflow-wrap: anywhere; min-width: 16rem; }
 .number { text-align: right; }
 .ci { color: var(--muted); font-size: .92em; }
-figure { margin: 1.2rem 0; overflow-x: auto; }
+.answer { margin: 1.4rem 0; padding: 1.1rem 1.3rem 1.2rem; background: var(--panel); border-radius: 10px; }
+.answer h3 { margin: 0; color: var(--muted); font-weight: 600; font-size: .88rem; }
+.answer .headline { font-size: 1.3rem; line-height: 1.35; font-weight: 600; margin: .25rem 0 .6rem; max-width: 44rem; }
+.answer .numbers { margin: .4rem 0 0; padding-left: 1.1rem; color: var(--muted); font-size: .88rem; }
+figure { margin: 1.2rem 0; }
+.drawing { overflow-x: auto; }
 figure svg { display: block; width: 100%%; max-width: 42rem; min-width: 27rem; height: auto; }
 figure svg text { font-family: inherit !important; }
 figcaption { color: var(--muted); font-size: .88rem; max-width: 46rem; margin-top: .4rem; }

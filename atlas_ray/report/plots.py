@@ -11,12 +11,13 @@ from typing import Any
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from ..data.results import Arm
 from ..rundir.files import replacing
 from ..selection.agreement import BINS, Agreement
 from .page import LIGHT, Html, short
-from .reading import arm_labels
+from .reading import arm_labels, is_control
 
 # fonttype none keeps text as text, the salt makes ids the same on every run
 SETTINGS: Any = {"svg.fonttype": "none", "svg.hashsalt": "atlas-ray", "font.size": 10.0, "font.family": "DejaVu Sans"}
@@ -58,6 +59,49 @@ def atlas_figure(arms: Sequence[Arm]) -> Figure:
         axes.grid(axis="x", color=LIGHT["rule"], linewidth=0.7)
         axes.set_xlabel("success, with 95 % interval", color=LIGHT["muted"])
         figure.legend(loc="outside upper right", ncols=2, frameon=False, labelcolor=LIGHT["ink"])
+    return figure
+
+
+def tokens_figure(arms: Sequence[Arm]) -> Figure:
+    """Held-in success of every arm against the tokens that carried loss; the untuned model as a line."""
+    with matplotlib.rc_context(SETTINGS):
+        figure = blank(3.9)
+        axes = plain(figure.add_subplot())
+        for arm in (a for a in arms if a.selector == "none"):
+            axes.axhline(arm.held_in.success, color=LIGHT["muted"], linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
+            axes.annotate(
+                "untuned",
+                (1, arm.held_in.success),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 4),
+                textcoords="offset points",
+                ha="right",
+                fontsize=9,
+                color=LIGHT["muted"],
+            )
+        trained = [(label, a) for label, a in zip(arm_labels(arms), arms, strict=True) if a.selector != "none"]
+        for label, arm in trained:
+            x, colour = arm.trained_tokens, LIGHT["blue" if is_control(arm.selector) else "orange"]
+            axes.plot([x, x], arm.held_in.ci95, color=colour, linewidth=1.3, alpha=0.45, zorder=2)
+            face = LIGHT["paper"] if arm.anchor else colour
+            axes.plot([x], [arm.held_in.success], "o", color=colour, markerfacecolor=face, markersize=7, zorder=3)
+            axes.annotate(
+                short(label, 40),
+                (x, arm.held_in.success),
+                xytext=(7, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+                color=LIGHT["ink"],
+                parse_math=False,
+            )
+        most = max((a.trained_tokens for _, a in trained), default=0) or 1
+        axes.set_xlim(0, 1.2 * most)
+        axes.set_ylim(-0.02, 1.02)
+        axes.grid(axis="y", color=LIGHT["rule"], linewidth=0.7)
+        axes.xaxis.set_major_formatter(EngFormatter())
+        axes.set_xlabel("trained tokens", color=LIGHT["muted"])
+        axes.set_ylabel("held-in success, with 95 % interval", color=LIGHT["muted"])
     return figure
 
 

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from ..data.results import Arm, Score, combine
 
 CONTROLS = ("random", "non-critical", "perplexity", "uniform", "last", "all", "none")
+_MATCHED = ("random_", "non-critical_")
 UNCLEAR = "not distinguishable at this scale"
+
+
+def is_control(selector: str) -> bool:
+    """Whether a selector is what critical steps are set against: a control, or one of as many steps as another's."""
+    return selector in CONTROLS or selector.startswith(_MATCHED)
 
 
 def signed(value: float) -> str:
@@ -57,7 +63,7 @@ def read_atlas(arms: Sequence[Arm]) -> list[str]:
     pairs = list(zip(labels, arms, strict=True))
     sentences = []
     for first, a in pairs:
-        if a.selector not in CONTROLS and not a.anchor:
+        if not is_control(a.selector) and not a.anchor:
             for control in CONTROLS:
                 sentences += [
                     _versus(f"critical ({first})", a, second, b)
@@ -74,7 +80,7 @@ def read_atlas(arms: Sequence[Arm]) -> list[str]:
                 if not b.anchor
                 and (b.selector == "all" or (b.selector in (a.selector, "random") and b.fraction == a.fraction))
             ]
-        if a.anchor and a.selector not in CONTROLS:
+        if a.anchor and not is_control(a.selector):
             twins = [(second, b) for second, b in pairs if b.anchor == a.anchor and b.fraction == a.fraction]
             sentences += [_versus(first, a, second, b) for second, b in twins if b.selector == "random"]
     return sentences

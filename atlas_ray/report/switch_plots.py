@@ -1,8 +1,7 @@
-"""The pictures of the switches: success against calls and against compute, and where in an episode they call."""
+"""The picture of the switches, success against calls and against compute, and what is drawn of where they call."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,11 +9,12 @@ from typing import Any, Literal
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter
 from matplotlib.transforms import Bbox
 
-from ..data.results import DECILES, Policy
+from ..data.results import Policy
 from .page import LIGHT, short
+from .places import Panel
 from .plots import SETTINGS, blank, plain
 from .switch_reading import MATCHED, ORACLE, ends, family
 
@@ -45,6 +45,21 @@ _KINDS = {
 }
 # where a label may stand, in points from its marker
 _OFFSETS = [(side * 9, up) for up in (0, 11, -11, 23, -23, 35, -35) for side in (1, -1)]
+
+
+_FRONTIER: dict[str, Any] = {"linewidth": 7, "zorder": 0.5, "solid_capstyle": "round", "drawstyle": "steps-post"}
+
+
+def frontier(policies: Sequence[Policy], against: Against) -> list[Policy]:
+    """Policies than which none has as much success with less of what they are set against; not the oracle.
+
+    In the order of what they take. The oracle asks the environment's expert, which nobody has in earnest.
+    """
+    found: list[Policy] = []
+    for p in sorted(policies, key=lambda p: (_x(p, against), -p.success)):
+        if family(p) != ORACLE and (not found or p.success > found[-1].success):
+            found.append(p)
+    return found
 
 
 def _kind(policy: Policy, policies: Sequence[Policy]) -> str:
@@ -79,6 +94,8 @@ def londi_figure(policies: Sequence[Policy], against: Against = "calls") -> Figu
             line = [(_x(p, against), p.success) for p in pair]
             dashes = {"linewidth": 1.2, "linestyle": (0, (4, 3)), "zorder": 1}
             axes.plot(*zip(*line, strict=True), color=LIGHT["muted"], label="random mixing", **dashes)
+        edge = [(_x(p, against), p.success) for p in frontier(policies, against)]
+        axes.plot(*zip(*edge, strict=True), **_FRONTIER, color=LIGHT["rule"], label="frontier")
         for name, kind in _KINDS.items():
             own = [p for p in policies if _kind(p, policies) == name]
             if own:
@@ -168,34 +185,9 @@ def _overlap(a: Bbox, b: Bbox) -> float:
     return float(shared.width * shared.height) if shared else 0.0
 
 
-def called_figure(policies: Sequence[Policy]) -> Figure | None:
-    """Share of the calls in each tenth of the episode: learned switches, one random policy and the oracle.
-
-    None where no learned switch says.
-    """
+def called_panels(policies: Sequence[Policy]) -> list[Panel]:
+    """Where learned switches, one random policy and the oracle call; nothing where no learned switch says."""
     shown = [p for p in policies if p.learned and p.called_at]
-    if not shown:
-        return None
-    for name in (MATCHED[0], ORACLE):
+    for name in (MATCHED[0], ORACLE) if shown else ():
         shown += [p for p in policies if family(p) == name and p.called_at][:1]
-    columns = min(4, len(shown))
-    rows = math.ceil(len(shown) / columns)
-    with matplotlib.rc_context(SETTINGS):
-        figure = blank(0.7 + 1.45 * rows)
-        panels = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
-        most = max(share for p in shown for share in p.called_at or ())
-        for axes, p in zip(panels, shown, strict=False):
-            plain(axes)
-            middles = [(i + 0.5) / DECILES for i in range(DECILES)]
-            axes.bar(middles, p.called_at, width=0.85 / DECILES, color=LIGHT["orange" if p.learned else "blue"])
-            axes.axhline(1 / DECILES, color=LIGHT["muted"], linewidth=0.9)
-            axes.set_title(short(p.name, 24), fontsize=9, color=LIGHT["ink"], parse_math=False)
-            axes.set_xlim(0, 1)
-            axes.set_ylim(0, 1.05 * max(most, 1 / DECILES))
-            axes.set_xticks([0.12, 0.9], ["start", "end"])
-            axes.tick_params(labelsize=8)
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-        for axes in panels[len(shown) :]:
-            axes.set_visible(False)
-        figure.supylabel("share of its calls", fontsize=9, color=LIGHT["muted"])
-    return figure
+    return [Panel(p.name, p.called_at, "orange" if p.learned else "blue") for p in shown if p.called_at]

@@ -1,14 +1,16 @@
-"""The report's part on the switches: table, pictures, and what stands beneath them."""
+"""The report's part on the switches: their table, the second picture, and all comparisons."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from ..data.results import Policy
+from .headlines import picture
 from .page import NOTHING, Html, el, table
 from .plots import svg
 from .reading import signed, span
-from .switch_plots import called_figure, londi_figure
+from .run import Run
+from .switch_plots import londi_figure
 from .switch_reading import above_line, ends, read_londi
 from .tables import rate, told, told_heads
 
@@ -24,38 +26,24 @@ def reading_part(policies: Sequence[Policy]) -> list[Html]:
     return parts
 
 
-def londi_part(policies: Sequence[Policy]) -> list[Html]:
-    """Table and pictures of the policies."""
-    parts = [
-        policies_table(policies),
-        el("p", _note(policies), cls="note"),
-        _picture(
-            svg(londi_figure(policies), "londi", "Success against DEEPTHINK calls"),
-            "Success against DEEPTHINK calls per episode, with 95 % intervals: learned switches in orange, each kind "
-            "connected in the order of its limits; baselines in blue, hollow where they are under a budget. Dashed: "
-            "random mixing, which draws one of the two models for each whole episode. A switch that learned something "
-            "lies above it.",
-        ),
-        _picture(
-            svg(londi_figure(policies, "compute"), "londi-compute", "Success against compute"),
-            f"The same against compute ({policies[0].compute_unit}): of all models, with what a model must read of "
-            "the steps that it did not take.",
-        ),
-    ]
-    called = called_figure(policies)
-    if called is not None:
-        parts.append(
-            _picture(
-                svg(called, "londi-called", "Where in an episode DEEPTHINK is called"),
-                "Where in an episode DEEPTHINK is called: share of the calls in each tenth of the episode. The line is "
-                "what calls spread evenly would give.",
-            )
-        )
-    return parts
+def switch_pictures(run: Run) -> list[Html]:
+    """Success against compute, the twin of the headline's picture."""
+    if not any(p.learned for p in run.policies):
+        return []
+    figure = svg(londi_figure(run.policies, "compute"), "londi-compute", "Success against compute")
+    caption = (
+        f"The switch against compute ({run.policies[0].compute_unit}): of all models, with what a model must read of "
+        "the steps that it did not take. Signs as in the picture against calls."
+    )
+    return [picture(figure, caption)]
 
 
-def _picture(image: Html, caption: str) -> Html:
-    return el("figure", image, el("figcaption", caption))
+def policies_part(run: Run) -> list[Html]:
+    """Table of the policies."""
+    if not run.policies:
+        return []
+    heading = el("h3", "LONDI: when to call the large model")
+    return [heading, policies_table(run.policies), el("p", _note(run.policies), cls="note")]
 
 
 def _note(policies: Sequence[Policy]) -> str:

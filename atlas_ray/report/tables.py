@@ -7,8 +7,10 @@ from typing import Any
 
 from ..data.replies import Replies, summed
 from ..data.results import Arm, Cell, Policy
+from .forgetting import COULD, Forgotten, forgotten, known_levels
 from .page import NOTHING, Html, el, table
-from .reading import arm_labels
+from .reading import arm_labels, signed, span
+from .run import Run
 
 
 def rate(cell: Cell | Policy | None) -> Html:
@@ -19,10 +21,34 @@ def rate(cell: Cell | Policy | None) -> Html:
     return Html(f"{cell.success:.2f} " + el("span", f"[{low:.2f}, {high:.2f}]", cls="ci"))
 
 
-def arms_table(arms: Sequence[Arm]) -> Html:
-    """The ATLaS arms with cost and success."""
-    heads = ["arm", "cap m", "anchor", "share of steps", "held-in success", "held-out success", "trained tokens"]
-    heads += ["context tokens", "seconds", "seeds", *told_heads(arms)]
+def arms_part(run: Run) -> list[Html]:
+    """The ATLaS arms, and their success on each level folded away."""
+    arms = run.arms
+    if not arms:
+        return []
+    by_level = levels_table(arms)
+    known = known_levels(arms)
+    note = "Tokens and seconds are means of one training run, over all its epochs."
+    if known:
+        note += (
+            f" Forgetting: success less that of the untuned model where that could do it, on {', '.join(known)} "
+            f"(at least {COULD:g})."
+        )
+    if any(len(arm.seeds) < 2 for arm in arms if arm.selector != "none"):
+        note += " Arms with one training seed have intervals that know nothing of the spread between seeds."
+    return [
+        el("h3", "ATLaS: which steps to train on"),
+        arms_table(arms, [forgotten(run, arm) for arm in arms] if known else ()),
+        el("p", note, cls="note"),
+        *([el("details", el("summary", "Success on each level"), by_level)] if by_level else []),
+    ]
+
+
+def arms_table(arms: Sequence[Arm], lost: Sequence[Forgotten | None] = ()) -> Html:
+    """The ATLaS arms with cost and success; ``lost`` is what each forgot, empty for no such column."""
+    heads = ["arm", "cap m", "anchor", "share of steps", "held-in success", "held-out success"]
+    heads += [*(["forgetting"] if lost else []), "trained tokens", "context tokens", "seconds", "seeds"]
+    heads += told_heads(arms)
     rows: list[list[str | Html]] = [
         [
             label,
@@ -31,15 +57,22 @@ def arms_table(arms: Sequence[Arm]) -> Html:
             f"{arm.steps_share:.1%}",
             rate(arm.held_in),
             rate(arm.held_out),
+            *([_change(row)] if lost else []),
             f"{arm.trained_tokens:,}",
             f"{arm.context_tokens:,}",
             f"{arm.train_seconds:.1f}",
             ", ".join(map(str, arm.seeds)) or NOTHING,
             *told(arm, arms),
         ]
-        for label, arm in zip(arm_labels(arms), arms, strict=True)
+        for label, arm, row in zip(arm_labels(arms), arms, lost or [None] * len(arms), strict=True)
     ]
     return table(heads, rows)
+
+
+def _change(row: Forgotten | None) -> Html:
+    if row is None:
+        return el("span", NOTHING, cls="ci")
+    return Html(f"{signed(row.change.mean)} " + el("span", span(row.change.low, row.change.high), cls="ci"))
 
 
 def told_heads(scored: Sequence[Arm] | Sequence[Policy]) -> list[str]:

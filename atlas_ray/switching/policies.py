@@ -11,7 +11,7 @@ from typing import Any
 
 from ..cluster.remote_rundir import localize
 from ..data.replies import summed
-from ..data.results import ALWAYS_DEEPTHINK, ALWAYS_QUICK, DECILES, interval
+from ..data.results import ALWAYS_DEEPTHINK, ALWAYS_QUICK, interval, tenths
 from ..errors import AtlasError
 from ..recipe.loading import Switch
 from ..recipe.switch import MEASURED
@@ -229,16 +229,6 @@ def summarize_policy(
 
 
 def call_histogram(rows: Sequence[Row]) -> list[float] | None:
-    """Share of all calls in each tenth of the episode; None where there is none.
-
-    Step t of T covers the part [t/T, (t+1)/T) of its episode, and a call is shared out among the tenths it covers, so
-    that calls at every step, or at random, give a tenth each however short the episodes are.
-    """
-    tenths = [0.0] * DECILES
-    for row in rows:
-        for step in row["called_at"]:
-            start, end = step * DECILES / row["steps"], (step + 1) * DECILES / row["steps"]
-            for i in range(DECILES):
-                tenths[i] += max(0.0, min(end, i + 1) - max(start, i)) / (end - start)
-    calls = sum(tenths)
-    return [share / calls for share in tenths] if calls else None
+    """Share of all calls in each tenth of the episode, see :func:`atlas_ray.data.results.tenths`."""
+    found = tenths((step, row["steps"]) for row in rows for step in row["called_at"])
+    return None if found is None else list(found)

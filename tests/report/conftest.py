@@ -3,13 +3,14 @@
 import pytest
 
 from atlas_ray import report
-from atlas_ray.report import selection, sweep, switching
+from atlas_ray.report import arm_headlines, selection, sweep, switch_headlines, switching
 from atlas_ray.report.page import Html
 
 
 @pytest.fixture
 def without_drawing(monkeypatch):
     """Empty pictures."""
-    for module in (report, selection, sweep, switching):
+    for module in (report, arm_headlines, selection, sweep, switch_headlines, switching):
         monkeypatch.setattr(module, "svg", lambda figure, prefix, description: Html("<svg></svg>"))
-    monkeypatch.setattr(switching, "londi_figure", lambda *given: None)  # (it draws to find places for its labels)
+    for module in (switch_headlines, switching):
+        monkeypatch.setattr(module, "londi_figure", lambda *given: None)  # (it draws to find places for its labels)

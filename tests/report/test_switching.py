@@ -4,11 +4,13 @@ import re
 
 import pytest
 
-from atlas_ray.data.results import Policy
+from atlas_ray.data.results import Policy, Results
 from atlas_ray.report import build_report, write_plots
-from atlas_ray.report.switch_plots import called_figure, londi_figure
+from atlas_ray.report.places import places_figure
+from atlas_ray.report.run import Run
+from atlas_ray.report.switch_plots import called_panels, londi_figure
 from atlas_ray.report.switch_reading import above_line, read_londi, twins
-from atlas_ray.report.switching import londi_part
+from atlas_ray.report.switching import policies_part
 from atlas_ray.rundir.files import write_json
 from tests.report.test_report import POLICIES, check, policy, write_run
 
@@ -106,23 +108,21 @@ def test_the_page_has_all_of_it(tmp_path):
     write_run(tmp_path, policies=FULL)
     page = build_report(tmp_path).read_text()
     checker, text = check(page)
-    assert checker.tags.count("svg") == 4, "arms, calls, compute, where it calls"
+    assert checker.tags.count("svg") == 5, "calls, arms, tokens, compute, marks and calls"
     for name in ("londi(c=measured)", "londi-l(calls=2)", "every(p=0.35)", "oracle", "londi-b(n=3), 50% of use"):
         assert f">{name}</td>" in page
     assert "trained once" not in text
-    assert "Where in an episode DEEPTHINK is called" in text
+    assert "Where in an episode the marks of the selectors and the calls of the switches lie" in text
     assert "LONDI-B, under a budget" in text and "threshold on QUICK's margin" in text
-    assert text.index("What the numbers say") < text.index("Against always-deepthink") < text.index("Of use: ")
+    assert text.index("What came out") < text.index("Of use: ") < text.index("Against always-deepthink")
     assert [p.name for p in write_plots(tmp_path)] == ["atlas.png", "londi.png"]
 
 
 @pytest.mark.usefixtures("without_drawing")
 def test_switches_that_were_trained_once_have_a_note(tmp_path):
     write_run(tmp_path)
-    page = build_report(tmp_path).read_text()
-    assert "trained once" in page
-    assert check(page)[0].tags.count("svg") == 3, "nothing says where these policies called"
-    assert called_figure(as_policies(*POLICIES)) is None
+    assert "trained once" in build_report(tmp_path).read_text()
+    assert called_panels(as_policies(*POLICIES)) == [], "nothing says where these policies called"
 
 
 @pytest.mark.usefixtures("without_drawing")
@@ -166,8 +166,8 @@ def test_only_learned_switches_and_the_ends_are_labelled_and_baselines_have_a_le
 
 def test_the_histogram_shows_learned_switches_one_random_and_the_oracle():
     five = as_policies(*FULL, policy("londi(c=0.2)", 0.5, 1.0, cost=0.2, called_at=LATE))
-    assert [a.get_visible() for a in called_figure(five).axes] == [True] * 5 + [False] * 3
-    figure = called_figure(as_policies(*FULL))
+    assert [a.get_visible() for a in places_figure(called_panels(five)).axes] == [True] * 5 + [False] * 3
+    figure = places_figure(called_panels(as_policies(*FULL)))
     shown = {a.get_title(): [round(bar.get_height(), 6) for bar in a.patches] for a in figure.axes if a.get_visible()}
     assert shown == {
         "londi(c=0.02)": LATE,
@@ -179,10 +179,13 @@ def test_the_histogram_shows_learned_switches_one_random_and_the_oracle():
 
 @pytest.mark.usefixtures("without_drawing")
 def test_lost_episodes_and_replies_have_columns_where_there_are_any(tmp_path):
-    quiet = londi_part(as_policies(QUICK, DEEP))[0]
+    def part(*rows):
+        return policies_part(Run(tmp_path, None, Results.model_validate({"londi": {"policies": rows}})))
+
+    _, quiet, *_ = part(QUICK, DEEP)
     assert "replies" not in quiet and "lost episodes" not in quiet
     deep = policy("always-deepthink", 0.8, 10.0, replies={"ok": 1200, "empty": 3, "lost": 3}, lost_episodes=3)
-    table, note, *_ = londi_part(as_policies(QUICK, deep))
+    _, table, note = part(QUICK, deep)
     assert "<th>lost episodes</th><th>replies</th>" in re.sub(r"<th[^>]*>", "<th>", table)
     assert "1,200 ok, 3 empty, 3 lost" in table
     assert "left out for all policies" in note

@@ -1,0 +1,40 @@
+"""What was run, in one sentence."""
+
+from __future__ import annotations
+
+from .run import Run
+
+
+def summary(run: Run) -> str:
+    """One sentence on what was run; of a sweep each trial is one arm, or one switch."""
+    recipe, results, swept = run.recipe, run.results, run.layout.sweep_json.is_file()
+    if recipe is None:
+        counts = [f"{len(results.atlas.arms)} arms"] if results and results.atlas else []
+        counts += [f"{len(results.londi.policies)} switch policies"] if results and results.londi else []
+        scored = f"{' and '.join(counts) or 'No models'} were scored"
+        return f"{scored}; recipe.resolved.json is missing, so no more can be told."
+    parts = []
+    if recipe.collect:
+        levels = recipe.collect.levels
+        parts.append(f"{sum(levels.values()):,} expert episodes of {', '.join(levels)}")
+    if recipe.select:
+        parts.append(f"at most {recipe.select.fraction:.0%} of each episode's steps marked as critical")
+    if recipe.finetune:
+        f = recipe.finetune
+        base = "a new model" if f.scratch else f.base
+        each = "in each trial" if swept else f"in {len(f.arms)} arms and {len(f.seeds)} seeds each"
+        parts.append(f"{base} tuned {each}")
+    if recipe.evaluate:
+        e = recipe.evaluate
+        parts.append(
+            f"scored on {len(e.held_in)} held-in and {len(e.held_out)} held-out levels of {e.episodes} episodes"
+        )
+    if recipe.switch:
+        s = recipe.switch
+        count = (len(s.costs) + len(s.budgets) + len(s.averages)) * len(s.seeds)
+        models = " and ".join(m.model for m in s.models)
+        learned = "1 switch learned in each trial" if swept else f"{count} switch{'es' * (count != 1)} learned"
+        parts.append(f"{learned} between {models} on {', '.join(s.levels)}")
+    if recipe.sweep and swept:
+        parts.append(f"swept over {', '.join(recipe.sweep.space)}")
+    return "; ".join(parts) + "."

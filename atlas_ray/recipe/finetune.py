@@ -74,21 +74,13 @@ class Validation(ConfigModel):
     """Validations without a better score after which training stops; without it it never does."""
 
 
-class Finetune(ConfigModel):
-    """Masked supervised fine-tuning on Ray Train."""
+class Tuning(ConfigModel):
+    """How a model is tuned, whatever it is tuned from and on."""
 
     renamed: ClassVar[dict[str, str]] = {"too_long": "truncation", "emptied": "on_all_truncated"}
 
-    base: str = "tiny-quick"
-    """Model to start from: a shipped name, a directory or a Hugging Face id."""
-    scratch: NewModel | None = None
-    """Start from a new model of this shape instead of `base`."""
     lora: Lora | None = None
     """Train adapters; without this table all weights."""
-    arms: list[Arm] = Field(min_length=1)
-    """What to train, one model an arm and seed."""
-    seeds: list[int] = Field(default=[0], min_length=1)
-    """Seeds of the data order, one model each."""
     epochs: Positive = 2
     """Passes over the trajectories."""
     batch_size: Positive = 32
@@ -129,6 +121,25 @@ class Finetune(ConfigModel):
     """Held-in score during training."""
 
     @model_validator(mode="after")
+    def _shared_out(self) -> Self:
+        if self.strategy == "fsdp" and not self.workers:
+            raise ValueError("strategy: fsdp shares a model out among workers, and workers is 0")
+        return self
+
+
+class Finetune(Tuning):
+    """Masked supervised fine-tuning on Ray Train."""
+
+    base: str = "tiny-quick"
+    """Model to start from: a shipped name, a directory or a Hugging Face id."""
+    scratch: NewModel | None = None
+    """Start from a new model of this shape instead of `base`."""
+    arms: list[Arm] = Field(min_length=1)
+    """What to train, one model an arm and seed."""
+    seeds: list[int] = Field(default=[0], min_length=1)
+    """Seeds of the data order, one model each."""
+
+    @model_validator(mode="after")
     def _unique(self) -> Self:
         names = [a.name for a in self.arms]
         if len(set(names)) != len(names):
@@ -141,6 +152,4 @@ class Finetune(ConfigModel):
     def _fits(self) -> Self:
         if self.scratch and self.lora:
             raise ValueError("lora: adapts a base, and scratch has none")
-        if self.strategy == "fsdp" and not self.workers:
-            raise ValueError("strategy: fsdp shares a model out among workers, and workers is 0")
         return self

@@ -82,10 +82,10 @@ def set_run_dir_handle(handle: RunDirHandle | None) -> None:
 
 
 def open_run_dir(run_dir: str | Path) -> LocalRunDir:
-    """A run directory, as this process can reach it."""
-    if _handle is None or str(run_dir) != _handle.run_dir or _handle.is_here():
+    """A run directory, or one within it, as this process can reach it."""
+    if _handle is None or not Path(run_dir).is_relative_to(_handle.run_dir) or _handle.is_here():
         return LocalRunDir(Path(run_dir))
-    return RemoteRunDir(_handle)
+    return RemoteRunDir(_handle, Path(run_dir).relative_to(_handle.run_dir))
 
 
 def localize(path: str) -> str:
@@ -151,9 +151,9 @@ class RemoteRunDir(LocalRunDir):
 
     away = True
 
-    def __init__(self, handle: RunDirHandle) -> None:
-        super().__init__(handle.copies)
-        self._handle = handle
+    def __init__(self, handle: RunDirHandle, within: Path = Path()) -> None:
+        super().__init__(handle.copies / within)
+        self._handle, self._home = handle, Path(handle.run_dir) / within
 
     def _call(self, what: Callable[..., Any], *arguments: Any) -> Any:
         import ray
@@ -169,7 +169,7 @@ class RemoteRunDir(LocalRunDir):
             raise error.cause from error
 
     def _path(self, name: str) -> str:
-        return str(Path(self._handle.run_dir) / name)
+        return str(self._home / name)
 
     @property
     def log(self) -> RunLog:

@@ -74,3 +74,23 @@ def test_a_process_that_sees_the_run_directory_uses_it_as_it_is(far):
     assert not at.away and at.root == far and localize(str(far / "checkpoints")) == str(far / "checkpoints")
     (far / ".here").write_text("another driver's run in a directory of the same name")
     assert open_run_dir(str(far)).away
+
+
+def test_a_run_within_the_run_is_brought_and_sent_like_the_run_itself(far):
+    inner = far / "rounds" / "1" / "seed0" / "switch"
+    (inner / "checkpoints" / "a.train").mkdir(parents=True)
+    (inner / "checkpoints" / "a.train" / "w").write_text("state")
+    at = open_run_dir(str(inner))
+    assert at.away and at.root.is_relative_to(open_run_dir(str(far)).root)
+    at.fetch("checkpoints/a.train")
+    assert (at.root / "checkpoints" / "a.train" / "w").read_text() == "state"
+    assert at.exists("checkpoints/a.train") and not at.exists("rounds")
+    (at.root / "checkpoints" / "a").mkdir()
+    (at.root / "checkpoints" / "a" / "w").write_text("policy")
+    at.send("checkpoints/a")
+    at.log.metric("switch", step=1)
+    assert (inner / "checkpoints" / "a" / "w").read_text() == "policy"
+    assert list(jsonl_rows(inner / "metrics.jsonl")) == [{"stage": "switch", "step": 1}]
+    # a model that another part of the run made is found under the same path
+    assert localize(str(inner / "checkpoints" / "a")) == str(at.root / "checkpoints" / "a")
+    assert not open_run_dir(str(far.parent / "elsewhere")).away

@@ -21,6 +21,8 @@ from ..rundir.files import write_parts
 
 LineT = TypeVar("LineT", bound=BaseModel)
 OnError = Literal["stop", "skip"]
+FIRST_ACTOR = "quick"
+"""The ``actor`` of steps that the first of several models took."""
 
 
 class _Strict(BaseModel):
@@ -30,7 +32,8 @@ class _Strict(BaseModel):
 class Step(_Strict):
     """What the agent saw, thought and did, and the reward for it.
 
-    ``actor`` names who took the step where several may act, ``probability`` with which probability it was taken.
+    ``actor`` names who took the step where several may act, ``probability`` the probability with which it was chosen
+    to act. Both are None where nobody knows.
     """
 
     observation: str

@@ -11,20 +11,43 @@ from pydantic import AfterValidator, Field, model_validator
 from .base import ConfigModel, Positive
 from .endpoint import EndpointFields
 
-SELECTORS = ("all", "random", "non-critical", "value", "perplexity", "uniform", "last", "oracle")
+SELECTORS = ("all", "random", "non-critical", "value", "perplexity", "uniform", "last", "oracle", "calls")
 KINDS = ("intersection", "union", "rank-mean")
+"""Of ensembles."""
+MATCHED = ("random", "non-critical")
+"""Of controls that draw as many steps of each trajectory as another selector marked."""
 _OWN = re.compile(r"[a-z][a-z0-9-]*")
 
 
+def matched(selector: str) -> str | None:
+    """The selector whose number of steps a control draws, ``value`` of ``random_value``; None for any other."""
+    kind, _, member = selector.partition("_")
+    return member if member and kind in MATCHED else None
+
+
 def members(selector: str) -> tuple[str, ...]:
-    """The selectors that an ensemble joins, ``union_value_oracle``; none for a single selector."""
+    """The selectors that an ensemble joins, ``union_value_oracle``, or that a size-matched control follows.
+
+    None for a single selector.
+    """
+    if member := matched(selector):
+        return (member,)
     kind, *joined = selector.split("_")
     return tuple(joined) if kind in KINDS else ()
 
 
+def with_members(selector: str) -> tuple[str, ...]:
+    """A selector and all that it is made from, its members' own members too."""
+    return (selector, *(part for member in members(selector) for part in with_members(member)))
+
+
 def _selector(name: str) -> str:
     joined = members(name)
-    if joined or name in KINDS:
+    if (member := matched(name)) is not None:
+        if not members(member) and not _OWN.fullmatch(member):
+            raise ValueError(f"{name!r} must name the one selector that it follows, as in random_value")
+        _selector(member)
+    elif joined or name in KINDS:
         if len(joined) < 2 or len(set(joined)) < len(joined):
             raise ValueError(f"{name!r} must name two or more different selectors, as in union_value_oracle")
         for member in joined:
@@ -80,10 +103,11 @@ class Select(ConfigModel):
     """Which steps are critical."""
 
     selectors: list[Selector] = Field(default=["all", "random", "non-critical", "value"], min_length=1)
-    """all, random, non-critical, value, perplexity, uniform, last, oracle, a name of `files`, or several joined by
-    union_, intersection_ or rank-mean_: `union_value_oracle`."""
+    """all, random, non-critical, value, perplexity, uniform, last, oracle, calls, a name of `files`, or several joined
+    by union_, intersection_ or rank-mean_: `union_value_oracle`. `random_value` and `non-critical_value` draw as many
+    steps of each trajectory as value marked, of all or of those it left."""
     fraction: float = Field(default=0.3, gt=0, le=1)
-    """At most this share of a trajectory's steps is selected (ATLaS: 0.3)."""
+    """At most this share of a trajectory's steps is selected (ATLaS: 0.3); `all` and `calls` have no such cap."""
     rest_of: Selector = "value"
     """The selector from whose rest `non-critical` draws."""
     files: dict[str, str] = {}
@@ -115,18 +139,19 @@ class Select(ConfigModel):
         known = {*SELECTORS, *self.files}
         for name in self.selectors:
             for member in members(name) or (name,):
-                if member not in known:
+                if member not in known and not members(member):
                     near = difflib.get_close_matches(member, known, n=1)
                     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
                     raise ValueError(f"selectors: no selector is called {member!r}; {hint}")
                 if member not in self.selectors:
-                    raise ValueError(f"selectors: {name} joins {member}, which must be named too")
+                    how = "follows" if matched(name) else "joins"
+                    raise ValueError(f"selectors: {name} {how} {member}, which must be named too")
         if len(set(self.selectors)) != len(self.selectors):
             raise ValueError("selectors: the same selector stands twice")
         if missing := set(self.start_after) - set(self.selectors):
             raise ValueError(f"start_after: selectors lacks {', '.join(sorted(missing))}")
         if "non-critical" in self.selectors and self.rest_of not in self.selectors:
             raise ValueError(f"selectors: non-critical needs {self.rest_of}, from whose rest it draws")
-        if "non-critical" in (self.rest_of, *members(self.rest_of)):
+        if "non-critical" in with_members(self.rest_of):
             raise ValueError("rest_of: non-critical cannot draw from its own rest")
         return self

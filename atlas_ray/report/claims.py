@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..recipe.loading import Recipe
-from ..recipe.select import members
+from ..recipe.select import matched, members
 from .page import Html, el
 
 _PAPERS = (
@@ -86,12 +86,16 @@ def _selectors(recipe: Recipe | None) -> list[str]:
         "of ATLaS; which tokens count is ours.",
         "uniform": "Uniform selector: evenly spaced steps as a control are ours.",
         "last": "Last selector: the last steps as a control are ours.",
+        "calls": "Calls selector: to take the steps at which a switch called another model than its first for critical "
+        "is ours, and in neither paper.",
     }
     used = [line for name, line in lines.items() if name in s.selectors]
     if own := [name for name in s.selectors if name in s.files]:
         used.append(f"Annotations of the user's own ({', '.join(own)}): neither the papers' nor ours.")
-    if joined := [name for name in s.selectors if members(name)]:
+    if joined := [name for name in s.selectors if members(name) and not matched(name)]:
         used.append(f"Ensembles ({', '.join(joined)}): how selectors are joined is ours; the paper leaves it open.")
+    if drawn := [name for name in s.selectors if matched(name)]:
+        used.append(f"Size-matched controls ({', '.join(drawn)}): as many steps as another selector marked are ours.")
     if len([name for name in s.selectors if name != "all"]) > 1:
         used.append("Agreement of selectors: the measures and their interval, trajectories resampled, are ours.")
     if s.start_after:

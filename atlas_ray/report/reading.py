@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..data.results import Arm, Score, combine
+from ..recipe.select import MATCHED, matched
 
 CONTROLS = ("random", "non-critical", "perplexity", "uniform", "last", "all", "none")
-_MATCHED = ("random_", "non-critical_")
 UNCLEAR = "not distinguishable at this scale"
 
 
 def is_control(selector: str) -> bool:
     """Whether a selector is what critical steps are set against: a control, or one of as many steps as another's."""
-    return selector in CONTROLS or selector.startswith(_MATCHED)
+    return selector in CONTROLS or matched(selector) is not None
+
+
+def controls_of(selector: str) -> tuple[str, ...]:
+    """The controls of a critical arm: those of all, and those that draw as many steps as it has."""
+    return (*CONTROLS, *(f"{kind}_{selector}" for kind in MATCHED))
 
 
 def signed(value: float) -> str:
@@ -32,11 +37,11 @@ def judge(low: float, high: float, better: str = "better", worse: str = "worse",
 
 
 def arm_labels(arms: Sequence[Arm]) -> list[str]:
-    """Names of the arms, with the fraction where several were tried."""
-    several = len({a.fraction for a in arms if a.selector not in ("none", "all")}) > 1
+    """Names of the arms, with the cap where several were tried and it has one."""
+    several = len({a.fraction for a in arms if 0 < a.fraction < 1}) > 1
     names = ["untuned" if a.selector == "none" else a.name for a in arms]
     return [
-        f"{name} {a.fraction:.0%}" if several and a.selector not in ("none", "all") else name
+        f"{name} {a.fraction:.0%}" if several and 0 < a.fraction < 1 else name
         for name, a in zip(names, arms, strict=True)
     ]
 
@@ -64,7 +69,7 @@ def read_atlas(arms: Sequence[Arm]) -> list[str]:
     sentences = []
     for first, a in pairs:
         if not is_control(a.selector) and not a.anchor:
-            for control in CONTROLS:
+            for control in controls_of(a.selector):
                 sentences += [
                     _versus(f"critical ({first})", a, second, b)
                     for second, b in pairs
@@ -78,9 +83,14 @@ def read_atlas(arms: Sequence[Arm]) -> list[str]:
                 _versus(first, a, second, b)
                 for second, b in pairs
                 if not b.anchor
-                and (b.selector == "all" or (b.selector in (a.selector, "random") and b.fraction == a.fraction))
+                and (b.selector in (a.selector, "all", *_random(a.selector)))
+                and (b.selector == "all" or b.fraction == a.fraction)
             ]
         if a.anchor and not is_control(a.selector):
             twins = [(second, b) for second, b in pairs if b.anchor == a.anchor and b.fraction == a.fraction]
-            sentences += [_versus(first, a, second, b) for second, b in twins if b.selector == "random"]
+            sentences += [_versus(first, a, second, b) for second, b in twins if b.selector in _random(a.selector)]
     return sentences
+
+
+def _random(selector: str) -> tuple[str, str]:
+    return "random", f"random_{selector}"

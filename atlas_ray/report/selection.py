@@ -12,6 +12,7 @@ from pathlib import Path
 from ..data.records import Annotation, Trajectory, read_annotations, read_trajectories
 from ..errors import InputError
 from ..recipe.loading import Recipe
+from ..recipe.select import matched
 from ..rundir.layout import RunLayout
 from ..selection.agreement import Agreement, Counts, agreement
 from ..selection.controls import by_trajectory
@@ -45,7 +46,7 @@ class Marks:
     @property
     def shown(self) -> tuple[str, ...]:
         """Two selectors to look at, or one, or none: oracle and value, else the first that are no mere draw."""
-        chosen = tuple(name for name in self.found if name not in _DRAWN)
+        chosen = tuple(name for name in self.found if name not in _DRAWN and not matched(name))
         return ("oracle", "value") if {"oracle", "value"} <= {*chosen} else chosen[:2]
 
     def shared(self, *names: str) -> list[Trajectory]:
@@ -128,7 +129,7 @@ def review_part(run_dir: Path, marks: Marks) -> list[Html]:
 
 def _why_none(run_dir: Path, marks: Marks) -> str:
     for name in marks.gone:
-        if name not in _DRAWN:
+        if name not in _DRAWN and not matched(name):
             return f"{annotations_path(run_dir, name).relative_to(run_dir)} is missing"
     return f"this run has no selector but {', '.join(_DRAWN)}"
 

@@ -1,6 +1,7 @@
 """Selections that the critical one must beat, from all steps to those that are not critical.
 
-All, random and non-critical are ATLaS's controls; evenly spaced and last ones are ours.
+All, random and non-critical are ATLaS's controls; evenly spaced and last ones are ours, and so are controls that draw
+as many steps of each trajectory as another selector marked.
 """
 
 from __future__ import annotations
@@ -81,8 +82,41 @@ def select_non_critical(
     ]
 
 
+def select_matched(
+    kind: str, trajectories: Iterable[Trajectory], member: str, critical: Iterable[Annotation], seed: int
+) -> list[Annotation]:
+    """As many steps of each trajectory as another selector marked in it (ours): ``random_value``.
+
+    A trajectory without an annotation gets none. ``fraction`` is the other selector's. The draw depends on seed,
+    trajectory id, the number and the steps that are drawn from only, and not on the other selector's name.
+
+    Args:
+        kind: ``random`` draws from all steps, ``non-critical`` from those that are left, all of them where the other
+            selector marked more than half.
+        trajectories: to draw from.
+        member: name of the other selector.
+        critical: its annotations.
+        seed: of the draw.
+
+    Raises:
+        InputError: ``critical`` holds two annotations of one trajectory.
+    """
+    found, by_id = [], by_trajectory(critical)
+    for t in trajectories:
+        if (marked := by_id.get(t.id)) is None:
+            continue
+        left = [i for i in range(len(t.steps)) if kind == "random" or i not in marked.critical]
+        picked = _picked(kind, t, left, len(marked.critical), seed)
+        name = f"{kind}_{member}"
+        found.append(Annotation(trajectory_id=t.id, selector=name, fraction=marked.fraction, critical=picked))
+    return found
+
+
 def _drawn(selector: str, t: Trajectory, pool: Iterable[int], fraction: float, seed: int) -> Annotation:
-    pool = list(pool)
-    count = min(max_critical_steps(fraction, len(t.steps)), len(pool))
-    picked = random.Random(f"{selector}/{seed}/{t.id}").sample(pool, count)
-    return Annotation(trajectory_id=t.id, selector=selector, fraction=fraction, critical=tuple(sorted(picked)))
+    picked = _picked(selector, t, list(pool), max_critical_steps(fraction, len(t.steps)), seed)
+    return Annotation(trajectory_id=t.id, selector=selector, fraction=fraction, critical=picked)
+
+
+def _picked(kind: str, t: Trajectory, pool: list[int], count: int, seed: int) -> tuple[int, ...]:
+    """``count`` steps of a pool, or all of a smaller one, in order."""
+    return tuple(sorted(random.Random(f"{kind}/{seed}/{t.id}").sample(pool, min(count, len(pool)))))

@@ -8,12 +8,21 @@ from pathlib import Path
 from ..data.records import Annotation, Trajectory, read_annotations, read_trajectories, write_annotations
 from ..errors import AtlasError, InputError
 from ..recipe.loading import Recipe
-from ..recipe.select import members
+from ..recipe.select import matched, members
 from ..rundir.files import RunLog
 from ..rundir.layout import RunLayout
 from ..rundir.progress import say
 from .agreement import Agreement, agreement
-from .controls import by_trajectory, select_all, select_last, select_non_critical, select_random, select_uniform
+from .calls import select_calls
+from .controls import (
+    by_trajectory,
+    select_all,
+    select_last,
+    select_matched,
+    select_non_critical,
+    select_random,
+    select_uniform,
+)
 from .ensembles import AnnotationsBySelector, mark_scores, select_intersection, select_rank_mean, select_union
 from .oracle_stage import by_oracle
 from .scored_stage import by_perplexity, by_value, step_scores
@@ -43,6 +52,9 @@ def _make(
     assert config is not None
     if selector in config.files:
         return _own(Path(config.files[selector]), selector, trajectories)
+    if (member := matched(selector)) is not None:
+        kind = selector.removesuffix(f"_{member}")
+        return select_matched(kind, trajectories, member, done[member], recipe.seed)
     if joined := members(selector):
         annotated = {name: done[name] for name in joined}
         if not selector.startswith("rank-mean"):
@@ -58,8 +70,17 @@ def _make(
         "value": lambda: by_value(recipe, run_dir, trajectories),
         "perplexity": lambda: by_perplexity(recipe, run_dir, trajectories),
         "oracle": lambda: by_oracle(recipe, run_dir, trajectories),
+        "calls": lambda: _by_calls(run_dir, trajectories),
     }
     return by_name[selector]()
+
+
+def _by_calls(run_dir: Path, trajectories: list[Trajectory]) -> list[Annotation]:
+    made = select_calls(trajectories)
+    if unknown := len(trajectories) - len(made):
+        RunLog(run_dir).event("select", "left out", selector="calls", trajectories=unknown, why="no actor is named")
+        say(f"  calls: {unknown} of {len(trajectories)} trajectories do not say who took each step, left out")
+    return made
 
 
 def _own(path: Path, selector: str, trajectories: list[Trajectory]) -> list[Annotation]:
@@ -77,11 +98,11 @@ def _own(path: Path, selector: str, trajectories: list[Trajectory]) -> list[Anno
 
 
 def fraction_of(recipe: Recipe, run_dir: Path, selector: str) -> float:
-    """The cap m of a selector; that of a union and of the user's own annotations may exceed the recipe's."""
+    """The cap m of a selector, 1 where it has none; what is made from others' marks and one's own say it themselves."""
     assert recipe.select is not None
-    if selector == "all":
+    if selector in ("all", "calls"):
         return 1.0
-    if selector.startswith("union_") or selector in recipe.select.files:
+    if members(selector) or selector in recipe.select.files:
         return max(a.fraction for a in read_annotations(annotations_path(run_dir, selector)))
     return recipe.select.fraction
 

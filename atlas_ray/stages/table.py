@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .. import envs
 from ..recipe.loading import Recipe
-from ..recipe.select import members
+from ..recipe.select import with_members
 from ..rundir.files import write_json
 from ..rundir.layout import RunLayout
 from ..rundir.progress import say
@@ -97,7 +97,7 @@ def _models_of_select(recipe: Recipe) -> Names:
     config = recipe.select
     if config is None:
         return
-    used = {part for name in config.selectors for part in (name, *members(name))}
+    used = {part for name in config.selectors for part in with_members(name)}
     if "value" in used:
         yield "select.model", config.model
     if "perplexity" in used or config.start_after:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .. import pipeline
 from ..recipe.loading import Recipe
-from ..recipe.select import members
+from ..recipe.select import with_members
 from ..rundir.files import replacing
 from ..rundir.layout import RunLayout
 from ..rundir.logs import run_logging
@@ -33,7 +33,7 @@ def first_stage(recipe: Recipe, field: str) -> str:
         return "finetune" if recipe.finetune and recipe.finetune.validation else "evaluate"
     if table == "finetune":
         wanted = recipe.select.selectors if recipe.select else []
-        by_base = any("perplexity" in (name, *members(name)) for name in wanted)
+        by_base = any("perplexity" in with_members(name) for name in wanted)
         return "select" if by_base and field.startswith(("finetune.base", "finetune.scratch")) else "finetune"
     return "select" if table in ("select", "engine", "agent", "style", "prompt") else "collect"
 

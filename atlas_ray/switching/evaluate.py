@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from ..agents.attempts import MOST_ATTEMPTS
 from ..agents.rollout import EnvSpec
+from ..data.records import FIRST_ACTOR
 from ..data.replies import Losses, Replies
 from .budget import BudgetGuard
 from .encoders import make_encoder
@@ -240,7 +241,7 @@ def _episode_row(game: TextGame, guard: BudgetGuard, row: int, charge: float) ->
 
 def actor(number: int, models: int) -> str:
     """``quick``, ``deepthink``, or for one between them its number."""
-    return "quick" if not number else "deepthink" if number == models - 1 else f"model {number}"
+    return FIRST_ACTOR if not number else "deepthink" if number == models - 1 else f"model {number}"
 
 
 def _episode_record(episode: Episode, models: int) -> dict[str, Any]:

@@ -14,13 +14,13 @@ from ..cluster.worker_state import WorkerState
 from ..cluster.workers import ActorPool, chunks
 from ..data.reasons import Reasons, counted, told
 from ..data.records import Trajectory, read_trajectories, write_trajectories
-from ..errors import AtlasError
 from ..recipe.loading import Recipe
 from ..rundir.files import RunLog
 from ..rundir.layout import RunLayout
 from ..rundir.progress import say, track
 from .collect_file import import_collected
 from .experts import Biased, Unsolved, expert_episode, help_for, unsolved
+from .first_seeds import FirstSeeds
 
 _CHUNK = 25
 _MOST_TRIES = 4
@@ -79,20 +79,23 @@ def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
     if config.file:
         import_collected(recipe, run_dir)
         return read_trajectories(target)
-    tried: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in config.levels}
-    for row in part.rows():
-        if row.get("kind") != "lost":  # says nothing of the expert: a command that is given again tries it again
-            tried[row["env"]][row["seed"]] = row
     first = seed_block(recipe.seed, TRAIN)
     specs = {name: env_spec(recipe, name, config.max_steps, "train") for name in config.levels}
     there = {name: spec.episodes() for name, spec in specs.items()}
     biased = Biased(config.expert, recipe.seed) if config.expert.words else None
 
-    def solved(name: str) -> list[dict[str, Any]]:
-        return [row for _, row in sorted(tried[name].items()) if row["trajectory"]]
+    def too_few(name: str, rows: list[dict[str, Any]]) -> str:
+        solved, why = sum(row["trajectory"] is not None for row in rows), told(_reasons(rows))
+        return (
+            f"the expert solved {solved} of {len(rows)} episodes of {name}, {config.levels[name]} are asked for. "
+            f"The others: {why}. To go on, {help_for(rows, config.expert)}, or ask for fewer"
+        )
 
-    total = sum(config.levels.values())
-    have = sum(min(len(solved(n)), want) for n, want in config.levels.items())
+    played = FirstSeeds(config.levels, first, there, _MOST_TRIES, lambda row: row["trajectory"] is not None, too_few)
+    for row in part.rows():
+        if row.get("kind") != "lost":  # says nothing of the expert: a command that is given again tries it again
+            played.add(row)
+    total, have = sum(config.levels.values()), sum(len(played.taken(name)) for name in config.levels)
     retried = log_lost_workers(log, "collect", lambda task: {"task": task[0]})
     with (
         track("expert episodes", total, have) as progress,
@@ -103,36 +106,24 @@ def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
             resources=recipe.placement.resource_request("workers"),
         ) as pool,
     ):
-        while True:
-            tasks = []
-            for name, want in config.levels.items():
-                missing = want - len(solved(name))
-                left = min(_MOST_TRIES * want + 101, there[name]) - len(tried[name])
-                if missing > 0 and left <= 0:
-                    rows = list(tried[name].values())
-                    raise AtlasError(
-                        f"the expert solved {len(solved(name))} of {len(rows)} episodes of {name}, {want} are asked "
-                        f"for. The others: {told(_reasons(rows))}. To go on, {help_for(rows, config.expert)}, or ask "
-                        "for fewer"
-                    )
-                done = set(tried[name])
-                # seeds are tried in order and without gaps, so the episodes taken do not depend on the timing
-                seeds = [s for s in range(first, first + len(done) + max(0, min(missing, left))) if s not in done]
-                tasks += [(name, specs[name], chunk, config.cpu_seconds, biased) for chunk in chunks(seeds, _CHUNK)]
-            if not tasks:
-                break
+        while wanted := played.wanted():
+            tasks = [
+                (name, specs[name], chunk, config.cpu_seconds, biased)
+                for name, seeds in wanted
+                for chunk in chunks(seeds, _CHUNK)
+            ]
             for _, row in part.stream(pool, _play_task, tasks, lambda _, row: [row], _remaining):
-                tried[row["env"]][row["seed"]] = row
+                played.add(row)
                 for why in row["deaths"]:
                     log.event("collect", "lost episode", env=row["env"], seed=row["seed"], why=why)
                 progress.advance(row["trajectory"] is not None)
     episodes = []
-    for name, want in config.levels.items():
-        if found := _reasons(tried[name].values()):
+    for name in config.levels:
+        if found := _reasons(played.rows(name)):
             dropped = sum(count for _, count in found)
             log.event("collect", "dropped", env=name, episodes=dropped, why=found[0][0], reasons=dict(found))
             say(f"  {name}: {dropped} episodes were not solved, others took their place ({told(found)})")
-        episodes += [Trajectory.model_validate(row["trajectory"]) for row in solved(name)[:want]]
+        episodes += [Trajectory.model_validate(row["trajectory"]) for row in played.taken(name)]
     write_trajectories(target, episodes)
     part.path.unlink(missing_ok=True)
     return episodes

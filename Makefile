@@ -8,6 +8,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfil
 # the tested versions of everything; a package that is not in it may have any version
 PIP := $(BIN)/python -m pip install -q -c requirements.lock
 
+# every process would compile all of it again, and Ray starts many
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo test test-all check format lock dist clean
 
 setup: .venv/.ready

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from atlas_ray import pipeline
+from atlas_ray.cli import main
 from atlas_ray.recipe.loading import load
 from atlas_ray.rundir.files import read_json
 
@@ -111,7 +112,7 @@ def scores(run):
     return {(r["model"], r["seed"]): (r["success"], r["trajectory"]) for r in found}, found
 
 
-def test_kills_of_a_worker_an_engine_and_the_driver_lose_nothing_and_repeat_nothing(trained):
+def test_kills_of_a_worker_an_engine_and_the_driver_lose_nothing_and_repeat_nothing(trained, ray_session, capsys):
     recipe, run = trained("killed")
     driver = start(recipe, run)
     wait_for(5, run, driver)
@@ -125,10 +126,8 @@ def test_kills_of_a_worker_an_engine_and_the_driver_lose_nothing_and_repeat_noth
     driver.wait()
     with (run / "evaluation" / "episodes.jsonl").open("a") as file:
         file.write('{"model": "none", "lev')  # cut off by the kill
-    driver = start(recipe, run)
-    output = driver.communicate(timeout=180)[0]
-    assert driver.returncode == 0, output
-
+    assert main(["evaluate", str(recipe), "--out", str(run)]) == 0
+    output = capsys.readouterr().out
     found, every = scores(run)
     assert Counter((r["model"], r["seed"]) for r in every) == Counter(
         (m, 100_000_000 + s) for m in ("none", "all/0") for s in range(EPISODES)

@@ -179,8 +179,8 @@ def test_what_ray_does_not_have_is_refused_instead_of_waited_for(ray_session):
         worker_pool(recipe, lambda *_: None)
 
 
-def test_an_actor_that_is_killed_hangs_or_is_gone(leases):
-    """One after the other, since each restart takes seconds: killed while it answers, stopped, and gone for good."""
+@pytest.mark.slow  # (tests/test_faults.py kills one in a run)
+def test_what_a_killed_actor_was_asked_is_asked_again(leases):
     import ray
 
     server = leases[0].server
@@ -193,14 +193,18 @@ def test_an_actor_that_is_killed_hangs_or_is_gone(leases):
     worker.join()
     assert done == [play(TransformersEngine("tiny-quick", 3), 6, rounds=30)]
     assert remote.lost == 1
-    again = ray.get(server.pid.remote())
-    assert again != pid
+    assert ray.get(server.pid.remote()) != pid
 
+
+def test_an_actor_that_hangs_or_is_gone(leases):
+    import ray
+
+    server = leases[0].server
     impatient = RemoteEngine(replace(leases[1], timeout=2.0))
-    os.kill(again, signal.SIGSTOP)
+    os.kill(ray.get(server.pid.remote()), signal.SIGSTOP)
     assert play(impatient, 5, rounds=1) == play(TransformersEngine("tiny-quick", 3), 5, rounds=1)
     assert impatient.lost >= 1
 
     ray.kill(server)
     with pytest.raises(WorkerFailedError, match="tiny-quick was lost"):
-        remote.generate([[5, 6]], [0], STOP, 2)
+        RemoteEngine(leases[0]).generate([[5, 6]], [0], STOP, 2)

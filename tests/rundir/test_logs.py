@@ -263,6 +263,7 @@ def test_an_actor_on_a_node_without_the_run_directory_leaves_its_output_to_ray(t
     assert not (tmp_path / "elsewhere").exists()
 
 
+@pytest.mark.slow
 def test_a_run_says_nothing_that_is_not_ours(tmp_path):
     (tmp_path / "noisy_env.py").write_text(NOISY)
     (tmp_path / "Noisy.toml").write_text(RECIPE.format(env="Noisy"))

@@ -105,7 +105,7 @@ def _select(recipe: Recipe) -> Iterator[ResourceRequest]:
     if config is None:
         return
     for selector in config.selectors:
-        if selector == "value" or (selector == "oracle" and not config.oracle.base_url):
+        if selector in ("value", "deviation") or (selector == "oracle" and not config.oracle.base_url):
             yield from player_requests(recipe, "select", selector)
         elif selector == "perplexity" and recipe.workers:
             yield scorer_request(recipe, "select", selector)

@@ -11,7 +11,18 @@ from pydantic import AfterValidator, Field, model_validator
 from .base import ConfigModel, Positive
 from .endpoint import EndpointFields
 
-SELECTORS = ("all", "random", "non-critical", "value", "perplexity", "uniform", "last", "oracle", "calls")
+SELECTORS = (
+    "all",
+    "random",
+    "non-critical",
+    "value",
+    "deviation",
+    "perplexity",
+    "uniform",
+    "last",
+    "oracle",
+    "calls",
+)
 KINDS = ("intersection", "union", "rank-mean")
 """Of ensembles."""
 MATCHED = ("random", "non-critical")
@@ -103,9 +114,9 @@ class Select(ConfigModel):
     """Which steps are critical."""
 
     selectors: list[Selector] = Field(default=["all", "random", "non-critical", "value"], min_length=1)
-    """all, random, non-critical, value, perplexity, uniform, last, oracle, calls, a name of `files`, or several joined
-    by union_, intersection_ or rank-mean_: `union_value_oracle`. `random_value` and `non-critical_value` draw as many
-    steps of each trajectory as value marked, of all or of those it left."""
+    """all, random, non-critical, value, deviation, perplexity, uniform, last, oracle, calls, a name of `files`, or
+    several joined by union_, intersection_ or rank-mean_: `union_value_oracle`. `random_value` and `non-critical_value`
+    draw as many steps of each trajectory as value marked, of all or of those it left."""
     fraction: float = Field(default=0.3, gt=0, le=1)
     """At most this share of a trajectory's steps is selected (ATLaS: 0.3); `all` and `calls` have no such cap."""
     rest_of: Selector = "value"
@@ -113,7 +124,9 @@ class Select(ConfigModel):
     files: dict[str, str] = {}
     """Annotations of your own: the name of a selector, and its file."""
     model: str = "tiny-quick"
-    """value: the model whose counterfactual roll-outs estimate values."""
+    """value: the model whose counterfactual roll-outs estimate values. deviation: the one whose moves are weighed."""
+    play_on: str | None = None
+    """deviation: the model that plays on where the environment's expert cannot, DEEPTHINK say; without it `model`."""
     rollouts: Positive = 5
     """value: roll-outs a step (ATLaS: 5)."""
     horizon: Positive = 16

@@ -84,6 +84,8 @@ def _selectors(recipe: Recipe | None) -> list[str]:
         f"refused are ours (here {s.oracle.model}).",
         "perplexity": "Perplexity selector: the steps that surprise the model that is to be tuned most are a control "
         "of ATLaS; which tokens count is ours.",
+        "deviation": "Deviation selector: that a step is critical where the base's own move costs most is ours (here "
+        f"{s.model}; the environment's expert plays on, else {s.play_on or s.model}).",
         "uniform": "Uniform selector: evenly spaced steps as a control are ours.",
         "last": "Last selector: the last steps as a control are ours.",
         "calls": "Calls selector: to take the steps at which a switch called another model than its first for critical "

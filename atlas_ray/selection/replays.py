@@ -63,10 +63,15 @@ class ReplayState:
 
 @dataclass(frozen=True)
 class Replay:
-    """A replayed episode: the environment before every step, to be cloned, and the reward of every step."""
+    """A replayed episode: the environment before every step, to be cloned, and the reward of every step.
+
+    ``spec`` is how it was played, ``limit`` the most steps that it may have.
+    """
 
     states: Sequence[Restorable]
     rewards: tuple[float, ...]
+    spec: EnvSpec
+    limit: int
 
 
 def _same(shown: str, recorded: str) -> bool:
@@ -93,7 +98,7 @@ def _replay(trajectory: Trajectory, spec: EnvSpec, begin: Begin) -> Replay:
             over = terminated or truncated
     finally:
         envs.release(env)
-    return Replay(states, tuple(rewards))
+    return Replay(states, tuple(rewards), spec, env.limit)
 
 
 def checkpoint_states(trajectory: Trajectory, spec: EnvSpec) -> Sequence[Restorable]:

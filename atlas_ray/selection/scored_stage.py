@@ -43,7 +43,7 @@ def scores_path(run_dir: Path, selector: str) -> Path:
 
 
 def saved_scores(run_dir: Path, selector: str) -> StepScores:
-    """The numbers of a selector that are there: T + 1 values, or T perplexities, by trajectory id."""
+    """The numbers of a selector that are there: T + 1 values, else T of them, by trajectory id."""
     return {row["id"]: row["scores"] for row in recover_jsonl(scores_path(run_dir, selector)) if "scores" in row}
 
 
@@ -54,11 +54,11 @@ def saved_rewards(run_dir: Path) -> StepScores:
 
 def step_scores(run_dir: Path, selector: str, trajectories: list[Trajectory]) -> StepScores | None:
     """How critical each step is by a selector, higher is more; None for one that only marks."""
-    if selector not in ("value", "perplexity"):
+    if selector not in ("value", "perplexity", "deviation"):
         return None
     found = saved_scores(run_dir, selector)
     here = [t for t in trajectories if t.id in found]
-    if selector == "perplexity":
+    if selector != "value":
         return {t.id: found[t.id] for t in here}
     rewards = saved_rewards(run_dir)
     return {t.id: gains(rewarded(t, rewards.get(t.id)), found[t.id]) for t in here}

@@ -23,6 +23,7 @@ from .controls import (
     select_random,
     select_uniform,
 )
+from .deviation_stage import by_deviation
 from .ensembles import AnnotationsBySelector, mark_scores, select_intersection, select_rank_mean, select_union
 from .oracle_stage import by_oracle
 from .scored_stage import by_perplexity, by_value, step_scores
@@ -68,6 +69,7 @@ def _make(
         "last": lambda: select_last(trajectories, config.fraction),
         "non-critical": lambda: select_non_critical(trajectories, done[config.rest_of], config.fraction, recipe.seed),
         "value": lambda: by_value(recipe, run_dir, trajectories),
+        "deviation": lambda: by_deviation(recipe, run_dir, trajectories),
         "perplexity": lambda: by_perplexity(recipe, run_dir, trajectories),
         "oracle": lambda: by_oracle(recipe, run_dir, trajectories),
         "calls": lambda: _by_calls(run_dir, trajectories),

@@ -98,8 +98,10 @@ def _models_of_select(recipe: Recipe) -> Names:
     if config is None:
         return
     used = {part for name in config.selectors for part in with_members(name)}
-    if "value" in used:
+    if "value" in used or "deviation" in used:
         yield "select.model", config.model
+    if "deviation" in used and config.play_on:
+        yield "select.play_on", config.play_on
     if "perplexity" in used or config.start_after:
         yield from list(_base(recipe)) or [("select.model", config.model)]
     if "oracle" in used and not config.oracle.base_url:

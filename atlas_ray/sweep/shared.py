@@ -21,7 +21,7 @@ from .trials import Trial
 _STAGES = ATLAS[:-1]
 # what follows from the numbers behind a selection, and not the other way round
 _AFTER_SCORES = ("select.fraction", "select.selectors", "select.rest_of", "select.threshold")
-_SCORES = ("value", "perplexity")
+_SCORES = ("value", "perplexity", "deviation")
 # grows after it was copied, so a link would let one trial write into the others
 _GROWS = ("scores", "evaluation")
 

@@ -20,6 +20,7 @@ SELECTORS = [
     "last",
     "mine",
     "perplexity",
+    "deviation",
     "value",
 ]
 

@@ -56,7 +56,8 @@ def test_every_selector_is_run_under_its_name_whatever_the_order(recipe, finishe
 def test_a_run_killed_in_the_scores_ends_like_one_that_was_not(recipe, finished, tmp_path, monkeypatch, collected):
     run_dir, real = tmp_path / "broken", result_file.append_jsonl
     collected(recipe, run_dir)
-    for names, calls in ((("value", "perplexity"), 0), (("value", "perplexity"), 1), (("start-after",), 3)):
+    scored = ("value", "perplexity", "deviation")
+    for names, calls in ((scored, 0), (scored, 1), (scored, 2), (("start-after",), 3)):
         with monkeypatch.context() as patch:
             count = iter(range(calls))
 
@@ -139,7 +140,7 @@ def test_two_selectors_are_compared_from_the_command_line(recipe, finished, tmp_
     assert "kappa" in capsys.readouterr().out.lower()
     assert main(["select", str(path), "--out", str(finished), "--compare", "value", "lst"]) == 2
     said = capsys.readouterr().err
-    assert "'lst'" in said and "all, intersection_random_uniform" in said
+    assert "'lst'" in said and "all, deviation, intersection_random_uniform" in said
 
 
 def test_annotations_of_the_users_own_are_checked(recipe, finished, small, tmp_path, collected):

@@ -64,6 +64,7 @@ MOVED = {
     "serving.desk": "serving.sessions",
     "switching.answers": "switching.decision_cache",
     "switching.compare": "switching.policies",
+    "switching.encoders": "models.encoders",
     "switching.replay": "switching.replay_buffer",
     "switching.text": "switching.text_game",
     "switching.usage": "switching.accounting",

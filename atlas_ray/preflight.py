@@ -14,12 +14,12 @@ from .engines.base import own_context
 from .engines.vllm_setup import check_installed as check_vllm
 from .errors import InputError
 from .models.config import longest
+from .models.encoders import make_encoder
 from .models.loading import load_tokenizer, look
 from .recipe.loading import Recipe, Switch
 from .rundir.tracking import check as check_trackers
 from .selection.oracle_stage import check_oracle
 from .stages.table import STAGES, models
-from .switching.encoders import make_encoder
 from .switching.players import check_players
 
 

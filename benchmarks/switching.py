@@ -30,12 +30,12 @@ import torch
 from atlas_ray import envs
 from atlas_ray.agents.rollout import env_spec
 from atlas_ray.errors import InputError
+from atlas_ray.models.encoders import make_encoder
 from atlas_ray.recipe.loading import Recipe, Switch
 from atlas_ray.rundir import files
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.baselines import Random
 from atlas_ray.switching.decision_cache import DecisionCache
-from atlas_ray.switching.encoders import make_encoder
 from atlas_ray.switching.environment import SwitchingVectorEnv
 from atlas_ray.switching.evaluate import evaluate_policy
 from atlas_ray.switching.players import open_players

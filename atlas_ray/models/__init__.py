@@ -1,8 +1,8 @@
 """Models by name: the two that ship with the package, one that was fetched, a directory, or a hub id.
 
 `loading.py` is the one to begin with: names, adapters, tokenizers. `config.py` reads configurations, `fetch.py`
-brings weights through pip, `tiny.py` makes the networks and tokenizers of the shipped models. May import `cluster`
-and below.
+brings weights through pip, `tiny.py` makes the networks and tokenizers of the shipped models, `encoders.py` turns text
+into vectors. May import `cluster` and below.
 """
 
 from ..moved import forward

@@ -13,7 +13,6 @@ import torch
 
 from ..agents.rendering import Rendered, Renderer
 from ..data.records import Trajectory
-from ..models.loading import context_of
 
 
 @dataclass(frozen=True)
@@ -80,9 +79,7 @@ def _pass(model: Any, batch: Sequence[Rendered], pad: int) -> list[TurnPass]:
     for row, episode in enumerate(batch):
         ids_BL[row, : len(episode.ids)] = torch.tensor(episode.ids)
     ids_BL = ids_BL.to(device)
-    where = [
-        (row, position) for row, r in enumerate(batch) for start, end in r.spans for position in range(start, end)
-    ]
+    where = [(row, position) for row, r in enumerate(batch) for start, end in r.spans for position in range(start, end)]
     row_N, position_N = torch.tensor(where, device=device).T
     states: list[torch.Tensor] = []
 

@@ -17,8 +17,9 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from ..models.hashed_words import Vector
 from .budget import BudgetGuard
-from .features import EXTRA, Vector, with_shares
+from .features import EXTRA, with_shares
 
 # What a request over the budget costs. Redundant [ours]: the guard overrides it and the mask keeps it from being made.
 PENALTY = 1.0

@@ -11,8 +11,8 @@ from ..agents.attempts import MOST_ATTEMPTS
 from ..agents.rollout import EnvSpec
 from ..data.records import FIRST_ACTOR
 from ..data.replies import Losses, Replies
+from ..models.encoders import make_encoder
 from .budget import BudgetGuard
-from .encoders import make_encoder
 from .episode import Episode
 from .players import SwitchPlayer
 from .policy import Situation, SwitchPolicy

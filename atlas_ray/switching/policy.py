@@ -17,10 +17,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from ..errors import InputError
+from ..models.encoders import Encoder, make_encoder
+from ..models.hashed_words import Vector
 from ..rundir import files
 from .budget import QUICK, as_integer, share
-from .encoders import Encoder, make_encoder
-from .features import BUDGET_ENTRY, EXTRA, Vector, with_shares
+from .features import BUDGET_ENTRY, EXTRA, with_shares
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 SIGNALS = frozenset({"entropy", "margin", "catch-up"})

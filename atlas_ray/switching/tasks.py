@@ -14,9 +14,9 @@ from ..cluster.remote_rundir import open_run_dir
 from ..cluster.worker_state import WorkerState
 from ..data.replies import Losses, summed
 from ..engines import EngineLease
+from ..models.encoders import encoder_width
 from ..recipe.loading import Recipe, Switch
 from .decision_cache import DecisionCache
-from .encoders import encoder_width
 from .environment import SwitchingVectorEnv
 from .evaluate import encoder_of, evaluate_policy, rollout_policy
 from .players import close_players, engine_actors, lost, open_players

@@ -16,12 +16,12 @@ from ..agents.token_agent import NO_ANSWER, Agent, Decision, LostAnswer
 from ..data.records import Step
 from ..data.replies import Replies, because
 from ..errors import EndpointError, InputError
+from ..models.encoders import Encoder, normalized
+from ..models.hashed_words import Vector
 from .accounting import ComputeAccountant, ModelUsage, Unit, check_unit, total_in_unit
 from .decision_cache import CachedDecision, DecisionCache
-from .encoders import Encoder, normalized
 from .environment import Outcome
 from .episode import Episode, expert_action, expert_of, restore_env, take_step, with_recovery
-from .features import Vector
 from .players import ExpertPlayer, SwitchPlayer
 
 HIDDEN = "hidden"

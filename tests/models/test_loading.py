@@ -17,6 +17,7 @@ from atlas_ray.finetune import output
 from atlas_ray.finetune.flops import shape_of
 from atlas_ray.models import loading as models
 from atlas_ray.models.config import limit_of
+from atlas_ray.models.encoders import encoder_width
 from atlas_ray.models.loading import (
     load_config,
     load_model,
@@ -29,7 +30,6 @@ from atlas_ray.preflight import check
 from atlas_ray.recipe.loading import Recipe
 from atlas_ray.rundir.files import atomic_directory
 from atlas_ray.selection.perplexity import step_perplexities
-from atlas_ray.switching.encoders import encoder_width
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
 TEXT = {**SIZES, "vocab_size": 97, "intermediate_size": 48, "pad_token_id": 1, "bos_token_id": None, "eos_token_id": 2}

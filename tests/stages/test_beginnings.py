@@ -16,10 +16,10 @@ from atlas_ray.data.replies import Replies
 from atlas_ray.errors import AtlasError, EnvironmentGoneError, InputError
 from atlas_ray.finetune import validation
 from atlas_ray.finetune.process_group import ProcessGroup
+from atlas_ray.models.encoders import make_encoder
 from atlas_ray.rundir.files import recover_jsonl
 from atlas_ray.stages.collect import collect
 from atlas_ray.switching.baselines import Always
-from atlas_ray.switching.encoders import make_encoder
 from atlas_ray.switching.environment import SwitchingVectorEnv
 from atlas_ray.switching.evaluate import rollout_policy
 from atlas_ray.switching.players import ExpertPlayer

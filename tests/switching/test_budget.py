@@ -19,9 +19,9 @@ from atlas_ray.agents.rollout import EnvSpec
 from atlas_ray.agents.token_agent import Agent
 from atlas_ray.engines import TransformersEngine
 from atlas_ray.errors import BudgetViolationError
+from atlas_ray.models.encoders import make_encoder
 from atlas_ray.models.tiny import build_model, build_tokenizer
 from atlas_ray.switching import SwitchPolicy
-from atlas_ray.switching.encoders import make_encoder
 from atlas_ray.switching.environment import PENALTY, SwitchingVectorEnv
 from atlas_ray.switching.evaluate import evaluate_policy
 from atlas_ray.switching.policy import Situation, SwitchConfig

@@ -5,11 +5,12 @@ import pytest
 from switch_mdps import MDPS, TabularGame
 
 from atlas_ray.errors import BudgetViolationError, InputError
+from atlas_ray.models.hashed_words import encode
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.baselines import Always, Random
 from atlas_ray.switching.budget import BudgetGuard
 from atlas_ray.switching.environment import PENALTY, SwitchingVectorEnv
-from atlas_ray.switching.features import encode, with_shares
+from atlas_ray.switching.features import with_shares
 from atlas_ray.switching.network import SwitchNetwork
 from atlas_ray.switching.policy import Situation, SwitchConfig
 

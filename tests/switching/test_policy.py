@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from switch_models import both
 
 from atlas_ray.errors import InputError
+from atlas_ray.models.encoders import HashingEncoder, SentenceEncoder
+from atlas_ray.models.hashed_words import LONGEST_PART, encode
 from atlas_ray.recipe.switch import Signal
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.budget import BudgetGuard
-from atlas_ray.switching.encoders import HashingEncoder, SentenceEncoder
-from atlas_ray.switching.features import BUDGET_ENTRY, EXTRA, LONGEST_PART, encode
+from atlas_ray.switching.features import BUDGET_ENTRY, EXTRA
 from atlas_ray.switching.policy import SIGNALS, Situation, SwitchConfig
 
 shapes = st.fixed_dictionaries(
@@ -337,7 +338,7 @@ def test_a_saved_switch_decides_alike_in_a_process_that_imports_nothing_heavy(ca
     code = f"""
 import json, sys
 from atlas_ray.switching import SwitchPolicy
-from atlas_ray.switching.features import encode
+from atlas_ray.models.hashed_words import encode
 decide, texts = SwitchPolicy.load({str(tmp_path / "switch")!r}), {OBSERVATIONS!r}
 decisions = [decide(text, 2, 0.5) for text in texts]
 print(json.dumps([decisions, encode(texts[0], 64).tolist(), [name for name in {HEAVY!r} if name in sys.modules]]))

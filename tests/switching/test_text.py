@@ -12,9 +12,9 @@ from atlas_ray.agents.rollout import EnvSpec, start_episode
 from atlas_ray.agents.token_agent import Agent, confidence
 from atlas_ray.engines import TransformersEngine
 from atlas_ray.errors import InputError
+from atlas_ray.models.encoders import make_encoder, normalized
 from atlas_ray.models.tiny import build_model, build_tokenizer
 from atlas_ray.switching.baselines import Always, Random
-from atlas_ray.switching.encoders import make_encoder, normalized
 from atlas_ray.switching.environment import SwitchingVectorEnv
 from atlas_ray.switching.evaluate import evaluate_policy
 from atlas_ray.switching.players import ExpertPlayer

@@ -15,10 +15,10 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTra
 
 from atlas_ray.engines import TransformersEngine
 from atlas_ray.errors import InputError
+from atlas_ray.models import encoders as encoders_module
+from atlas_ray.models.encoders import SentenceEncoder, encoder_width, make_encoder, minilm_directory, normalized
 from atlas_ray.models.tiny import build_model, build_tokenizer
 from atlas_ray.switching import SwitchPolicy
-from atlas_ray.switching import encoders as encoders_module
-from atlas_ray.switching.encoders import SentenceEncoder, encoder_width, make_encoder, minilm_directory, normalized
 from atlas_ray.switching.policy import SwitchConfig
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "you", "see", "a", "red", "ball", "wall", "key", "step", "steps"]

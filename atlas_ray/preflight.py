@@ -19,6 +19,7 @@ from .models.loading import load_tokenizer, look
 from .recipe.loading import Recipe, Switch
 from .rundir.tracking import check as check_trackers
 from .selection.oracle_stage import check_oracle
+from .stages.collect_policy import FIELD, collecting_policy, playing_recipe
 from .stages.table import STAGES, models
 from .switching.players import check_players
 
@@ -29,6 +30,20 @@ def _check_switch(recipe: Recipe, settings: Switch) -> None:
         make_encoder(settings.encoder, settings.features)
     elif recipe.engine.kind == "vllm":
         raise InputError("vLLM gives no hidden states: read hashed words or a sentence encoder", field="switch.encoder")
+
+
+def _check_collecting(recipe: Recipe) -> None:
+    """The policy that collects can play the levels here."""
+    policy = collecting_policy(recipe)
+    playing = playing_recipe(recipe, policy)
+    assert playing.switch is not None
+    try:
+        if policy.number is None:
+            _check_switch(playing, playing.switch)
+        else:
+            check_players(playing)
+    except InputError as error:
+        raise InputError(f"{error.message} ({error.field})", policy.name, None, FIELD) from None
 
 
 def _check_models(recipe: Recipe) -> None:
@@ -77,6 +92,8 @@ def check(recipe: Recipe) -> None:
         check_vllm()
     if recipe.switch:
         _check_switch(recipe, recipe.switch)
+    if recipe.collect and recipe.collect.switch:
+        _check_collecting(recipe)
     check_oracle(recipe)
     _check_models(recipe)
     if recipe.prompt == "chat":
@@ -84,7 +101,8 @@ def check(recipe: Recipe) -> None:
             make_renderer(load_tokenizer(name), recipe.style, "chat")
     for field, name, split, want in (each for stage in STAGES for each in stage.environments(recipe)):
         spec = env_spec(recipe, name, None, split)
-        if field == "collect.levels" and envs.environment_class(name).expert is envs.TextEnv.expert:
+        plays = field == "collect.levels" and not (recipe.collect and recipe.collect.switch)
+        if plays and envs.environment_class(name).expert is envs.TextEnv.expert:
             raise InputError(f"{spec.id} has no expert: read its trajectories from a file", field=f"{field}.{name}")
         try:
             there = spec.episodes()

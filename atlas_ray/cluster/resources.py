@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
 
+from ..errors import InputError
 from ..recipe.loading import Recipe
+from ..recipe.of_run import policy_of
 
 Who = Literal["workers", "engines", "trainers", "env-runners"]
 
@@ -96,8 +98,18 @@ def scorer_request(recipe: Recipe, stage: str = "", part: str = "") -> ResourceR
 
 
 def _collect(recipe: Recipe) -> Iterator[ResourceRequest]:
-    if recipe.collect and recipe.collect.levels and recipe.workers:
+    if recipe.collect and recipe.collect.switch:
+        yield from player_requests(recipe, "collect", "episodes", _models_of_policy(recipe.collect.switch))
+    elif recipe.collect and recipe.collect.levels and recipe.workers:
         yield ResourceRequest("collect", "experts", "workers", recipe.workers, 1.0, 0.0, recipe.placement.workers)
+
+
+def _models_of_policy(name: str) -> int:
+    """How many models of a policy run in engines of ours; of one that is not here, two."""
+    try:
+        return len(policy_of(name, "collect.switch").local)
+    except InputError:
+        return 2
 
 
 def _select(recipe: Recipe) -> Iterator[ResourceRequest]:

@@ -38,10 +38,15 @@ class ExpertBias(ConfigModel):
 
 
 class Collect(ConfigModel):
-    """Expert episodes."""
+    """Episodes to learn from: of an expert, of a learned switch, or from a file."""
 
     levels: dict[Environment, Positive] = {}
-    """Environments and how many expert episodes of each."""
+    """Environments and how many episodes of each."""
+    switch: str | None = Field(default=None, min_length=1)
+    """Who plays in place of the environments' experts: a policy of another run, `RUN/switch-cost0.05-seed0`, or one of
+    its models alone, `RUN/always-deepthink`."""
+    keep: Literal["success", "all"] = "success"
+    """switch: keep its successes only, or all its episodes."""
     file: str | None = None
     """Take the trajectories from this file, or from this folder: our own JSONL, AgentTraj-L or OpenAI messages."""
     on_bad: Literal["stop", "skip"] = "stop"
@@ -68,8 +73,20 @@ class Collect(ConfigModel):
         if bool(self.levels) == bool(self.file):
             raise ValueError("levels: give either levels to play or a file to read, not both and not neither")
         for name in ("on_bad", "success_field", "success", "reasoning", "examples"):
-            if not self.file and getattr(self, name) != type(self).model_fields[name].default:
+            if not self.file and self._is_set(name):
                 raise ValueError(f"{name}: says how a file is read, and there is no file")
         if self.file and self.expert.words:
             raise ValueError("expert: says how the experts of levels play, and a file is read")
+        if self.switch and self.file:
+            raise ValueError("switch: plays levels, and a file is read: give either")
+        if not self.switch and self._is_set("keep"):
+            raise ValueError("keep: says what is kept of a switch's episodes, and there is no switch")
+        if self.switch:
+            for name in ("cpu_seconds", "expert"):
+                if self._is_set(name):
+                    raise ValueError(f"{name}: is of the environments' experts, and a switch plays")
         return self
+
+    def _is_set(self, name: str) -> bool:
+        """Whether a field has another value than by default; a resolved recipe says them all."""
+        return bool(getattr(self, name) != type(self).model_fields[name].default)

@@ -161,7 +161,7 @@ class Recipe(ConfigModel):
     environments: dict[Environment, dict[str, str | int | float | bool]] = {}
     """Settings of an environment: `[environments."ScienceWorld/boil"]`, `simplifications = "easy"`."""
     collect: Collect | None = None
-    """Expert episodes."""
+    """Episodes to learn from."""
     select: Select | None = None
     """Critical steps."""
     finetune: Finetune | None = None

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PlainValidator, model_validator
 
+from ..data.results import ALWAYS_DEEPTHINK, ALWAYS_QUICK
 from .base import ConfigModel, Environment, Positive, distinct
 from .endpoint import EndpointFields
 
@@ -14,6 +15,8 @@ EXPERT = "expert"
 """A model of this name is the environment's own expert."""
 MEASURED = "measured"
 """A cost of this name is what each call really took."""
+ENCODERS = ("hashing", "hidden", "minilm")
+"""Of a switch, that are no names of models."""
 Signal = Literal["entropy", "margin", "catch-up"]
 
 
@@ -145,6 +148,13 @@ class Switch(ConfigModel):
     def local(self) -> list[str]:
         """The models that run in engines of ours, each once."""
         return list(dict.fromkeys(m.model for m in self.models if not m.base_url and m.model != EXPERT))
+
+    @property
+    def single_models(self) -> dict[str, int]:
+        """The policies in which one model acts throughout, by name, and its number."""
+        last = len(self.models) - 1
+        names = [ALWAYS_QUICK, *(f"always-{n}" for n in range(1, last)), ALWAYS_DEEPTHINK]
+        return {name: n for n, name in enumerate(names)}
 
     @property
     def weights(self) -> list[float]:

@@ -127,6 +127,16 @@ class RunLayout:
         return self.root / "trajectories" / ".expert.part.jsonl"
 
     @property
+    def collecting_switch(self) -> Path:
+        """Directory of the switch whose episodes are collected, as it was when that began."""
+        return self.root / "trajectories" / "switch"
+
+    @property
+    def collecting_usage(self) -> Path:
+        """What it took to collect a switch's episodes."""
+        return self.root / "trajectories" / "usage.json"
+
+    @property
     def verbatim(self) -> Path:
         """Words of imported trajectories that an export repeats exactly."""
         return self.root / "imported-words.jsonl"
@@ -196,6 +206,11 @@ class RunLayout:
     def switch_checkpoint(self, terms: str, seed: int) -> Path:
         """Directory of a trained switch; ``terms`` are ``cost0.05`` and the like."""
         return self.checkpoints / f"switch-{terms}-seed{seed}"
+
+    @property
+    def switch_checkpoints(self) -> list[Path]:
+        """Directories of the trained switches that lie here, sorted by name."""
+        return [path.parent for path in sorted(self.checkpoints.glob("switch-*/config.json"))]
 
     # -- scores
 

@@ -79,6 +79,10 @@ def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
     if config.file:
         import_collected(recipe, run_dir)
         return read_trajectories(target)
+    if config.switch:
+        from .collect_switch import collect_by_switch  # (imports torch)
+
+        return collect_by_switch(recipe, run_dir)
     first = seed_block(recipe.seed, TRAIN)
     specs = {name: env_spec(recipe, name, config.max_steps, "train") for name in config.levels}
     there = {name: spec.episodes() for name, spec in specs.items()}

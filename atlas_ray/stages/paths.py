@@ -9,12 +9,11 @@ from ..errors import InputError
 from ..models.fetch import known
 from ..models.loading import resolve
 from ..recipe.loading import Recipe
+from ..recipe.switch import ENCODERS
 from ..storage.place import check_place
 from .collect_file import check_collected
+from .collect_policy import check_collecting
 from .table import models
-
-ENCODERS = ("hashing", "hidden", "minilm")
-"""Of a switch, that are no names of models."""
 
 
 def files(recipe: Recipe, annotations: bool = True) -> Iterator[tuple[str, str]]:
@@ -34,11 +33,13 @@ def check_inputs(recipe: Recipe, fetched: bool = False, annotations: bool = True
         annotations: also look for files of annotations, which may be made when episodes are collected.
 
     Raises:
-        InputError: names the field and what is missing.
+        InputError: names the field and what is missing, or does not go with the others.
     """
     for field, path in files(recipe, annotations):
         _under(field, lambda path=path: _check_file(path))  # type: ignore[misc]
     _under("collect.file", lambda: check_collected(recipe))
+    check_collecting(recipe)
+    _check_calls(recipe)
     for field, name in models(recipe):
         if fetched or name not in known():
             _under(field, lambda name=name: resolve(name))  # type: ignore[misc]
@@ -47,6 +48,16 @@ def check_inputs(recipe: Recipe, fetched: bool = False, annotations: bool = True
         _under("switch.encoder", lambda: _check_encoder(encoder))
     if recipe.storage:
         check_place(recipe.storage)
+
+
+def _check_calls(recipe: Recipe) -> None:
+    """Nobody is called where an expert acts alone."""
+    config = recipe.collect
+    if recipe.select and "calls" in recipe.select.selectors and config and config.levels and not config.switch:
+        raise InputError(
+            "calls marks steps by who took them, and experts take all of theirs: give collect.switch",
+            field="select.selectors",
+        )
 
 
 def _under(field: str, look: Callable[[], object]) -> None:

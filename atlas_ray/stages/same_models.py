@@ -8,17 +8,27 @@ from pathlib import Path
 from ..errors import InputError
 from ..models.loading import fingerprint, note_base
 from ..recipe.loading import Recipe
+from ..recipe.of_run import RunPolicy, policy_of
+from ..recipe.switch import ENCODERS
 from ..rundir.files import read_json, write_json
 from ..rundir.layout import RunLayout
-from .paths import ENCODERS
 from .table import STAGE
 
 
 def models_and_encoders(recipe: Recipe, stage: str) -> Iterator[tuple[str, str]]:
     """(field, name) of every model and encoder that a stage runs here."""
     yield from STAGE[stage].models(recipe)
+    if stage == "collect" and recipe.collect and recipe.collect.switch:
+        policy = policy_of(recipe.collect.switch, "collect.switch")
+        if policy.number is None and policy.settings.encoder not in ENCODERS:
+            yield "collect.switch", policy.settings.encoder
     if stage == "switch" and recipe.switch and recipe.switch.encoder not in ENCODERS:
         yield "switch.encoder", recipe.switch.encoder
+
+
+def policy_models(policy: RunPolicy) -> Iterator[tuple[str, str]]:
+    """(field, name) of the models and the encoder that a policy of a run needs, as that run's recipe names them."""
+    return (named for named in models_and_encoders(policy.recipe, "switch") if named[1] in policy.names)
 
 
 def record_models(recipe: Recipe, run_dir: Path, stage: str) -> None:

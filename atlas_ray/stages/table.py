@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .. import envs
 from ..recipe.loading import Recipe
+from ..recipe.of_run import policy_of
 from ..recipe.select import with_members
 from ..rundir.files import write_json
 from ..rundir.layout import RunLayout
@@ -72,7 +73,12 @@ def _collect(recipe: Recipe, run_dir: Path) -> None:
     collect(recipe, run_dir)
 
 
-def _played_by_experts(recipe: Recipe) -> Episodes:
+def _models_of_collect(recipe: Recipe) -> Names:
+    if recipe.collect and recipe.collect.switch:
+        yield from (("collect.switch", name) for name in policy_of(recipe.collect.switch, "collect.switch").local)
+
+
+def _played_to_collect(recipe: Recipe) -> Episodes:
     if recipe.collect:
         yield from (("collect.levels", name, "train", want) for name, want in recipe.collect.levels.items())
 
@@ -191,7 +197,8 @@ STAGES = (
         wanted=lambda recipe: recipe.collect is not None,
         is_done=lambda recipe, layout: layout.expert.exists(),
         run=_collect,
-        environments=_played_by_experts,
+        models=_models_of_collect,
+        environments=_played_to_collect,
     ),
     Stage(
         name="select",

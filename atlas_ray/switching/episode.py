@@ -35,6 +35,7 @@ class Episode:
     steps: list[Step] = field(default_factory=list)
     acted: list[int] = field(default_factory=list)
     success: bool = False
+    score: float = 0.0
     over: bool = False
     deaths: int = 0
     expert: envs.Expert | None = None

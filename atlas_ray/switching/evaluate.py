@@ -81,10 +81,13 @@ def rollout_policy(
         ``calls_by_model`` (steps of each), ``called_at`` (which steps were calls), ``steps``, ``overrides``,
         ``violations`` (calls over the budget: 0, or the guard is broken), ``tokens`` (fed to each model), ``flops``,
         ``seconds`` and ``money`` (of all models), with a policy that needs them the ``margins`` of all steps, and with
-        ``record`` the ``episode`` itself: ``env``, ``instruction`` and the ``steps`` with the ``actor`` of each.
+        ``record`` the ``episode`` itself: ``env``, ``instruction`` and the ``steps`` with the ``actor`` of each; and
+        its ``score``.
         ``lost``: a model gave no answer, so the episode says nothing; then ``error`` says why and ``lost_by`` is the
-        number of the model. Where that may pass, it was played ``attempts`` times. ``replies`` where models write: what
-        became of those of each (:class:`atlas_ray.data.replies.Replies`), in all attempts.
+        number of the model. Where that may pass, it was played ``attempts`` times; ``lost_attempts`` is what those
+        before the last took (``steps``, ``calls``, ``calls_by_model``, ``tokens``, ``flops``, ``seconds``, ``money``).
+        ``replies`` where models write: what became of those of each (:class:`atlas_ray.data.replies.Replies`), in all
+        attempts.
     """
     rows = min(*(agent.engine.slots for agent in agents), len(seeds))
     game = make_game(policy, agents, specs, rows, game_options)
@@ -119,6 +122,7 @@ class _Rollouts:
         self._weights, self._losses = weights, losses
         self._waiting, self._attempts = deque(seeds), dict.fromkeys(seeds, 0)
         self._replies = {seed: [Replies() for _ in game.agents] for seed in seeds}
+        self._lost_attempts: dict[int, dict[str, Any]] = {}
         self._charged = [0.0] * game.rows
         self._margins: list[list[float]] = [[] for _ in range(game.rows)]
 
@@ -130,6 +134,7 @@ class _Rollouts:
         while playing:
             for row in self._step(playing):
                 if self._is_retried(self._game.episodes[row]):
+                    self._note_lost_attempt(row)
                     self._waiting.append(self._game.episodes[row].seed)
                 else:
                     yield row
@@ -147,11 +152,11 @@ class _Rollouts:
         if episode.lost:
             found |= {"error": episode.lost.reason, "lost_by": episode.lost_by}
         if (attempts := self._attempts[episode.seed]) > 1:
-            found["attempts"] = attempts
+            found |= {"attempts": attempts, "lost_attempts": self._lost_attempts[episode.seed]}
         if any(replies := self._replies[episode.seed]):
             found["replies"] = [counts.row() for counts in replies]
         if record:
-            found["episode"] = _episode_record(episode, self._game.models)
+            found |= {"score": episode.score, "episode": _episode_record(episode, self._game.models)}
         return found
 
     def _begin(self, row: int) -> None:
@@ -187,6 +192,22 @@ class _Rollouts:
             return False
         return not self._losses.over(str(episode.lost_by))
 
+    def _note_lost_attempt(self, row: int) -> None:
+        """Add what an episode took that is to be played again."""
+        seed, taken = self._game.episodes[row].seed, _taken(self._game, row)
+        before = self._lost_attempts.get(seed)
+        self._lost_attempts[seed] = taken if before is None else added(before, taken)
+
+
+def added(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """The sums of what two episodes took, models apart where they are."""
+    return {
+        name: [a + b for a, b in zip(value, second[name], strict=True)]
+        if isinstance(value, list)
+        else value + second[name]
+        for name, value in first.items()
+    }
+
 
 def make_game(
     policy: Policy, agents: Sequence[SwitchPlayer], specs: Sequence[EnvSpec], rows: int, options: dict[str, Any]
@@ -215,10 +236,25 @@ def situations(policy: Policy, game: TextGame, guard: BudgetGuard, rows: list[in
     ]
 
 
-def _episode_row(game: TextGame, guard: BudgetGuard, row: int, charge: float) -> dict[str, Any]:
+def _taken(game: TextGame, row: int) -> dict[str, Any]:
+    """Steps and compute of the episode in a row."""
     episode, usage = game.episodes[row], game.usage(row)
-    reward = sum(s.reward for s in episode.steps)
+    by_model = [episode.acted.count(number) for number in range(game.models)]
+    return {
+        "calls": sum(by_model[1:]),
+        "calls_by_model": by_model,
+        "steps": len(episode.steps),
+        "tokens": [u.tokens for u in usage],
+        "flops": sum(u.flops for u in usage),
+        "seconds": sum(u.seconds for u in usage),
+        "money": sum(u.money for u in usage),
+    }
+
+
+def _episode_row(game: TextGame, guard: BudgetGuard, row: int, charge: float) -> dict[str, Any]:
+    episode, taken = game.episodes[row], _taken(game, row)
     called_at = [step for step, number in enumerate(episode.acted) if number]
+    reward = sum(s.reward for s in episode.steps)
     return {
         "level": episode.spec.name,
         "seed": episode.seed,
@@ -226,16 +262,13 @@ def _episode_row(game: TextGame, guard: BudgetGuard, row: int, charge: float) ->
         "lost": episode.lost is not None,
         "return": reward,
         "objective": reward - charge,
-        "calls": len(called_at),
-        "calls_by_model": [episode.acted.count(number) for number in range(game.models)],
+        "calls": taken.pop("calls"),
+        "calls_by_model": taken.pop("calls_by_model"),
         "called_at": called_at,
-        "steps": len(episode.steps),
+        "steps": taken.pop("steps"),
         "overrides": guard.overrides[row],
         "violations": 0 if guard.calls is None else max(0, len(called_at) - guard.calls),
-        "tokens": [u.tokens for u in usage],
-        "flops": sum(u.flops for u in usage),
-        "seconds": sum(u.seconds for u in usage),
-        "money": sum(u.money for u in usage),
+        **taken,
     }
 
 

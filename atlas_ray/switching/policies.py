@@ -11,7 +11,7 @@ from typing import Any
 
 from ..cluster.remote_rundir import localize
 from ..data.replies import summed
-from ..data.results import ALWAYS_DEEPTHINK, ALWAYS_QUICK, interval, tenths
+from ..data.results import interval, tenths
 from ..errors import AtlasError
 from ..recipe.loading import Switch
 from ..recipe.switch import MEASURED
@@ -76,9 +76,7 @@ class PolicySpec:
 
 def single_model_policies(settings: Switch) -> list[PolicySpec]:
     """Every model throughout; the first is always-quick and the last always-deepthink."""
-    last = len(settings.models) - 1
-    names = [ALWAYS_QUICK, *(f"always-{n}" for n in range(1, last)), ALWAYS_DEEPTHINK]
-    return [PolicySpec(name, "always", action=n) for n, name in enumerate(names)]
+    return [PolicySpec(name, "always", action=n) for name, n in settings.single_models.items()]
 
 
 def learned_policies(settings: Switch, run_dir: Path, resolved: dict[str, int] | None = None) -> list[PolicySpec]:

@@ -247,7 +247,7 @@ class TextGame:
         step = Step(observation=episode.observation, thought=decision.thought, action=decision.action, reward=reward)
         episode.steps.append(step)
         episode.acted.append(number)
-        episode.observation, episode.success = following, info["success"]
+        episode.observation, episode.success, episode.score = following, info["success"], info["score"]
         for agent in self.agents:
             agent.advance(row, step, following)
         self._state_caches[row] = _StateCache()

@@ -19,6 +19,7 @@ from ..rundir.files import write_text
 from ..rundir.layout import RunLayout
 from . import arm_headlines, switch_headlines
 from .claims import claims
+from .collected import collected_part
 from .episode_view import RecordedEpisode, SwitchStep, switch_episode_view
 from .forgetting import COULD
 from .headlines import WITHIN, Headline, answers_part, picture
@@ -58,6 +59,7 @@ _PICTURES: tuple[Part, ...] = (
 _TABLES: tuple[Part, ...] = (
     policies_part,
     arms_part,
+    lambda run: collected_part(run.layout),
     lambda run: _agreement(run),
     lambda run: _starts(run),
     lambda run: _replies(run),

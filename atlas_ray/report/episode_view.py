@@ -54,7 +54,8 @@ def _cell(mark: _Mark) -> Html:
 
 
 def _step(number: int, step: Step, marks: Sequence[_Mark]) -> Html:
-    head = f"step {number}" + (f" · reward {step.reward:+.3g}" if step.reward else "")
+    by = f" · {short(step.actor, _CATEGORY)}" if step.actor else ""
+    head = f"step {number}{by}" + (f" · reward {step.reward:+.3g}" if step.reward else "")
     told = [el("p", head, cls="head"), el("p", short(step.observation, _SEEN), cls="seen")]
     if step.thought:
         told.append(el("p", short(step.thought, _LONG), cls="thought"))

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import ray
+from collecting_runs import collects, finished_run
 from oracle_script import trajectory
 
 import atlas_ray.cluster.workers
@@ -133,6 +134,29 @@ def test_a_switch_asks_for_what_is_said(actors, runners, actors_):
             assert beside <= started
             started -= beside
         assert actors.asked == started
+
+
+@pytest.mark.parametrize(("policy", "models"), [("switch-cost0.05-seed0", 2), ("always-quick", 1)])
+@pytest.mark.parametrize("actors_", [0, 2])
+def test_a_switch_that_collects_asks_for_what_is_said(actors, tmp_path, monkeypatch, policy, models, actors_):
+    from atlas_ray.stages.collect_switch import _Collecting
+    from atlas_ray.stages.first_seeds import FirstSeeds
+
+    run = finished_run(tmp_path / "run", ["tiny-quick", "tiny-deepthink"])
+    tables = {"workers": 2, "engine": {"actors": actors_, "cpus": 2.0, "gpus": 0.5}}
+    asks = recipe(**collects(run / policy, tables=tables).model_dump(exclude_unset=True, exclude={"name"}))
+    rounds = iter([[("GoToLocalS5N2", [0])], []])
+    monkeypatch.setattr(FirstSeeds, "wanted", lambda _: next(rounds))
+    _Collecting(asks, tmp_path / "x").play()
+    assert actors.asked == said(asks, "collect", "episodes")
+    assert sum(n for (_, _, group), n in actors.asked.items() if group == "engines") == models * actors_
+    assert sum(n for (_, _, group), n in actors.asked.items() if group == "environments") == 2
+
+
+def test_a_policy_that_is_not_here_is_taken_for_two_models():
+    asks = collects("nowhere/always-quick", tables={"workers": 3, "engine": {"actors": 1}})
+    (workers, engines) = resource_requests(asks)
+    assert (workers.count, engines.count, engines.who) == (3, 2, "engines")
 
 
 def test_environment_runners_ask_for_a_cpu_each():

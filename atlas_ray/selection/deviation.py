@@ -96,19 +96,25 @@ class Spent:
 
 @dataclass
 class Found:
-    """The deviations of a trajectory, by step, and the most steps that its episode may have."""
+    """The deviations of a trajectory, by step, and the most steps that its episode may have.
+
+    At the last ``beyond`` steps the model's context is full, so that it has no move of its own there.
+    """
 
     deviations: dict[int, Deviation]
     limit: int
+    beyond: int = 0
 
     def row(self) -> dict[str, Any]:
         """Ready for JSON."""
-        return {"limit": self.limit, "deviations": {str(t): made.row() for t, made in self.deviations.items()}}
+        rows = {str(t): made.row() for t, made in self.deviations.items()}
+        return {"limit": self.limit, "deviations": rows, **({"beyond": self.beyond} if self.beyond else {})}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
         """From :meth:`row`."""
-        return cls({int(t): Deviation.from_row(made) for t, made in row["deviations"].items()}, row["limit"])
+        made = {int(t): Deviation.from_row(each) for t, each in row["deviations"].items()}
+        return cls(made, row["limit"], row.get("beyond", 0))
 
     @property
     def open(self) -> dict[int, Deviation]:
@@ -123,7 +129,11 @@ class Found:
 def greedy_decisions(
     agent: Player, trajectories: Sequence[Trajectory], replays: Mapping[str, Replay], begin: Begin
 ) -> Iterator[EpisodeResult]:
-    """One step of the agent from every state of the trajectories; ``start.id`` is ``ID@STEP``."""
+    """One step of the agent from every state of the trajectories, none where its context is full.
+
+    Yields:
+        it; ``start.id`` is ``ID@STEP``.
+    """
 
     def starts(t: Trajectory) -> Iterator[EpisodeStart]:
         for index, state in enumerate(replays[t.id].states):
@@ -170,6 +180,7 @@ class ExpertPlaysOn:
         self._recorded: Ending | None = None
         self._own_from = len(self._actions)
         """The first step behind which all recorded actions are its own, up to the end of the episode."""
+        self._is_there = False
         self._look_on()
 
     def compare(self, base: Mapping[int, Step]) -> Found:
@@ -188,7 +199,9 @@ class ExpertPlaysOn:
     def _guided(self) -> Iterator[_Guided]:
         env = self._begin(self._spec, self._trajectory.seed, self._trajectory.id).env
         try:
-            yield _Guided(env, env.expert(self._cpu_seconds))
+            expert = env.expert(self._cpu_seconds)
+            self._is_there = True
+            yield _Guided(env, expert)
         finally:
             envs.release(env)
 
@@ -211,7 +224,7 @@ class ExpertPlaysOn:
     def _behind(self, t: int, action: str) -> Ending | None:
         """The end of the episode behind ``action`` at step ``t``; None where the expert gives up."""
         ending = None
-        for attempt in Attempts():
+        for attempt in Attempts() if self._is_there else ():
             with attempt, suppress(envs.ExpertGaveUpError), self._guided() as game:
                 for before in self._actions[:t]:
                     self._spent.replayed += 1

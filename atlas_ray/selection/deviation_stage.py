@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .. import envs
 from ..agents.model_workers import model_workers
-from ..agents.rollout import UNANSWERED, EpisodeStarter
+from ..agents.rollout import UNANSWERED, EpisodeResult, EpisodeStarter
 from ..agents.spec import AgentSpec, agent_spec
 from ..agents.throughput import replies_told
 from ..agents.unknown_words import Reader
@@ -51,14 +51,12 @@ class _Result:
     left_out: dict[str, str] = field(default_factory=dict)
     spent: Spent = field(default_factory=Spent)
 
-    def note(self, finished: Any) -> str:
-        """Count an episode of the model; returns the id of its trajectory."""
-        name: str = finished.start.id.rpartition("@")[0]
+    def note(self, finished: EpisodeResult) -> None:
+        """Count an episode of the model."""
         if finished.replies:
-            self.replies.setdefault(name, Replies()).add(finished.replies)
+            self.replies.setdefault(finished.start.id.rpartition("@")[0], Replies()).add(finished.replies)
         if finished.error:
             self.problems.append(f"{finished.start.id}: {finished.error}")
-        return name
 
 
 def _compare(task: _Task, state: WorkerState) -> Iterator[_Result]:
@@ -68,18 +66,21 @@ def _compare(task: _Task, state: WorkerState) -> Iterator[_Result]:
     there = [t for t in task.trajectories if t.id in replays]
     decided: dict[str, dict[int, Step]] = {t.id: {} for t in there}
     for finished in greedy_decisions(task.agent.agent(state), there, replays, begin):
-        name = result.note(finished)
+        name, _, place = finished.start.id.rpartition("@")
         result.spent.played += len(finished.steps)
-        if finished.steps:
-            decided[name][int(finished.start.id.rpartition("@")[2])] = finished.steps[0]
+        if finished.lost:
+            result.left_out[name] = "the model's move at one of its steps was lost"
+        elif finished.steps:
+            decided[name][int(place)] = finished.steps[0]
+        if finished.lost or finished.steps:
+            result.note(finished)
     for t in there:
-        if len(decided[t.id]) < len(t.steps):
-            result.left_out[t.id] = "the model has no decision at one of its steps"
+        if t.id in result.left_out:
             continue
         other = {n: step for n, step in sorted(decided[t.id].items()) if step.action != t.steps[n].action}
         try:
             expert = ExpertPlaysOn(t, replays[t.id], begin, task.cpu_seconds, result.spent)
-            result.found[t.id] = expert.compare(other)
+            result.found[t.id] = replace(expert.compare(other), beyond=len(t.steps) - len(decided[t.id]))
         except envs.EnvironmentDiedError as error:
             result.left_out[t.id] = f"lost as the expert played on: {error}"
     yield result
@@ -207,6 +208,8 @@ def by_deviation(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) 
     by = Counter(made.by or "" for t in annotated for made in stage.found[t.id].deviations.values())
     others = ", ".join(f"{count:,} by {who}" for who, count in by.most_common())
     say(f"  deviation: {config.model} does otherwise at {by.total():,} of {steps:,} steps{others and f': {others}'}")
+    if beyond := sum(stage.found[t.id].beyond for t in annotated):
+        say(f"  deviation: {beyond:,} steps lie beyond the context of {config.model} and cannot be marked")
     if stage.spent.played:
         say(f"  deviation: {stage.spent.played:,} environment steps, and {stage.spent.replayed:,} to replay")
     log.metric(
@@ -216,6 +219,7 @@ def by_deviation(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) 
         replayed_steps=stage.spent.replayed,
         trajectories=len(annotated),
         deviations=by.total(),
+        beyond_context=beyond,
         played_on=dict(by),
     )
     return [select_by_deviation(t, stage.found[t.id], config.fraction, config.model) for t in annotated]

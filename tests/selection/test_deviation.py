@@ -156,6 +156,32 @@ def test_where_the_expert_cannot_go_on_a_model_plays_both_branches(tmp_path, mon
     assert any(a.critical for a in annotated.values())
 
 
+def test_an_environment_without_an_expert_is_begun_no_more_often_than_it_has_to_be(tmp_path, monkeypatch):
+    made, real, begun = recipe(count=5), Rooms.begin, []
+    pipeline.run(made, tmp_path, ("collect",))
+    monkeypatch.setattr(Rooms, "expert", envs.TextEnv.expert)
+    monkeypatch.setattr(Rooms, "begin", lambda self, variation: begun.append(variation) or real(self, variation))
+    trajectories, rows, _ = run(made, tmp_path)
+    for t in trajectories:
+        wanted = expected(t, lambda leads, room, n, seed: table_end(leads, room, n, seed, "tiny-quick"))
+        assert rows[t.id]["scores"] == pytest.approx([cost for cost, _ in wanted])
+    assert {made["by"] for row in rows.values() for made in row["deviations"].values()} == {"tiny-quick"}
+    assert max(map(begun.count, range(5))) == 3, "two replays, and a look for its expert"
+
+
+def test_steps_beyond_the_context_of_the_base_are_counted_and_not_marked(tmp_path, monkeypatch):
+    monkeypatch.setattr(ByTable, "start", lambda self, slot, i, steps, o: self.seen.update({slot: o, -slot - 9: steps}))
+    monkeypatch.setattr(ByTable, "fits", lambda self, slot: len(self.seen[-slot - 9]) < 2)
+    trajectories, rows, annotated = run(recipe(count=5), tmp_path)
+    for t in trajectories:
+        wanted = expected(t, lambda leads, room, n, _: best_end(leads, room, n))
+        scores = [cost if n < 2 else 0.0 for n, (cost, _) in enumerate(wanted)]
+        assert (rows[t.id]["scores"], rows[t.id]["beyond"]) == (pytest.approx(scores), len(t.steps) - 2)
+        assert all(n < 2 for n in annotated[t.id].critical)
+    (told,) = [row for row in recover_jsonl(tmp_path / "metrics.jsonl") if row.get("selector") == "deviation"]
+    assert told["beyond_context"] == sum(len(t.steps) - 2 for t in trajectories) > 0
+
+
 def test_a_base_that_does_as_the_expert_marks_nothing_which_ends_the_stage_with_its_name(tmp_path, monkeypatch):
     class AsExpert(ByTable):
         def act(self, slots, offered, seeds):

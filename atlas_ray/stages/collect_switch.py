@@ -250,6 +250,9 @@ class _Collecting:
             say(f"  {lost} episodes were lost to their environment or for want of an answer, others took their place")
         if reissued := self.tally["engine answers"]:
             self.log.event("collect", "engine answers asked again", answers=reissued)
+        numbers = {name: usage[name] for name in ("episodes", "kept", "successes", "lost", "steps", "calls", "seconds")}
+        asked, cached = self.tally["asked"], self.tally["answered from the cache"]
+        self.log.metric("collect", **numbers, **({"cache_share": cached / asked} if asked else {}))
         say(
             f"  {usage['kept']:,} of {usage['episodes']:,} episodes of {self.source} kept, {usage['successes']:,} were "
             f"successes; they took {usage['calls']:,} calls in {usage['steps']:,} steps"

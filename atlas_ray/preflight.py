@@ -53,6 +53,8 @@ def _check_models(recipe: Recipe) -> None:
         config = look(name, field)
         if tuned and field == "finetune.base":
             longest(config, tuned.context, "finetune.context")
+        if recipe.rounds and field == "switch.models.0.model":
+            longest(config, recipe.rounds.finetune.context, "rounds.finetune.context")
         if field != "finetune.base" or recipe.evaluate:
             own_context(recipe.engine.context, config)
 

@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Literal
 
 from ..errors import InputError
+from ..recipe.finetune import Tuning
 from ..recipe.loading import Recipe
 from ..recipe.of_run import policy_of
 
@@ -62,7 +63,8 @@ def resource_requests(recipe: Recipe, gpus: bool = True) -> list[ResourceRequest
         recipe: the recipe.
         gpus: whether the cluster has any; then a trainer takes one.
     """
-    return [*_collect(recipe), *_select(recipe), *_finetune(recipe, gpus), *_evaluate(recipe), *_switch(recipe)]
+    atlas = [*_collect(recipe), *_select(recipe), *_finetune(recipe, gpus), *_evaluate(recipe)]
+    return [*atlas, *_switch(recipe), *_rounds(recipe, gpus)]
 
 
 def worker_request(recipe: Recipe, stage: str = "", part: str = "") -> ResourceRequest:
@@ -127,13 +129,17 @@ def _select(recipe: Recipe) -> Iterator[ResourceRequest]:
 
 def _finetune(recipe: Recipe, gpus: bool) -> Iterator[ResourceRequest]:
     config = recipe.finetune
-    if config is None or not config.workers:
+    if config is None:
         return
-    runs = len(config.arms) * len(config.seeds)
-    replicas = 1 if config.parallel == "auto" else min(config.parallel, runs)
-    yield ResourceRequest(
-        "finetune", "models", "trainers", replicas * config.workers, 1.0, float(gpus), recipe.placement.trainers
-    )
+    yield from _trainers(recipe, "finetune", config, len(config.arms) * len(config.seeds), gpus)
+
+
+def _trainers(recipe: Recipe, stage: str, config: Tuning, runs: int, gpus: bool) -> Iterator[ResourceRequest]:
+    """The trainers of so many models."""
+    if config.workers:
+        replicas = 1 if config.parallel == "auto" else min(config.parallel, runs)
+        count = replicas * config.workers
+        yield ResourceRequest(stage, "models", "trainers", count, 1.0, float(gpus), recipe.placement.trainers)
 
 
 def _evaluate(recipe: Recipe) -> Iterator[ResourceRequest]:
@@ -152,3 +158,9 @@ def _switch(recipe: Recipe) -> Iterator[ResourceRequest]:
                 yield replace(request, who="trainers", group=recipe.placement.trainers)
             elif part == "trainings" or request.who != "env-runners":
                 yield request
+
+
+def _rounds(recipe: Recipe, gpus: bool) -> Iterator[ResourceRequest]:
+    """What a round asks for that its switch does not: who tunes QUICK, one training seed after the other."""
+    if recipe.rounds is not None:
+        yield from _trainers(recipe, "rounds", recipe.rounds.finetune, len(recipe.rounds.arms), gpus)

@@ -20,6 +20,7 @@ from ..errors import InputError
 from .base import ConfigModel, GivenTwiceError, Renamed, below, table_of
 from .collect import Collect, ExpertBias
 from .finetune import Arm, Finetune, NewModel
+from .rounds import Rounds
 from .schema import Act, Engine, Evaluate, Recipe
 from .select import Oracle, Select, Selector
 from .sweep import SearchSpace, Sweep
@@ -40,6 +41,7 @@ __all__ = [
     "Oracle",
     "Recipe",
     "RenamedKeyWarning",
+    "Rounds",
     "SearchSpace",
     "Select",
     "Selector",

@@ -22,9 +22,10 @@ from .base import (
 )
 from .collect import Collect
 from .finetune import Finetune
+from .rounds import Rounds
 from .select import Select
 from .sweep import Sweep, flat_space
-from .switch import Switch
+from .switch import EXPERT, Switch
 
 ResourceName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.-]*$")]
 """Of a custom resource of Ray."""
@@ -170,6 +171,8 @@ class Recipe(ConfigModel):
     """Scores."""
     switch: Switch | None = None
     """LONDI."""
+    rounds: Rounds | None = None
+    """Rounds of switching and tuning."""
     sweep: Sweep | None = None
     """Trials with other values, by Ray Tune."""
 
@@ -251,4 +254,20 @@ class Recipe(ConfigModel):
             for level in self.evaluate.held_out:
                 if envs.full_id(level) in trained:
                     raise ValueError(f"evaluate.held_out: {level!r} is among collect.levels")
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_fit(self) -> Self:
+        if not self.rounds:
+            return self
+        if not self.switch:
+            raise ValueError("rounds: needs a [switch] table")
+        if self.collect and self.collect.switch:
+            raise ValueError(
+                "collect.switch: [rounds] collects with its own switches, round by round: remove one of the two"
+            )
+        quick = self.switch.models[0]
+        if quick.model == EXPERT or quick.base_url:
+            what = "an expert" if quick.model == EXPERT else "behind an endpoint"
+            raise ValueError(f"switch.models: the first is {what}, so [rounds] cannot tune it: name a model to load")
         return self

@@ -124,7 +124,7 @@ def check_sweep(recipe: Recipe) -> None:
     sweep = recipe.sweep
     assert sweep is not None
     for field in sweep.space:
-        if field.split(".")[0] in ("sweep", "name"):
+        if field.split(".")[0] in ("sweep", "rounds", "name"):
             raise _refusal("cannot be swept", "space", field)
         _check_values(recipe, sweep, field)
     _check_kind(recipe, sweep)

@@ -28,6 +28,7 @@ from .page import Html, el, missing, page
 from .places import marked_panels, places_figure
 from .plots import atlas_figure, save_png, svg
 from .reading import is_control, read_atlas
+from .rounds import rounds_headlines, rounds_part
 from .run import Run, read_run
 from .selection import agreement_part, review_part
 from .starts import read_starts, starts_part
@@ -45,6 +46,7 @@ Part = Callable[[Run], Sequence[Html]]
 
 _QUESTIONS: tuple[Callable[[Run], list[Headline]], ...] = (
     switch_headlines.switch_headlines,
+    rounds_headlines,
     arm_headlines.arm_headlines,
 )
 """The first screen."""
@@ -58,6 +60,7 @@ _PICTURES: tuple[Part, ...] = (
 
 _TABLES: tuple[Part, ...] = (
     policies_part,
+    rounds_part,
     arms_part,
     lambda run: collected_part(run.layout),
     lambda run: _agreement(run),

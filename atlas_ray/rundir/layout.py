@@ -1,7 +1,7 @@
 """Paths of the files in a run directory, and which of them say that something is complete.
 
-No other module spells these names. A run directory within a sweep (``trials/0000``, ``shared/select-0``) has the same
-layout below its own root.
+No other module spells these names. A run directory within another (a sweep's ``trials/0000`` and ``shared/select-0``,
+``rounds/1/seed0/switch``) has the same layout below its own root.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ COMPLETION_MARKERS = {
     "model": "checkpoints/{}/config.json",
     "evaluate": "evaluation/atlas.json",
     "switch": "switch/policies.json",
+    "rounds": "rounds.json",
     "trial": "trial.json",
     "report": "report.html",
     "tracking": ".tracked.json",
@@ -26,7 +27,8 @@ COMPLETION_MARKERS = {
 only after that, too. Stages look for it to know that they are done; ``{}`` stands for one name of many."""
 
 _MARKERS = tuple(name.replace("{}", "*") for name in COMPLETION_MARKERS.values())
-_REPLACED_WHOLE = re.compile(r"((trials|shared)/[^/]+/)?checkpoints/[^/]+\.(state|train)/[^/]+|trials/[^/]+/state")
+_RUN_WITHIN = r"((trials|shared)/[^/]+/|rounds/([^/]+/){2,3})?"
+_REPLACED_WHOLE = re.compile(rf"{_RUN_WITHIN}checkpoints/[^/]+\.(state|train)/[^/]+|trials/[^/]+/state")
 _OF_THIS_MACHINE = (".storage.json", ".here", ".ray", ".training")
 
 
@@ -248,6 +250,26 @@ class RunLayout:
     def switch_replay(self) -> Path:
         """One episode of a switch, step by step."""
         return self.root / "switch" / "replay.json"
+
+    # -- rounds
+
+    @property
+    def rounds(self) -> Path:
+        """Rounds of switching and tuning: their scores, and which is kept."""
+        return self._marker("rounds")
+
+    @property
+    def switch_judged(self) -> Path:
+        """Episodes by which a round of a switch is judged."""
+        return self.root / "switch" / "judged.jsonl"
+
+    def round_part(self, number: int, seed: int, name: str) -> RunLayout:
+        """The run directory of one part of a round, for one training seed."""
+        return RunLayout(self.root / "rounds" / str(number) / f"seed{seed}" / name)
+
+    def deepthink_episodes(self, batch: int) -> RunLayout:
+        """A run directory of episodes that DEEPTHINK plays alone, for all rounds and seeds."""
+        return RunLayout(self.root / "rounds" / "deepthink" / str(batch))
 
     # -- sweeps
 

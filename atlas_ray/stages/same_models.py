@@ -22,7 +22,7 @@ def models_and_encoders(recipe: Recipe, stage: str) -> Iterator[tuple[str, str]]
         policy = policy_of(recipe.collect.switch, "collect.switch")
         if policy.number is None and policy.settings.encoder not in ENCODERS:
             yield "collect.switch", policy.settings.encoder
-    if stage == "switch" and recipe.switch and recipe.switch.encoder not in ENCODERS:
+    if stage in ("switch", "rounds") and recipe.switch and recipe.switch.encoder not in ENCODERS:
         yield "switch.encoder", recipe.switch.encoder
 
 

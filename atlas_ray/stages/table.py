@@ -179,6 +179,24 @@ def _played_by_switches(recipe: Recipe) -> Episodes:
         yield from (("switch.levels", name, split, 1) for name in recipe.switch.levels for split in envs.SPLITS)
 
 
+# -- rounds
+
+
+def _rounds(recipe: Recipe, run_dir: Path) -> None:
+    from .rounds import play_rounds
+
+    play_rounds(recipe, run_dir)
+
+
+def _models_of_rounds(recipe: Recipe) -> Names:
+    return _models_of_switch(recipe) if recipe.rounds else _nothing(recipe)
+
+
+def _played_in_rounds(recipe: Recipe) -> Episodes:
+    if recipe.rounds and recipe.switch:
+        yield from (("switch.levels", name, "train", recipe.rounds.episodes) for name in recipe.switch.levels)
+
+
 # -- report
 
 
@@ -242,6 +260,17 @@ STAGES = (
         run=_switch,
         models=_models_of_switch,
         environments=_played_by_switches,
+    ),
+    Stage(
+        name="rounds",
+        help="let QUICK learn from the switch's calls, and train the switch again, in rounds",
+        title="rounds of switching and tuning",
+        needs=("switch",),
+        wanted=lambda recipe: recipe.rounds is not None,
+        is_done=lambda recipe, layout: layout.rounds.exists(),
+        run=_rounds,
+        models=_models_of_rounds,
+        environments=_played_in_rounds,
     ),
     Stage(
         name="report",

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..agents.rollout import SWITCH_SELECT, SWITCH_TEST
+from ..agents.rollout import SWITCH_JUDGE, SWITCH_SELECT, SWITCH_TEST
 from ..agents.throughput import replies_told
 from ..cluster.workers import ActorPool, worker_pool
 from ..data.replies import Replies
@@ -85,10 +85,39 @@ def score(
     Raises:
         AtlasError: more of a model's answers are none than may be.
     """
+    return _play(_test_file, recipe, run_dir, policy_specs, pool, leases)
+
+
+def judge(
+    recipe: Recipe,
+    run_dir: Path,
+    policy_specs: Sequence[PolicySpec],
+    count: int,
+    pool: ActorPool[Any, Any],
+    leases: Any,
+) -> list[Row]:
+    """:func:`score` on ``count`` episodes that chose no policy in training and test none, ``switch/judged.jsonl``."""
+
+    def judged(context: StageContext) -> EpisodeFile:
+        return EpisodeFile(context, context.layout.switch_judged, "dev", SWITCH_JUDGE, count)
+
+    return _play(judged, recipe, run_dir, policy_specs, pool, leases)
+
+
+def _play(
+    file: Callable[[StageContext], EpisodeFile],
+    recipe: Recipe,
+    run_dir: Path,
+    policy_specs: Sequence[PolicySpec],
+    pool: ActorPool[Any, Any],
+    leases: Any,
+) -> list[Row]:
     context = StageContext(recipe, run_dir, say)
     context.pool, context.leases = pool, leases
+    if context.layout.switch_usage.is_file():
+        context.mean_call = files.read_json(context.layout.switch_usage).get("mean_call")
     with replies_told(context.log, "switch", context.replies):
-        return _test_file(context).play(policy_specs)
+        return file(context).play(policy_specs)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ def test_paths_are_below_the_root_or_relative():
 
 @pytest.mark.parametrize("name", [marker.format("value") for marker in COMPLETION_MARKERS.values()])
 def test_every_marker_commits_in_a_run_and_in_a_sweep(name):
-    assert all(is_commit_marker(f"{before}{name}") for before in ("", "trials/0001/", "shared/select-0/"))
+    assert all(is_commit_marker(f"{before}{name}") for before in ("", "trials/0001/", "rounds/1/seed0/a/"))
 
 
 def test_every_file_that_a_stage_looks_for_is_a_marker():
@@ -33,7 +33,7 @@ def test_every_file_that_a_stage_looks_for_is_a_marker():
     looked_for = [
         *(made.expert, made.annotations("all"), made.start_after, made.checkpoint_record("all", 0)),
         *(made.switch_checkpoint("cost0.1", 0) / "config.json", made.atlas_scores, made.switch_policies),
-        *(made.report, made.recipe, made.trial_result, made.tracking_state),
+        *(made.report, made.recipe, made.rounds, made.trial_result, made.tracking_state),
     ]
     assert [str(path) for path in looked_for if not is_commit_marker(str(path))] == []
 
@@ -54,6 +54,11 @@ def test_what_is_replaced_as_a_whole_and_what_stays_on_this_machine():
     states = RunLayout().training_states("all", 0)
     assert is_replaced_whole(f"{states}/000003")
     assert is_replaced_whole(f"trials/0001/{states}/000003")
+    assert is_replaced_whole(
+        f"{RunLayout().round_part(1, 0, 'switch').root}/checkpoints/switch-cost0.1-seed0.train/state"
+    )
+    assert is_replaced_whole(f"{RunLayout().deepthink_episodes(0).root}/{states}/000003")
+    assert not is_replaced_whole("rounds/1/seed0/switch/checkpoints/switch-cost0.1-seed0")
     assert is_replaced_whole(str(RunLayout().trial(1).trial_state))
     assert not is_replaced_whole(str(RunLayout().checkpoint("all", 0)))
     made = RunLayout()

@@ -1,0 +1,48 @@
+"""The fields of `[rounds]`: switch and tuning in turn, the join of LONDI and ATLaS (ours)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self, get_args
+
+from pydantic import Field, model_validator
+
+from .base import ConfigModel, Positive
+from .finetune import Tuning
+
+RoundArm = Literal["calls", "random_calls", "all", "deepthink-equal-calls", "deepthink-equal-tokens"]
+LESSON_ARMS: tuple[RoundArm, ...] = ("calls", "random_calls", "all")
+"""Arms that are tuned on the episodes of the switch; the others are on those that DEEPTHINK plays alone."""
+EQUAL_CALLS: RoundArm = "deepthink-equal-calls"
+EQUAL_TOKENS: RoundArm = "deepthink-equal-tokens"
+
+
+class Rounds(ConfigModel):
+    """Rounds of switching and tuning: a switch's calls become QUICK's lesson, and the next switch has the new QUICK."""
+
+    count: Annotated[int, Field(ge=1, le=100)] = 2
+    """Most rounds behind the first switch, which is that of `[switch]`."""
+    episodes: Positive = 100
+    """Successful episodes of each of the switch's levels that a round collects."""
+    arms: list[RoundArm] = Field(default=list(get_args(RoundArm)), min_length=1)
+    """What QUICK is tuned on: the `calls` of the switch, as many random steps (`random_calls`), `all` steps, or all
+    steps of DEEPTHINK's own episodes, for which it was called as often (`deepthink-equal-calls`) or which have as many
+    trained tokens (`deepthink-equal-tokens`). The first goes on, the others are its controls."""
+    tune_from: Literal["before", "start"] = "before"
+    """Tune the QUICK of the round `before` on this round's episodes, or that of the `start` on those of all rounds."""
+    judge_episodes: Positive = 200
+    """Episodes by which it is judged whether a round gained and whether its switch is of use. None is trained on, and
+    none chooses a policy in training or is a test episode."""
+    stop: bool = True
+    """Whether a round that gains nothing is the last."""
+    finetune: Tuning = Tuning()
+    """How QUICK is tuned."""
+
+    @model_validator(mode="after")
+    def _arms_fit(self) -> Self:
+        if len(set(self.arms)) != len(self.arms):
+            raise ValueError("arms: the same arm stands twice")
+        if self.arms[0] == EQUAL_TOKENS:
+            raise ValueError(f"arms: {EQUAL_TOKENS} has as many tokens as the first arm, so it cannot be that")
+        if "random_calls" in self.arms and "calls" not in self.arms:
+            raise ValueError("arms: random_calls draws as many steps as calls marked, which must be named too")
+        return self

@@ -1,0 +1,249 @@
+"""Rounds of switching and tuning, the join of LONDI and ATLaS (ours).
+
+Train the switch; collect with it; tune QUICK on its calls; train the switch again with the new QUICK. Every part is a
+run directory of ordinary stages (`round_parts.py`), and what is kept follows from paired comparisons
+(`round_scores.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from ..data.resampling import resampled_difference
+from ..data.results import ALWAYS_DEEPTHINK, ALWAYS_QUICK
+from ..data.rounds import Collected, Round, Rounds, TunedArm, load_rounds, write_rounds
+from ..recipe.loading import Recipe
+from ..rundir.files import RunLog
+from ..rundir.layout import RunLayout
+from ..rundir.progress import duration, say
+from .round_parts import Chain, of_rounds, term_of
+from .round_scores import Judged, Played, common, compared, episodes_of, kept_round, system, table, words
+
+_PARTS: dict[str, Callable[[Chain, int], None]] = {
+    "lesson": Chain.collect,
+    "tuning": Chain.tune,
+    "switch": Chain.train_switch,
+    "scores": Chain.play,
+}
+"""Of a round, in their order; round 0 has the last alone."""
+_SKIPPED_SECONDS = 1.0
+"""A part that took no longer was there already, and says nothing of those to come."""
+
+
+def play_rounds(recipe: Recipe, run_dir: Path) -> Rounds:
+    """Play the rounds of a recipe that are not played yet.
+
+    Every training seed of the switch has a chain of rounds of its own; a round is judged over all of them. Writes
+    ``rounds/`` (run directories) and ``rounds.json``.
+
+    Raises:
+        AtlasError: a part failed. What is done is kept, and a later call goes on from there.
+    """
+    layout = RunLayout(run_dir)
+    if layout.rounds.exists():
+        return load_rounds(layout.rounds)
+    config, settings = of_rounds(recipe)
+    chains = [Chain(recipe, run_dir, seed) for seed in settings.seeds]
+    clock = _Clock(config.count, len(chains))
+    judged: list[Judged] = []
+    why = None
+    for number in range(config.count + 1):
+        if number and (why := _teach(chains, number, clock)):
+            break
+        for chain in chains:
+            clock.run("scores", chain, number)
+        judged.append(_judged(recipe, chains, number))
+        if why := _over(recipe, judged):
+            break
+    made = _summed_up(recipe, chains, judged, why)
+    write_rounds(layout.rounds, made)
+    _tell(made, RunLog(run_dir))
+    return made
+
+
+def _teach(chains: Sequence[Chain], number: int, clock: _Clock) -> str | None:
+    """The parts of a round up to its switch; why it cannot be, where the switch before has called nothing."""
+    silent = []
+    for chain in chains:
+        clock.run("lesson", chain, number)
+        silent += [] if chain.was_taught(number) else [chain.seed]
+    if silent:
+        seeds = ", ".join(map(str, silent))
+        return f"its switch (seed {seeds}) called nothing in what it collected, so there is nothing to learn from"
+    for chain in chains:
+        clock.run("tuning", chain, number)
+        clock.run("switch", chain, number)
+    return None
+
+
+def _over(recipe: Recipe, judged: Sequence[Judged]) -> str | None:
+    """Why the last round that was judged is the last of all; None where another may follow."""
+    config, _ = of_rounds(recipe)
+    if not config.stop:
+        return None
+    kept, why = kept_round(judged)
+    if kept < len(judged) - 1:
+        return why
+    last = judged[-1]
+    if last.policy == ALWAYS_QUICK:
+        return f"its QUICK does as well without calls (switch less QUICK alone: {words(last.of_use)})"
+    return None
+
+
+def _judged(recipe: Recipe, chains: Sequence[Chain], number: int) -> Judged:
+    """The episodes that judge a round."""
+    term = term_of(recipe, RunLayout()).name
+    paths = [chain.switch_layout(number).switch_judged for chain in chains]
+    quick = [episodes_of(path, ALWAYS_QUICK, None) for path in paths]
+    switch = [episodes_of(path, term, chain.seed) for path, chain in zip(paths, chains, strict=True)]
+    return Judged(quick if number else quick[:1], switch, term)
+
+
+def _summed_up(recipe: Recipe, chains: Sequence[Chain], judged: Sequence[Judged], why: str | None) -> Rounds:
+    """Everything that was played, on the test episodes that all have in common."""
+    config, _ = of_rounds(recipe)
+    term, run = judged[0].term, chains[0].run
+    deepthink = [episodes_of(run.switch_episodes, ALWAYS_DEEPTHINK, None)]
+    tests = [_tested(chains, number, term) for number in range(len(judged))]
+    alone = [_alone(chains, number) for number in range(len(judged))]
+    everything = [
+        deepthink,
+        *(p for quick, switch in tests for p in (quick, switch)),
+        *(p for a in alone for p in a.values()),
+    ]
+    seeds = common(*everything)
+    rounds = []
+    acting: list[Played] = []
+    for number, (each, (quick, switch)) in enumerate(zip(judged, tests, strict=True)):
+        acting.append(quick if each.policy == ALWAYS_QUICK else switch)
+        rounds.append(
+            Round(
+                round=number,
+                quick=system(ALWAYS_QUICK, quick, seeds),
+                switch=system(term, switch, seeds),
+                policy=each.policy,
+                of_use=each.of_use,
+                gained=compared(each.acting, judged[number - 1].acting) if number else None,
+                on_test=compared(acting[number], acting[number - 1], seeds) if number else None,
+                against_first=compared(acting[number], acting[0], seeds) if number else None,
+                against_deepthink=compared(acting[number], deepthink, seeds),
+                lesson=_lesson(chains, number) if number else None,
+                arms=_arms(chains, number, {config.arms[0]: quick, **alone[number]}, seeds) if number else (),
+            )
+        )
+    kept, because = kept_round(judged)
+    return Rounds(
+        seeds=tuple(chain.seed for chain in chains),
+        term=term,
+        tune_from=config.tune_from,
+        deepthink=system(ALWAYS_DEEPTHINK, deepthink, seeds),
+        rounds=tuple(rounds),
+        kept=kept,
+        why=why if why and kept == len(judged) - 1 else because,
+    )
+
+
+def _tested(chains: Sequence[Chain], number: int, term: str) -> tuple[Played, Played]:
+    """Test episodes of a round's QUICK alone and of its switch."""
+    paths = [chain.switch_layout(number).switch_episodes for chain in chains]
+    quick = [episodes_of(path, ALWAYS_QUICK, None) for path in paths]
+    switch = [episodes_of(path, term, chain.seed) for path, chain in zip(paths, chains, strict=True)]
+    return (quick if number else quick[:1]), switch
+
+
+def _alone(chains: Sequence[Chain], number: int) -> dict[str, Played]:
+    """Test episodes of the QUICKs of a round's controls that every chain has."""
+    if not number:
+        return {}
+    arms = [arm for arm in chains[0].controls(number) if all(arm in chain.controls(number) for chain in chains)]
+    return {
+        arm: [episodes_of(chain.part(number, f"alone-{arm}").switch_episodes, ALWAYS_QUICK, None) for chain in chains]
+        for arm in arms
+    }
+
+
+def _lesson(chains: Sequence[Chain], number: int) -> Collected:
+    usage = [chain.usage(number) for chain in chains]
+    return Collected(**{name: fmean(u[name] for u in usage) for name in Collected.model_fields})
+
+
+def _arms(
+    chains: Sequence[Chain], number: int, played: dict[str, Played], seeds: Sequence[int]
+) -> tuple[TunedArm, ...]:
+    """How each QUICK of a round was tuned, and how it does alone."""
+    first = next(iter(played.values()))
+    found = []
+    for arm, own in played.items():
+        scored = system(arm, own, seeds)
+        records = [chain.record(number, arm) for chain in chains]  # type: ignore[arg-type]
+        apart = resampled_difference(table(first, seeds, "success"), table(own, seeds, "success"))
+        found.append(
+            TunedArm(
+                arm=arm,
+                success=scored.success,
+                ci95=scored.ci95,
+                trajectories=fmean(r["trajectories"] for r in records),
+                steps_share=fmean(r["steps_share"] for r in records),
+                trained_tokens=fmean(chain.trained_tokens(number, arm) for chain in chains),  # type: ignore[arg-type]
+                calls_spent=fmean(chain.calls_spent(number, arm) for chain in chains),  # type: ignore[arg-type]
+                first_above=None if own is first else apart,
+            )
+        )
+    return tuple(found)
+
+
+def _tell(made: Rounds, log: RunLog) -> None:
+    for each in made.rounds:
+        acts = each.quick if each.policy == ALWAYS_QUICK else each.switch
+        say(
+            f"  round {each.round}: QUICK alone {each.quick.success:.3f}, with the switch {each.switch.success:.3f} at "
+            f"{each.switch.calls:.2f} calls per episode; {acts.name} acts"
+        )
+        log.metric(
+            "rounds",
+            round=each.round,
+            success=acts.success,
+            calls=acts.calls,
+            quick_success=each.quick.success,
+            switch_success=each.switch.success,
+            switch_calls=each.switch.calls,
+        )
+    say(f"  round {made.kept} is kept: {made.why}")
+
+
+class _Clock:
+    """Says which part is played now, how many there are at most, and how long they will take.
+
+    Args:
+        count: most rounds.
+        chains: how many training seeds there are.
+    """
+
+    def __init__(self, count: int, chains: int) -> None:
+        self._count = count
+        self._left = Counter(dict.fromkeys(_PARTS, count * chains)) + Counter(scores=chains)
+        self._total, self._done = self._left.total(), 0
+        self._seconds: dict[str, list[float]] = {}
+
+    def run(self, part: str, chain: Chain, number: int) -> None:
+        """Play a part of a round."""
+        start = time.monotonic()
+        of = f"part {self._done + 1} of {self._total}{self._eta()}"
+        say(f"  round {number} of {self._count}, seed {chain.seed}: {part} · {of}")
+        _PARTS[part](chain, number)
+        if (passed := time.monotonic() - start) > _SKIPPED_SECONDS:
+            self._seconds.setdefault(part, []).append(passed)
+        self._left[part] -= 1
+        self._done += 1
+
+    def _eta(self) -> str:
+        """At most so long, by what parts of this kind took so far."""
+        known = [s for seconds in self._seconds.values() for s in seconds]
+        if not known:
+            return ""
+        left = sum(n * fmean(self._seconds.get(part, known)) for part, n in self._left.items())
+        return f", at most about {duration(left)} left"

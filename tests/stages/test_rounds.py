@@ -1,0 +1,261 @@
+"""Rounds of switching and tuning: equal shares for all arms, the same episodes, kills, and when they end."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from round_runs import TERMS, put_switches, rounds_recipe, save_models
+
+from atlas_ray import pipeline
+from atlas_ray.agents.rollout import SWITCH_JUDGE, SWITCH_TEST, seed_block
+from atlas_ray.data.records import read_annotations, read_trajectories
+from atlas_ray.data.results import ALWAYS_QUICK
+from atlas_ray.data.rounds import load_rounds
+from atlas_ray.recipe.rounds import LESSON_ARMS
+from atlas_ray.rundir import files
+from atlas_ray.rundir.files import jsonl_rows, read_json
+from atlas_ray.rundir.layout import RunLayout
+from atlas_ray.stages.round_parts import Chain
+
+ARMS = ("calls", "random_calls", "all", "deepthink-equal-calls", "deepthink-equal-tokens")
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("models")
+    save_models(made)
+    return made
+
+
+def played(folder, run_dir, steps, switch=(), **rounds):
+    """A run of rounds whose switches are there."""
+    recipe = rounds_recipe(folder, switch, **rounds)
+    pipeline.open_run(recipe, run_dir)
+    put_switches(recipe, run_dir, steps)
+    pipeline.run(recipe, run_dir, ("switch", "rounds"))
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def together(folder, tmp_path_factory):
+    """Two rounds of all arms, for two seeds."""
+    run_dir = tmp_path_factory.mktemp("rounds") / "run"
+    recipe = played(folder, run_dir, (1, 1, 2), {"seeds": [0, 1]})
+    made = load_rounds(RunLayout(run_dir).rounds)
+    return SimpleNamespace(recipe=recipe, run_dir=run_dir, layout=RunLayout(run_dir), made=made)
+
+
+def test_every_part_is_a_run_directory_and_the_first_arm_goes_on(together):
+    layout = together.layout
+    for seed in (0, 1):
+        before = together.recipe.switch.models[0].model
+        for number in (1, 2):
+            for name in ("lesson", "tuned", "switch"):
+                assert layout.round_part(number, seed, name).recipe.is_file()
+            tuned = layout.round_part(number, seed, "tuned")
+            assert {read_json(tuned.checkpoint_record(arm, seed))["base"]["name"] for arm in LESSON_ARMS} == {before}
+            before = str(tuned.checkpoint("calls", seed))
+            switch = read_json(layout.round_part(number, seed, "switch").recipe)["switch"]
+            assert switch["models"][0]["model"] == before and switch["seeds"] == [seed]
+            alone = read_json(layout.round_part(number, seed, "alone-all").recipe)["switch"]
+            assert alone["models"][0]["model"] == str(tuned.checkpoint("all", seed))
+    (lesson,) = {t.source for t in read_trajectories(layout.round_part(2, 0, "lesson").expert)}
+    assert lesson.endswith(f"switch-{TERMS}-seed0")
+
+
+def test_no_more_is_collected_than_was_asked_for_and_on_new_episodes_each_round(together):
+    seen = set()
+    for number in (1, 2):
+        part = together.layout.round_part(number, 0, "lesson")
+        kept = read_trajectories(part.expert)
+        assert [sum(t.env == env for t in kept) for env in dict.fromkeys(t.env for t in kept)] == [3, 3]
+        assert all(t.success for t in kept)
+        assert not seen & {t.id for t in kept}
+        seen |= {t.id for t in kept}
+        (lesson,) = [r.lesson for r in together.made.rounds if r.round == number]
+        assert lesson.kept == 6 and lesson.calls >= 6
+    tests = {row["seed"] for row in jsonl_rows(together.layout.switch_episodes)}
+    judged = {row["seed"] for row in jsonl_rows(together.layout.switch_judged)}
+    assert tests == set(range(seed_block(0, SWITCH_TEST), seed_block(0, SWITCH_TEST) + 8))
+    assert judged == set(range(seed_block(0, SWITCH_JUDGE), seed_block(0, SWITCH_JUDGE) + 8))
+    assert not seen & {f"BabyAIText/{level}/{seed}" for level in ("GoToLocalS5N2-v0",) for seed in tests | judged}
+
+
+def test_arms_of_a_lesson_have_equal_shares_of_its_steps(together):
+    for number, seed in ((1, 0), (2, 1)):
+        part = together.layout.round_part(number, seed, "tuned")
+        lesson = {t.id: t for t in read_trajectories(together.layout.round_part(number, seed, "lesson").expert)}
+        marks = {
+            arm: {a.trajectory_id: a.critical for a in read_annotations(part.annotations(arm))} for arm in LESSON_ARMS
+        }
+        for key, t in lesson.items():
+            assert list(marks["calls"][key]) == [i for i, s in enumerate(t.steps) if s.actor == "deepthink"]
+            assert len(marks["random_calls"][key]) == len(marks["calls"][key])
+            assert len(marks["all"][key]) == len(t.steps)
+
+
+def pool(layout):
+    """What DEEPTHINK has played alone, in the order in which it is spent: by batch, then level by level in turn."""
+    found, batch = [], 0
+    while layout.deepthink_episodes(batch).expert.is_file():
+        rows = read_trajectories(layout.deepthink_episodes(batch).expert)
+        by_level = [[t for t in rows if t.env == env] for env in dict.fromkeys(t.env for t in rows)]
+        found += [t for turn in zip(*by_level, strict=True) for t in turn]
+        batch += 1
+    return found
+
+
+def test_plain_distillation_has_as_many_calls_or_as_many_tokens(together):
+    for seed in (0, 1):
+        spent = tokens = 0
+        for number in (1, 2):
+            spent += read_json(together.layout.round_part(number, seed, "lesson").collecting_usage)["calls"]
+            left, kept = spent, []
+            for t in pool(together.layout):
+                if (left := left - len(t.steps)) < 0:
+                    break
+                kept += [t.id] if t.success else []
+            part = together.layout.round_part(number, seed, "deepthink-equal-calls")
+            assert [t.id for t in read_trajectories(part.expert)] == kept
+            assert read_json(part.collecting_usage)["calls"] == spent
+
+            tuned = together.layout.round_part(number, seed, "tuned")
+            tokens += read_json(tuned.checkpoint_record("calls", seed))["trained_tokens"]
+            part = together.layout.round_part(number, seed, "deepthink-equal-tokens")
+            record = read_json(part.checkpoint_record("all", seed))
+            kept = read_trajectories(part.expert)
+            largest = 2 * max(record["trained_tokens"] / 2 / len(t.steps) for t in kept)
+            assert tokens - largest < record["trained_tokens"] <= tokens
+            assert record["base"]["name"] == together.recipe.switch.models[0].model
+            ids = [t.id for t in pool(together.layout)]
+            assert [t.id for t in kept] == ids[: len(kept)], "the expert always succeeds"
+            last = ids.index(kept[-1].id)
+            assert read_json(part.collecting_usage)["calls"] == sum(
+                len(t.steps) for t in pool(together.layout)[: last + 1]
+            )
+    for each in together.made.rounds[1:]:
+        arms = {arm.arm: arm for arm in each.arms}
+        assert tuple(arms) == ARMS
+        assert len({arms[a].calls_spent for a in (*LESSON_ARMS, "deepthink-equal-calls")}) == 1
+        assert arms["random_calls"].steps_share == arms["calls"].steps_share
+
+
+def test_scores_are_means_of_the_same_test_episodes(together):
+    for each in together.made.rounds[1:]:
+        rows = []
+        for seed in (0, 1):
+            path = together.layout.round_part(each.round, seed, "switch").switch_episodes
+            rows.append([row for row in jsonl_rows(path) if row["policy"] == together.made.term])
+        first = seed_block(0, SWITCH_TEST)
+        assert [sorted(r["seed"] for r in own) for own in rows] == [list(range(first, first + 8))] * 2
+        assert each.switch.success == sum(r["success"] for own in rows for r in own) / 16
+        assert each.switch.calls == pytest.approx(sum(r["calls"] for own in rows for r in own) / 16)
+        for arm in each.arms[1:]:
+            wins = []
+            for seed in (0, 1):
+                path = together.layout.round_part(each.round, seed, f"alone-{arm.arm}").switch_episodes
+                wins += [row["success"] for row in jsonl_rows(path) if row["policy"] == ALWAYS_QUICK]
+            assert arm.success == sum(wins) / 16
+            assert arm.first_above.mean == pytest.approx(each.arms[0].success - arm.success)
+    assert together.made.deepthink.success == 1.0 and together.made.kept == 0
+    assert [each.policy for each in together.made.rounds] == [together.made.term] * 3
+
+
+def test_a_second_start_and_a_moved_run_do_nothing_again(together, tmp_path, capsys):
+    moved = tmp_path / "moved"
+    together.run_dir.rename(moved)
+    try:
+        RunLayout(moved).rounds.unlink()
+        before = {path: path.stat().st_mtime_ns for path in moved.rglob("*.safetensors")}
+        episodes = {path: path.read_bytes() for path in moved.rglob("episodes.jsonl")}
+        pipeline.run(together.recipe, moved, ("rounds",))
+        assert {path: path.stat().st_mtime_ns for path in moved.rglob("*.safetensors")} == before
+        assert {path: path.read_bytes() for path in moved.rglob("episodes.jsonl")} == episodes
+        assert load_rounds(RunLayout(moved).rounds) == together.made
+    finally:
+        moved.rename(together.run_dir)
+
+
+def test_rounds_end_where_a_round_gains_nothing(folder, tmp_path):
+    played(folder, tmp_path / "run", (1, 2), stop=True, arms=["calls"])
+    made = load_rounds(RunLayout(tmp_path / "run").rounds)
+    assert [each.round for each in made.rounds] == [0, 1] and made.kept == 0
+    assert "round 1 gained nothing" in made.why
+    assert not RunLayout(tmp_path / "run").round_part(2, 0, "lesson").root.exists()
+
+
+def test_no_round_begins_where_calls_are_of_no_use(folder, tmp_path):
+    recipe = played(folder, tmp_path / "run", (11,), stop=True)
+    made = load_rounds(RunLayout(tmp_path / "run").rounds)
+    assert [each.policy for each in made.rounds] == [ALWAYS_QUICK]
+    assert "without calls" in made.why
+    # what was judged was priced like the switch
+    rows = [r for r in jsonl_rows(RunLayout(tmp_path / "run").switch_judged) if r["policy"] == ALWAYS_QUICK]
+    assert len(rows) == recipe.rounds.judge_episodes and all(r["objective"] == r["return"] for r in rows)
+
+
+def test_from_the_start_all_lessons_are_read_again(folder, tmp_path):
+    recipe = played(folder, tmp_path / "run", (1, 2, 1), tune_from="start", arms=["calls"])
+    layout = RunLayout(tmp_path / "run")
+    lessons = [read_trajectories(layout.round_part(n, 0, "lesson").expert) for n in (1, 2)]
+    tuned = layout.round_part(2, 0, "tuned")
+    assert read_trajectories(tuned.expert) == [*lessons[0], *lessons[1]]
+    record = read_json(tuned.checkpoint_record("calls", 0))
+    assert record["base"]["name"] == recipe.switch.models[0].model
+    made = load_rounds(layout.rounds)
+    assert made.rounds[2].arms[0].trained_tokens == record["trained_tokens"]
+    assert made.rounds[2].arms[0].calls_spent == sum(each.lesson.calls for each in made.rounds[1:])
+
+
+def test_a_switch_that_called_nothing_ends_the_rounds(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Chain, "was_taught", lambda self, number: number < 2)
+    played(folder, tmp_path / "run", (1, 2), arms=["calls"])
+    made = load_rounds(RunLayout(tmp_path / "run").rounds)
+    assert len(made.rounds) == 2 and made.kept == 0
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def timeless(value):
+    if isinstance(value, dict):
+        return {k: timeless(v) for k, v in value.items() if k != "seconds"}
+    return [timeless(v) for v in value] if isinstance(value, list) else value
+
+
+def test_killed_again_and_again_rounds_end_like_those_that_were_not(folder, tmp_path, monkeypatch):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    recipe = played(folder, whole, (1, 2), count=1)
+    pipeline.open_run(recipe, broken)
+    put_switches(recipe, broken, (1, 2))
+    left, kills, parts = [0], 0, set()
+    append, replace = files._append, Path.replace
+
+    def write(do):
+        def counted(*arguments):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return do(*arguments)
+
+        return counted
+
+    monkeypatch.setattr(files, "_append", write(append))
+    monkeypatch.setattr(Path, "replace", write(replace))
+    while not RunLayout(broken).rounds.is_file():
+        left[0] = 24 + kills % 5  # writes until it is killed
+        there = {path for path in broken.rglob("*") if path.is_dir() and (path / "recipe.resolved.json").is_file()}
+        try:
+            pipeline.run(recipe, broken, ("switch", "rounds"))
+        except Killed:
+            kills += 1
+            parts |= there
+            assert kills < 60, "it gets nowhere"
+    assert kills > 5 and len(parts) > 5
+    assert timeless(read_json(RunLayout(broken).rounds)) == timeless(read_json(RunLayout(whole).rounds))
+    for path in sorted(whole.rglob("*.safetensors")):
+        assert (broken / path.relative_to(whole)).read_bytes() == path.read_bytes()
+    for path in whole.rglob("*.jsonl"):
+        if path.parent.name in ("trajectories", "annotations"):
+            assert (broken / path.relative_to(whole)).read_bytes() == path.read_bytes(), path

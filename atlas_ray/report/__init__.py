@@ -1,10 +1,11 @@
 """``report.html``: one self-contained file that loads nothing, the same bytes for the same run.
 
 This module is the one to begin with: `build_report` puts the parts together, in the order of the lists below, so a new
-part is a line in one of them. First the questions (`headlines.py` and the `*headlines.py`), then pictures, tables,
-episodes, and folded away what only a checker reads. `run.py` reads the run directory, `outcomes.py` how its episodes
-ended. `page.py` makes safe HTML, `tables.py` and the `*plots.py` tables and pictures, `reading.py` and
-`switch_reading.py` all comparisons in sentences. May import `selection` and below.
+part is a line in one of them. First the questions (`headlines.py` and the `*headlines.py`), then pictures, tables, a
+viewer of episodes (`viewer.py`, `viewer_data.py`, `viewer.js`), and folded away what only a checker reads. `run.py`
+reads the run directory, `outcomes.py` how its episodes ended. `page.py` makes safe HTML, `tables.py` and the
+`*plots.py` tables and pictures, `reading.py` and `switch_reading.py` all comparisons in sentences. May import
+`selection` and below.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from .switch_plots import called_panels, londi_figure
 from .switching import policies_part, reading_part, switch_pictures
 from .tables import arms_part, replies_table
 from .training import training_part
+from .viewer import viewer_part
 
 __all__ = ["RecordedEpisode", "SwitchStep", "build_report", "write_plots"]
 
@@ -83,17 +85,18 @@ def build_report(run_dir: str | Path) -> Path:
     run = read_run(Path(run_dir))
     title = f"atlas-ray: {run.title}"
     headlines = list(chain.from_iterable(ask(run) for ask in _QUESTIONS))
+    viewer, script = viewer_part(run, _episodes(run))
     parts = [
         el("header", el("h1", title), el("p", summary(run), cls="lead")),
         *_section("What came out", [*answers_part(headlines), *_answers_note(headlines)]),
         *sweep_part(run.root),
         *_section("Pictures", _all(_PICTURES, run)),
         *_section("Tables", [*_all(_TABLES, run), *_not_there(run)]),
-        *_section("Episodes", _episodes(run)),
+        *_section("Episodes", viewer),
         *_section("For those who check", _checks(run)),
     ]
     path = RunLayout(run_dir).report
-    write_text(path, page(title, parts))
+    write_text(path, page(title, parts, script))
     return path
 
 

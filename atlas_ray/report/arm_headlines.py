@@ -128,7 +128,7 @@ def _against_random(run: Run) -> Headline | None:
         else:
             answer = "It depends on the arm. " + "; ".join(s for s in said if s).capitalize() + "."
     numbers = [p.number for p in pairs]
-    return Headline("Do critical steps teach more than random ones?", answer, numbers, _arms_picture(run), "arms")
+    return Headline("arms", "Do critical steps teach more than random ones?", answer, numbers, _arms_picture(run))
 
 
 def _against_all(run: Run) -> Headline | None:
@@ -154,7 +154,7 @@ def _against_all(run: Run) -> Headline | None:
                 f"{_episodes(best.arm)}."
             )
     numbers = [p.number for p in sorted(pairs, key=lambda p: p is not best)]
-    return Headline("Can they stand in for all steps?", answer, numbers, _tokens_picture(run), "tokens")
+    return Headline("tokens", "Can they stand in for all steps?", answer, numbers, _tokens_picture(run))
 
 
 def _tokens(arm: Arm, other: Arm) -> str:
@@ -190,7 +190,7 @@ def _forgetting(run: Run) -> Headline | None:
         answer = "; ".join(s for s in said if s) + "."
         answer = answer[0].upper() + answer[1:] if lost else f"Not shown for any arm: {answer}"
     numbers = [f"{name}: {row.success:.2f} for {row.base:.2f}, {with_interval(row.change)}" for name, row in rows]
-    return Headline("Does tuning forget what the model could do?", answer, numbers, None, "forgetting")
+    return Headline("forgetting", "Does tuning forget what the model could do?", answer, numbers, None)
 
 
 def _episodes(arm: Arm) -> str:

@@ -18,13 +18,18 @@ _STEPS = 100  # of one episode
 
 
 class SwitchStep(Step):
-    """A step and which model took it; one between the two is ``model 1`` and so on."""
+    """A step and which model took it; one between the two is ``model 1`` and so on.
+
+    ``values``: what the switch expected of a step by each model, from QUICK to DEEPTHINK, null where the budget had no
+    call left; missing in older files, and where a rule decided.
+    """
 
     actor: str = Field(pattern=r"^(quick|deepthink|model [1-9]\d*)$")
+    values: tuple[float | None, ...] | None = Field(default=None, min_length=2)
 
 
 class RecordedEpisode(BaseModel):
-    """``switch/replay.json``: one episode under a switch policy; ``budget`` null is none."""
+    """``switch/replay.json``: one episode under a switch policy, and others; ``budget`` null is none."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -35,6 +40,7 @@ class RecordedEpisode(BaseModel):
     instruction: str
     success: bool
     steps: tuple[SwitchStep, ...] = Field(min_length=1)
+    others: tuple[RecordedEpisode, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,20 +107,33 @@ def _outcome(success: bool | None) -> str:
     return "outcome unknown" if success is None else "success" if success else "no success"
 
 
-def switch_episode_view(run_dir: Path) -> list[Html]:
-    """An episode under a switch policy with the DEEPTHINK calls marked.
+def recorded_episodes(run_dir: Path) -> list[RecordedEpisode]:
+    """The episodes under a switch that the run recorded step by step.
 
     Raises:
         InputError: ``switch/replay.json`` is not what it should be; names the field.
     """
     path = RunLayout(run_dir).switch_replay
     if not path.is_file():
-        return [missing(f"{path.relative_to(run_dir)} is missing")]
+        return []
     try:
         recorded = RecordedEpisode.model_validate_json(path.read_bytes(), strict=True)
     except ValidationError as error:
         field, message = first_problem(error)
         raise InputError(message, path, None, field or None) from None
+    return [recorded, *recorded.others]
+
+
+def switch_episode_view(run_dir: Path) -> list[Html]:
+    """An episode under a switch policy with the DEEPTHINK calls marked.
+
+    Raises:
+        InputError: ``switch/replay.json`` is not what it should be; names the field.
+    """
+    found = recorded_episodes(run_dir)
+    if not found:
+        return [missing(f"{RunLayout(run_dir).switch_replay.relative_to(run_dir)} is missing")]
+    recorded = found[0]
     called = [step.actor != "quick" for step in recorded.steps]
     marks = [
         [_Mark(step.actor.upper() if call else "quick", call)]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..data.paired import Difference
-from .page import Html, el
+from .page import Html, el, scrolling
 
 WITHIN = 0.05
 """A success rate that lies at most so far below another is as good for a headline (ours)."""
@@ -23,18 +23,18 @@ class Headline:
     """One question and its answer.
 
     Attributes:
+        name: its id in the page, of its own.
         question: in a few words.
         answer: one or two sentences without intervals.
         numbers: what the answer was made from, with intervals; the first six are shown.
         picture: a ``figure`` element, or None.
-        name: of the anchor in the page.
     """
 
+    name: str
     question: str
     answer: str
     numbers: Sequence[str] = ()
     picture: Html | None = None
-    name: str = ""
 
 
 def answers_part(headlines: Sequence[Headline]) -> list[Html]:
@@ -46,14 +46,15 @@ def _answer(h: Headline) -> Html:
     numbers = [el("li", line) for line in h.numbers[:_MOST_LINES]]
     if (more := len(h.numbers) - _MOST_LINES) > 0:
         numbers.append(el("li", f"… and {more} more, see all comparisons below."))
-    parts = [el("h3", h.question), el("p", h.answer, cls="headline")]
-    parts += [el("ul", numbers, cls="numbers")] if numbers else []
-    return el("section", *parts, *([h.picture] if h.picture is not None else []), cls="answer")
+    told = [el("h3", h.question), el("p", h.answer, cls="headline")]
+    told += [el("ul", numbers, cls="numbers")] if numbers else []
+    shown = [h.picture] if h.picture is not None else []
+    return el("section", el("div", told, cls="said"), *shown, cls="answer" if shown else "answer alone", id=h.name)
 
 
 def picture(image: Html, caption: str) -> Html:
     """A picture and what it shows; it scrolls by itself where it is wider than the page."""
-    return el("figure", el("div", image, cls="drawing"), el("figcaption", caption))
+    return el("figure", scrolling(image, "picture", "drawing"), el("figcaption", caption))
 
 
 def percent(share: float) -> str:

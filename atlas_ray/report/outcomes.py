@@ -28,6 +28,8 @@ class Outcomes:
 
     arms: dict[str, Played] = field(default_factory=dict)
     policies: dict[str, Played] = field(default_factory=dict)
+    offsets: dict[tuple[str, str, int], int] = field(default_factory=dict)
+    """Where in the file of the evaluation the row of an episode begins, by model, level and seed."""
 
     def of_arms(self, a: Arm, b: Arm, levels: Sequence[str], level: float = 0.95) -> Difference | None:
         """Success of a less that of b over the episodes of these levels that both played; None without any."""
@@ -72,11 +74,13 @@ def read_outcomes(layout: RunLayout) -> Outcomes:
         InputError: a row is not what it should be; names file and line.
     """
     found = Outcomes()
-    for row in _rows(layout.evaluation_episodes, ("model", "level", "seed")):
+    for offset, row in _rows(layout.evaluation_episodes, ("model", "level", "seed")):
+        if not row.get("lost"):
+            found.offsets[row["model"], row["level"], row["seed"]] = offset
         name, _, seed = str(row["model"]).rpartition("/")
         training = int(seed) if name and seed.isdigit() else None
         _note(found.arms, name if training is not None else str(row["model"]), training, row)
-    for row in _rows(layout.switch_episodes, ("policy", "level", "seed")):
+    for _, row in _rows(layout.switch_episodes, ("policy", "level", "seed")):
         _note(found.policies, row["policy"], row.get("training"), row)
     return found
 
@@ -87,10 +91,11 @@ def _note(table: dict[str, Played], name: str, training: int | None, row: dict[s
         played[row["level"], row["seed"]] = bool(row["success"])
 
 
-def _rows(path: Path, needed: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """The rows of a file of episodes, without a last line that is still being written."""
+def _rows(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a file of episodes and where they begin, without a last line that is still being written."""
     if not path.is_file():
         return
+    offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
@@ -101,4 +106,5 @@ def _rows(path: Path, needed: tuple[str, ...]) -> Iterator[dict[str, Any]]:
                 raise InputError(f"not JSON: {error}", path, number) from None
             if gone := next((n for n in (*needed, "success") if not isinstance(row, dict) or n not in row), None):
                 raise InputError(f"a row of an episode needs {gone}", path, number, gone)
-            yield row
+            yield offset, row
+            offset += len(line)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
+import json
 from collections.abc import Iterable
+from importlib.resources import files
+from typing import Any
 
 # One palette for the page, the pictures inside it (colours become variables) and the PNGs (light values).
 LIGHT = {
     "ink": "#1d232b",
     "muted": "#616c7a",
     "rule": "#d8dde4",
+    "edge": "#868f9b",
     "paper": "#fdfdfc",
     "panel": "#f4f5f7",
     "blue": "#2a6496",
@@ -20,6 +26,7 @@ DARK = {
     "ink": "#e2e6eb",
     "muted": "#98a3b1",
     "rule": "#343c47",
+    "edge": "#6b7684",
     "paper": "#14181d",
     "panel": "#1c2229",
     "blue": "#7db4e3",
@@ -27,69 +34,10 @@ DARK = {
     "tint": "#2e241b",
 }
 
-_STYLE = """
-:root { color-scheme: light dark; %(light)s }
-@media (prefers-color-scheme: dark) { :root { %(dark)s } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 68rem; padding: 2.5rem 1.25rem 5rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .6rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.25rem; margin: 3rem 0 .7rem; padding-top: .8rem; border-top: 1px solid var(--rule); }
-h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
-h4 { font-size: .92rem; margin: 1rem 0 .2rem; overflow-wrap: anywhere; }
-p, li { max-width: 46rem; }
-p { margin: .5rem 0; }
-a { color: var(--blue); }
-.lead { font-size: 1.05rem; color: var(--muted); }
-.note, .missing { color: var(--muted); font-size: .88rem; }
-.missing { font-style: italic; }
-.reading { padding-left: 1.1rem; }
-.reading li { margin: .35rem 0; }
-.wide { overflow-x: auto; margin: .9rem 0; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem .5rem; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: baseline;
-  white-space: nowrap; }
-th { color: var(--muted); font-weight: 600; font-size: .8rem; line-height: 1.3; vertical-align: bottom;
-  white-space: normal; }
-th:first-child, td:first-child { padding-left: 0; position: sticky; left: 0; background: var(--paper); }
-td.wrap { white-space: normal; overflow-wrap: anywhere; min-width: 16rem; }
-.number { text-align: right; }
-.ci { color: var(--muted); font-size: .92em; }
-.answer { margin: 1.4rem 0; padding: 1.1rem 1.3rem 1.2rem; background: var(--panel); border-radius: 10px; }
-.answer h3 { margin: 0; color: var(--muted); font-weight: 600; font-size: .88rem; }
-.answer .headline { font-size: 1.3rem; line-height: 1.35; font-weight: 600; margin: .25rem 0 .6rem; max-width: 44rem; }
-.answer .numbers { margin: .4rem 0 0; padding-left: 1.1rem; color: var(--muted); font-size: .88rem; }
-figure { margin: 1.2rem 0; }
-.drawing { overflow-x: auto; }
-figure svg { display: block; width: 100%%; max-width: 42rem; min-width: 27rem; height: auto; }
-figure svg text { font-family: inherit !important; }
-figcaption { color: var(--muted); font-size: .88rem; max-width: 46rem; margin-top: .4rem; }
-details { margin: .9rem 0; }
-summary { cursor: pointer; color: var(--blue); }
-pre { background: var(--panel); padding: .9rem 1rem; border-radius: 6px; overflow-x: auto; font-size: .8rem; }
-.goal { background: var(--panel); border-radius: 6px; padding: .6rem .9rem; max-width: none; }
-.steps { list-style: none; margin: .8rem 0; padding: 0; }
-.steps li { border-left: 3px solid var(--rule); padding: .35rem .9rem; margin: .35rem 0; max-width: none; }
-.steps li.marked { border-color: var(--orange); background: var(--tint); border-radius: 0 6px 6px 0; }
-.steps p { margin: .1rem 0; max-width: none; }
-.goal, .steps p, td.wrap { unicode-bidi: plaintext; }
-.goal, .steps p { white-space: pre-wrap; overflow-wrap: anywhere; }
-.steps .head { color: var(--muted); font-size: .8rem; }
-.steps .seen { color: var(--muted); font-size: .9rem; }
-.steps .thought { font-style: italic; }
-.steps .action { font-weight: 600; }
-.steps li { display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; }
-.told { flex: 3 1 22rem; min-width: 0; }
-.marks { flex: 1 1 11rem; min-width: 0; }
-.steps .none { color: var(--muted); font-size: .88rem; }
-.badge { color: var(--orange); font-weight: 600; }
-@media (max-width: 36rem) { body { padding-top: 1.5rem; font-size: 15px; } h1 { font-size: 1.5rem; } }
-"""
-
 NOTHING = "\N{EN DASH}"  # stands in a table for what is not there
 
-# nothing in the page may load or run anything
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+# nothing in the page may load anything, and only the script of this hash may run
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src {}; base-uri 'none'; form-action 'none'"
 
 
 class Html(str):
@@ -118,6 +66,11 @@ def short(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters)"
 
 
+def scrolling(content: Html, what: str, cls: str) -> Html:
+    """What may be wider than the page and then scrolls by itself, by keys too."""
+    return el("div", content, cls=cls, tabindex="0", role="region", **{"aria-label": f"{what}, scrolls sideways"})
+
+
 def table(heads: list[str], rows: list[list[str | Html]], text: int = 1, wrap_last: bool = False) -> Html:
     """A table whose first ``text`` columns are words and the others right-aligned numbers.
 
@@ -127,15 +80,38 @@ def table(heads: list[str], rows: list[list[str | Html]], text: int = 1, wrap_la
     def kind(column: int) -> str:
         return "wrap" if wrap_last and column == len(heads) - 1 else "text" if column < text else "number"
 
-    head = el("tr", [el("th", name, cls=kind(i)) for i, name in enumerate(heads)])
+    head = el("tr", [el("th", name, cls=kind(i), scope="col") for i, name in enumerate(heads)])
     body = [el("tr", [el("td", value, cls=kind(i)) for i, value in enumerate(row)]) for row in rows]
-    return el("div", el("table", el("thead", head), el("tbody", body)), cls="wide")
+    return scrolling(el("table", el("thead", head), el("tbody", body)), "table", "wide")
 
 
-def page(title: str, parts: Iterable[Html]) -> str:
-    """The whole document."""
+def data(name: str, value: Any) -> Html:
+    """JSON for the script of the page; nothing in it can end its element."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Html(f'<script type="application/json" id="{html.escape(name)}">{text}</script>')
+
+
+def shipped(name: str) -> str:
+    """A file of this package: ``page.css``, ``viewer.js``."""
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def page(title: str, parts: Iterable[Html], script: str = "") -> str:
+    """The whole document.
+
+    Args:
+        title: of the window.
+        parts: of the body.
+        script: the one that may run, at the end of the body.
+    """
     colours = [" ".join(f"--{name}: {value};" for name, value in theme.items()) for theme in (LIGHT, DARK)]
-    style = _STYLE % {"light": colours[0], "dark": colours[1]}
+    colours.append(colours[0])  # paper is white whatever the screen is
+    themes = ":root {{ color-scheme: light dark; {} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {} }} }}\n"
+    themes += "@media print {{ :root {{ {} }} }}\n"
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = _POLICY.format(f"'sha256-{digest}'" if script else "'none'")
     return (
         "\n".join(
             [
@@ -144,12 +120,15 @@ def page(title: str, parts: Iterable[Html]) -> str:
                 "<head>",
                 '<meta charset="utf-8">',
                 '<meta name="viewport" content="width=device-width, initial-scale=1">',
-                f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+                f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
                 el("title", title),
-                f"<style>{style}</style>",
+                f"<style>\n{themes.format(*colours)}{shipped('page.css')}</style>",
                 "</head>",
                 "<body>",
+                "<main>",
                 *parts,
+                "</main>",
+                *([f"<script>{script}</script>"] if script else []),
                 "</body>",
                 "</html>",
                 "",

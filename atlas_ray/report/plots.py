@@ -16,6 +16,7 @@ from matplotlib.ticker import EngFormatter
 from ..data.results import Arm
 from ..rundir.files import replacing
 from ..selection.agreement import BINS, Agreement
+from .labels import Label, write_labels
 from .page import LIGHT, Html, short
 from .reading import arm_labels, is_control
 
@@ -80,28 +81,20 @@ def tokens_figure(arms: Sequence[Arm]) -> Figure:
                 color=LIGHT["muted"],
             )
         trained = [(label, a) for label, a in zip(arm_labels(arms), arms, strict=True) if a.selector != "none"]
-        for label, arm in trained:
+        for _, arm in trained:
             x, colour = arm.trained_tokens, LIGHT["blue" if is_control(arm.selector) else "orange"]
             axes.plot([x, x], arm.held_in.ci95, color=colour, linewidth=1.3, alpha=0.45, zorder=2)
             face = LIGHT["paper"] if arm.anchor else colour
             axes.plot([x], [arm.held_in.success], "o", color=colour, markerfacecolor=face, markersize=7, zorder=3)
-            axes.annotate(
-                short(label, 40),
-                (x, arm.held_in.success),
-                xytext=(7, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=9,
-                color=LIGHT["ink"],
-                parse_math=False,
-            )
         most = max((a.trained_tokens for _, a in trained), default=0) or 1
         axes.set_xlim(0, 1.2 * most)
-        axes.set_ylim(-0.02, 1.02)
+        ends = [end for arm in arms for end in arm.held_in.ci95]
+        axes.set_ylim(max(-0.02, min(ends, default=0) - 0.08), min(1.02, max(ends, default=1) + 0.08))
         axes.grid(axis="y", color=LIGHT["rule"], linewidth=0.7)
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.set_xlabel("trained tokens", color=LIGHT["muted"])
         axes.set_ylabel("held-in success, with 95 % interval", color=LIGHT["muted"])
+        write_labels(figure, axes, [Label(n, a.trained_tokens, a.held_in.success, a.held_in.ci95) for n, a in trained])
     return figure
 
 

@@ -44,7 +44,7 @@ def rounds_headlines(run: Run) -> list[Headline]:
     before, after = acting(first), acting(kept)
     if kept.against_first is None:
         answer = f"No round is kept: {_reason(made)}."
-        return [Headline(question, answer, _lines(made), shown, "rounds")]
+        return [Headline("rounds", question, answer, _lines(made), shown)]
     success, calls = kept.against_first.success, kept.against_first.calls
     fewer = f"{percent(1 - after.calls / before.calls)} fewer" if before.calls and calls.mean < 0 else "no fewer"
     how = (
@@ -56,7 +56,7 @@ def rounds_headlines(run: Run) -> list[Headline]:
         f"{after.success:.2f} now); the small model alone went from {first.quick.success:.2f} to "
         f"{kept.quick.success:.2f}."
     )
-    return [Headline(question, answer, _lines(made), shown, "rounds")]
+    return [Headline("rounds", question, answer, _lines(made), shown)]
 
 
 def rounds_part(run: Run) -> list[Html]:

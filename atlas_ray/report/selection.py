@@ -109,7 +109,7 @@ def review_part(run_dir: Path, marks: Marks) -> list[Html]:
     there = [t for t in marks.shared(*names) if any(marks.found[name][t.id].critical for name in names)]
     if not there:
         return [missing(f"no episode that {' and '.join(names)} annotated has a critical step")]
-    chosen = _in_turn(there)[:_EPISODES]
+    chosen = in_turn(there)[:_EPISODES]
     episodes = [marked_episode(t, {name: marks.found[name][t.id] for name in names}) for t in chosen]
     columns = "their marks beside each step" if len(names) == 1 else f"left the marks of {names[0]}, right {names[1]}"
     parts = [
@@ -134,7 +134,7 @@ def _why_none(run_dir: Path, marks: Marks) -> str:
     return f"this run has no selector but {', '.join(_DRAWN)}"
 
 
-def _in_turn(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+def in_turn(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
     """The first of each environment, then the second of each; short and successful ones before the others."""
     by_env: dict[str, list[Trajectory]] = defaultdict(list)
     for t in sorted(trajectories, key=lambda t: not (t.success and 5 <= len(t.steps) <= 20)):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ..data.paired import Difference, level_for
 from ..data.results import Policy
 from .headlines import Headline, is_as_good, percent, picture, with_interval
@@ -36,69 +34,79 @@ def _headline(run: Run, learned: list[Policy], shown: Html) -> Headline:
     pair = ends(run.policies)
     if pair is None:
         answer = "What the switch saves cannot be told: the large model was not scored alone, or never called."
-        return Headline(question, answer, (), shown, "switch")
+        return Headline("switch", question, answer, (), shown)
     level = level_for(len(learned))
-
-    def against(other: Policy) -> Callable[[Policy], Difference]:
-        return lambda p: difference(run.outcomes.of_policies(p, other, level), p, other, level)
-
-    to_deepthink = {p.name: against(pair[1])(p) for p in learned}
-    good = [p for p in learned if is_as_good(to_deepthink[p.name])]
-    if good:
-        chosen = min(good, key=lambda p: p.deepthink_calls_per_episode)
-    else:
-        chosen = max(learned, key=lambda p: to_deepthink[p.name].low)
-    first = _against_deepthink(chosen, pair, to_deepthink[chosen.name], len(learned))
-    second, numbers = _against_random(run, chosen, pair, level)
+    to_deepthink = {p.name: difference(run.outcomes.of_policies(p, pair[1], level), p, pair[1], level) for p in learned}
+    chosen = _chosen(learned, to_deepthink)
+    what, number, to_random = _random(run, chosen, pair, level)
+    saved = 1 - chosen.deepthink_calls_per_episode / pair[1].deepthink_calls_per_episode
+    answer = _answer(
+        chosen,
+        pair[1],
+        "The switch" if len(learned) == 1 else f"The switch {chosen.name}",
+        f"{percent(abs(saved))} {'fewer' if saved >= 0 else 'more'} calls",
+        to_deepthink[chosen.name],
+        what,
+        to_random,
+    )
     lines = [
         f"{p.name} less {pair[1].name}: {with_interval(to_deepthink[p.name])}, "
         f"{p.deepthink_calls_per_episode:.2f} calls per episode against {pair[1].deepthink_calls_per_episode:.2f}"
         for p in sorted(learned, key=lambda p: p.name != chosen.name)
     ]
-    return Headline(question, f"{first}; {second}.", [lines[0], *numbers, *lines[1:]], shown, "switch")
+    return Headline("switch", question, answer, [lines[0], number, *lines[1:]], shown)
 
 
-def _against_deepthink(chosen: Policy, pair: tuple[Policy, Policy], d: Difference, switches: int) -> str:
-    deepthink = pair[1]
-    saved = 1 - chosen.deepthink_calls_per_episode / deepthink.deepthink_calls_per_episode
-    calls = f"{percent(abs(saved))} {'fewer' if saved >= 0 else 'more'} calls"
-    who = "The switch" if switches == 1 else f"The switch {chosen.name}"
-    if d.low > 0:
-        said = f"{who} beats the large model with {calls}"
-    elif is_as_good(d):
-        said = f"{who} reaches the large model's success with {calls}"
-    elif d.high < 0:
-        which = "" if switches == 1 else f"; of {switches} switches {chosen.name} comes nearest,"
-        said = f"No switch reaches the large model's success{which} with {chosen.success:.2f} for"
-        said = said if switches > 1 else f"The switch falls short of the large model, with {chosen.success:.2f} for"
-        said += f" {deepthink.success:.2f} and {calls}"
+def _chosen(learned: list[Policy], to_deepthink: dict[str, Difference]) -> Policy:
+    """Of those that reach the large model the one with fewest calls, else the nearest of those that may reach it."""
+    if good := [p for p in learned if is_as_good(to_deepthink[p.name])]:
+        return min(good, key=lambda p: p.deepthink_calls_per_episode)
+    maybe = [p for p in learned if to_deepthink[p.name].high >= 0]
+    return max(maybe or learned, key=lambda p: to_deepthink[p.name].low)
+
+
+def _answer(
+    chosen: Policy, deepthink: Policy, who: str, calls: str, to_deepthink: Difference, what: str, to_random: Difference
+) -> str:
+    """What the two differences say; ``what`` is the baseline at its rate, ``calls`` what it saves."""
+    unclear = f"cannot be told from {_episodes(chosen)}"
+    reaches = f"Whether {who[0].lower()}{who[1:]}, with {calls}, reaches the large model's success"
+    if to_random.low > 0:
+        second = f"it beats {what}, so where it calls matters"
+    elif to_random.high < 0:
+        second = f"it is worse than {what}, so it calls in the wrong places"
     else:
-        said = (
-            f"Whether {who[0].lower()}{who[1:]}, with {calls}, reaches the large model's success cannot be told from "
-            f"{_episodes(chosen)}"
+        second = f"whether it beats {what} {unclear}"
+    if to_deepthink.low > 0:
+        first = f"{who} beats the large model with {calls}"
+    elif is_as_good(to_deepthink):
+        first = f"{who} reaches the large model's success with {calls}"
+    elif to_deepthink.high < 0:
+        first = (
+            f"{who} falls short of the large model, with {chosen.success:.2f} for {deepthink.success:.2f} and {calls}"
         )
-    return said
+        first = (
+            first
+            if who == "The switch"
+            else f"No switch reaches the large model's success: {first[0].lower()}{first[1:]}"
+        )
+    elif to_random.low <= 0 <= to_random.high:
+        return f"{reaches}, and whether it beats {what}, {unclear}."
+    else:
+        first = f"{reaches} {unclear}"
+    return f"{first}; {second}."
 
 
-def _against_random(run: Run, chosen: Policy, pair: tuple[Policy, Policy], level: float) -> tuple[str, list[str]]:
-    """Whether it matters where the chosen switch calls."""
+def _random(run: Run, chosen: Policy, pair: tuple[Policy, Policy], level: float) -> tuple[str, str, Difference]:
+    """What calls without looking at its rate, in words and as a line of numbers, and how much better the switch is."""
     random = next((p for p in twins(chosen, run.policies) if family(p) == "random"), None)
     if random is not None:
         d = difference(run.outcomes.of_policies(chosen, random, level), chosen, random, level)
-        what = "random calls at its rate"
-        number = f"{chosen.name} less {random.name}: {with_interval(d)}"
-    else:
-        share = min(1.0, chosen.deepthink_calls_per_episode / pair[1].deepthink_calls_per_episode)
-        d = unpaired([(1, chosen), (share - 1, pair[0]), (-share, pair[1])], level)
-        what = "drawing one model for each episode"
-        number = f"{chosen.name} less random mixing at its calls: {with_interval(d)}"
-    if d.low > 0:
-        said = f"it beats {what}, so where it calls matters"
-    elif d.high < 0:
-        said = f"{what} does better, so it calls in the wrong places"
-    else:
-        said = f"whether it beats {what} cannot be told from {_episodes(chosen)}"
-    return said, [number]
+        return "random calls at its rate", f"{chosen.name} less {random.name}: {with_interval(d)}", d
+    share = min(1.0, chosen.deepthink_calls_per_episode / pair[1].deepthink_calls_per_episode)
+    d = unpaired([(1, chosen), (share - 1, pair[0]), (-share, pair[1])], level)
+    number = f"{chosen.name} less random mixing at its calls: {with_interval(d)}"
+    return "drawing one model for each episode", number, d
 
 
 def _episodes(policy: Policy) -> str:

@@ -8,12 +8,11 @@ from typing import Any, Literal
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter
-from matplotlib.transforms import Bbox
 
 from ..data.results import Policy
-from .page import LIGHT, short
+from .labels import Label, write_labels
+from .page import LIGHT
 from .places import Panel
 from .plots import SETTINGS, blank, plain
 from .switch_reading import MATCHED, ORACLE, ends, family
@@ -43,10 +42,6 @@ _KINDS = {
     ORACLE: _Kind("oracle", "*", "blue", 10.0),
     "other": _Kind("other", "h", "blue", 7.0),
 }
-# where a label may stand, in points from its marker
-_OFFSETS = [(side * 9, up) for up in (0, 11, -11, 23, -23, 35, -35) for side in (1, -1)]
-
-
 _FRONTIER: dict[str, Any] = {"linewidth": 7, "zorder": 0.5, "solid_capstyle": "round", "drawstyle": "steps-post"}
 
 
@@ -102,7 +97,12 @@ def londi_figure(policies: Sequence[Policy], against: Against = "calls") -> Figu
                 _draw(axes, own, kind, against)
         _frame(axes, policies, against)
         figure.legend(loc="outside lower center", ncols=2, frameon=False, labelcolor=LIGHT["ink"], fontsize=9)
-        _label(figure, axes, policies, against)
+        named = [p.learned or p in (pair or ()) for p in policies]
+        write_labels(
+            figure,
+            axes,
+            [Label(p.name, _x(p, against), p.success, p.ci95, n) for p, n in zip(policies, named, strict=True)],
+        )
     return figure
 
 
@@ -136,53 +136,6 @@ def _frame(axes: Any, policies: Sequence[Policy], against: Against) -> None:
         axes.xaxis.set_major_formatter(EngFormatter())
     axes.set_xlabel(name, color=LIGHT["muted"], parse_math=False)
     axes.set_ylabel("success, with 95 % interval", color=LIGHT["muted"])
-
-
-def _label(figure: Figure, axes: Any, policies: Sequence[Policy], against: Against) -> None:
-    """Write the names of learned switches and of the two ends where they cover least of the others."""
-    figure.draw_without_rendering()
-    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    frame = axes.get_window_extent(renderer)
-    taken = []
-    for p in policies:
-        x = _x(p, against)
-        (left, y), (_, low), (_, high) = axes.transData.transform([(x, p.success), (x, p.ci95[0]), (x, p.ci95[1])])
-        taken += [Bbox.from_extents(left - 6, y - 6, left + 6, y + 6), Bbox.from_extents(left - 1, low, left + 1, high)]
-    named = [p for p in policies if p.learned or p in (ends(policies) or ())]
-    for p in sorted(named, key=lambda p: (_x(p, against), p.success)):
-        note = axes.annotate(
-            short(p.name, 40),
-            (_x(p, against), p.success),
-            xytext=(0, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-            color=LIGHT["ink"],
-            parse_math=False,
-            arrowprops={"arrowstyle": "-", "color": LIGHT["muted"], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 5},
-        )
-        best = min(_OFFSETS, key=lambda o: _cost(_move(note, o, renderer), o, frame, taken))
-        taken.append(_move(note, best, renderer))
-        note.arrow_patch.set_visible(best[1] != 0)
-
-
-def _move(note: Any, offset: tuple[int, int], renderer: Any) -> Bbox:
-    note.set_position(offset)
-    note.set_ha("left" if offset[0] > 0 else "right")
-    note.update_positions(renderer)
-    box: Bbox = Text.get_window_extent(note, renderer)  # the label alone, without its line
-    return box
-
-
-def _cost(box: Bbox, offset: tuple[int, int], frame: Bbox, taken: Sequence[Bbox]) -> float:
-    """Area hidden or cut off, and a little for the distance."""
-    covered = sum(_overlap(box, other) for other in taken)
-    return 4 * (box.width * box.height - _overlap(box, frame)) + covered + 0.1 * abs(offset[1])
-
-
-def _overlap(a: Bbox, b: Bbox) -> float:
-    shared = Bbox.intersection(a, b)
-    return float(shared.width * shared.height) if shared else 0.0
 
 
 def called_panels(policies: Sequence[Policy]) -> list[Panel]:

@@ -168,14 +168,15 @@ class _Collecting:
     def _trajectory(self, found: Row) -> Trajectory:
         """The episode, with who took each step. The choice is greedy, so that it had probability 1."""
         episode, number, models = found["episode"], self.policy.number, len(self.policy.settings.models)
-        alone = {} if number is None else {"actor": actor(number, models)}
+        more = {"probability": 1.0} if number is None else {"probability": 1.0, "actor": actor(number, models)}
+        steps = ({name: value for name, value in step.items() if name != "values"} for step in episode["steps"])
         return Trajectory(
             id=f"{episode['env']}/{found['seed']}",
             env=episode["env"],
             task=episode["env"].split("/")[-1],
             seed=found["seed"],
             instruction=episode["instruction"],
-            steps=tuple(Step(**{**step, "probability": 1.0, **alone}) for step in episode["steps"]),
+            steps=tuple(Step(**{**step, **more}) for step in steps),
             score=found["score"],
             success=found["success"],
             source=self.source,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -81,8 +82,9 @@ def rollout_policy(
         ``calls_by_model`` (steps of each), ``called_at`` (which steps were calls), ``steps``, ``overrides``,
         ``violations`` (calls over the budget: 0, or the guard is broken), ``tokens`` (fed to each model), ``flops``,
         ``seconds`` and ``money`` (of all models), with a policy that needs them the ``margins`` of all steps, and with
-        ``record`` the ``episode`` itself: ``env``, ``instruction`` and the ``steps`` with the ``actor`` of each; and
-        its ``score``.
+        ``record`` the ``episode`` itself: ``env``, ``instruction`` and the ``steps`` with the ``actor`` of each, and
+        with the ``values`` that a switch gave a step by each model (None where the budget had no call left); and its
+        ``score``.
         ``lost``: a model gave no answer, so the episode says nothing; then ``error`` says why and ``lost_by`` is the
         number of the model. Where that may pass, it was played ``attempts`` times; ``lost_attempts`` is what those
         before the last took (``steps``, ``calls``, ``calls_by_model``, ``tokens``, ``flops``, ``seconds``, ``money``).
@@ -92,9 +94,9 @@ def rollout_policy(
     rows = min(*(agent.engine.slots for agent in agents), len(seeds))
     game = make_game(policy, agents, specs, rows, game_options)
     weights = [0.0] + [1.0] * (len(agents) - 1) if weights == () else weights
-    rollouts = _Rollouts(policy, game, BudgetGuard(budget, rows), seeds, weights, Losses(max_lost_answers))
+    rollouts = _Rollouts(policy, game, BudgetGuard(budget, rows), seeds, weights, Losses(max_lost_answers), record)
     for row in rollouts.ended():
-        yield rollouts.result(row, cost, record)
+        yield rollouts.result(row, cost)
 
 
 class _Rollouts:
@@ -107,6 +109,7 @@ class _Rollouts:
         seeds: one episode each.
         weights: what a step of each model costs in c, None for what it really took.
         losses: what became of the models' answers.
+        record: whether to keep the steps, with what a switch expected of each model.
     """
 
     def __init__(
@@ -117,6 +120,7 @@ class _Rollouts:
         seeds: Sequence[int],
         weights: Sequence[float] | None,
         losses: Losses,
+        record: bool = False,
     ) -> None:
         self._policy, self._game, self._guard = policy, game, guard
         self._weights, self._losses = weights, losses
@@ -125,6 +129,8 @@ class _Rollouts:
         self._lost_attempts: dict[int, dict[str, Any]] = {}
         self._charged = [0.0] * game.rows
         self._margins: list[list[float]] = [[] for _ in range(game.rows)]
+        self._record = record
+        self._values: list[list[list[float | None]]] = [[] for _ in range(game.rows)]
 
     def ended(self) -> Iterator[int]:
         """The row of each episode that has ended and is not played again, before another begins there."""
@@ -143,7 +149,7 @@ class _Rollouts:
                 else:
                     playing.remove(row)
 
-    def result(self, row: int, cost: float, record: bool) -> dict[str, Any]:
+    def result(self, row: int, cost: float) -> dict[str, Any]:
         """What :func:`rollout_policy` says of the episode that has ended in a row."""
         episode = self._game.episodes[row]
         found = _episode_row(self._game, self._guard, row, cost * self._charged[row])
@@ -155,8 +161,9 @@ class _Rollouts:
             found |= {"attempts": attempts, "lost_attempts": self._lost_attempts[episode.seed]}
         if any(replies := self._replies[episode.seed]):
             found["replies"] = [counts.row() for counts in replies]
-        if record:
-            found |= {"score": episode.score, "episode": _episode_record(episode, self._game.models)}
+        if self._record:
+            values = self._values[row]
+            found |= {"score": episode.score, "episode": _episode_record(episode, self._game.models, values)}
         return found
 
     def _begin(self, row: int) -> None:
@@ -164,7 +171,7 @@ class _Rollouts:
         self._game.begin(row, seed)
         self._attempts[seed] += 1
         self._guard.start(row)
-        self._charged[row], self._margins[row] = 0.0, []
+        self._charged[row], self._margins[row], self._values[row] = 0.0, [], []
 
     def _step(self, playing: list[int]) -> list[int]:
         """Let the policy decide and the models act in these rows; those whose episode is over."""
@@ -172,7 +179,7 @@ class _Rollouts:
         for row, situation in zip(playing, seen, strict=True):
             if situation.margin is not None:
                 self._margins[row].append(situation.margin)
-        wanted = self._policy.decide(seen)
+        wanted = self._decide(playing, seen)
         choices = {row: self._guard.grant(row, number) for row, number in zip(playing, wanted, strict=True)}
         for row, choice in choices.items():
             if choice:
@@ -181,6 +188,14 @@ class _Rollouts:
         for row, outcome in outcomes.items():
             self._charged[row] += outcome.used if self._weights is None else self._weights[choices[row]]
         return [row for row, outcome in outcomes.items() if outcome.over]
+
+    def _decide(self, playing: list[int], seen: list[Situation]) -> list[int]:
+        if not self._record or not isinstance(self._policy, SwitchPolicy):
+            return self._policy.decide(seen)
+        values_NM = self._policy.values(seen)
+        for row, values in zip(playing, values_NM.tolist(), strict=True):
+            self._values[row].append([value if math.isfinite(value) else None for value in values])
+        return [int(number) for number in values_NM.argmax(-1)]
 
     def _is_retried(self, episode: Episode) -> bool:
         """Count the replies of an episode that is over, and say whether it is lost and to be played again."""
@@ -277,12 +292,14 @@ def actor(number: int, models: int) -> str:
     return FIRST_ACTOR if not number else "deepthink" if number == models - 1 else f"model {number}"
 
 
-def _episode_record(episode: Episode, models: int) -> dict[str, Any]:
+def _episode_record(episode: Episode, models: int, values: Sequence[list[float | None]]) -> dict[str, Any]:
+    # a model that gives no answer leaves a decision without a step
+    told: list[dict[str, Any]] = [{"values": v} for v in values[: len(episode.steps)]] or [{} for _ in episode.steps]
     return {
         "env": episode.spec.id,
         "instruction": episode.goal,
         "steps": [
-            {**step.model_dump(), "actor": actor(number, models)}
-            for step, number in zip(episode.steps, episode.acted, strict=True)
+            {**step.model_dump(), "actor": actor(number, models), **more}
+            for step, number, more in zip(episode.steps, episode.acted, told, strict=True)
         ],
     }

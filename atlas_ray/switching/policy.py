@@ -120,14 +120,16 @@ class SwitchPolicy:
         """Decisions for features ``[N, F]``."""
         return [int(g) for g in self.numbers(features).argmax(-1)]
 
-    def decide(self, situations: Sequence[Situation]) -> list[int]:
-        """The number of the model that is to act in each situation; 0 is QUICK."""
-        if not situations:
-            return []
+    def values(self, situations: Sequence[Situation]) -> Vector:
+        """``[N, models]``: what it expects of a step by each model; minus infinity where there is no call left."""
         known = [s.encoded for s in situations if s.encoded is not None]
         encoded = np.stack(known) if len(known) == len(situations) else self._read([s.text for s in situations])
         shares = [share(s.left, self.config.budget) for s in situations]
-        return self.greedy(with_shares(encoded, shares, [s.step_share for s in situations]))
+        return self.numbers(with_shares(encoded, shares, [s.step_share for s in situations]))
+
+    def decide(self, situations: Sequence[Situation]) -> list[int]:
+        """The number of the model that is to act in each situation; 0 is QUICK."""
+        return [int(n) for n in self.values(situations).argmax(-1)] if situations else []
 
     def _read(self, texts: Sequence[str]) -> Vector:
         if self.config.encoder == "hidden" or self.config.signals:

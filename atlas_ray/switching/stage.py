@@ -33,7 +33,9 @@ from .policies import (
     summarize_policy,
 )
 from .stage_context import StageContext
-from .tasks import PlayTask, TrainTask, engine_leases, rollout_chunk, train
+from .tasks import PlayTask, TrainTask, engine_leases, remaining, rollout_chunk, train
+
+_RECORDED = 3  # episodes that are played once more, step by step
 
 
 def switch_stage(recipe: Recipe, run_dir: str | Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -42,7 +44,7 @@ def switch_stage(recipe: Recipe, run_dir: str | Path, say: Callable[[str], None]
     Writes ``checkpoints/switch-cost0.05-seed0/`` and the like; ``switch/selection.jsonl``, episodes played before the
     test (what a call takes, what a percentage is of, QUICK's margins), and ``switch/usage.json``, what came of them;
     ``switch/episodes.jsonl``, a row per test episode; ``switch/policies.json``, the rows returned; and
-    ``switch/replay.json``, one episode of the last budget's switch, or of the last switch, step by step.
+    ``switch/replay.json``, a few episodes of the last budget's switch, or of the last switch, step by step.
 
     Args:
         recipe: one with a ``[switch]`` table.
@@ -65,7 +67,7 @@ def switch_stage(recipe: Recipe, run_dir: str | Path, say: Callable[[str], None]
             learned = _train_all(context, selection)
             policy_specs, rows = _play_test(context, learned, selection)
             if not context.layout.switch_replay.is_file():
-                record_episode(context, learned, scorable_episodes(rows, "the comparison"))
+                record_episodes(context, learned, scorable_episodes(rows, "the comparison"))
         summaries = _summarize(context, policy_specs, rows)
         files.write_json(context.layout.switch_policies, summaries)
         context.report_tally()
@@ -249,22 +251,32 @@ def _play_test(
     return [*plain, *learned, *rules], rows + test.play(rules)
 
 
-def record_episode(context: StageContext, learned: Sequence[PolicySpec], rows: Sequence[Row]) -> None:
-    """Play one episode of a switch again, and write its steps to ``switch/replay.json``."""
+def record_episodes(context: StageContext, learned: Sequence[PolicySpec], rows: Sequence[Row]) -> None:
+    """Play a few episodes of a switch again, and write their steps to ``switch/replay.json``.
+
+    One of each kind that there is, so that its failures are seen too: a success with calls, a failure with calls, a
+    success without any; of a kind the one with most steps by QUICK.
+    """
     spec = next((spec for spec in reversed(learned) if spec.budget is not None), learned[-1])
     training = spec.seeds[0]
     own = [row for row in rows if row["policy"] == spec.name and row["training"] == training]
-    # a success with calls in it, the one with most QUICK steps; else any episode
-    best = max(own, key=lambda r: (r["success"] and r["calls"] > 0, r["calls"] > 0, r["steps"] - r["calls"]))
-    play = (context.recipe, spec, training, (best["seed"],), "test", context.mean_call, context.leases)
+    kinds: dict[tuple[bool, bool], Row] = {}
+    for row in sorted(own, key=lambda r: r["steps"] - r["calls"]):
+        kinds[bool(row["success"]), row["calls"] > 0] = row
+    order = [(True, True), (False, True), (True, False), (False, False)]
+    seeds = tuple(kinds[kind]["seed"] for kind in order if kind in kinds)[:_RECORDED]
+    play = (context.recipe, spec, training, seeds, "test", context.mean_call, context.leases)
     task = PlayTask(*play, record=True)
-    _, (row, tally) = next(iter(context.pool.stream(rollout_chunk, [task])))
-    context.tally += tally
-    if row["lost"]:
-        context.log.event("switch", "no replay", policy=task.who, seed=row["seed"], why=row["error"])
-        return
-    about = {"policy": spec.name, "budget": spec.budget, "seed": best["seed"], "success": row["success"]}
-    files.write_json(context.layout.switch_replay, {**about, **row["episode"]})
+    found: dict[int, Row] = {}
+    for _, (row, tally) in context.pool.stream(rollout_chunk, [task], remaining):
+        context.tally += tally
+        if row["lost"]:
+            context.log.event("switch", "no replay", policy=task.who, seed=row["seed"], why=row["error"])
+            continue
+        about = {"policy": spec.name, "budget": spec.budget, "seed": row["seed"], "success": row["success"]}
+        found[row["seed"]] = {**about, **row["episode"]}
+    if episodes := [found[seed] for seed in seeds if seed in found]:
+        files.write_json(context.layout.switch_replay, {**episodes[0], "others": episodes[1:]})
 
 
 def _summarize(context: StageContext, policy_specs: Sequence[PolicySpec], rows: Sequence[Row]) -> list[Row]:

@@ -12,5 +12,6 @@ def without_drawing(monkeypatch):
     """Empty pictures."""
     for module in (report, arm_headlines, selection, sweep, switch_headlines, switching):
         monkeypatch.setattr(module, "svg", lambda figure, prefix, description: Html("<svg></svg>"))
+    monkeypatch.setattr(arm_headlines, "tokens_figure", lambda *given: None)
     for module in (switch_headlines, switching):
         monkeypatch.setattr(module, "londi_figure", lambda *given: None)  # (it draws to find places for its labels)

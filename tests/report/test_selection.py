@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from report_runs import HOSTILE, check, steps, write_run
 
 from atlas_ray.errors import InputError
 from atlas_ray.recipe.loading import Recipe
@@ -15,7 +16,6 @@ from atlas_ray.report.starts import read_starts
 from atlas_ray.rundir.files import append_jsonl, write_json
 from atlas_ray.selection.agreement import agreement
 from atlas_ray.trajectory import Annotation, Step, Trajectory, read_trajectories, write_annotations, write_trajectories
-from tests.report.test_report import HOSTILE, check, steps, write_run
 
 ENVS = ("BabyAIText/PickupDist-v0", "BabyAIText/GoToLocal-v0")
 MARKS = {
@@ -148,7 +148,7 @@ def test_marks_of_two_selectors_stand_side_by_side(tmp_path):
 def test_hostile_and_endless_text_is_escaped_and_cut(tmp_path):
     write_selected(tmp_path, text=HOSTILE + "w" * 5000)
     page, _, text = render(tmp_path)
-    assert "<script" not in page and "w" * 2001 not in page
+    assert "<script>alert" not in page and "w" * 2001 not in page
     assert text.count(" ".join(HOSTILE.split())) > 50
     observation = len(steps()[1]["observation"]) + len(HOSTILE) + 5000
     assert f"({observation - 600:,} more characters)" in page

@@ -3,12 +3,12 @@
 from copy import deepcopy
 
 import pytest
+from report_runs import check
 
 from atlas_ray.errors import InputError
 from atlas_ray.report import build_report
 from atlas_ray.report.sweep_plots import axis_of, label, ranked_figure, score_figure, switches_figure
 from atlas_ray.rundir.files import write_json
-from tests.report.test_report import check
 
 
 def switch_trial(number, field, value, success, calls, **more):

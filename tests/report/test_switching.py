@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from report_runs import POLICIES, check, policy, write_run
 
 from atlas_ray.data.results import Policy, Results
 from atlas_ray.report import build_report, write_plots
@@ -12,7 +13,6 @@ from atlas_ray.report.switch_plots import called_panels, londi_figure
 from atlas_ray.report.switch_reading import above_line, read_londi, twins
 from atlas_ray.report.switching import policies_part
 from atlas_ray.rundir.files import write_json
-from tests.report.test_report import POLICIES, check, policy, write_run
 
 EVENLY = [0.1] * 10
 LATE = [0.0] * 9 + [1.0]

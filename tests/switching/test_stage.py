@@ -169,7 +169,21 @@ def test_rows_sum_up_the_same_episodes_for_every_training_seed(compared):
 def test_an_episode_and_the_share_of_cached_answers_are_left(compared):
     budget = files.read_json(compared.directory / "switch" / "usage.json")["budgets"]["50%"]
     replay = files.read_json(compared.directory / "switch" / "replay.json")
-    assert replay["policy"] == f"londi-b(n={budget})" and replay["steps"][0]["actor"] in ("quick", "deepthink")
+    episodes = lines(compared.directory / "switch" / "episodes.jsonl")
+    for one in (replay, *replay["others"]):
+        assert one["policy"] == f"londi-b(n={budget})"
+        (row,) = (r for r in episodes if (r["policy"], r["training"], r["seed"]) == (one["policy"], 0, one["seed"]))
+        assert (len(one["steps"]), one["success"]) == (row["steps"], row["success"])
+        assert [i for i, step in enumerate(one["steps"]) if step["actor"] == "deepthink"] == row["called_at"]
+        left = budget
+        for step in one["steps"]:
+            quick, deepthink = step["values"]
+            assert (deepthink is None) == (left == 0), "no value where no call is left"
+            assert (step["actor"] == "deepthink") == (left > 0 and deepthink > quick)
+            left -= step["actor"] == "deepthink"
+    assert len({(one["success"], any(s["actor"] != "quick" for s in one["steps"])) for one in replay["others"]}) == len(
+        replay["others"]
+    )
     (tally,) = [m for m in lines(compared.directory / "metrics.jsonl") if m["stage"] == "switch" and "asked" in m]
     assert 0 < tally["answered_from_cache"] < tally["asked"]
     assert any("cache" in line for line in compared.said)

@@ -199,3 +199,19 @@ def test_old_ids_of_environments_still_work_with_a_warning():
     ]
     assert envs.foreign_module("envs:BabyAIText/GoToLocal") == ""
     assert envs.foreign_module("envs:Doors/Three-v0") == "envs"  # a package of the user's own
+
+
+def test_who_holds_no_model_does_not_wait_for_transformers_to_be_imported():
+    """Drivers, workers that ask engine actors and workers that play experts are most of a run's processes."""
+    modules = (
+        "stages.collect",
+        "stages.evaluate",
+        "selection.stage",
+        "finetune.stage",
+        "switching.stage",
+        "serving.app",
+    )
+    code = "import sys\n" + "".join(f"import atlas_ray.{name}\n" for name in (*modules, "engines.server", "preflight"))
+    code += "print(sorted({'transformers', 'ray', 'scipy', 'matplotlib'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -18,8 +18,8 @@ from ..data.parsing import LONGEST_ACTION, Parsed, Style, Tally, parse
 from ..data.records import Step
 from ..data.replies import Replies
 from ..data.thinking import THINKING, split_thinking
-from ..engines import Engine, TransformersEngine
-from ..engines.transformers import build_tries, choose
+from ..engines import Engine
+from ..engines.tries import TRIE_TOKENS, build_tries, choose
 from ..errors import InputError
 from .decisions import Decision, LostAnswer, TokenCost, confidence, digest
 from .rendering import Prompt
@@ -331,7 +331,7 @@ def _scored(fed: list[int], tail: list[int], candidates: Sequence[Sequence[int]]
     again = len(tail) - shared(fed, tail) if tail else 0
     # a tail that is kept whole leaves the last token to be fed again, for what follows it
     again = max(again, 1) if tail else again
-    nodes = sum(len(trie.tokens) for trie in build_tries(candidates, TransformersEngine.trie_tokens))
+    nodes = sum(len(trie.tokens) for trie in build_tries(candidates, TRIE_TOKENS))
     return TokenCost(again + nodes, len(fed), tuple(tail))
 
 

@@ -1,4 +1,9 @@
-"""Where text comes from: a causal language model behind one small protocol."""
+"""Where text comes from: a causal language model behind one small protocol.
+
+Engines that hold a model are imported when one is asked for: that takes seconds, and most processes hold none.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from ..cluster.remote_rundir import localize
 from ..errors import InputError
@@ -7,8 +12,10 @@ from ..recipe.schema import Engine as Settings
 from .base import Capabilities, Engine, LocalEngine
 from .pool import EnginePool
 from .remote import EngineLease, RemoteEngine
-from .transformers import TransformersEngine
-from .vllm import VllmEngine
+
+if TYPE_CHECKING:
+    from .transformers import TransformersEngine
+    from .vllm import VllmEngine
 
 __all__ = [
     "Capabilities",
@@ -21,6 +28,18 @@ __all__ = [
     "VllmEngine",
     "make_engine",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "TransformersEngine":
+        from .transformers import TransformersEngine
+
+        return TransformersEngine
+    if name == "VllmEngine":
+        from .vllm import VllmEngine
+
+        return VllmEngine
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def make_engine(settings: Settings, model: str, slots: int) -> LocalEngine:
@@ -41,6 +60,8 @@ def make_engine(settings: Settings, model: str, slots: int) -> LocalEngine:
             raise InputError(
                 "lies over another adapter, and vLLM takes one at a time: merge them, or take another engine", model
             )
+        from .vllm import VllmEngine
+
         return VllmEngine(
             base or model,
             slots,
@@ -50,4 +71,6 @@ def make_engine(settings: Settings, model: str, slots: int) -> LocalEngine:
             context=settings.context,
             kv_space_gib=settings.cache_gib,
         )
+    from .transformers import TransformersEngine
+
     return TransformersEngine(model, slots, context=settings.context)

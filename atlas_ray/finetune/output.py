@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from ..errors import AtlasError
 from ..models.loading import adapter_config, base_from, context_of, load_config, load_model, load_tokenizer, whole
@@ -71,6 +70,8 @@ def outline(recipe: Recipe, words: Sequence[str] = ()) -> tuple[Any, Any]:
     with torch.device("meta"):
         if config.scratch:
             return _new_model(recipe, words), build_tokenizer(words)
+        from transformers import AutoModelForCausalLM
+
         return AutoModelForCausalLM.from_config(load_config(config.base)), load_tokenizer(config.base)
 
 

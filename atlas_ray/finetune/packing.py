@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "atlas_packed"
 
@@ -81,9 +80,6 @@ def packed_attention(
     return torch.cat(outs)[None], None
 
 
-ALL_ATTENTION_FUNCTIONS.register(NAME, packed_attention)
-
-
 @contextmanager
 def packed(model: Any) -> Iterator[None]:
     """Within, the model attends by :func:`packed_attention` and its last layer ends at the positions ``at``.
@@ -94,6 +90,9 @@ def packed(model: Any) -> Iterator[None]:
     if model is None or not packs(model):
         yield
         return
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # (takes seconds)
+
+    ALL_ATTENTION_FUNCTIONS.register(NAME, packed_attention)
     before, layer = model.config._attn_implementation, model.get_decoder().layers[-1]
     model.set_attn_implementation(NAME)
     layer.forward = _narrow(layer, type(layer).forward.__get__(layer))

@@ -9,7 +9,6 @@ import torch
 from ..agents.rollout import VALIDATE, EnvSpec, EpisodeStarter, env_spec, rollout, seed_block
 from ..agents.spec import agent_spec
 from ..data.replies import Replies, ReplyOutcome, summed
-from ..engines import TransformersEngine
 from ..errors import AtlasError
 from ..recipe.loading import Recipe
 from .process_group import ProcessGroup
@@ -47,6 +46,8 @@ def success(recipe: Recipe, model: Any, tokenizer: Any, group: ProcessGroup, rep
     spec, names = agent_spec(recipe, "trained"), get_args(ReplyOutcome)
 
     def outcomes() -> list[int]:
+        from ..engines import TransformersEngine  # (takes seconds)
+
         engine = TransformersEngine(model, max(1, min(recipe.num_envs, len(mine))), tokenizer)
         agent = spec.new_agent(engine)
         beginnings = EpisodeStarter()

@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from atlas_ray.engines import TransformersEngine
-from atlas_ray.engines.transformers import build_tries, choose
+from atlas_ray.engines.tries import build_tries, choose
 from atlas_ray.errors import ContextOverflowError
 from atlas_ray.models.tiny import build_model, build_tokenizer
 

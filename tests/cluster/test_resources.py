@@ -258,3 +258,12 @@ def test_no_engine_is_counted_that_has_no_worker(actors):
     asks = recipe(workers=1, engine={"actors": 3})
     with EnginePool(asks.engine, "tiny-quick", 1, 4, {}):
         assert sum(actors.asked.values()) == sum(d.count for d in player_requests(asks) if d.who == "engines") == 1
+
+
+def test_rounds_ask_for_who_tunes_and_otherwise_for_what_their_switch_asks():
+    tables = {"switch": {"levels": ["GoToLocal"], "costs": [0.05]}, "workers": 2}
+    alone = resource_requests(recipe(**tables))
+    rounds = {"arms": ["calls", "all"], "finetune": {"workers": 2, "parallel": 3}}
+    asked = resource_requests(recipe(**tables, rounds=rounds), gpus=False)
+    assert asked == [*alone, ResourceRequest("rounds", "models", "trainers", 4, 1.0, 0.0, "trainers")]
+    assert resource_requests(recipe(**tables, rounds={"finetune": {"workers": 0}})) == alone

@@ -17,6 +17,7 @@ from .models.config import longest
 from .models.encoders import make_encoder
 from .models.loading import load_tokenizer, look
 from .recipe.loading import Recipe, Switch
+from .recipe.select import TEXT_ENCODERS
 from .rundir.tracking import check as check_trackers
 from .selection.oracle_stage import check_oracle
 from .stages.collect_policy import FIELD, collecting_policy, playing_recipe
@@ -97,6 +98,8 @@ def check(recipe: Recipe) -> None:
     if recipe.collect and recipe.collect.switch:
         _check_collecting(recipe)
     check_oracle(recipe)
+    if recipe.select and "distilled" in recipe.select.selectors and recipe.select.distilled.encoder in TEXT_ENCODERS:
+        make_encoder(recipe.select.distilled.encoder, 0, "select.distilled.encoder")
     _check_models(recipe)
     if recipe.prompt == "chat":
         for name in dict.fromkeys(name for _, name in models(recipe)):

@@ -121,7 +121,7 @@ def _select(recipe: Recipe) -> Iterator[ResourceRequest]:
     for selector in config.selectors:
         if selector in ("value", "deviation") or (selector == "oracle" and not config.oracle.base_url):
             yield from player_requests(recipe, "select", selector)
-        elif selector == "perplexity" and recipe.workers:
+        elif selector in ("perplexity", "distilled") and recipe.workers:
             yield scorer_request(recipe, "select", selector)
     if config.start_after:
         yield from player_requests(recipe, "select", "start_after")

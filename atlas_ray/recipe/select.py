@@ -22,6 +22,7 @@ SELECTORS = (
     "last",
     "oracle",
     "calls",
+    "distilled",
 )
 KINDS = ("intersection", "union", "rank-mean")
 """Of ensembles."""
@@ -110,13 +111,27 @@ class Oracle(EndpointFields):
     never does."""
 
 
+TEXT_ENCODERS = ("hashing", "minilm")
+"""Of :class:`Distill`, that are no names of models."""
+
+
+class Distill(ConfigModel):
+    """A head that learns what another selector marked and marks other episodes like it (ours)."""
+
+    teacher: str | None = Field(default=None, pattern=r".+/[^/]+")
+    """Whose marks it learns: a run and one of its selectors, `runs/marked/value`; a relative path counts from the
+    working directory."""
+    encoder: str = Field(default="tiny-quick", min_length=1)
+    """What reads the steps: a model, by its hidden states; `minilm` (an extra), or `hashing` for hashed words."""
+
+
 class Select(ConfigModel):
     """Which steps are critical."""
 
     selectors: list[Selector] = Field(default=["all", "random", "non-critical", "value"], min_length=1)
-    """all, random, non-critical, value, deviation, perplexity, uniform, last, oracle, calls, a name of `files`, or
-    several joined by union_, intersection_ or rank-mean_: `union_value_oracle`. `random_value` and `non-critical_value`
-    draw as many steps of each trajectory as value marked, of all or of those it left."""
+    """all, random, non-critical, value, deviation, perplexity, uniform, last, oracle, calls, distilled, a name of
+    `files`, or several joined by union_, intersection_ or rank-mean_: `union_value_oracle`. `random_value` and
+    `non-critical_value` draw as many steps of each trajectory as value marked, of all or of those it left."""
     fraction: float = Field(default=0.3, gt=0, le=1)
     """At most this share of a trajectory's steps is selected (ATLaS: 0.3); `all` and `calls` have no such cap."""
     rest_of: Selector = "value"
@@ -137,6 +152,8 @@ class Select(ConfigModel):
     """value: a step is critical where the value jumps by more than this."""
     oracle: Oracle = Oracle()
     """oracle: who is asked, and how."""
+    distilled: Distill = Distill()
+    """distilled: whose marks are learnt, and from what."""
     start_after: list[Selector] = []
     """Selectors to test without training: the untuned model goes on behind their steps, and behind random ones."""
     start_after_trajectories: Positive = 100
@@ -159,6 +176,8 @@ class Select(ConfigModel):
                 if member not in self.selectors:
                     how = "follows" if matched(name) else "joins"
                     raise ValueError(f"selectors: {name} {how} {member}, which must be named too")
+        if "distilled" in self.selectors and self.distilled.teacher is None:
+            raise ValueError("distilled.teacher: name whose marks it learns, RUN/SELECTOR")
         if len(set(self.selectors)) != len(self.selectors):
             raise ValueError("selectors: the same selector stands twice")
         if missing := set(self.start_after) - set(self.selectors):

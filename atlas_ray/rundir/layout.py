@@ -14,6 +14,7 @@ COMPLETION_MARKERS = {
     "collect": "trajectories/expert.jsonl",
     "annotations": "annotations/{}.jsonl",
     "scores": "annotations/scores/{}.json",
+    "head": "annotations/distilled/head.json",
     "finetune": "checkpoints/{}/run.json",
     "model": "checkpoints/{}/config.json",
     "evaluate": "evaluation/atlas.json",
@@ -29,7 +30,7 @@ only after that, too. Stages look for it to know that they are done; ``{}`` stan
 _MARKERS = tuple(name.replace("{}", "*") for name in COMPLETION_MARKERS.values())
 _RUN_WITHIN = r"((trials|shared)/[^/]+/|rounds/([^/]+/){2,3})?"
 _REPLACED_WHOLE = re.compile(rf"{_RUN_WITHIN}checkpoints/[^/]+\.(state|train)/[^/]+|trials/[^/]+/state")
-_OF_THIS_MACHINE = (".storage.json", ".here", ".ray", ".training")
+_OF_THIS_MACHINE = (".storage.json", ".here", ".ray", ".training", ".encoded")
 
 
 CHECKPOINT_RECORD = PurePosixPath(COMPLETION_MARKERS["finetune"]).name
@@ -166,6 +167,20 @@ class RunLayout:
     def scores(self, name: str) -> Path:
         """The numbers or answers behind a selection, a row a trajectory."""
         return self.annotations_dir / "scores" / f"{name}.jsonl"
+
+    @property
+    def head(self) -> Path:
+        """The numbers of the head that predicts marks, and where it is from."""
+        return self._marker("head")
+
+    @property
+    def head_tensors(self) -> Path:
+        """The arrays of that head."""
+        return self.head.with_suffix(".safetensors")
+
+    def encoded(self, key: str) -> Path:
+        """Features of some trajectories, until a head is fitted to them."""
+        return self.annotations_dir / "scores" / ".encoded" / f"{key}.safetensors"
 
     @property
     def start_after(self) -> Path:

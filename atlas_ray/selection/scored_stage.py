@@ -54,7 +54,7 @@ def saved_rewards(run_dir: Path) -> StepScores:
 
 def step_scores(run_dir: Path, selector: str, trajectories: list[Trajectory]) -> StepScores | None:
     """How critical each step is by a selector, higher is more; None for one that only marks."""
-    if selector not in ("value", "perplexity", "deviation"):
+    if selector not in ("value", "perplexity", "deviation", "distilled"):
         return None
     found = saved_scores(run_dir, selector)
     here = [t for t in trajectories if t.id in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from .controls import (
     select_uniform,
 )
 from .deviation_stage import by_deviation
+from .distilled_stage import by_distilled
 from .ensembles import AnnotationsBySelector, mark_scores, select_intersection, select_rank_mean, select_union
 from .oracle_stage import by_oracle
 from .scored_stage import by_perplexity, by_value, step_scores
@@ -72,6 +74,7 @@ def _make(
         "deviation": lambda: by_deviation(recipe, run_dir, trajectories),
         "perplexity": lambda: by_perplexity(recipe, run_dir, trajectories),
         "oracle": lambda: by_oracle(recipe, run_dir, trajectories),
+        "distilled": lambda: by_distilled(recipe, run_dir, trajectories),
         "calls": lambda: _by_calls(run_dir, trajectories),
     }
     return by_name[selector]()
@@ -129,7 +132,9 @@ def select(recipe: Recipe, run_dir: Path) -> AnnotationsBySelector:
         if target.exists():
             done[selector] = read_annotations(target, trajectories)
             continue
+        begun = time.perf_counter()
         made = _make(recipe, run_dir, selector, trajectories, done)
+        RunLog(run_dir).metric("select", selector=selector, seconds=round(time.perf_counter() - begun, 3))
         marked = sum(bool(a.critical) for a in made)
         if not marked:
             raise AtlasError(f"the selector {selector} marked no step in any of {len(trajectories)} trajectories")

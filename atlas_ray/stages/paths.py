@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ..data.marked_run import read_marked_run
 from ..errors import InputError
 from ..models.fetch import known
 from ..models.loading import resolve
@@ -43,6 +44,8 @@ def check_inputs(recipe: Recipe, fetched: bool = False, annotations: bool = True
     for field, name in models(recipe):
         if fetched or name not in known():
             _under(field, lambda name=name: resolve(name))  # type: ignore[misc]
+    if annotations and recipe.select and "distilled" in recipe.select.selectors:
+        read_marked_run(recipe.select.distilled.teacher or "", "select.distilled.teacher")
     encoder = recipe.switch.encoder if recipe.switch else "hashing"
     if encoder not in ENCODERS:
         _under("switch.encoder", lambda: _check_encoder(encoder))

@@ -12,7 +12,7 @@ from pathlib import Path
 from .. import envs
 from ..recipe.loading import Recipe
 from ..recipe.of_run import policy_of
-from ..recipe.select import with_members
+from ..recipe.select import TEXT_ENCODERS, with_members
 from ..rundir.files import write_json
 from ..rundir.layout import RunLayout
 from ..rundir.progress import say
@@ -112,6 +112,8 @@ def _models_of_select(recipe: Recipe) -> Names:
         yield from list(_base(recipe)) or [("select.model", config.model)]
     if "oracle" in used and not config.oracle.base_url:
         yield "select.oracle.model", config.oracle.model
+    if "distilled" in used and config.distilled.encoder not in TEXT_ENCODERS:
+        yield "select.distilled.encoder", config.distilled.encoder
 
 
 # -- finetune

@@ -68,7 +68,7 @@ def short(text: str, most: int) -> str:
 
 def scrolling(content: Html, what: str, cls: str) -> Html:
     """What may be wider than the page and then scrolls by itself, by keys too."""
-    return el("div", content, cls=cls, tabindex="0", role="region", **{"aria-label": f"{what}, scrolls sideways"})
+    return el("div", content, cls=cls, tabindex="0", role="group", **{"aria-label": f"{what}, scrolls sideways"})
 
 
 def table(heads: list[str], rows: list[list[str | Html]], text: int = 1, wrap_last: bool = False) -> Html:

@@ -36,6 +36,14 @@ def quiet_environment() -> None:
         os.environ.setdefault(name, value)
 
 
+def start_no_spare_workers() -> None:
+    """Let a Ray that is started from here start no processes ahead, one for each CPU: none of them would be used.
+
+    They have the environment of their node, and ours have one of their own.
+    """
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+
+
 def environment_of_job() -> dict[str, str]:
     """The variables that ``ray job submit`` was given: Ray refuses a driver that names one of them again."""
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))

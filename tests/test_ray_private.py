@@ -107,6 +107,11 @@ def test_every_variable_that_is_set_has_a_test():
     assert named >= {*ray_private.QUIET, *ray_private.TUNE_ENVIRONMENT}
 
 
+def test_the_raylet_knows_of_spare_workers():
+    """It is no Python, so its program is looked through for the variable."""
+    assert b"RAY_prestart_worker_first_driver" in (RAY / "core/src/ray/raylet/raylet").read_bytes()
+
+
 def test_errors_hold_what_they_were_made_for():
     from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError

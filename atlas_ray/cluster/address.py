@@ -191,6 +191,7 @@ def start(**options: Any) -> None:
     if folder:
         say(f"  {folder_trouble(usual_folder())}: Ray's files go to {folder}")
         options |= ray_private.files_in(folder)
+    ray_private.start_no_spare_workers()
     ray.init(address="local", include_dashboard=False, **options)
 
 

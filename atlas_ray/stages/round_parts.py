@@ -16,6 +16,7 @@ from ..agents.rendering_chat import make_renderer
 from ..cluster.workers import worker_pool
 from ..data.records import FIRST_ACTOR, Trajectory, read_trajectories, write_trajectories
 from ..data.results import ALWAYS_DEEPTHINK, ALWAYS_QUICK
+from ..errors import AtlasError
 from ..models.loading import load_tokenizer
 from ..recipe.loading import Recipe, Rounds, Switch
 from ..recipe.rounds import EQUAL_CALLS, EQUAL_TOKENS, LESSON_ARMS, RoundArm
@@ -24,7 +25,7 @@ from ..rundir.files import RunLog, mend_jsonl
 from ..rundir.layout import RunLayout
 from ..rundir.progress import say
 from ..switching.policies import PolicySpec, learned_policies, single_model_policies
-from ..switching.stage import judge, score
+from ..switching.stage import judge, score, train_together
 from ..switching.tasks import engine_leases
 from .table import STAGE
 
@@ -146,8 +147,8 @@ class Chain:
             if arm not in LESSON_ARMS:
                 self._distill(number, arm)
 
-    def train_switch(self, number: int) -> None:
-        """Train the switch with the QUICK of the round's first arm, and compare."""
+    def compare_switch(self, number: int) -> None:
+        """Compare the switch with the QUICK of the round's first arm; it is trained first if it is not yet."""
         layout = self.part(number, "switch")
         if not layout.switch_episodes.exists():  # DEEPTHINK alone plays the test episodes as it did in round 0
             rows = files.jsonl_rows(self.run.switch_episodes)
@@ -211,6 +212,11 @@ class Chain:
     def _distill(self, number: int, arm: RoundArm) -> None:
         layout = self.part(number, arm)
         if not layout.expert.exists() and not self._take(number, arm, layout):
+            if arm == self.config.arms[0]:
+                raise AtlasError(
+                    f"{arm}: DEEPTHINK ends no episode well with as many calls as round {number} spent, so there is "
+                    "nothing to tune QUICK on: let rounds.episodes be more, or take another first arm"
+                )
             self.log.event("rounds", "left out", round=number, seed=self.seed, arm=arm, why="no success within it")
             say(f"  {arm}: DEEPTHINK ends no episode well with so little, so this arm is left out")
             return
@@ -247,6 +253,15 @@ class Chain:
     def _tokens_of(self) -> Callable[[Trajectory], int]:
         renderer = make_renderer(load_tokenizer(self.quick(0)), self.recipe.style, self.recipe.prompt)
         return lambda t: sum(end - start for start, end in renderer.render(t).spans)
+
+
+def train_switches(chains: Sequence[Chain], number: int) -> None:
+    """Train the switches of a round for all training seeds, side by side where there are workers for it."""
+    runs = [(chain.switch_recipe(number), chain.part(number, "switch")) for chain in chains]
+    for recipe, layout in runs:
+        if not STAGE["switch"].is_done(recipe, layout):
+            open_part(recipe, layout)
+    train_together([(recipe, layout.root) for recipe, layout in runs])
 
 
 def within_calls(episodes: Iterator[Trajectory], calls: int) -> tuple[list[Trajectory], int]:

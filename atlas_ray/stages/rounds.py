@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -20,16 +21,11 @@ from ..recipe.loading import Recipe
 from ..rundir.files import RunLog
 from ..rundir.layout import RunLayout
 from ..rundir.progress import duration, say
-from .round_parts import Chain, of_rounds, term_of
+from .round_parts import Chain, of_rounds, term_of, train_switches
 from .round_scores import Judged, Played, common, compared, episodes_of, kept_round, system, table, words
 
-_PARTS: dict[str, Callable[[Chain, int], None]] = {
-    "lesson": Chain.collect,
-    "tuning": Chain.tune,
-    "switch": Chain.train_switch,
-    "scores": Chain.play,
-}
-"""Of a round, in their order; round 0 has the last alone."""
+_PARTS = ("lesson", "tuning", "switch", "scores")
+"""Of a round, for each training seed; round 0 has the last alone. All seeds are trained at a time."""
 _SKIPPED_SECONDS = 1.0
 """A part that took no longer was there already, and says nothing of those to come."""
 
@@ -55,7 +51,7 @@ def play_rounds(recipe: Recipe, run_dir: Path) -> Rounds:
         if number and (why := _teach(chains, number, clock)):
             break
         for chain in chains:
-            clock.run("scores", chain, number)
+            clock.run("scores", number, chain.seed, partial(chain.play, number))
         judged.append(_judged(recipe, chains, number))
         if why := _over(recipe, judged):
             break
@@ -69,14 +65,16 @@ def _teach(chains: Sequence[Chain], number: int, clock: _Clock) -> str | None:
     """The parts of a round up to its switch; why it cannot be, where the switch before has called nothing."""
     silent = []
     for chain in chains:
-        clock.run("lesson", chain, number)
+        clock.run("lesson", number, chain.seed, partial(chain.collect, number))
         silent += [] if chain.was_taught(number) else [chain.seed]
     if silent:
         seeds = ", ".join(map(str, silent))
         return f"its switch (seed {seeds}) called nothing in what it collected, so there is nothing to learn from"
     for chain in chains:
-        clock.run("tuning", chain, number)
-        clock.run("switch", chain, number)
+        clock.run("tuning", number, chain.seed, partial(chain.tune, number))
+    clock.run("training", number, None, partial(train_switches, chains, number))
+    for chain in chains:
+        clock.run("switch", number, chain.seed, partial(chain.compare_switch, number))
     return None
 
 
@@ -225,16 +223,16 @@ class _Clock:
 
     def __init__(self, count: int, chains: int) -> None:
         self._count = count
-        self._left = Counter(dict.fromkeys(_PARTS, count * chains)) + Counter(scores=chains)
+        self._left = Counter(dict.fromkeys(_PARTS, count * chains)) + Counter(scores=chains, training=count)
         self._total, self._done = self._left.total(), 0
         self._seconds: dict[str, list[float]] = {}
 
-    def run(self, part: str, chain: Chain, number: int) -> None:
-        """Play a part of a round."""
+    def run(self, part: str, number: int, seed: int | None, play: Callable[[], None]) -> None:
+        """Play a part of a round, for one training seed or for all."""
         start = time.monotonic()
-        of = f"part {self._done + 1} of {self._total}{self._eta()}"
-        say(f"  round {number} of {self._count}, seed {chain.seed}: {part} · {of}")
-        _PARTS[part](chain, number)
+        who = f"round {number} of {self._count}, " + ("all seeds" if seed is None else f"seed {seed}")
+        say(f"  {who}: {part} · part {self._done + 1} of {self._total}{self._eta()}")
+        play()
         if (passed := time.monotonic() - start) > _SKIPPED_SECONDS:
             self._seconds.setdefault(part, []).append(passed)
         self._left[part] -= 1

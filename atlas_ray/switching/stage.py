@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -196,15 +196,45 @@ def _quick_margins(context: StageContext, selection: EpisodeFile) -> list[float]
     return [margin for row in scorable_episodes(selection.play([watched]), watched.name) for margin in row["margins"]]
 
 
-def _train_missing(context: StageContext, policy_specs: Sequence[PolicySpec]) -> None:
-    """Train the switches that have no checkpoint."""
-    recipe, settings = context.recipe, context.settings
-    tasks = [
-        TrainTask(recipe, str(context.run_dir), spec, training, context.mean_call, context.leases)
+def train_together(runs: Sequence[tuple[Recipe, Path]]) -> None:
+    """Train the switches of several runs, as many at a time as there are workers, as each run's stage would.
+
+    What needs other episodes or models first is left to the stage: measured costs, budgets as percentages, engine
+    actors.
+    """
+    contexts = [StageContext(recipe, run_dir, say) for recipe, run_dir in runs]
+    recipe, settings = contexts[0].recipe, contexts[0].settings
+    if recipe.engine.actors or MEASURED in settings.costs:
+        return
+    tasks = {c.run_dir: _missing_trainings(c, learned_policies(c.settings, c.run_dir)) for c in contexts}
+    if sum(map(len, tasks.values())) < 2:
+        return
+    runners = settings.env_runners * max(1, recipe.workers)
+    with ExitStack() as stack:
+        lost, local = contexts[0].on_worker_lost, len(settings.local)
+        pool = stack.enter_context(worker_pool(recipe, lost, local, runners, "trainers"))
+        pool.timeout = math.inf  # a training says nothing to its pool until its end
+        stack.enter_context(engine_leases(recipe))  # (closes what this process opens)
+        for context in contexts:
+            stack.enter_context(_evaluations_said(context))
+        for _ in pool.stream(train, [task for own in tasks.values() for task in own]):
+            pass
+
+
+def _missing_trainings(context: StageContext, policy_specs: Sequence[PolicySpec]) -> list[TrainTask]:
+    """The trainings of switches that have no checkpoint."""
+    return [
+        TrainTask(context.recipe, str(context.run_dir), spec, training, context.mean_call, context.leases)
         for spec in policy_specs
         for training in spec.seeds
         if not (spec.directory(training) / "config.json").is_file()
     ]
+
+
+def _train_missing(context: StageContext, policy_specs: Sequence[PolicySpec]) -> None:
+    """Train the switches that have no checkpoint."""
+    recipe, settings = context.recipe, context.settings
+    tasks = _missing_trainings(context, policy_specs)
     if not tasks:
         return
     context.say(f"  training {len(tasks)} switches of {settings.steps} steps, {recipe.workers or 1} at a time")

@@ -4,11 +4,12 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from round_runs import TERMS, put_switches, rounds_recipe, save_models
+from round_runs import TERMS, call_after, put_switches, rounds_recipe, save_models
 
 from atlas_ray import pipeline
 from atlas_ray.agents.rollout import SWITCH_JUDGE, SWITCH_TEST, seed_block
@@ -228,6 +229,30 @@ def test_a_switch_that_called_nothing_ends_the_rounds(folder, tmp_path, monkeypa
     assert len(made.rounds) == 2 and made.kept == 0
 
 
+def test_the_switches_of_a_round_are_trained_together_and_once(folder, tmp_path, monkeypatch):
+    trained = []
+
+    def train(task, state):
+        (seed,) = task.policy_spec.seeds
+        trained.append((Path(task.run_dir).parent.name, seed, task.recipe.switch.models[0].model))
+        call_after(task.policy_spec.directory(seed), 2, 8, task.recipe.switch.features)
+        yield Counter()
+
+    monkeypatch.setattr("atlas_ray.switching.stage.train", train)
+    recipe = played(folder, tmp_path / "run", (1,), {"seeds": [0, 1]}, count=1, arms=["calls"])
+    tuned = [RunLayout(tmp_path / "run").round_part(1, k, "tuned").checkpoint("calls", k) for k in (0, 1)]
+    assert trained == [(f"seed{k}", k, str(tuned[k].resolve())) for k in (0, 1)]
+    assert {
+        row["training"] for k in (0, 1) for row in jsonl_rows(_tested(tmp_path, k)) if row["training"] is not None
+    } == {0, 1}
+    pipeline.run(recipe, tmp_path / "run", ("rounds",))
+    assert len(trained) == 2
+
+
+def _tested(tmp_path, seed):
+    return RunLayout(tmp_path / "run").round_part(1, seed, "switch").switch_episodes
+
+
 class Killed(BaseException):
     """The process is gone."""
 
@@ -308,6 +333,7 @@ def test_the_recipe_that_ships_plays_a_small_round(tmp_path, capsys):
 @pytest.mark.slow
 def test_rounds_that_train_their_switches_go_on_after_kill_9_in_every_part(tmp_path):
     shorter = {"switch.steps": "80", "switch.evaluate_every": "40", "switch.updates_per_step": "0.5", "workers": "1"}
+    shorter["switch.seeds"] = "[0, 1]"
     shorter["rounds.arms"] = '["calls", "deepthink-equal-calls"]'
     options = [f"--{key}={value}" for key, value in (QUICK_FORM | shorter).items()]
     command = [sys.executable, "-m", "atlas_ray", "run", "together", "--out", str(tmp_path / "run"), *options]
@@ -333,6 +359,6 @@ def test_rounds_that_train_their_switches_go_on_after_kill_9_in_every_part(tmp_p
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     made = load_rounds(layout.rounds)
-    assert [each.round for each in made.rounds] == [0, 1] and made.rounds[0].switch.episodes == 4
+    assert [each.round for each in made.rounds] == [0, 1] and made.rounds[0].switch.episodes == 8
     first, again = layout.rounds.read_bytes(), subprocess.run(command, env=environment, capture_output=True, text=True)
     assert again.returncode == 0 and layout.rounds.read_bytes() == first

@@ -150,7 +150,8 @@ def _recipe(arguments: argparse.Namespace, rest: Sequence[str]) -> Recipe:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", RenamedKeyWarning)
         try:
-            return load("demo" if arguments.command == "demo" else arguments.recipe, overrides(rest))
+            name = "demo" if arguments.command == "demo" else arguments.recipe
+            return load(name, overrides(rest), arguments.quick)
         finally:
             for each in told:
                 _warn(str(each.message))

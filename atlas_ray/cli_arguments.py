@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("recipe", help=f"a TOML file, or a shipped recipe: {', '.join(shipped())}")
         command.add_argument("--out", type=Path, help="run directory (default: runs/NAME of the recipe)")
         command.add_argument("--dry-run", action="store_true", help="print the resolved recipe as JSON and stop")
+        command.add_argument("--quick", action="store_true", help="the small form of the recipe, by its [quick] table")
         command.add_argument("--verbose", action="store_true", help="show what goes to RUN/logs on stderr too")
         return command
 

@@ -9,6 +9,7 @@ import difflib
 import re
 import tomllib
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -53,6 +54,10 @@ __all__ = [
 ]
 
 
+QUICK = "quick"
+"""A recipe's table of values that make it small, for a first look and for tests."""
+
+
 class RenamedKeyWarning(FutureWarning):
     """A recipe or an override has a key that was renamed; the next release will not know it."""
 
@@ -66,17 +71,25 @@ def _recipes() -> Any:
     return resources.files("atlas_ray") / "recipes"
 
 
-def load(name: str | Path, overrides: dict[str, str] | None = None) -> Recipe:
+def load(name: str | Path, overrides: dict[str, str] | None = None, quick: bool = False) -> Recipe:
     """Read a recipe by shipped name or by path, with dotted overrides (``{"select.fraction": "0.2"}``).
 
     Warns (:class:`RenamedKeyWarning`) of every key that was renamed.
+
+    Args:
+        name: of the recipe, or its path.
+        overrides: values by field, as on the command line.
+        quick: take its small form, with the values of its ``[quick]`` table.
 
     Raises:
         InputError: names the file, the line and the field, and the nearest valid name of an unknown one.
     """
     path, text = _read(name)
     source = _Source(path, text, _parsed(path, text))
+    small = source.data.pop(QUICK, None)
     source.take_current_keys()
+    if quick:
+        source.shrink(small)
     for key, value in (overrides or {}).items():
         source.override(key, value)
     return source.validated()
@@ -120,6 +133,8 @@ class _Source:
     """Overrides by the name that the key has today: the option as it was written, and its value."""
     renamed: list[Renamed] = field(default_factory=list)
     """Keys of the file that have other names today."""
+    small: list[str] = field(default_factory=list)
+    """Fields whose values are those of the small form."""
 
     def take_current_keys(self) -> None:
         """Give the file's renamed keys their names of today.
@@ -136,6 +151,18 @@ class _Source:
         for key in self.renamed:
             line = self._line(key.old)
             _warn(f"{self.path}{f':{line}' if line else ''}: {key.old}", key.new)
+
+    def shrink(self, table: Any) -> None:
+        """Take the small form's values.
+
+        Raises:
+            InputError: the recipe has none, or names a field within one that is no table.
+        """
+        if not isinstance(table, dict) or not table:
+            raise InputError(f"the recipe has no [{QUICK}] table", self.path, field="--quick", code="missing_table")
+        for key, value in _fields(Recipe, table):
+            self.small.append(key)
+            put(self.data, key.split("."), value, f"{QUICK}.{key}")
 
     def override(self, key: str, value: str) -> None:
         """Set a field from the command line.
@@ -200,10 +227,22 @@ class _Source:
 
     def _line(self, where: str) -> int | None:
         """The line of a field, under whatever name it stands there."""
+        if any(f"{where}.".startswith(f"{field}.") for field in self.small):
+            return line_of(self.text, [QUICK, *where.split(".")])
         for key in self.renamed:
             if f"{where}.".startswith(f"{key.new}."):
                 where = key.old + where.removeprefix(key.new)
         return line_of(self.text, where.split("."))
+
+
+def _fields(table: Any, given: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Fields and values, however far the fields are written as tables within tables."""
+    for key, value in given.items():
+        inner = below(table, key) if "." not in key else None
+        if isinstance(value, dict) and inner is not None and table_of(inner):
+            yield from _fields(inner, value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
 
 
 def _warn(old: str, new: str) -> None:

@@ -1,11 +1,13 @@
 """Every recipe that ships is one that the command line takes."""
 
 import json
+from importlib import resources
 
 import pytest
 
 from atlas_ray.cli import main
 from atlas_ray.envs.science_world import split_of
+from atlas_ray.errors import InputError
 from atlas_ray.recipe.loading import load, shipped
 
 
@@ -13,6 +15,17 @@ from atlas_ray.recipe.loading import load, shipped
 def test_a_shipped_recipe_passes_a_dry_run(name, capsys):
     assert main(["run", name, "--dry-run"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == name
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_the_small_form_of_a_shipped_recipe_has_a_name_of_its_own(name):
+    """Or it would be refused in the run directory of the large one."""
+    text = (resources.files("atlas_ray") / "recipes" / f"{name}.toml").read_text()
+    if "\n[quick]\n" in text:
+        assert load(name, quick=True).name == f"{name}-quick"
+    else:
+        with pytest.raises(InputError, match="has no .quick. table"):
+            load(name, quick=True)
 
 
 def test_the_large_recipe_takes_what_it_says_for_more_machines_and_for_adapters(capsys):

@@ -27,6 +27,7 @@ from ..rundir.progress import say
 from ..switching.policies import PolicySpec, learned_policies, single_model_policies
 from ..switching.stage import judge, score, train_together
 from ..switching.tasks import engine_leases
+from .round_scores import episodes_of
 from .table import STAGE
 
 SEEDS = 1000
@@ -159,16 +160,20 @@ class Chain:
     def play(self, number: int) -> None:
         """Play the episodes that judge the round, and the test episodes of its controls."""
         recipe, layout = self.switch_recipe(number), self.switch_layout(number)
-        term = term_of(recipe, layout)
-        alone = single_model_policies(self.settings)[0]
-        judged = [_priced(alone, term), _one_seed(term, self.seed)]
+        term, alone = term_of(recipe, layout), single_model_policies(self.settings)[0]
+        judged, count = [_priced(alone, term), _one_seed(term, self.seed)], self.config.judge_episodes
+        runs = {arm: self.part(number, f"alone-{arm}") for arm in self.controls(number)}
+        left = [a for a, own in runs.items() if _missing(own.switch_episodes, alone, self.settings.test_episodes)]
+        unjudged = any(_missing(layout.switch_judged, spec, count) for spec in judged)
+        if not left and not unjudged:
+            return
         lost = lambda task, attempt, why: say(f"  {task.who}: a worker died ({attempt})")  # noqa: E731
         with worker_pool(recipe, lost, len(self.settings.local)) as pool:
-            with engine_leases(recipe) as leases:
-                judge(recipe, layout.root, judged, self.config.judge_episodes, pool, leases)
-            for arm in self.controls(number):
-                own = self.part(number, f"alone-{arm}")
-                made = self.switch_recipe(number, arm)
+            if unjudged:
+                with engine_leases(recipe) as leases:
+                    judge(recipe, layout.root, judged, count, pool, leases)
+            for arm in left:
+                made, own = self.switch_recipe(number, arm), runs[arm]
                 open_part(made, own)
                 with engine_leases(made) as leases:
                     score(made, own.root, [alone], pool, leases)
@@ -320,6 +325,11 @@ def run_stages(recipe: Recipe, layout: RunLayout, stages: Sequence[str]) -> None
 def _have(layout: RunLayout, made: Callable[[], list[Trajectory]]) -> None:
     if not layout.expert.exists():
         write_trajectories(layout.expert, made())
+
+
+def _missing(path: Path, policy: PolicySpec, count: int) -> bool:
+    """Whether episodes of a policy are not in a file yet, or were lost."""
+    return any(len(episodes_of(path, policy.name, training)) < count for training in policy.training_seeds)
 
 
 def _selector(arm: RoundArm) -> str:

@@ -1,6 +1,7 @@
 """Rounds of switching and tuning: equal shares for all arms, the same episodes, kills, and when they end."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -298,6 +299,30 @@ def test_killed_again_and_again_rounds_end_like_those_that_were_not(folder, tmp_
     for path in whole.rglob("*.jsonl"):
         if path.parent.name in ("trajectories", "annotations"):
             assert (broken / path.relative_to(whole)).read_bytes() == path.read_bytes(), path
+
+
+def test_rounds_whose_machine_is_lost_go_on_from_their_storage(folder, tmp_path, monkeypatch):
+    one, two, whole = tmp_path / "one" / "run", tmp_path / "two" / "run", tmp_path / "whole"
+    (tmp_path / "shared").mkdir()
+    recipe = played(folder, whole, (1, 2), count=1, arms=["calls"])
+    kept = recipe.model_copy(update={"storage": str(tmp_path / "shared")})
+    pipeline.open_run(kept, one)
+    put_switches(kept, one, (1, 2))
+    tune = Chain.tune
+
+    def killed(self, number):
+        tune(self, number)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Chain, "tune", killed)
+        with pytest.raises(Killed):
+            pipeline.run(kept, one, ("switch", "rounds"))
+    there = RunLayout(one).round_part(1, 0, "tuned").checkpoint_record("calls", 0).read_bytes()
+    shutil.rmtree(one)
+    pipeline.run(kept, two, ("switch", "rounds"))
+    assert RunLayout(two).round_part(1, 0, "tuned").checkpoint_record("calls", 0).read_bytes() == there
+    assert timeless(read_json(RunLayout(two).rounds)) == timeless(read_json(RunLayout(whole).rounds))
 
 
 QUICK_FORM = {

@@ -39,12 +39,19 @@ def _dry_run_shown(arguments: argparse.Namespace) -> bool:
 
 
 def _report(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from .report.compare import build_comparison
     from .rundir.progress import say
     from .stages.report import write_report
 
     _reject_extra(rest)
-    if not _dry_run_shown(arguments):
-        say(f"report: {write_report(arguments.run)}")
+    if _dry_run_shown(arguments):
+        return 0
+    if arguments.other is not None:
+        say(f"comparison: {build_comparison(arguments.run, arguments.other, arguments.out)}")
+        return 0
+    if arguments.out is not None:
+        raise InputError("is for a comparison of two runs", None, None, "out")
+    say(f"report: {write_report(arguments.run)}")
     return 0
 
 

@@ -74,7 +74,14 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--dry-run", action="store_true", help="print the run's resolved recipe as JSON and stop")
         return command
 
-    add_run_command("report", STAGE["report"].help)
+    report = add_run_command(
+        "report",
+        f"{STAGE['report'].help}; or compare two runs",
+        description="Write results.json and report.html of a run again. With a second run: the two side by side in one "
+        "page, and nothing else is written.",
+    )
+    report.add_argument("other", type=Path, nargs="?", help="another run directory, to compare the first with")
+    report.add_argument("--out", type=Path, help="file of the comparison (default: RUN/compare-OTHER.html)")
     export = add_run_command(
         "export",
         "write a run's expert episodes in a neighbour's format",

@@ -178,17 +178,14 @@ def _forgetting(run: Run) -> Headline | None:
     lost = [name for name, row in rows if row.change.high < 0]
     held = [name for name, row in rows if row.change.low >= -WITHIN]
     unclear = [name for name, _ in rows if name not in lost and name not in held]
-    where = f"on {listed(levels)}, which the untuned model could do"
     if not lost and not unclear:
         answer = f"No: every arm still does what the untuned model could ({listed(levels)})."
     elif not lost and not held:
-        answer = f"It cannot be told whether any arm is worse {where}."
+        answer = f"It cannot be told whether any arm is worse on {listed(levels)}, which the untuned model could do."
     else:
-        said = [f"{listed(lost)} {'does' if len(lost) == 1 else 'do'} worse than before {where}" if lost else ""]
-        said.append(f"{listed(held)} {'does' if len(held) == 1 else 'do'} not" if held else "")
-        said.append(f"of {listed(unclear)} it cannot be told" if unclear else "")
-        answer = "; ".join(s for s in said if s) + "."
-        answer = answer[0].upper() + answer[1:] if lost else f"Not shown for any arm: {answer}"
+        told = {"worse": lost, "as good": held, "cannot be told": unclear}
+        said = "; ".join(f"{how}: {listed(names)}" for how, names in told.items() if names)
+        answer = f"On {listed(levels)}, which the untuned model could do, against it: {said}."
     numbers = [f"{name}: {row.success:.2f} for {row.base:.2f}, {with_interval(row.change)}" for name, row in rows]
     return Headline("forgetting", "Does tuning forget what the model could do?", answer, numbers, None)
 

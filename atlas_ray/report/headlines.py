@@ -69,8 +69,9 @@ def with_interval(d: Difference) -> str:
 
 
 def listed(names: Sequence[str], most: int = 4) -> str:
-    """``a, b and c``; of very many the first ones."""
-    shown = list(names) if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} others"]
+    """``a, b and c``; of very many the first ones. The arm ``all`` is ``all steps``, as it would be misread."""
+    said = ["all steps" if name == "all" else name for name in names]
+    shown = said if len(said) <= most else [*said[: most - 1], f"{len(said) - most + 1} others"]
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 

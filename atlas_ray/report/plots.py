@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from ..data.results import Arm
+from ..data.results import Arm, Cell, Policy
 from ..rundir.files import replacing
 from ..selection.agreement import BINS, Agreement
 from .labels import Label, write_labels
@@ -56,7 +56,27 @@ def atlas_figure(arms: Sequence[Arm]) -> Figure:
                 axes.plot(*zip(*points, strict=True), marker, color=LIGHT[colour], markersize=6, label=split)
         axes.set_yticks(range(len(arms)), arm_labels(arms), parse_math=False, color=LIGHT["ink"])
         axes.set_ylim(len(arms) - 0.5, -0.5)
-        axes.set_xlim(0, 1)
+        axes.set_xlim(-0.02, 1.02)
+        axes.grid(axis="x", color=LIGHT["rule"], linewidth=0.7)
+        axes.set_xlabel("success, with 95 % interval", color=LIGHT["muted"])
+        figure.legend(loc="outside upper right", ncols=2, frameon=False, labelcolor=LIGHT["ink"])
+    return figure
+
+
+def pairs_figure(rows: Sequence[tuple[str, Cell | Policy, Cell | Policy]]) -> Figure:
+    """Success of the same in two runs, A and B, with 95 % intervals."""
+    with matplotlib.rc_context(SETTINGS):
+        figure = blank(1.1 + 0.45 * len(rows))
+        axes = plain(figure.add_subplot())
+        for which, (shift, colour, marker) in enumerate(((-0.12, "blue", "o"), (0.12, "orange", "s"))):
+            scores = [(a, b)[which] for _, a, b in rows]
+            for i, score in enumerate(scores):
+                axes.plot(score.ci95, [i + shift] * 2, color=LIGHT[colour], linewidth=1.6, solid_capstyle="butt")
+            points = [(score.success, i + shift) for i, score in enumerate(scores)]
+            axes.plot(*zip(*points, strict=True), marker, color=LIGHT[colour], markersize=6, label="AB"[which])
+        axes.set_yticks(range(len(rows)), [short(r[0], 40) for r in rows], parse_math=False, color=LIGHT["ink"])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(-0.02, 1.02)
         axes.grid(axis="x", color=LIGHT["rule"], linewidth=0.7)
         axes.set_xlabel("success, with 95 % interval", color=LIGHT["muted"])
         figure.legend(loc="outside upper right", ncols=2, frameon=False, labelcolor=LIGHT["ink"])

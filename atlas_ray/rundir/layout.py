@@ -102,6 +102,10 @@ class RunLayout:
         """The report for people."""
         return self._marker("report")
 
+    def comparison(self, other: str) -> Path:
+        """This run beside another one of that name."""
+        return self.root / f"compare-{other}.html"
+
     @property
     def sync_state(self) -> Path:
         """What this machine knows of the run's storage."""

@@ -6,6 +6,7 @@ import pytest
 from report_runs import HOSTILE, POLICIES, policy, steps, write_run
 
 from atlas_ray.report import build_report
+from atlas_ray.report.compare import build_comparison
 from atlas_ray.rundir.files import append_jsonl, read_json, write_json
 
 pytestmark = pytest.mark.browser
@@ -208,6 +209,17 @@ def test_axe_finds_nothing(open_page, report_file, width, scheme):
     ]
     assert told == []
     assert {"color-contrast", "label", "button-name", "svg-img-alt"} <= {p["id"] for p in found["passes"]}
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_comparison_fits_and_axe_finds_nothing(open_page, tmp_path, width):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no browser: no axe-core")
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", policies=POLICIES[1:], name="w" * 300)
+    page = open_page(build_comparison(tmp_path / "a", tmp_path / "b"), width, color_scheme="dark")
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert [v["id"] for v in axe.Axe().run(page).response["violations"]] == []
+    assert page.locator("svg").count() == 3
 
 
 def test_foreign_text_stays_text(open_page, tmp_path):

@@ -119,7 +119,7 @@ def test_all_steps_and_forgetting(tmp_path):
         "Critical steps (value) teach as much as all steps, with 67\N{NO-BREAK SPACE}% fewer trained tokens."
     )
     assert forgetting.answer == (
-        "All does worse than before on PutNextLocalS5N3, which the untuned model could do; value does not."
+        "On PutNextLocalS5N3, which the untuned model could do, against it: worse: all steps; as good: value."
     )
     assert forgetting.numbers[0].startswith("all: 0.40 for 0.90, \N{MINUS SIGN}0.50 [")
     assert len(arm_headlines(run_of(tmp_path, [arm("none", 0.1, 0.2), *rows[1:]]))) == 1, "it could do nothing"

@@ -28,6 +28,7 @@ LONGEST = (
     "engines/test_actors.py",
     "cluster/test_workers.py",
     "sweep/test_sweep.py",
+    "stages/test_rounds.py",
     "envs/test_conformance.py",
     "rundir/test_logs.py",
     "agents/test_token_agent.py",

@@ -325,29 +325,13 @@ def test_rounds_whose_machine_is_lost_go_on_from_their_storage(folder, tmp_path,
     assert timeless(read_json(RunLayout(two).rounds)) == timeless(read_json(RunLayout(whole).rounds))
 
 
-QUICK_FORM = {
-    "workers": "0",
-    "switch.levels": '["GoToLocalS5N2"]',
-    "switch.max_steps": "8",
-    "switch.seeds": "[0]",
-    "switch.test_episodes": "4",
-    "switch.evaluate_episodes": "4",
-    "rounds.count": "1",
-    "rounds.episodes": "2",
-    "rounds.judge_episodes": "2",
-    "rounds.arms": '["calls"]',
-    "rounds.finetune.epochs": "1",
-    "rounds.stop": "false",
-}
-"""Of the recipe that ships."""
-
-
 def test_the_recipe_that_ships_plays_a_small_round(tmp_path, capsys):
-    recipe, out = load("together", QUICK_FORM), tmp_path / "run"
+    given = {"workers": "0", "rounds.arms": '["calls"]'}
+    recipe, out = load("together", given, quick=True), tmp_path / "run"
     pipeline.open_run(recipe, out)
     put_switches(recipe, out, (1, 1))
-    options = [f"--{key}={value}" for key, value in QUICK_FORM.items()]
-    assert main(["run", "together", "--out", str(out), *options]) == 0
+    options = [f"--{key}={value}" for key, value in given.items()]
+    assert main(["run", "together", "--quick", "--out", str(out), *options]) == 0
     made = load_rounds(RunLayout(out).rounds)
     assert [[a.arm for a in each.arms] for each in made.rounds] == [[], ["calls"]]
     said = capsys.readouterr().out
@@ -357,16 +341,23 @@ def test_the_recipe_that_ships_plays_a_small_round(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_rounds_that_train_their_switches_go_on_after_kill_9_in_every_part(tmp_path):
-    shorter = {"switch.steps": "80", "switch.evaluate_every": "40", "switch.updates_per_step": "0.5", "workers": "1"}
-    shorter["switch.seeds"] = "[0, 1]"
-    shorter["rounds.arms"] = '["calls", "deepthink-equal-calls"]'
-    options = [f"--{key}={value}" for key, value in (QUICK_FORM | shorter).items()]
-    command = [sys.executable, "-m", "atlas_ray", "run", "together", "--out", str(tmp_path / "run"), *options]
+    options = ["--workers=1", "--switch.seeds=[0, 1]", "--switch.updates_per_step=0.5"]
+    command = [
+        sys.executable,
+        "-m",
+        "atlas_ray",
+        "run",
+        "together",
+        "--quick",
+        "--out",
+        str(tmp_path / "run"),
+        *options,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     layout = RunLayout(tmp_path / "run")
     wanted = [
         layout.switch_judged,
-        layout.round_part(1, 0, "lesson").expert_part,
+        layout.round_part(1, 0, "lesson").recipe,
         layout.round_part(1, 0, "tuned").annotations("calls"),
         layout.deepthink_episodes(0).recipe,
         layout.round_part(1, 0, "switch").switch_episodes,

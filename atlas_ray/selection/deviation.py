@@ -9,7 +9,9 @@ The player is the environment's own expert without any bias, told of all that wa
 there; else a model (:func:`play_on_by_model`). The recorded rest of an episode is what the expert would do only as far
 as it advises just that. Where it does for the whole rest, as for what it played itself, the rest stands for its branch
 and costs nothing; where it does not (a habit, noise, another's trajectory), the expert plays on behind the recorded
-move as well. So a recorded move that is worse than the base's is not marked for what the expert makes good later.
+move as well. So a recorded move that is worse than the base's is not marked for what the expert makes good later; and
+one that is worse than what the expert itself would do there, as a habit or a slip is, is never marked: it would be
+learnt.
 """
 
 from __future__ import annotations
@@ -34,13 +36,18 @@ class Ending:
     success: bool
     steps: int
 
+    def is_better_than(self, other: Ending) -> bool:
+        """Whether only this one is a success, or one after fewer steps."""
+        return self.success and (not other.success or self.steps < other.steps)
+
 
 @dataclass(frozen=True)
 class Deviation:
     """A step at which the base would have done otherwise.
 
     ``expert`` and ``base`` are how the episode ends behind the move of each, played on by ``by``; None while nobody
-    could play on.
+    could play on. ``best`` is how it ends if the environment's expert plays on from there, where it would not have made
+    the recorded move.
     """
 
     action: str
@@ -48,6 +55,7 @@ class Deviation:
     expert: Ending | None = None
     base: Ending | None = None
     by: str | None = None
+    best: Ending | None = None
 
     @property
     def is_open(self) -> bool:
@@ -57,13 +65,16 @@ class Deviation:
     def cost(self, limit: int) -> float:
         """What the base's move costs: 1 for a success lost, -1 for one won; steps only where both succeed.
 
-        These are a share of ``limit``, the most steps of an episode, so that they never outweigh a success.
+        These are a share of ``limit``, the most steps of an episode, so that they never outweigh a success. At most 0
+        where the recorded move is no better than a slip.
         """
         assert self.expert is not None
         assert self.base is not None
         if self.expert.success and self.base.success:
-            return (self.base.steps - self.expert.steps) / limit
-        return float(self.expert.success) - float(self.base.success)
+            cost = (self.base.steps - self.expert.steps) / limit
+        else:
+            cost = float(self.expert.success) - float(self.base.success)
+        return min(0.0, cost) if self.best and self.best.is_better_than(self.expert) else cost
 
     def words(self, model: str) -> str:
         """What the base would have done, and what it costs."""
@@ -82,8 +93,8 @@ class Deviation:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
         """From :meth:`row`."""
-        ends = {side: Ending(**row[side]) for side in ("expert", "base") if side in row}
-        return cls(row["action"], row.get("thought"), ends.get("expert"), ends.get("base"), row.get("by"))
+        ends = {side: Ending(**row[side]) for side in ("expert", "base", "best") if side in row}
+        return cls(row["action"], row.get("thought"), by=row.get("by"), **ends)
 
 
 @dataclass
@@ -177,9 +188,10 @@ class ExpertPlaysOn:
         self._trajectory, self._spec, self._limit = trajectory, replay.spec, replay.limit
         self._begin, self._cpu_seconds, self._spent = begin, cpu_seconds, spent
         self._actions = [step.action for step in trajectory.steps]
-        self._recorded: Ending | None = None
-        self._own_from = len(self._actions)
-        """The first step behind which all recorded actions are its own, up to the end of the episode."""
+        self._others: set[int] = set()
+        """The steps at which it would have done otherwise."""
+        self._known: dict[int, Ending | None] = {}
+        """Ends of the episode behind recorded steps."""
         self._is_there = False
         self._look_on()
 
@@ -188,12 +200,17 @@ class ExpertPlaysOn:
         found = {}
         for t, move in base.items():
             made = Deviation(move.action, move.thought)
-            if (ending := self._behind(t, move.action)) is not None:
-                own = self._recorded if t >= self._own_from else self._behind(t, self._actions[t])
-                if own is not None:
-                    made = replace(made, expert=own, base=ending, by="expert")
+            if (ending := self._play_on(t, move.action)) is not None and (own := self._behind(t)) is not None:
+                best = self._behind(t - 1) if t in self._others else None
+                made = replace(made, expert=own, base=ending, by="expert", best=best)
             found[t] = made
         return Found(found, self._limit)
+
+    def _behind(self, t: int) -> Ending | None:
+        """The end if it plays on behind the recorded step ``t``, from the beginning for -1."""
+        if t not in self._known:
+            self._known[t] = self._play_on(t + 1)
+        return self._known[t]
 
     @contextmanager
     def _guided(self) -> Iterator[_Guided]:
@@ -209,20 +226,22 @@ class ExpertPlaysOn:
         """Ask the expert before each recorded step what it would do."""
         for attempt in Attempts():
             with attempt, suppress(envs.ExpertGaveUpError), self._guided() as game:
-                differs = -1
+                self._others.clear()
                 for t, action in enumerate(self._actions):
                     try:
                         advised = game.expert.act().action
                     except envs.ExpertGaveUpError:
                         advised = None
-                    differs = differs if advised == action else t
+                    if advised != action:
+                        self._others.add(t)
                     self._spent.replayed += 1
                     game.step(action)
                 if game.over:
-                    self._recorded, self._own_from = game.ending, max(0, differs)
+                    own = range(max(self._others, default=-1), len(self._actions))
+                    self._known = dict.fromkeys(own, game.ending)
 
-    def _behind(self, t: int, action: str) -> Ending | None:
-        """The end of the episode behind ``action`` at step ``t``; None where the expert gives up."""
+    def _play_on(self, t: int, action: str | None = None) -> Ending | None:
+        """The end if it plays on from step ``t``, or behind another's ``action`` there; None where it gives up."""
         ending = None
         for attempt in Attempts() if self._is_there else ():
             with attempt, suppress(envs.ExpertGaveUpError), self._guided() as game:
@@ -232,8 +251,8 @@ class ExpertPlaysOn:
                 following = action
                 while not game.over:
                     self._spent.played += 1
-                    game.step(following)
-                    following = "" if game.over else game.expert.act().action
+                    game.step(game.expert.act().action if following is None else following)
+                    following = None
                 ending = game.ending
         return ending
 

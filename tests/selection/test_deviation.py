@@ -104,10 +104,11 @@ def table_end(leads, room, steps, variation, name):
     return room == GOAL, steps
 
 
-def expected(t, end, on_alone=True):
+def expected(t, end, on_alone=True, slips=False):
     """(cost, base's end) of each step, ``end`` being how an episode ends from a room after so many steps.
 
-    Without ``on_alone`` it is so only where the base's move does not end the episode; else the recorded rest counts.
+    With ``slips`` a recorded move that is worse than the best is not learnt. Without ``on_alone`` it is so only where
+    the base's move does not end the episode; else the recorded rest counts.
     """
     leads, room, _ = doors(t.seed)
     found = []
@@ -117,6 +118,9 @@ def expected(t, end, on_alone=True):
         if not on_alone and leads[room][ACTIONS.index(own)] in (GOAL, END):
             theirs = True, len(t.steps)
         cost = (mine[1] - theirs[1]) / LIMIT if mine[0] and theirs[0] else float(theirs[0]) - float(mine[0])
+        best = end(leads, room, n, t.seed)
+        if slips and best[0] and (not theirs[0] or best[1] < theirs[1]):
+            cost = min(0.0, cost)
         found.append((0.0, None) if own == step.action else (cost, mine))
         room = leads[room][ACTIONS.index(step.action)]
     return found
@@ -125,9 +129,10 @@ def expected(t, end, on_alone=True):
 @pytest.mark.parametrize("bias", [None, {"noise": 0.5}, {"habit": ["red", "blue"]}])
 def test_costs_are_those_of_the_best_way_from_there_however_biased_the_recorded_expert_was(tmp_path, bias):
     trajectories, rows, annotated = run(recipe(bias=bias), tmp_path)
-    kinds = set()
+    kinds, slipped = set(), 0
     for t in trajectories:
-        wanted = expected(t, lambda leads, room, n, _: best_end(leads, room, n))
+        wanted = expected(t, lambda leads, room, n, _: best_end(leads, room, n), slips=True)
+        slipped += wanted != expected(t, lambda leads, room, n, _: best_end(leads, room, n))
         assert rows[t.id]["scores"] == pytest.approx([cost for cost, _ in wanted])
         deviations = {int(n): made for n, made in rows[t.id]["deviations"].items()}
         ends = {n: made["base"] for n, made in deviations.items()}
@@ -139,6 +144,7 @@ def test_costs_are_those_of_the_best_way_from_there_however_biased_the_recorded_
         best = sorted(range(len(wanted)), key=lambda n: (-wanted[n][0], n))[:most]
         assert annotated[t.id].critical == tuple(sorted(n for n in best if wanted[n][0] > 0))
     assert kinds >= ({0, 1, "lost"} if bias is None else {0, 1, -1, "lost"}), "all that can happen did"
+    assert (slipped > 0) == (bias is not None), "a slip is not marked, however much worse the base would do"
     assert {made["by"] for row in rows.values() for made in row["deviations"].values()} == {"expert"}
 
 
@@ -178,7 +184,7 @@ def test_steps_beyond_the_context_of_the_base_are_counted_and_not_marked(tmp_pat
         scores = [cost if n < 2 else 0.0 for n, (cost, _) in enumerate(wanted)]
         assert (rows[t.id]["scores"], rows[t.id]["beyond"]) == (pytest.approx(scores), len(t.steps) - 2)
         assert all(n < 2 for n in annotated[t.id].critical)
-    (told,) = [row for row in recover_jsonl(tmp_path / "metrics.jsonl") if row.get("selector") == "deviation"]
+    (told,) = [row for row in recover_jsonl(tmp_path / "metrics.jsonl") if "replayed_steps" in row]
     assert told["beyond_context"] == sum(len(t.steps) - 2 for t in trajectories) > 0
 
 
@@ -199,7 +205,7 @@ def test_a_base_that_does_as_the_expert_marks_nothing_which_ends_the_stage_with_
         select(made, tmp_path)
     rows = list(recover_jsonl(tmp_path / "annotations" / "scores" / "deviation.jsonl"))
     assert [row["deviations"] for row in rows] == [{}] * 5
-    (told,) = [row for row in recover_jsonl(tmp_path / "metrics.jsonl") if row.get("selector") == "deviation"]
+    (told,) = [row for row in recover_jsonl(tmp_path / "metrics.jsonl") if "replayed_steps" in row]
     steps = sum(len(row["scores"]) for row in rows)
     assert (told["rollout_steps"], told["replayed_steps"], told["deviations"]) == (steps, steps, 0)
 

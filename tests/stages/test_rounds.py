@@ -326,7 +326,7 @@ def test_rounds_whose_machine_is_lost_go_on_from_their_storage(folder, tmp_path,
 
 
 def test_the_recipe_that_ships_plays_a_small_round(tmp_path, capsys):
-    given = {"workers": "0", "rounds.arms": '["calls"]'}
+    given = {"workers": "0", "rounds.arms": '["calls"]', "switch.levels": '["GoToLocalS5N2"]'}
     recipe, out = load("together", given, quick=True), tmp_path / "run"
     pipeline.open_run(recipe, out)
     put_switches(recipe, out, (1, 1))

@@ -59,6 +59,8 @@ def _switches(recipe: Recipe | None) -> list[str]:
         "digits; a threshold is set in episodes that QUICK plays alone; the oracle asks the environment's expert.": (
             bool(s.baselines)
         ),
+        "Rounds: to tune QUICK on a switch's calls and train the switch again joins both methods, which neither paper "
+        "does; the arms, who acts in a round and which is kept are ours.": recipe.rounds is not None,
     }
     return [line for line, used in lines.items() if used]
 

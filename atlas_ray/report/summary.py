@@ -36,6 +36,11 @@ def summary(run: Run) -> str:
         models = " and ".join(m.model for m in s.models)
         learned = "1 switch learned in each trial" if swept else f"{count} switch{'es' * (count != 1)} learned"
         parts.append(f"{learned} between {models} on {', '.join(s.levels)}")
+    if recipe.rounds and recipe.switch and not swept:
+        r = recipe.rounds
+        parts.append(
+            f"at most {r.count} round{'s' * (r.count != 1)} of tuning {recipe.switch.models[0].model} on its calls"
+        )
     if recipe.sweep and swept:
         parts.append(f"swept over {', '.join(recipe.sweep.space)}")
     return "; ".join(parts) + "."

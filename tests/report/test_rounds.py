@@ -5,6 +5,7 @@ import pytest
 from atlas_ray.data.resampling import MeanDifference
 from atlas_ray.data.rounds import Collected, Comparison, Round, Rounds, System, TunedArm, load_rounds, write_rounds
 from atlas_ray.errors import InputError
+from atlas_ray.recipe.loading import Recipe
 from atlas_ray.report import build_report
 from atlas_ray.report.rounds import rounds_figure, rounds_headlines, rounds_part
 from atlas_ray.report.run import Run
@@ -103,8 +104,11 @@ def test_a_page_with_rounds_is_whole_and_one_without_has_no_word_of_them(tmp_pat
     write_json(tmp_path / "results.json", {"londi": {"policies": [policy]}})
     assert "Rounds of switching" not in build_report(tmp_path).read_text()
     write_rounds(RunLayout(tmp_path).rounds, rounds())
+    recipe = {"name": "r", "switch": {"levels": ["GoToLocalS5N2"], "costs": [0.05]}, "rounds": {"count": 1}}
+    write_json(RunLayout(tmp_path).recipe, Recipe.model_validate(recipe).model_dump(mode="json"))
     page = build_report(tmp_path).read_text()
     check(page)
+    assert "at most 1 round of tuning tiny-quick on its calls" in page and "which neither paper does" in page
     assert "Rounds of switching and tuning" in page and "What QUICK learned from" in page
 
 

@@ -90,7 +90,7 @@ def build_report(run_dir: str | Path) -> Path:
         el("header", el("h1", title), el("p", summary(run), cls="lead")),
         *_section("What came out", [*answers_part(headlines), *_answers_note(headlines)]),
         *sweep_part(run.root),
-        *_section("Pictures", _all(_PICTURES, run)),
+        *_section("Pictures", [el("div", shown, cls="pictures")] if (shown := _all(_PICTURES, run)) else []),
         *_section("Tables", [*_all(_TABLES, run), *_not_there(run)]),
         *_section("Episodes", viewer),
         *_section("For those who check", _checks(run)),

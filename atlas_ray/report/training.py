@@ -33,7 +33,7 @@ def training_part(run_dir: Path) -> list[Html]:
         for name, run in runs.items()
     ]
     return [
-        el("h2", "How the models were trained"),
+        el("h3", "How the models were trained"),
         table(heads, rows),
         el(
             "p",

@@ -193,6 +193,8 @@ def test_nothing_makes_the_page_scroll_sideways(open_page, tmp_path, width):
     for fold in page.locator("details").all():
         fold.evaluate("fold => { fold.open = true; }")
     assert page.evaluate("document.documentElement.scrollWidth") == width
+    below = "document.documentElement.scrollHeight - document.querySelector('main').getBoundingClientRect().height"
+    assert page.evaluate(below) == pytest.approx(0, abs=2), "nothing lies below what is shown"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

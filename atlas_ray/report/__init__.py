@@ -21,6 +21,7 @@ from ..rundir.layout import RunLayout
 from . import arm_headlines, switch_headlines
 from .claims import claims
 from .collected import collected_part
+from .distilled import distilled_part
 from .episode_view import RecordedEpisode, SwitchStep, switch_episode_view
 from .forgetting import COULD
 from .headlines import WITHIN, Headline, answers_part, picture
@@ -66,6 +67,7 @@ _TABLES: tuple[Part, ...] = (
     arms_part,
     lambda run: collected_part(run.layout),
     lambda run: _agreement(run),
+    lambda run: distilled_part(run.layout),
     lambda run: _starts(run),
     lambda run: _replies(run),
     lambda run: training_part(run.root),

@@ -30,6 +30,7 @@ Features = Mapping[str, NDArray[np.float32]]
 """``[T, F]`` of each trajectory, by its id."""
 FIELD = "select.distilled.teacher"
 _SAID, _PLACE = 6, 4
+_MOST_FOLDS = 5
 _PARTS = ("fit", "fit", "fit", "tune", "test")
 """Trajectories of an environment are dealt out to these in turn."""
 
@@ -94,75 +95,106 @@ def parts_of(trajectories: Iterable[Trajectory]) -> dict[str, list[Trajectory]]:
 class Distilled:
     """A fitted head and from which probability on a step is marked.
 
-    ``quality`` are its numbers on trajectories that neither fitted nor tuned it.
+    Attributes:
+        head: says how probable a mark is.
+        threshold: the least probability of a marked step.
+        held_out: its numbers on trajectories that neither fitted nor tuned it.
+        left_out: numbers of heads that were fitted and tuned without an environment, on all its trajectories, over all
+            environments: what to expect elsewhere. None where that cannot be had.
     """
 
     head: Head
     threshold: float
-    quality: dict[str, Any]
+    held_out: dict[str, Any]
+    left_out: dict[str, Any] | None
 
 
-def distil(teacher: MarkedRun, features: Features, groups: Sequence[int], fraction: float) -> Distilled:
-    """Fit a head on a teacher's marks, tune and test it on other trajectories of the same run.
-
-    The threshold makes as many marks as the teacher's on the trajectories that tune, or as many as the cap allows.
+class Distiller:
+    """Learns a teacher's marks.
 
     Args:
         teacher: trajectories and marks.
         features: of the trajectories; those without are left out.
         groups: sizes of the groups of features.
         fraction: the cap m.
-
-    Raises:
-        InputError: there are too few trajectories, or too few or too many marks, to fit, tune and test.
     """
-    parts = parts_of(t for t in teacher.trajectories if t.id in features)
-    steps = {part: sum(len(t.steps) for t in each) for part, each in parts.items()}
-    marked = {part: _marked(each, teacher.marks) for part, each in parts.items()}
-    for part, found in marked.items():
-        if not found.any() or found.all():
-            raise InputError(
-                f"marks {int(found.sum())} of {steps[part]} steps of the {len(parts[part])} trajectories that {part} "
-                f"the head (of {len(teacher.trajectories)}): it takes more trajectories, with steps of both kinds",
-                field=FIELD,
-            )
-    known = sorted({t.env for t in teacher.trajectories})
-    read = {
-        part: Steps(
-            np.concatenate([features[t.id] for t in each]),
-            marked[part],
-            np.repeat([known.index(t.env) for t in each], [len(t.steps) for t in each]),
-        )
-        for part, each in parts.items()
-    }
-    head = fit_head(read["fit"], read["tune"], groups)
-    tuned = {t.id: head.probabilities(features[t.id]) for t in parts["tune"]}
-    threshold = threshold_for(tuned.values(), int(marked["tune"].sum()), fraction)
-    scores = {t.id: head.probabilities(features[t.id]) for t in parts["test"]}
-    chosen = [select_by_probability(t, scores[t.id], fraction, threshold) for t in parts["test"]]
-    told = head.probabilities(read["test"].features_NF)
-    compared = agreement(parts["test"], chosen, [teacher.marks[t.id] for t in parts["test"]], ("distilled", "teacher"))
-    quality = {
-        "trajectories": len(chosen),
-        "steps": steps["test"],
-        "auc": auc(told, marked["test"]),
-        "brier": brier(told, marked["test"]),
-        "brier_of_share": brier(np.full(len(told), marked["fit"].mean()), marked["test"]),
-        "calibration_error": calibration_error(told, marked["test"]),
-        **marks_quality(_marked(parts["test"], {a.trajectory_id: a for a in chosen}), marked["test"]),
-        "kappa_ci95": list(compared.kappa_ci95) if compared.kappa_ci95 else None,
-    }
-    return Distilled(head, threshold, quality)
+
+    def __init__(self, teacher: MarkedRun, features: Features, groups: Sequence[int], fraction: float) -> None:
+        self._teacher, self._features, self._groups, self._fraction = teacher, features, groups, fraction
+        self._there = [t for t in teacher.trajectories if t.id in features]
+
+    def distil(self) -> Distilled:
+        """Fit a head, tune it and test it, each on other trajectories.
+
+        Raises:
+            InputError: there are too few trajectories, or too few or too many marks.
+        """
+        parts = parts_of(self._there)
+        for part, each in parts.items():
+            if not each or not (steps := self._steps(each)).of_both_kinds:
+                marks = (
+                    f"marks {int(steps.marked_N.sum())} of {len(steps.marked_N)} steps of" if each else "has none of"
+                )
+                raise InputError(
+                    f"{marks} the {len(each)} trajectories that {part} the head (of {len(self._there)}): it takes more "
+                    "trajectories, with steps of both kinds",
+                    field=FIELD,
+                )
+        head, threshold = self._fit(parts)
+        held_out = self._quality([(head, threshold, parts["test"])])
+        return Distilled(head, threshold, held_out, self._left_out())
+
+    def _left_out(self) -> dict[str, Any] | None:
+        known = sorted({t.env for t in self._there})
+        folds = [known[n::_MOST_FOLDS] for n in range(min(_MOST_FOLDS, len(known)))]
+        found = []
+        for fold in folds:
+            parts = parts_of(t for t in self._there if t.env not in fold)
+            if not all(parts[part] and self._steps(parts[part]).of_both_kinds for part in ("fit", "tune")):
+                return None
+            found.append((*self._fit(parts), [t for t in self._there if t.env in fold]))
+        return self._quality(found)
+
+    def _fit(self, parts: Mapping[str, Sequence[Trajectory]]) -> tuple[Head, float]:
+        """The threshold makes as many marks as the teacher's where it is tuned, or as many as the cap allows."""
+        tune = self._steps(parts["tune"])
+        head = fit_head(self._steps(parts["fit"]), tune, self._groups)
+        told = [head.probabilities(self._features[t.id]) for t in parts["tune"]]
+        return head, threshold_for(told, int(tune.marked_N.sum()), self._fraction)
+
+    def _steps(self, trajectories: Sequence[Trajectory]) -> Steps:
+        features = np.concatenate([self._features[t.id] for t in trajectories])
+        return Steps(features, _marked(trajectories, self._teacher.marks))
+
+    def _quality(self, tests: Sequence[tuple[Head, float, Sequence[Trajectory]]]) -> dict[str, Any]:
+        """Numbers over several heads, each with its threshold and its trajectories."""
+        tested = [t for _, _, trajectories in tests for t in trajectories]
+        told = {t.id: head.probabilities(self._features[t.id]) for head, _, each in tests for t in each}
+        chosen = [select_by_probability(t, told[t.id], self._fraction, least) for _, least, each in tests for t in each]
+        marks = [self._teacher.marks[t.id] for t in tested]
+        truth, said = _marked(tested, self._teacher.marks), np.concatenate([told[t.id] for t in tested])
+        compared = agreement(tested, chosen, marks, ("distilled", "teacher"))
+        return {
+            "trajectories": len(tested),
+            "steps": len(truth),
+            "auc": auc(said, truth),
+            "brier": brier(said, truth),
+            "brier_of_share": brier(np.full(len(truth), truth.mean()), truth),
+            "calibration_error": calibration_error(said, truth),
+            **marks_quality(_marked(tested, {a.trajectory_id: a for a in chosen}), truth),
+            "kappa_ci95": list(compared.kappa_ci95) if compared.kappa_ci95 else None,
+        }
 
 
 def threshold_for(probabilities: Iterable[NDArray[np.float64]], marks: int, fraction: float) -> float:
     """The probability from which on ``marks`` steps are marked, at most ``max_critical_steps`` of each trajectory.
 
-    Ties may make it more; where the cap allows fewer, it is the least of those that the cap lets through.
+    It lies midway between the last step that is marked and the first that is not. Ties may make it more steps; where
+    the cap allows fewer, it is the least of those that the cap lets through.
     """
     let_through = [np.sort(each)[::-1][: max_critical_steps(fraction, len(each))] for each in probabilities]
     ordered = np.sort(np.concatenate(let_through))[::-1]
-    return float(ordered[min(marks, len(ordered)) - 1])
+    return float(ordered[marks - 1 : marks + 1].mean()) if marks < len(ordered) else float(ordered[-1])
 
 
 def select_by_probability(

@@ -32,8 +32,8 @@ from ..rundir.progress import say, track
 from .distilled import (
     FIELD,
     Distilled,
+    Distiller,
     Features,
-    distil,
     groups_of,
     model_features,
     select_by_probability,
@@ -185,14 +185,12 @@ def _fit(stage: _Stage, teacher: MarkedRun) -> None:
         raise AtlasError(f"distilled: none of the {len(teacher.trajectories)} episodes of the teacher can be read")
     width = next(iter(features.values())).shape[1]
     groups = groups_of(width, stage.config.encoder not in TEXT_ENCODERS)
-    made = distil(teacher, features, groups, stage.fraction)
+    made = Distiller(teacher, features, groups, stage.fraction).distil()
     made.head.save(stage.layout.head_tensors, stage.layout.head, _about(stage, teacher, made))
     shutil.rmtree(stage.layout.encoded("").parent, ignore_errors=True)
-    q = made.quality
-    say(
-        f"  distilled: on {q['trajectories']} other trajectories of {stage.config.teacher} it tells marked steps from "
-        f"others with an AUC of {q['auc']:.2f} and agrees with a kappa of {q['kappa'] or 0.0:.2f}"
-    )
+    for told, where in ((made.held_out, "other trajectories"), (made.left_out, "environments that were left out")):
+        if told:
+            say(f"  distilled: on {where} of the teacher's run AUC {told['auc']:.2f}, kappa {told['kappa'] or 0.0:.2f}")
 
 
 def _about(stage: _Stage, teacher: MarkedRun, made: Distilled) -> dict[str, Any]:
@@ -213,7 +211,8 @@ def _about(stage: _Stage, teacher: MarkedRun, made: Distilled) -> dict[str, Any]
             "levels": sorted({t.env for t in teacher.trajectories}),
             "cost": {name: amount for name, amount in spent.items() if amount},
         },
-        "held_out": made.quality,
+        "held_out": made.held_out,
+        "left_out": made.left_out,
     }
 
 

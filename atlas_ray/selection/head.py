@@ -25,7 +25,6 @@ Array = NDArray[Any]
 PENALTIES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 """Weights of the squared norm, from the stiffest head to the most pliant."""
 _TOLERANCE = 1e-8
-_FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -82,55 +81,32 @@ class Head:
 
 @dataclass(frozen=True)
 class Steps:
-    """Features ``[N, F]`` of steps, whether each is ``marked``, and a number for the ``environment`` of each."""
+    """Features ``[N, F]`` of steps, and whether each is marked."""
 
     features_NF: Array
     marked_N: Array
-    environment_N: Array
 
-    def __post_init__(self) -> None:
-        if not self.marked_N.any() or self.marked_N.all():
-            raise ValueError("it takes marked and unmarked steps")
-
-    def of(self, chosen_N: Array) -> Steps:
-        """Some of them."""
-        return Steps(self.features_NF[chosen_N], self.marked_N[chosen_N], self.environment_N[chosen_N])
+    @property
+    def of_both_kinds(self) -> bool:
+        """Whether there are marked and unmarked ones, which a fit takes."""
+        return bool(self.marked_N.any()) and not self.marked_N.all()
 
 
 def fit_head(fit: Steps, tune: Steps, groups: Sequence[int]) -> Head:
-    """A head that is fitted on some steps and calibrated on others.
+    """A head that is fitted on some steps and tuned on others.
 
     Features are standardised, and each group of them weighs what one feature would. Of :data:`PENALTIES` the one counts
-    that does best on environments that the fit has not seen, each fold left out in turn; where all steps are of one
-    environment, or of those that are left all are marked or none is, on the steps to ``tune``. The stiffer one wins
-    ties. The calibration is Platt's.
+    that gives the steps that tune the least log loss, the stiffer one at a tie. The calibration is Platt's.
 
     Args:
         fit: to fit on.
-        tune: to calibrate on.
+        tune: to choose the penalty and to calibrate on.
         groups: how many features, one behind the other, are of one kind.
     """
-    losses = _losses_elsewhere(fit, groups) or [
-        _log_loss(h.scores(tune.features_NF), tune.marked_N) for h in _path(fit, groups)
-    ]
-    best = losses.index(min(losses))
-    head = _path(fit, groups)[best]
+    heads = _path(fit, groups)
+    head = min(heads, key=lambda head: _log_loss(head.scores(tune.features_NF), tune.marked_N))
     slope, offset = calibration(head.scores(tune.features_NF), tune.marked_N)
     return replace(head, slope=slope, offset=offset)
-
-
-def _losses_elsewhere(fit: Steps, groups: Sequence[int]) -> list[float]:
-    """Mean loss of each penalty on folds of environments that were left out; nothing where that cannot be done."""
-    fold_N = fit.environment_N % _FOLDS
-    losses = []
-    for fold in np.unique(fold_N):
-        here_N = fold_N == fold
-        rest = fit.marked_N[~here_N]
-        if not len(rest) or not rest.any() or rest.all():
-            return []
-        features_MF, marked_M = fit.features_NF[here_N], fit.marked_N[here_N]
-        losses.append([_log_loss(head.scores(features_MF), marked_M) for head in _path(fit.of(~here_N), groups)])
-    return [float(loss) for loss in np.mean(losses, 0)]
 
 
 def _path(fit: Steps, groups: Sequence[int]) -> list[Head]:

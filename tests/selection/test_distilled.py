@@ -173,6 +173,9 @@ def test_marks_that_follow_from_the_text_are_learnt_and_found_in_other_environme
     quality = told["held_out"]
     assert quality["auc"] > 0.99 and quality["kappa"] > 0.9 and quality["brier"] < quality["brier_of_share"] / 2
     assert quality["kappa_ci95"][0] > 0.8 and quality["calibration_error"] < 0.15
+    left_out = told["left_out"]
+    assert (quality["trajectories"], left_out["trajectories"]) == (18, 90)
+    assert left_out["auc"] > 0.99 and left_out["kappa"] > 0.9, "what is learnt holds for environments left out"
     assert (told["teacher"]["trajectories"], told["teacher"]["levels"]) == (90, ["e1", "e2", "e3"])
     own = episodes(40, levels=("e8", "e9"), seed=1)
     made = made_by(run_dir)
@@ -195,9 +198,10 @@ def test_the_log_says_what_reading_took(finished):
 
 def test_marks_without_rhyme_teach_nothing_and_break_nothing(folder, tmp_path):
     pipeline.run(recipe_of(folder, "blind/theirs"), tmp_path / "run", ("collect", "select"))
-    quality = read_json(tmp_path / "run" / "annotations" / "distilled" / "head.json")["held_out"]
+    told = read_json(tmp_path / "run" / "annotations" / "distilled" / "head.json")
+    quality = told["held_out"]
     assert abs(quality["kappa"]) < 0.25 and 0.3 < quality["auc"] < 0.7
-    assert quality["kappa_ci95"][0] < 0.05
+    assert quality["kappa_ci95"][0] < 0.05 and abs(told["left_out"]["kappa"]) < 0.25
     agreed = sum(
         made.critical == picked(t)
         for t, made in zip(episodes(40, seed=1), made_by(tmp_path / "run").values(), strict=True)
@@ -214,7 +218,7 @@ def test_a_run_killed_anywhere_ends_like_one_that_was_not(folder, finished, tmp_
     pipeline.run(recipe, run_dir, ("collect",))
     for place, name, calls in (
         (distilled_stage, "save_file", 1),  # while the teacher's episodes are read
-        (distilled_stage, "distil", 0),  # before the head is fitted
+        (distilled_stage, "Distiller", 0),  # before the head is fitted
         (distilled_stage, "_about", 0),  # before it is written
         (distilled_stage.ResultFile, "stream", 0),  # before this run's own episodes are read
         (distilled_stage, "select_by_probability", 3),

@@ -5,17 +5,17 @@ import pytest
 import torch
 
 from atlas_ray.errors import InputError
-from atlas_ray.selection.head import PENALTIES, Head, Steps, _losses_elsewhere, calibration, fit_head
+from atlas_ray.selection.head import PENALTIES, Head, Steps, calibration, fit_head
 
 GROUPS = (3, 2)
 
 
-def drawn(count, environments=3, seed=0):
+def drawn(count, seed=0):
     """Steps whose marks follow from a feature of each group, with noise; features of unlike scale, one constant."""
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(count, 5)) * [1, 10, 0, 0.1, 1] + [0, 5, 2, 0, 0]
     odds = 2 * features[:, 0] - 15 * features[:, 3] + rng.logistic(size=count)
-    return Steps(features.astype(np.float32), odds > 0.5, np.arange(count) % environments)
+    return Steps(features.astype(np.float32), odds > 0.5)
 
 
 def standardised(steps, groups=GROUPS):
@@ -49,37 +49,8 @@ def test_the_gradient_is_zero_at_the_weights_and_newtons_method_finds_the_same()
     assert head.weights_F[2] == 0.0, "a constant feature says nothing"
 
 
-def test_the_penalty_does_best_on_environments_that_the_fit_has_not_seen():
-    fit, tune = drawn(300), drawn(100, seed=1)
-    losses = np.zeros(len(PENALTIES))
-    for environment in range(3):
-        here = fit.environment_N == environment
-        rest = fit.of(~here)
-        x = rest.features_NF.astype(np.float64)
-        spread = np.where(x.std(0) > 1e-5, x.std(0), 1.0) * np.sqrt(np.repeat(GROUPS, GROUPS))
-        left_out = np.c_[(fit.features_NF[here] - x.mean(0)) / spread, np.ones(here.sum())]
-        for number, penalty in enumerate(PENALTIES):
-            w = newton(standardised(rest), rest.marked_N, penalty)
-            p = 1 / (1 + np.exp(-left_out @ w))
-            losses[number] -= np.log(np.where(fit.marked_N[here], p, 1 - p)).mean() / 3
-    assert _losses_elsewhere(fit, GROUPS) == pytest.approx(losses, abs=1e-6)
-    assert fit_head(fit, tune, GROUPS).penalty == PENALTIES[losses.argmin()]
-
-
-def test_what_holds_in_one_environment_only_makes_the_head_stiffer():
-    rng = np.random.default_rng(2)
-    features = rng.normal(size=(600, 5)).astype(np.float32)
-    sign = np.array([1, -1, 1])[np.arange(600) % 3]
-    marked = sign * features[:, 0] + 0.3 * features[:, 3] > 0
-    apart = fit_head(Steps(features, marked, np.arange(600) % 3), drawn(100), GROUPS)
-    alone = Steps(features[sign > 0], marked[sign > 0], np.zeros(400, int))
-    together = fit_head(alone, alone, GROUPS)
-    assert apart.penalty > together.penalty
-
-
-def test_one_environment_is_tuned_on_other_steps_of_it():
-    fit, tune = drawn(60, environments=1), drawn(400, environments=1, seed=1)
-    assert _losses_elsewhere(fit, GROUPS) == []
+def test_the_penalty_does_best_on_the_steps_that_tune():
+    fit, tune = drawn(60), drawn(400, seed=1)
     losses = []
     for penalty in PENALTIES:
         w = newton(standardised(fit), fit.marked_N, penalty)
@@ -127,6 +98,6 @@ def test_a_head_that_is_damaged_is_refused(tmp_path, broken):
         Head.load(tmp_path / "a.safetensors", tmp_path / "a.json")
 
 
-def test_steps_of_one_kind_are_refused():
-    with pytest.raises(ValueError, match="marked and unmarked"):
-        drawn(30).of(np.flatnonzero(drawn(30).marked_N))
+def test_a_fit_takes_steps_of_both_kinds():
+    assert drawn(30).of_both_kinds
+    assert [Steps(np.zeros((3, 5)), np.full(3, kind)).of_both_kinds for kind in (True, False)] == [False, False]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..data.paired import Difference, level_for
 from ..data.results import Arm
 from .forgetting import Forgotten, forgotten, known_levels
-from .headlines import WITHIN, Headline, is_as_good, listed, percent, picture, with_interval
+from .headlines import WITHIN, Headline, is_as_good, listed, percent, picture, trained_once, with_interval
 from .outcomes import difference
 from .page import Html
 from .plots import atlas_figure, svg, tokens_figure
@@ -74,6 +74,10 @@ def _pairs(run: Run, pairs: Sequence[tuple[str, Arm, str, Arm]]) -> list[_Pair]:
     return [_Pair(name, a, other, b, held_in(a, b)) for name, a, other, b in pairs]
 
 
+def _once(pairs: Sequence[_Pair]) -> str:
+    return trained_once(arm for pair in pairs for arm in (pair.arm, pair.other))
+
+
 def _critical(run: Run) -> list[tuple[str, Arm]]:
     labelled = zip(arm_labels(run.arms), run.arms, strict=True)
     return [(name, arm) for name, arm in labelled if not is_control(arm.selector)]
@@ -128,7 +132,9 @@ def _against_random(run: Run) -> Headline | None:
         else:
             answer = "It depends on the arm. " + "; ".join(s for s in said if s).capitalize() + "."
     numbers = [p.number for p in pairs]
-    return Headline("arms", "Do critical steps teach more than random ones?", answer, numbers, _arms_picture(run))
+    return Headline(
+        "arms", "Do critical steps teach more than random ones?", answer, numbers, _arms_picture(run), _once(pairs)
+    )
 
 
 def _against_all(run: Run) -> Headline | None:
@@ -154,7 +160,7 @@ def _against_all(run: Run) -> Headline | None:
                 f"{_episodes(best.arm)}."
             )
     numbers = [p.number for p in sorted(pairs, key=lambda p: p is not best)]
-    return Headline("tokens", "Can they stand in for all steps?", answer, numbers, _tokens_picture(run))
+    return Headline("tokens", "Can they stand in for all steps?", answer, numbers, _tokens_picture(run), _once(pairs))
 
 
 def _tokens(arm: Arm, other: Arm) -> str:
@@ -187,7 +193,14 @@ def _forgetting(run: Run) -> Headline | None:
         said = "; ".join(f"{how}: {listed(names)}" for how, names in told.items() if names)
         answer = f"On {listed(levels)}, which the untuned model could do, against it: {said}."
     numbers = [f"{name}: {row.success:.2f} for {row.base:.2f}, {with_interval(row.change)}" for name, row in rows]
-    return Headline("forgetting", "Does tuning forget what the model could do?", answer, numbers, None)
+    return Headline(
+        "forgetting",
+        "Does tuning forget what the model could do?",
+        answer,
+        numbers,
+        None,
+        trained_once(arm for _, arm in trained),
+    )
 
 
 def _episodes(arm: Arm) -> str:

@@ -6,10 +6,11 @@ named. What cannot be told is said to be so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..data.paired import Difference
+from ..data.results import Arm, Policy
 from .page import Html, el, scrolling
 
 WITHIN = 0.05
@@ -28,6 +29,7 @@ class Headline:
         answer: one or two sentences without intervals.
         numbers: what the answer was made from, with intervals; the first six are shown.
         picture: a ``figure`` element, or None.
+        caveat: what the answer does not know, or nothing.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Headline:
     answer: str
     numbers: Sequence[str] = ()
     picture: Html | None = None
+    caveat: str = ""
 
 
 def answers_part(headlines: Sequence[Headline]) -> list[Html]:
@@ -48,8 +51,15 @@ def _answer(h: Headline) -> Html:
         numbers.append(el("li", f"… and {more} more, see all comparisons below."))
     told = [el("h3", h.question), el("p", h.answer, cls="headline")]
     told += [el("ul", numbers, cls="numbers")] if numbers else []
+    told += [el("p", h.caveat, cls="note")] if h.caveat else []
     shown = [h.picture] if h.picture is not None else []
     return el("section", el("div", told, cls="said"), *shown, cls="answer" if shown else "answer alone", id=h.name)
+
+
+def trained_once(scored: Iterable[Arm | Policy]) -> str:
+    """The caveat of an answer on models of which one was trained only once; nothing where none was."""
+    once = any(len(each.seeds) == 1 for each in scored)
+    return "Trained once: the intervals know nothing of the spread between trainings." if once else ""
 
 
 def picture(image: Html, caption: str) -> Html:

@@ -26,7 +26,7 @@ SETTINGS: Any = {"svg.fonttype": "none", "svg.hashsalt": "atlas-ray", "font.size
 
 def blank(height: float) -> Figure:
     """A figure of the page's width, ``height`` inches high, without a background."""
-    figure = Figure(figsize=(6.4, height), layout="constrained")
+    figure = Figure(figsize=(5.6, height), layout="constrained")
     FigureCanvasAgg(figure)
     figure.patch.set_alpha(0)
     return figure

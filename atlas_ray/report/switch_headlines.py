@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..data.paired import Difference, level_for
 from ..data.results import Policy
-from .headlines import Headline, is_as_good, percent, picture, with_interval
+from .headlines import Headline, is_as_good, percent, picture, trained_once, with_interval
 from .outcomes import difference, unpaired
 from .page import Html
 from .plots import svg
@@ -54,7 +54,7 @@ def _headline(run: Run, learned: list[Policy], shown: Html) -> Headline:
         f"{p.deepthink_calls_per_episode:.2f} calls per episode against {pair[1].deepthink_calls_per_episode:.2f}"
         for p in sorted(learned, key=lambda p: p.name != chosen.name)
     ]
-    return Headline("switch", question, answer, [lines[0], number, *lines[1:]], shown)
+    return Headline("switch", question, answer, [lines[0], number, *lines[1:]], shown, trained_once([chosen]))
 
 
 def _chosen(learned: list[Policy], to_deepthink: dict[str, Difference]) -> Policy:

@@ -199,6 +199,15 @@ def test_the_frontier_leaves_out_what_another_beats_and_the_oracle():
     assert [p.name for p in found] == ["always-quick", "c"]
 
 
+def test_what_was_trained_once_has_a_caveat(tmp_path):
+    rows = [arm("random", 0.5, 0.2), {**arm("value", 0.7, 0.2), "seeds": [0]}]
+    assert arm_headlines(run_of(tmp_path, rows))[0].caveat.startswith("Trained once")
+    assert arm_headlines(run_of(tmp_path, [rows[0], arm("value", 0.7, 0.2)]))[0].caveat == ""
+    for seeds, caveat in (([0], "Trained once"), ([0, 1], "")):
+        one = policy("londi(c=0.05)", 0.8, 2.0, cost=0.05, seeds=seeds, success_by_seed=[0.8] * len(seeds))
+        assert switch(tmp_path, QUICK, DEEP, one).caveat[:12] == caveat
+
+
 def test_a_run_without_scores_has_no_headlines(tmp_path):
     run = Run(tmp_path, None, None)
     assert switch_headlines(run) == [] and arm_headlines(run) == []

@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..rundir.files import write_text
 from ..rundir.layout import RunLayout
 from .headlines import Headline, answers_part, listed, picture, with_interval
-from .outcomes import Episode, Played, compared, difference
+from .outcomes import Episode, Played, compared, compared_calls, difference
 from .page import NOTHING, Html, el, missing, page, short, table
 from .plots import pairs_figure, svg
 from .run import Run, read_run
@@ -84,8 +84,8 @@ def build_comparison(first: str | Path, second: str | Path, out: str | Path | No
 _NOTE = (
     "B less A, with 95 % intervals: of what played the same levels and seeds in both from these episodes, else as if "
     "the two were independent. Intervals above are widened so that all comparisons of a question hold together; in the "
-    "tables each is for itself. Arms are the same by selector, cap and anchor, policies by name; whatever else differs "
-    "stands in the last table."
+    "tables each is for itself. Calls are compared on shared episodes alone, by resampling. Arms are the same by "
+    "selector, cap and anchor, policies by name; whatever else differs stands in the last table."
 )
 
 
@@ -228,7 +228,15 @@ def _arms_table(a: Run, b: Run, arms: Sequence[_Both], held_out: Sequence[_Both]
 
 
 def _policies_table(a: Run, b: Run, policies: Sequence[_Both]) -> Html:
-    heads = ["policy", "success, A", "success, B", "B less A", "calls per episode, A", "calls per episode, B"]
+    heads = [
+        "policy",
+        "success, A",
+        "success, B",
+        "B less A",
+        "calls per episode, A",
+        "calls per episode, B",
+        "B less A",
+    ]
     units = [run.policies[0].compute_unit if run.policies else "" for run in (a, b)]
     heads += [f"compute ({unit}), {letter}" for unit, letter in zip(units, "AB", strict=True)]
     of_a, of_b = ({p.name: p for p in run.policies} for run in (a, b))
@@ -237,6 +245,7 @@ def _policies_table(a: Run, b: Run, policies: Sequence[_Both]) -> Html:
         pair = (of_a.get(name), of_b.get(name))
         row: list[str | Html] = [name, *(rate(p) for p in pair), _less(name, policies)]
         row += [NOTHING if p is None else f"{p.deepthink_calls_per_episode:.2f}" for p in pair]
+        row.append(_less_calls(a, b, name))
         rows.append([*row, *(NOTHING if p is None else f"{p.compute:.3g}" for p in pair)])
     return table(heads, rows)
 
@@ -244,6 +253,13 @@ def _policies_table(a: Run, b: Run, policies: Sequence[_Both]) -> Html:
 def _less(name: str, both: Sequence[_Both]) -> str | Html:
     found = next((x for x in both if x.name == name), None)
     return NOTHING if found is None else with_interval(found.d)
+
+
+def _less_calls(a: Run, b: Run, name: str) -> str:
+    if not _same_levels(a, b, "switch"):
+        return NOTHING
+    d = compared_calls(b.outcomes.calls.get(name, {}), a.outcomes.calls.get(name, {}))
+    return NOTHING if d is None else with_interval(Difference(*d))
 
 
 # -- settings

@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..data.paired import Difference, paired_difference, two_sided_quantile
+from ..data.resampling import MeanDifference, resampled_difference
 from ..data.results import Arm, Cell, Policy, combine
 from ..errors import InputError
 from ..rundir.layout import RunLayout
@@ -28,6 +31,8 @@ class Outcomes:
 
     arms: dict[str, Played] = field(default_factory=dict)
     policies: dict[str, Played] = field(default_factory=dict)
+    calls: dict[str, dict[int | None, dict[Episode, int]]] = field(default_factory=dict)
+    """Calls of the policies in the same episodes."""
     offsets: dict[tuple[str, str, int], int] = field(default_factory=dict)
     """Where in the file of the evaluation the row of an episode begins, by model, level and seed."""
 
@@ -52,6 +57,19 @@ def compared(
         return None
     a, b = ([[p[e] for e in shared] for p in one.values()] for one in (first, second))
     return paired_difference(a, b, level)
+
+
+def compared_calls(
+    first: dict[int | None, dict[Episode, int]], second: dict[int | None, dict[Episode, int]]
+) -> MeanDifference | None:
+    """Calls per episode of the first less those of the second, where they played the same episodes."""
+    played = [*first.values(), *second.values()]
+    if not first or not second or not (shared := sorted(set.intersection(*(set(p) for p in played)))):
+        return None
+    a, b = (np.array([[p[e] for e in shared] for p in one.values()], float) for one in (first, second))
+    if len(a) != len(b):  # seeds that do not pair are averaged, so that the interval is for new episodes alone
+        a, b = a.mean(0, keepdims=True), b.mean(0, keepdims=True)
+    return resampled_difference(a, b)
 
 
 def unpaired(terms: Sequence[tuple[float, Cell | Policy]], level: float = 0.95) -> Difference:
@@ -82,6 +100,9 @@ def read_outcomes(layout: RunLayout) -> Outcomes:
         _note(found.arms, name if training is not None else str(row["model"]), training, row)
     for _, row in _rows(layout.switch_episodes, ("policy", "level", "seed")):
         _note(found.policies, row["policy"], row.get("training"), row)
+        if not row.get("lost") and "calls" in row:
+            calls = found.calls.setdefault(row["policy"], {}).setdefault(row.get("training"), {})
+            calls[row["level"], row["seed"]] = row["calls"]
     return found
 
 

@@ -64,6 +64,26 @@ def test_the_same_episodes_are_paired(tmp_path):
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_calls_are_compared_on_the_same_episodes(tmp_path, seeds):
+    a, b = tmp_path / "a", tmp_path / "b"
+    for root, fewer, trained in ((a, 0, 1), (b, 2, seeds)):
+        write_run(root)
+        rows = [
+            {"policy": "londi(c=0.02)", "training": k, "level": "PickupLoc", "seed": i, "success": True, "lost": False}
+            | {"calls": 3 + i % 5 - fewer * (i % 2)}
+            for k in range(trained)
+            for i in range(100)
+        ]
+        append_jsonl(root / "switch" / "episodes.jsonl", rows)
+    page = build_comparison(a, b).read_text()
+    said = cells(page, "londi(c=0.02)")[6]
+    minus = "\N{MINUS SIGN}"
+    assert re.fullmatch(rf"{minus}1.00 \[{minus}1.2\d, {minus}0.[78]\d\]", said), said
+    assert cells(page, "londi(c=0.05)")[6] == "\N{EN DASH}"
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_success_on_other_levels_is_not_compared(tmp_path):
     a, b = tmp_path / "a", tmp_path / "b"
     write_run(a)

@@ -167,7 +167,9 @@ def _tokens(arm: Arm, other: Arm) -> str:
     if not other.trained_tokens:
         return "at no known saving"
     saved = 1 - arm.trained_tokens / other.trained_tokens
-    return f"with {percent(abs(saved))} {'fewer' if saved >= 0 else 'more'} trained tokens"
+    if not round(saved, 2):
+        return "with as many trained tokens"
+    return f"with {percent(abs(saved))} {'fewer' if saved > 0 else 'more'} trained tokens"
 
 
 def _forgetting(run: Run) -> Headline | None:

@@ -11,6 +11,7 @@ from ..data.resampling import MeanDifference
 from ..data.results import ALWAYS_QUICK
 from ..data.rounds import Round, Rounds, System, load_rounds
 from .headlines import Headline, percent, picture
+from .labels import Label, write_labels
 from .page import LIGHT, NOTHING, Html, el, table
 from .plots import SETTINGS, blank, plain, svg
 from .reading import UNCLEAR
@@ -183,12 +184,12 @@ def rounds_figure(made: Rounds) -> Figure:
                 axes.plot([s.calls] * 2, s.ci95, color=LIGHT[colour], linewidth=1.3, alpha=0.4)
                 fill = {} if number <= last else {"markerfacecolor": LIGHT["paper"]}
                 axes.plot([s.calls], [s.success], label=label if not number else None, **look, **fill)
-        for number, s in enumerate(acts):
-            where = {"textcoords": "offset points", "xytext": (8, 8 if number % 2 else -14), "fontsize": 9}
-            axes.annotate(f"round {number}", (s.calls, s.success), color=LIGHT["ink"], **where)
         axes.set_xlabel("calls per episode", color=LIGHT["muted"])
         axes.set_ylabel("success, with 95 % interval", color=LIGHT["muted"])
         axes.grid(axis="y", color=LIGHT["rule"], linewidth=0.7)
         axes.margins(x=0.12, y=0.1)
         figure.legend(loc="outside lower center", ncols=3, frameon=False, labelcolor=LIGHT["ink"], fontsize=9)
+        named = [(f"round {number}", s, True) for number, s in enumerate(acts)]
+        named += [("", s, False) for *_, systems, _ in drawn[:-1] for s in systems]
+        write_labels(figure, axes, [Label(name, s.calls, s.success, s.ci95, shown) for name, s, shown in named])
     return figure

@@ -44,7 +44,7 @@ def _headline(run: Run, learned: list[Policy], shown: Html) -> Headline:
         chosen,
         pair[1],
         "The switch" if len(learned) == 1 else f"The switch {chosen.name}",
-        f"{percent(abs(saved))} {'fewer' if saved >= 0 else 'more'} calls",
+        f"{percent(abs(saved))} {'fewer' if saved > 0 else 'more'} calls" if round(saved, 2) else "as many calls",
         to_deepthink[chosen.name],
         what,
         to_random,

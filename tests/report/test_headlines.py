@@ -76,6 +76,11 @@ def test_of_several_switches_the_one_with_fewest_calls_that_reaches_it_is_named(
     assert none.answer.startswith("No switch reaches the large model's success: the switch londi(c=0.02) falls short")
 
 
+def test_a_switch_that_always_calls_saves_nothing(tmp_path):
+    said = switch(tmp_path, QUICK, DEEP, policy("londi(c=0)", 0.8, 12.0, 0.02, cost=0.0)).answer
+    assert said.startswith("The switch reaches the large model's success with as many calls; ")
+
+
 def test_without_the_large_model_alone_nothing_is_said_of_savings(tmp_path):
     assert "cannot be told" in switch(tmp_path, QUICK, policy("londi(c=0.05)", 0.8, 2.0, cost=0.05)).answer
 

@@ -92,7 +92,7 @@ def test_tables_mark_what_acts_and_show_money_only_where_it_was_paid(tmp_path):
 def test_the_picture_has_every_round_and_hollow_ones_that_are_not_kept():
     figure = rounds_figure(rounds(kept=0))
     axes = figure.axes[0]
-    assert [t.get_text() for t in axes.texts] == ["round 0", "round 1"]
+    assert [t.get_text() for t in axes.texts] == ["round 1", "round 0"], "from left to right"
     squares = [line for line in axes.lines if line.get_marker() == "s"]
     assert [line.get_markerfacecolor() == line.get_color() for line in squares] == [True, False]
 

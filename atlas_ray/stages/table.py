@@ -211,8 +211,8 @@ def _report(recipe: Recipe, run_dir: Path) -> None:
 STAGES = (
     Stage(
         name="collect",
-        help="play expert episodes",
-        title="expert episodes",
+        help="play or read the episodes to learn from",
+        title="episodes to learn from",
         needs=(),
         wanted=lambda recipe: recipe.collect is not None,
         is_done=lambda recipe, layout: layout.expert.exists(),
@@ -222,7 +222,7 @@ STAGES = (
     ),
     Stage(
         name="select",
-        help="mark critical steps in the expert episodes",
+        help="mark critical steps in the collected episodes",
         title="critical steps",
         needs=("collect",),
         wanted=lambda recipe: recipe.select is not None,

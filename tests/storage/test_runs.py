@@ -36,7 +36,7 @@ def test_a_run_that_is_ended_and_whose_machine_is_lost_goes_on_from_s3_and_ends_
 
     monkeypatch.setattr(syncing, "HEARTBEAT_SECONDS", 0.4)
     assert main(["run", str(recipe), "--out", str(tmp_path / "two" / "run"), "--storage", place]) == 0
-    assert "collect: expert episodes · already done" in capsys.readouterr().out
+    assert "collect: episodes to learn from · already done" in capsys.readouterr().out
     steps = [row["step"] for row in jsonl_rows(tmp_path / "two" / "run" / "metrics.jsonl") if "trained_tokens" in row]
     assert steps[-1] == 30 and steps.count(1) == 1
     (weights, rows), (expected, episodes) = outcome(tmp_path / "two" / "run"), whole

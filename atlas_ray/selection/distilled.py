@@ -31,6 +31,7 @@ Features = Mapping[str, NDArray[np.float32]]
 FIELD = "select.distilled.teacher"
 _SAID, _PLACE = 6, 4
 _MOST_FOLDS = 5
+_LEAST_LOGP = -100.0  # of a token that a model holds impossible
 _PARTS = ("fit", "fit", "fit", "tune", "test")
 """Trajectories of an environment are dealt out to these in turn."""
 
@@ -59,7 +60,7 @@ def model_features(turns: TurnPass) -> NDArray[np.float32]:
     """
     ends = np.cumsum(turns.lengths)
     logp_NV = turns.logits_NV.float().log_softmax(-1)
-    own_N = logp_NV.gather(1, turns.targets_N[:, None])[:, 0]
+    own_N = logp_NV.gather(1, turns.targets_N[:, None])[:, 0].clamp_min(_LEAST_LOGP)
     # a token of probability 0 adds nothing, and not NaN
     entropy_N = -(logp_NV.exp() * logp_NV.clamp_min(torch.finfo(torch.float32).min)).sum(-1)
     said = [

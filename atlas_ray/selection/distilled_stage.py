@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from ..agents.rendering import Renderer
@@ -106,6 +107,9 @@ def _read(task: _Task, state: WorkerState) -> Iterator[_Read]:
     context = context_of(reader.model, task.context, "engine.context")
     passes, problems = turn_passes(reader.model, reader.renderer, task.trajectories, _MICRO_TOKENS, context)
     made = {name: model_features(turns) for name, turns in passes}
+    for name in [name for name, features in made.items() if not np.isfinite(features).all()]:
+        del made[name]
+        problems.append(f"{name}: the model gives it numbers that are not finite")
     seconds = time.perf_counter() - begun
     tokens = sum(len(reader.renderer.render(t).ids) for t in task.trajectories if t.id in made)
     yield _Read(made, problems, seconds, tokens, sum(p.numel() for p in reader.model.parameters()))
@@ -226,8 +230,8 @@ def by_distilled(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) 
     stage = _Stage(recipe, run_dir)
     if not stage.layout.head.is_file():
         _fit(stage, read_marked_run(stage.config.teacher or "", FIELD))
-    about = read_json(stage.layout.head)
-    head, threshold = Head.load(stage.layout.head_tensors, stage.layout.head), about["threshold"]
+    head = Head.load(stage.layout.head_tensors, stage.layout.head)
+    threshold = read_json(stage.layout.head)["threshold"]
     found = saved_scores(run_dir, "distilled")
     tasks = [task for task in stage.tasks(trajectories) if any(t.id not in found for t in task.trajectories)]
 
@@ -240,9 +244,9 @@ def by_distilled(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) 
     stage.told("own")
     annotated = [t for t in trajectories if t.id in found]
     if left := len(trajectories) - len(annotated):
-        say(f"  distilled: {left} trajectories do not fit {stage.config.encoder} and stay unannotated (events.jsonl)")
+        say(f"  distilled: {left} trajectories cannot be read by {stage.config.encoder} and stay unannotated")
     if not annotated:
-        raise AtlasError(f"distilled: none of {len(trajectories)} trajectories fits {stage.config.encoder}")
+        raise AtlasError(f"distilled: none of {len(trajectories)} trajectories can be read by {stage.config.encoder}")
     model = f"{stage.config.encoder} after {stage.config.teacher}"
     made = [select_by_probability(t, found[t.id], stage.fraction, threshold) for t in annotated]
     return [a.model_copy(update={"model": model}) for a in made]

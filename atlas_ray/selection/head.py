@@ -22,9 +22,9 @@ from ..errors import InputError
 from ..rundir.files import read_json, replacing, write_json
 
 Array = NDArray[Any]
-PENALTIES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
+PENALTIES = (0.3, 0.03, 0.003, 0.0003)
 """Weights of the squared norm, from the stiffest head to the most pliant."""
-_TOLERANCE = 1e-8
+_TOLERANCE = 1e-7
 
 
 @dataclass(frozen=True)

@@ -229,7 +229,12 @@ def by_distilled(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) 
     """
     stage = _Stage(recipe, run_dir)
     if not stage.layout.head.is_file():
-        _fit(stage, read_marked_run(stage.config.teacher or "", FIELD))
+        teacher = read_marked_run(stage.config.teacher or "", FIELD)
+        theirs = {t.id: t.steps for t in teacher.trajectories}
+        if same := sum(theirs.get(t.id) == t.steps for t in trajectories):
+            stage.log.event("select", "the teacher's own", selector="distilled", trajectories=same)
+            say(f"  distilled: {same} of {len(trajectories)} trajectories are the teacher's: it was fitted to them")
+        _fit(stage, teacher)
     head = Head.load(stage.layout.head_tensors, stage.layout.head)
     threshold = read_json(stage.layout.head)["threshold"]
     found = saved_scores(run_dir, "distilled")

@@ -19,7 +19,7 @@ from atlas_ray.engines import TransformersEngine
 from atlas_ray.errors import AtlasError, InputError
 from atlas_ray.models.encoders import make_encoder
 from atlas_ray.models.tiny import build_model, build_tokenizer
-from atlas_ray.recipe.loading import Recipe
+from atlas_ray.recipe.loading import Collect, Recipe
 from atlas_ray.rundir.files import jsonl_rows, read_json
 from atlas_ray.selection import distilled_stage, stage
 from atlas_ray.selection.distilled import (
@@ -263,6 +263,16 @@ def test_probabilities_are_ranked_in_ensembles(folder, finished, tmp_path):
         i: len(a.critical) for i, a in drawn.items()
     }
     assert stage.fraction_of(recipe, tmp_path / "run", "distilled") == 0.3
+
+
+def test_trajectories_that_the_head_learnt_from_are_counted(folder, tmp_path, capsys):
+    write_trajectories(tmp_path / "mixed.jsonl", [*episodes(90)[:7], *episodes(5, seed=3)])
+    recipe = recipe_of(folder)
+    recipe = recipe.model_copy(update={"collect": Collect(file=str(tmp_path / "mixed.jsonl"))})
+    pipeline.run(recipe, tmp_path / "run", ("collect", "select"))
+    assert "7 of 12 trajectories are the teacher's" in capsys.readouterr().out
+    (told,) = [e for e in jsonl_rows(tmp_path / "run" / "events.jsonl") if e["event"] == "the teacher's own"]
+    assert told["trajectories"] == 7
 
 
 def test_what_travels_to_actors_arrives_whole(folder):

@@ -108,6 +108,12 @@ def _row(name: str, quality: _Quality) -> list[str | Html]:
     ]
 
 
+def _amount(value: float) -> str:
+    if value < 100:
+        return f"{value:.1f}"
+    return f"{value:,.0f}" if value < 1e7 else f"{value:.1e}".replace("e+", "e")
+
+
 def _costs(layout: RunLayout, about: _About) -> list[Html]:
     """What 1,000 trajectories take, of the teacher and of the head, as far as their runs say so."""
     rows: list[list[str | Html]] = []
@@ -118,7 +124,7 @@ def _costs(layout: RunLayout, about: _About) -> list[Html]:
         (about.teacher.given, about.teacher.cost, about.teacher.trajectories),
         ("distilled", own, count),
     ):
-        said = [f"{1000 * spent[k] / trajectories:,.4g} {unit}" for k, unit in _COSTS.items() if spent.get(k)]
+        said = [f"{_amount(1000 * spent[k] / trajectories)} {unit}" for k, unit in _COSTS.items() if spent.get(k)]
         if said:
             rows.append([name, f"{trajectories:,}", ", ".join(said)])
     return [table(["marks", "trajectories", "cost of 1,000 trajectories"], rows, wrap_last=True)] if rows else []

@@ -57,11 +57,11 @@ def system(name: str, played: Played, seeds: Sequence[int]) -> System:
 
 
 def is_of_use(comparison: Comparison) -> bool:
-    """Whether a switch, compared with its QUICK alone, is to act: its calls bring success, and are worth their price.
+    """Whether a switch, compared with its QUICK alone, is to act: its calls bring success beyond chance.
 
     Where success cannot be told apart the fewer calls are taken, which are none.
     """
-    return comparison.success.above and comparison.objective is not None and comparison.objective.mean > 0
+    return comparison.success.above
 
 
 def has_gained(comparison: Comparison) -> bool:

@@ -88,7 +88,7 @@ def _over(recipe: Recipe, judged: Sequence[Judged]) -> str | None:
         return why
     last = judged[-1]
     if last.policy == ALWAYS_QUICK:
-        return f"its QUICK does as well without calls (switch less QUICK alone: {words(last.of_use)})"
+        return f"no more success of its switch than of its QUICK alone can be told: {words(last.of_use)}"
     return None
 
 

@@ -98,7 +98,7 @@ class Deviation:
 
 
 @dataclass
-class Spent:
+class StepCount:
     """Environment steps: beyond the recorded episodes, and to bring environments to their states."""
 
     played: int = 0
@@ -184,7 +184,9 @@ class ExpertPlaysOn:
         envs.EnvironmentDiedError: the episode is lost, in several attempts.
     """
 
-    def __init__(self, trajectory: Trajectory, replay: Replay, begin: Begin, cpu_seconds: float, spent: Spent) -> None:
+    def __init__(
+        self, trajectory: Trajectory, replay: Replay, begin: Begin, cpu_seconds: float, spent: StepCount
+    ) -> None:
         self._trajectory, self._spec, self._limit = trajectory, replay.spec, replay.limit
         self._begin, self._cpu_seconds, self._spent = begin, cpu_seconds, spent
         self._actions = [step.action for step in trajectory.steps]
@@ -258,7 +260,7 @@ class ExpertPlaysOn:
 
 
 def play_on_by_model(
-    agent: Player, name: str, work: Iterable[tuple[Trajectory, Replay, Found]], begin: Begin, spent: Spent
+    agent: Player, name: str, work: Iterable[tuple[Trajectory, Replay, Found]], begin: Begin, spent: StepCount
 ) -> Iterator[EpisodeResult]:
     """Play on behind both moves of every open deviation with a model, and note the ends in what was found.
 

@@ -22,7 +22,7 @@ from ..data.replies import Losses, Replies, summed
 from ..recipe.loading import Recipe
 from ..rundir.files import RunLog
 from ..rundir.progress import say, track
-from .deviation import ExpertPlaysOn, Found, Spent, greedy_decisions, play_on_by_model, select_by_deviation
+from .deviation import ExpertPlaysOn, Found, StepCount, greedy_decisions, play_on_by_model, select_by_deviation
 from .replays import Specs, replay_all, replay_specs
 from .scored_stage import check_words, say_left_out, scores_path
 
@@ -49,7 +49,7 @@ class _Result:
     replies: dict[str, Replies] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
-    spent: Spent = field(default_factory=Spent)
+    spent: StepCount = field(default_factory=StepCount)
 
     def note(self, finished: EpisodeResult) -> None:
         """Count an episode of the model."""
@@ -130,7 +130,7 @@ class _Stage:
                 self.replies[row["id"]] = Replies(row.get("replies", {}))
         self.specs, unplayable = replay_specs(recipe, trajectories)
         self.left_out = {t.id: unplayable[t.env] for t in trajectories if t.env in unplayable and not self.done(t)}
-        self.trajectories, self.spent = trajectories, Spent()
+        self.trajectories, self.spent = trajectories, StepCount()
         self.losses = Losses(recipe.max_lost_answers)
         if recipe.select:
             self.losses.note(recipe.select.model, summed(self.replies.values()))

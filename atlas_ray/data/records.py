@@ -103,6 +103,22 @@ def first_problem(error: ValidationError) -> tuple[str, str]:
     return ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
 
 
+def load_json(kind: type[LineT], path: str | Path) -> LineT:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        InputError: names the file and the dotted field.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError("no such file", path)
+    try:
+        return kind.model_validate_json(path.read_bytes(), strict=True)
+    except ValidationError as error:
+        field, message = first_problem(error)
+        raise InputError(message, path, None, field or None) from None
+
+
 def _read(
     kind: type[LineT], path: str | Path, on_error: OnError, dropped: list[InputError] | None
 ) -> Iterator[tuple[int, LineT]]:

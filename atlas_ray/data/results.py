@@ -13,11 +13,10 @@ from statistics import NormalDist
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
-from ..errors import InputError
 from ..rundir.files import write_json
-from .records import first_problem
+from .records import load_json
 from .replies import ReplyOutcome
 
 ALWAYS_QUICK = "always-quick"
@@ -239,14 +238,7 @@ def load_results(path: str | Path) -> Results:
     Raises:
         InputError: names the file and the dotted field.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError("no such file", path)
-    try:
-        return Results.model_validate_json(path.read_bytes(), strict=True)
-    except ValidationError as error:
-        field, message = first_problem(error)
-        raise InputError(message, path, None, field or None) from None
+    return load_json(Results, path)
 
 
 def write_results(path: str | Path, results: Results) -> None:

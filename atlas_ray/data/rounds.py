@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from ..errors import InputError
 from ..rundir.files import write_json
-from .records import first_problem
+from .records import load_json
 from .resampling import MeanDifference
 from .results import Share
 
@@ -135,14 +134,7 @@ def load_rounds(path: str | Path) -> Rounds:
     Raises:
         InputError: names the file and the dotted field.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError("no such file", path)
-    try:
-        return Rounds.model_validate_json(path.read_bytes(), strict=True)
-    except ValidationError as error:
-        field, message = first_problem(error)
-        raise InputError(message, path, None, field or None) from None
+    return load_json(Rounds, path)
 
 
 def write_rounds(path: str | Path, rounds: Rounds) -> None:

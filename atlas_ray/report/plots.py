@@ -54,13 +54,18 @@ def atlas_figure(arms: Sequence[Arm]) -> Figure:
             points = [(s.success, i + shift) for i, s in scores if s is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), marker, color=LIGHT[colour], markersize=6, label=split)
-        axes.set_yticks(range(len(arms)), arm_labels(arms), parse_math=False, color=LIGHT["ink"])
-        axes.set_ylim(len(arms) - 0.5, -0.5)
-        axes.set_xlim(-0.02, 1.02)
-        axes.grid(axis="x", color=LIGHT["rule"], linewidth=0.7)
-        axes.set_xlabel("success, with 95 % interval", color=LIGHT["muted"])
-        figure.legend(loc="outside upper right", ncols=2, frameon=False, labelcolor=LIGHT["ink"])
+        _label_rows(figure, axes, arm_labels(arms))
     return figure
+
+
+def _label_rows(figure: Figure, axes: Any, labels: Sequence[str]) -> None:
+    """Name rows of successes from the top down, with a scale and a legend of two kinds of points."""
+    axes.set_yticks(range(len(labels)), labels, parse_math=False, color=LIGHT["ink"])
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set_xlim(-0.02, 1.02)
+    axes.grid(axis="x", color=LIGHT["rule"], linewidth=0.7)
+    axes.set_xlabel("success, with 95 % interval", color=LIGHT["muted"])
+    figure.legend(loc="outside upper right", ncols=2, frameon=False, labelcolor=LIGHT["ink"])
 
 
 def pairs_figure(rows: Sequence[tuple[str, Cell | Policy, Cell | Policy]]) -> Figure:
@@ -74,12 +79,7 @@ def pairs_figure(rows: Sequence[tuple[str, Cell | Policy, Cell | Policy]]) -> Fi
                 axes.plot(score.ci95, [i + shift] * 2, color=LIGHT[colour], linewidth=1.6, solid_capstyle="butt")
             points = [(score.success, i + shift) for i, score in enumerate(scores)]
             axes.plot(*zip(*points, strict=True), marker, color=LIGHT[colour], markersize=6, label="AB"[which])
-        axes.set_yticks(range(len(rows)), [short(r[0], 40) for r in rows], parse_math=False, color=LIGHT["ink"])
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlim(-0.02, 1.02)
-        axes.grid(axis="x", color=LIGHT["rule"], linewidth=0.7)
-        axes.set_xlabel("success, with 95 % interval", color=LIGHT["muted"])
-        figure.legend(loc="outside upper right", ncols=2, frameon=False, labelcolor=LIGHT["ink"])
+        _label_rows(figure, axes, [short(r[0], 40) for r in rows])
     return figure
 
 

@@ -11,7 +11,10 @@ from .base import ConfigModel, Environment, Positive, distinct
 
 
 class ExpertBias(ConfigModel):
-    """What an expert does besides what it should (ours). A new sub-goal is a thought that its episode has not had."""
+    """What an expert does besides what it should (ours).
+
+    A new sub-goal is a thought that its episode has not had; of an expert without thoughts, such a score.
+    """
 
     habit: list[Annotated[str, Field(min_length=1)]] = []
     """Actions that it makes, in this order, whenever it begins a new sub-goal, its first move included."""

@@ -18,24 +18,31 @@ class BiasedExpert:
     """Makes the moves of a bias besides those of the environment's own expert, which is told of every one.
 
     A sub-goal is new where the expert says a thought that the episode has not had, so that a habit cannot set itself
-    off for ever by what it changes; an expert without thoughts has one sub-goal, from its first move on. Whatever is
-    done, the thought is the one that the expert has at that moment: that is what such an expert would say. Where it has
-    none in the midst of a habit or a detour, it is the last one.
+    off for ever by what it changes; of an expert without thoughts, where the score is one that the episode has not had.
+    Whatever is done, the thought is the one that the expert has at that moment: that is what such an expert would say.
+    Where it has none in the midst of a habit or a detour, it is the last one.
 
     Args:
-        expert: the environment's own, asked before every step and told of every one.
+        expert: the environment's own, told of every step, and asked before each; without thoughts not in the midst of a
+            habit or a detour, since its answer may be dear (:class:`envs.GoldPath` tries what is left of its list).
         admissible: lists what can be done now; asked only for a move that is drawn, since listing may be dear. A drawn
             move may be the expert's own.
         bias: what it does besides.
         seed: of all draws.
+        score: the episode's so far.
     """
 
     def __init__(
-        self, expert: envs.Expert, admissible: Callable[[], Sequence[str]], bias: ExpertBias, seed: str
+        self,
+        expert: envs.Expert,
+        admissible: Callable[[], Sequence[str]],
+        bias: ExpertBias,
+        seed: str,
+        score: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        self._expert, self._admissible, self._bias = expert, admissible, bias
+        self._expert, self._admissible, self._bias, self._score = expert, admissible, bias, score
         self._random = random.Random(seed)
-        self._had: set[str | None] = set()
+        self._had: set[str | float] = set()
         self._thought: str | None = None
         self._ahead: list[str | None] = []
         self._said: str | None = None
@@ -50,8 +57,9 @@ class BiasedExpert:
             self.follow(self._said)
         action: str | None
         if self._ahead:
-            with contextlib.suppress(envs.ExpertGaveUpError):
-                self._thought = self._expert.act().thought
+            if self._thought is not None:
+                with contextlib.suppress(envs.ExpertGaveUpError):
+                    self._thought = self._expert.act().thought
             action = self._ahead.pop(0)
         else:
             move = self._expert.act()
@@ -71,9 +79,10 @@ class BiasedExpert:
 
     def _before(self, thought: str | None) -> list[str | None]:
         """What is done before the expert's own move; None is a random one."""
-        if thought in self._had:
+        sub_goal = self._score() if thought is None else thought
+        if sub_goal in self._had:
             return []
-        self._had.add(thought)
+        self._had.add(sub_goal)
         habit = self._bias.habit if self._random.random() < self._bias.habit_share else []
         return [*habit, *[None] * self._bias.detour]
 

@@ -49,7 +49,8 @@ class Biased:
 
     def expert(self, spec: EnvSpec, episode: int, env: envs.TextEnv, plain: envs.Expert) -> envs.Expert:
         """The expert of an episode: what it draws depends on the run, the environment and the episode alone."""
-        return BiasedExpert(plain, env.admissible, self.bias, f"{self.seed}/{spec.id}/{episode}")
+        seed = f"{self.seed}/{spec.id}/{episode}"
+        return BiasedExpert(plain, env.admissible, self.bias, seed, lambda: env.score)
 
 
 def expert_episode(

@@ -16,6 +16,7 @@ from atlas_ray.rundir.files import recover_jsonl
 from atlas_ray.selection.replays import checkpoint_states
 from atlas_ray.stages.biased_expert import BiasedExpert
 from atlas_ray.stages.collect import collect
+from atlas_ray.stages.experts import Biased, expert_episode
 from atlas_ray.trajectory import export_agenttraj, import_agenttraj, read_trajectories
 
 DOORS = "dying_env:Dying/Doors-v0"
@@ -68,6 +69,32 @@ def test_a_habit_comes_once_at_each_thought_that_is_new_and_then_the_expert_goes
     ]
     assert script.told == [action for _, action in found], "it is told of every move"
     assert played([None, None], 3, habit=["x"])[0] == [(None, "x"), (None, "go"), (None, "go")]
+
+
+def test_without_thoughts_a_sub_goal_is_new_where_the_score_is():
+    script = Script([None] * 5)
+    scores = [0.0, 0.0, 0.4, 0.0, 0.4, 1.0]  # by own moves made; a score that comes back is no new one
+    expert = BiasedExpert(script, list, ExpertBias(habit=["x", "y"]), "0", lambda: scores[5 - len(script.left)])
+    found, asked = [], []
+    while script.left:
+        script.asked = False
+        found.append(expert.act().action)
+        asked.append(script.asked)
+        expert.follow(found[-1])
+    assert found == ["x", "y", "go", "go", "x", "y", "go", "go", "go"]
+    assert asked == [action != "y" for action in found], "in the midst of a habit it has nothing to say"
+
+
+@pytest.mark.java
+def test_in_science_world_it_comes_at_every_score_and_the_gold_path_goes_on():
+    spec = EnvSpec("ScienceWorld/find-non-living-thing", {"simplifications": "easy", "split": "train"})
+    habit = ["look around", "inventory"]
+    made = expert_episode(spec, 40, 60.0, biased=Biased(ExpertBias(habit=habit), 0))
+    own = [["open door to bathroom", "go to bathroom"], ["focus on cup"], ["move cup to yellow box"]]
+    # the first move of any kind is worth 8 of the simulator's 100 points; its own "look around" is the habit's then
+    parts = [habit, [*habit, *own[0]], [*habit, *own[1]], [*habit, *own[2]]]
+    assert [step.action for step in made.steps] == [action for part in parts for action in part]
+    assert made.success and made.source == "expert, habit look around, inventory"
 
 
 def test_its_own_moves_are_taken_for_made_where_nobody_tells_it():

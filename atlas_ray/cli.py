@@ -51,6 +51,9 @@ def _report(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         return 0
     if arguments.out is not None:
         raise InputError("is for a comparison of two runs", None, None, "out")
+    from .sweep.table import refresh
+
+    refresh(Path(arguments.run))  # a sweep that was stopped has no table yet
     say(f"report: {write_report(arguments.run)}")
     return 0
 

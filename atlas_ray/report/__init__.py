@@ -18,7 +18,7 @@ from pathlib import Path
 from ..data.results import load_results
 from ..rundir.files import write_text
 from ..rundir.layout import RunLayout
-from . import arm_headlines, switch_headlines
+from . import arm_headlines, sweep_headlines, switch_headlines
 from .claims import claims
 from .collected import collected_part
 from .distilled import distilled_part
@@ -51,12 +51,14 @@ _QUESTIONS: tuple[Callable[[Run], list[Headline]], ...] = (
     switch_headlines.switch_headlines,
     rounds_headlines,
     arm_headlines.arm_headlines,
+    sweep_headlines.sweep_headlines,
 )
 """The first screen."""
 
 _PICTURES: tuple[Part, ...] = (
     switch_pictures,
     arm_headlines.arm_pictures,
+    sweep_headlines.sweep_pictures,
     lambda run: _places(run),
 )
 """Pictures that no headline has shown already."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from ..data.paired import Difference, level_for
 from ..data.results import Arm
+from .arm_pairs import apart, critical, everything, twin
 from .forgetting import Forgotten, forgotten, known_levels
 from .headlines import WITHIN, Headline, is_as_good, listed, percent, picture, trained_once, with_interval
-from .outcomes import difference
 from .page import Html
 from .plots import atlas_figure, svg, tokens_figure
-from .reading import arm_labels, is_control
+from .reading import arm_labels
 from .run import Run
 
 
@@ -62,40 +62,22 @@ class _Pair:
         return f"{self.name} less {self.other_name}: {with_interval(self.d)}"
 
 
-def _pairs(run: Run, pairs: Sequence[tuple[str, Arm, str, Arm]]) -> list[_Pair]:
+def _pairs(run: Run, pairs: Sequence[tuple[Arm, Arm]]) -> list[_Pair]:
     """Their differences, whose intervals hold together."""
     level = level_for(len(pairs))
-
-    def held_in(a: Arm, b: Arm) -> Difference:
-        unique = sum(arm.name in (a.name, b.name) for arm in run.arms) == 2  # else a name stands for several caps
-        paired = run.outcomes.of_arms(a, b, [*(a.held_in.levels or {})], level) if unique else None
-        return difference(paired, a.held_in, b.held_in, level)
-
-    return [_Pair(name, a, other, b, held_in(a, b)) for name, a, other, b in pairs]
+    names = {id(arm): name for name, arm in zip(arm_labels(run.arms), run.arms, strict=True)}
+    found = ((a, b, apart(run, a, b, level=level)) for a, b in pairs)
+    return [_Pair(names[id(a)], a, names[id(b)], b, d) for a, b, d in found if d is not None]
 
 
 def _once(pairs: Sequence[_Pair]) -> str:
     return trained_once(arm for pair in pairs for arm in (pair.arm, pair.other))
 
 
-def _critical(run: Run) -> list[tuple[str, Arm]]:
-    labelled = zip(arm_labels(run.arms), run.arms, strict=True)
-    return [(name, arm) for name, arm in labelled if not is_control(arm.selector)]
-
-
-def _twin(arm: Arm, run: Run) -> tuple[str, Arm] | None:
-    """Random steps with the same cap and anchor; as many as the arm's own where there is such an arm."""
-    labelled = list(zip(arm_labels(run.arms), run.arms, strict=True))
-    for selector in (f"random_{arm.selector}", "random"):
-        for name, other in labelled:
-            if (other.selector, other.fraction, other.anchor) == (selector, arm.fraction, arm.anchor):
-                return name, other
-    return None
-
-
 def _against_random(run: Run) -> Headline | None:
-    twins = [(name, arm, _twin(arm, run)) for name, arm in _critical(run)]
-    pairs = _pairs(run, [(name, arm, *twin) for name, arm, twin in twins if twin is not None])
+    # as many random steps where there is such an arm, else those under the same cap
+    twins = [(arm, twin(arm, run.arms, f"random_{arm.selector}", "random")) for arm in critical(run.arms)]
+    pairs = _pairs(run, [(arm, other) for arm, other in twins if other is not None])
     if not pairs:
         return None
     better, worse = ([p for p in pairs if side(p.d)] for side in (lambda d: d.low > 0, lambda d: d.high < 0))
@@ -138,12 +120,10 @@ def _against_random(run: Run) -> Headline | None:
 
 
 def _against_all(run: Run) -> Headline | None:
-    labelled = zip(arm_labels(run.arms), run.arms, strict=True)
-    everything = next(((name, a) for name, a in labelled if a.selector == "all" and not a.anchor), None)
-    critical = _critical(run)
-    if everything is None or not critical:
+    other = everything(run.arms)
+    if other is None or not critical(run.arms):
         return None
-    pairs = _pairs(run, [(name, arm, *everything) for name, arm in critical])
+    pairs = _pairs(run, [(arm, other) for arm in critical(run.arms)])
     good = [p for p in pairs if is_as_good(p.d)]
     if good:
         best = min(good, key=lambda p: p.arm.trained_tokens)

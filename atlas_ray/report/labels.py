@@ -15,6 +15,9 @@ from .page import LIGHT, short
 # where a label may stand, in points from its marker
 _OFFSETS = [(side * 9, up) for up in (0, 11, -11, 23, -23, 35, -35) for side in (1, -1)]
 
+_LINE = 11.5
+"""Height of a line of text, in points."""
+
 
 @dataclass(frozen=True)
 class Label:
@@ -51,6 +54,55 @@ def write_labels(figure: Figure, axes: Any, labels: Sequence[Label]) -> None:
         best = min(_OFFSETS, key=lambda o: _cost(_move(note, o, renderer), o, frame, taken))
         taken.append(_move(note, best, renderer))
         note.arrow_patch.set_visible(best[1] != 0)
+
+
+def write_at_ends(figure: Figure, axes: Any, ends: Sequence[tuple[str, float, float, str]]) -> None:
+    """Write names to the right of where lines end, one below the other; the axes must have their limits already.
+
+    Args:
+        figure: of the axes.
+        axes: with room to the right.
+        ends: name, place and colour of each.
+    """
+    figure.draw_without_rendering()
+    points = 72 / figure.dpi
+    places = [axes.transData.transform((x, y)) * points for _, x, y, _ in ends]
+    heights, right = [float(y) for _, y in places], max((x for x, _ in places), default=0.0)
+    order = sorted(range(len(ends)), key=lambda i: heights[i])
+    shifts = dict(zip(order, _spread([heights[i] for i in order], _LINE), strict=True))
+    for i, (text, x, y, colour) in enumerate(ends):
+        shift = shifts[i] - heights[i]
+        note = axes.annotate(
+            short(text, 40),
+            (x, y),
+            xytext=(14 + right - places[i][0], shift),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=colour,
+            parse_math=False,
+            arrowprops={"arrowstyle": "-", "color": LIGHT["muted"], "linewidth": 0.5, "shrinkA": 0, "shrinkB": 4},
+        )
+        note.arrow_patch.set_visible(abs(shift) > 2)
+
+
+def _spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Rising heights at least ``gap`` apart, each group around where it was."""
+    blocks: list[list[float]] = []
+    for height in heights:
+        blocks.append([height])
+        while len(blocks) > 1 and _top(blocks[-2], gap) + gap > _bottom(blocks[-1], gap):
+            last = blocks.pop()
+            blocks[-1] += last
+    return [_bottom(block, gap) + gap * i for block in blocks for i in range(len(block))]
+
+
+def _bottom(block: Sequence[float], gap: float) -> float:
+    return sum(block) / len(block) - gap * (len(block) - 1) / 2
+
+
+def _top(block: Sequence[float], gap: float) -> float:
+    return _bottom(block, gap) + gap * (len(block) - 1)
 
 
 def _move(note: Any, offset: tuple[int, int], renderer: Any) -> Bbox:

@@ -85,13 +85,19 @@ def difference(paired: Difference | None, a: Cell | Policy, b: Cell | Policy, le
     return paired if paired is not None else unpaired([(1, a), (-1, b)], level)
 
 
-def read_outcomes(layout: RunLayout) -> Outcomes:
-    """The outcomes that a run keeps.
+def read_outcomes(*layouts: RunLayout) -> Outcomes:
+    """The outcomes that run directories keep. Of several ones the places of the rows are of the last that has them.
 
     Raises:
         InputError: a row is not what it should be; names file and line.
     """
     found = Outcomes()
+    for layout in layouts:
+        _read_into(found, layout)
+    return found
+
+
+def _read_into(found: Outcomes, layout: RunLayout) -> None:
     for offset, row in _rows(layout.evaluation_episodes, ("model", "level", "seed")):
         if not row.get("lost"):
             found.offsets[row["model"], row["level"], row["seed"]] = offset
@@ -103,7 +109,6 @@ def read_outcomes(layout: RunLayout) -> Outcomes:
         if not row.get("lost") and "calls" in row:
             calls = found.calls.setdefault(row["policy"], {}).setdefault(row.get("training"), {})
             calls[row["level"], row["seed"]] = row["calls"]
-    return found
 
 
 def _note(table: dict[str, Played], name: str, training: int | None, row: dict[str, Any]) -> None:

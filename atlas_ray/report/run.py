@@ -26,11 +26,13 @@ class Run:
         root: the directory.
         recipe: the resolved recipe; None where there is none.
         results: the scores; None where nothing was scored.
+        parts: directories that keep the episodes of its arms, where it does not do so itself.
     """
 
     root: Path
     recipe: Recipe | None
     results: Results | None
+    parts: tuple[Path, ...] = ()
 
     @property
     def layout(self) -> RunLayout:
@@ -55,7 +57,7 @@ class Run:
     @cached_property
     def outcomes(self) -> Outcomes:
         """How single episodes ended."""
-        return read_outcomes(self.layout)
+        return read_outcomes(*(RunLayout(part) for part in self.parts or (self.root,)))
 
     @property
     def selects(self) -> bool:
@@ -74,10 +76,15 @@ def read_run(run_dir: Path) -> Run:
     Raises:
         InputError: a file is not what it should be, or there are neither results, annotations nor a sweep.
     """
-    return Run(run_dir, _recipe(RunLayout(run_dir).recipe), _results(run_dir))
+    return Run(run_dir, read_recipe(RunLayout(run_dir).recipe), _results(run_dir))
 
 
-def _recipe(path: Path) -> Recipe | None:
+def read_recipe(path: Path) -> Recipe | None:
+    """A run's recipe; None where there is none.
+
+    Raises:
+        InputError: it is not what it should be.
+    """
     if not path.is_file():
         return None
     try:

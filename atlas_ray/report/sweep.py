@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.paired import Difference
 from ..rundir.files import read_json
 from ..rundir.layout import RunLayout
+from .arm_pairs import FORGETS, FORGETTING, QUESTIONS
+from .headlines import with_interval
 from .page import NOTHING, Html, el, short, table
 from .plots import svg
 from .sweep_plots import axis_of, label, ranked_figure, score_figure, switches_figure, word
+from .swept_arms import Comparison, comparisons_of
 
 _FRONT = (
     "Success against DEEPTHINK calls per episode on the test episodes, with 95 % intervals. Filled and connected: "
@@ -22,19 +26,32 @@ _CHOSEN = (
 )
 
 
+_COMPARED = (
+    "Success of the first less that of the second, on the same episodes, over new episodes and new training seeds. "
+    "Intervals are widened so that all of one question and column hold together. Known levels are those that the "
+    "untuned model could do."
+)
+
+
+def read_sweep(layout: RunLayout) -> dict[str, Any] | None:
+    """What is in ``sweep.json``; None where there is none."""
+    return read_json(layout.sweep_json) if layout.sweep_json.is_file() else None
+
+
 def sweep_part(run_dir: Path) -> list[Html]:
     """Table and picture of a sweep's trials; nothing where the directory holds no sweep."""
-    path = RunLayout(run_dir).sweep_json
-    if not path.is_file():
+    made = read_sweep(RunLayout(run_dir))
+    if made is None:
         return []
-    made = read_json(path)
+    compared = comparisons_of(made)
     failed = [row for row in made["trials"] if "why" in row]
     return [
         el("h2", "The sweep"),
         el("p", _sentence(made)),
         trials_table(made),
         el("p", _CHOSEN, cls="note"),
-        *_picture(made),
+        *([] if compared else _picture(made)),
+        *([el("details", el("summary", "All comparisons of arms"), _compared_part(compared))] if compared else []),
         *([el("h3", "Trials that failed"), el("ul", [_failure(row) for row in failed])] if failed else []),
     ]
 
@@ -42,6 +59,7 @@ def sweep_part(run_dir: Path) -> list[Html]:
 def _sentence(made: Mapping[str, Any]) -> str:
     by_status = [row["status"] for row in made["trials"]]
     words = {"done": "done", "stopped": f"stopped early by {made['scheduler']}", "failed": "failed"}
+    words["unfinished"] = "not finished and left out"
     counts = ", ".join(f"{by_status.count(s)} {words[s]}" for s in words if s in by_status)
     sentence = f"{len(by_status)} trials over {', '.join(made['fields'])}: {counts}."
     best = next((row for row in made["trials"] if row["trial"] == made["best"]), None)
@@ -60,7 +78,9 @@ def trials_table(made: Mapping[str, Any]) -> Html:
     heads = {"calls": "calls per episode", "share": "share of steps", "trained_tokens": "trained tokens"}
     held_out = any("held_out" in row for row in made["trials"])
     shown = ["trial", *made["fields"], "", "success" if switch else "held-in success"]
-    shown += [*(["held-out success"] if held_out else []), *(heads.get(name, name) for name in numbers)]
+    forgetting = any("forgetting" in row for row in made["trials"])
+    shown += [*(["held-out success"] if held_out else []), *(["forgetting"] if forgetting else [])]
+    shown += [heads.get(name, name) for name in numbers]
     shown += ["budget exceeded"] if switch else []
     rows: list[list[str | Html]] = []
     for row in made["trials"]:
@@ -70,6 +90,7 @@ def trials_table(made: Mapping[str, Any]) -> Html:
         ]
         cells += [_mark(row, made), _rate(row, "success", "ci95")]
         cells += [_rate(row, "held_out", "held_out_ci95")] if held_out else []
+        cells += [_change(row)] if forgetting else []
         cells += [format(row[name], spec) if name in row else NOTHING for name, spec in numbers.items()]
         cells += [f"{row['budget_violations']:,}" if "budget_violations" in row else NOTHING] if switch else []
         rows.append(cells)
@@ -88,6 +109,44 @@ def _rate(row: Mapping[str, Any], name: str, interval: str) -> Html:
         return el("span", NOTHING, cls="ci")
     low, high = row[interval]
     return Html(f"{row[name]:.2f} " + el("span", f"[{low:.2f}, {high:.2f}]", cls="ci"))
+
+
+def _change(row: Mapping[str, Any]) -> str:
+    if "forgetting" not in row:
+        return NOTHING
+    return with_interval(Difference(row["forgetting"], *row["forgetting_ci95"]))
+
+
+def _compared_part(compared: Sequence[Comparison]) -> list[Html]:
+    names = {question.name: question.asked for question in QUESTIONS}
+    names |= {FORGETTING: FORGETS}
+    columns = {"held_in": "held-in", "held_out": "held-out", "known": "known levels"}
+    found: dict[tuple[str, str, str, str], dict[str, Comparison]] = {}
+    for c in compared:
+        where = label(c.values, c.values) or NOTHING
+        found.setdefault((c.question, where, c.first, c.second), {})[c.split] = c
+    parts: list[Html] = []
+    for question, asked in names.items():
+        own = {key: cells for key, cells in found.items() if key[0] == question}
+        splits = [split for split in columns if any(split in cells for cells in own.values())]
+        rows: list[list[str | Html]] = [
+            [
+                where,
+                first,
+                "untuned" if second == "none" else second,
+                *(with_interval(cells[split].difference) if split in cells else NOTHING for split in splits),
+                *_counts(cells[splits[0]]),
+            ]
+            for (_, where, first, second), cells in own.items()
+        ]
+        if rows:
+            heads = ["where", "first", "second", *(columns[split] for split in splits), "episodes", "seeds"]
+            parts += [el("h4", asked), table(heads, rows, text=3)]
+    return [*parts, el("p", _COMPARED, cls="note")]
+
+
+def _counts(c: Comparison) -> list[str]:
+    return [NOTHING if c.difference.episodes is None else f"{c.difference.episodes:,}", str(c.seeds)]
 
 
 def _failure(row: Mapping[str, Any]) -> Html:

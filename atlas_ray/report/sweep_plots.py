@@ -46,6 +46,11 @@ def axis_of(made: Row) -> str | None:
     return next((f for f in fields if len(numbers(f)) > 1), None)
 
 
+def stretched(values: Sequence[float]) -> bool:
+    """Whether values want a logarithmic axis."""
+    return min(values) > 0 and max(values) / min(values) >= _FACTOR
+
+
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -114,8 +119,7 @@ def score_figure(made: Row, axis: str) -> Figure:
             points = [(r["values"][axis], r["metric"]) for r in own]
             style = {"color": LIGHT[colour], "marker": marker, "linewidth": 1.2, "label": short(name, 40) or None}
             axes.plot(*zip(*points, strict=True), **style)
-        values = [r["values"][axis] for r in rows]
-        if min(values) > 0 and max(values) / min(values) >= _FACTOR:
+        if stretched([r["values"][axis] for r in rows]):
             axes.set_xscale("log")
         axes.set_xlabel(f"{axis} (m)" if axis == _FIRST else axis, color=LIGHT["muted"], parse_math=False)
         axes.set_ylabel(f"{word(made['metric'])}, with 95 % interval", color=LIGHT["muted"])

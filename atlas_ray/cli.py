@@ -54,7 +54,9 @@ def _report(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from .sweep.table import refresh
 
     refresh(Path(arguments.run))  # a sweep that was stopped has no table yet
-    say(f"report: {write_report(arguments.run)}")
+    report = write_report(arguments.run)
+    _answers(arguments.run)
+    say(f"report: {report}")
     return 0
 
 
@@ -202,8 +204,18 @@ def _stages(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     if seconds:
         say(f"done in {duration(sum(seconds.values()))}, run directory: {run_dir}")
     if (report := RunLayout(run_dir).report).exists():
+        _answers(run_dir)
         say(f"report: {report}")
     return 0
+
+
+def _answers(run_dir: Path) -> None:
+    """Say what came out, in a sentence for each question."""
+    from .report import answers
+    from .rundir.progress import say
+
+    for number, answer in enumerate(answers(run_dir), start=1):
+        say(f"({number}) {answer}")
 
 
 def _check_names(recipe: Recipe, arguments: argparse.Namespace, rest: Sequence[str]) -> None:

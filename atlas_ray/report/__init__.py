@@ -42,7 +42,7 @@ from .tables import arms_part, replies_table
 from .training import training_part
 from .viewer import viewer_part
 
-__all__ = ["RecordedEpisode", "SwitchStep", "build_report", "write_plots"]
+__all__ = ["RecordedEpisode", "SwitchStep", "answers", "build_report", "write_plots"]
 
 Part = Callable[[Run], Sequence[Html]]
 """A part of the page; nothing where the run has nothing of the kind."""
@@ -102,6 +102,16 @@ def build_report(run_dir: str | Path) -> Path:
     path = RunLayout(run_dir).report
     write_text(path, page(title, parts, script))
     return path
+
+
+def answers(run_dir: str | Path) -> list[str]:
+    """The answer to the first question of each kind that the run can answer, as the report's first screen has it.
+
+    Raises:
+        InputError: as for :func:`build_report`.
+    """
+    run = read_run(Path(run_dir))
+    return [headlines[0].answer for ask in _QUESTIONS if (headlines := ask(run))]
 
 
 def _all(parts: Sequence[Part], run: Run) -> list[Html]:

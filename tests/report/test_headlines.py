@@ -5,6 +5,7 @@ import json
 import pytest
 from report_runs import arm, policy
 
+from atlas_ray.cli import main
 from atlas_ray.data.results import Arm, Policy
 from atlas_ray.errors import InputError
 from atlas_ray.report.arm_headlines import arm_headlines
@@ -211,6 +212,19 @@ def test_what_was_trained_once_has_a_caveat(tmp_path):
     for seeds, caveat in (([0], "Trained once"), ([0, 1], "")):
         one = policy("londi(c=0.05)", 0.8, 2.0, cost=0.05, seeds=seeds, success_by_seed=[0.8] * len(seeds))
         assert switch(tmp_path, QUICK, DEEP, one).caveat[:12] == caveat
+
+
+def test_the_command_ends_with_an_answer_to_each_question(tmp_path, capsys):
+    rows = [arm("none", 0.1, 0.1), arm("all", 0.3, 0.2), arm("random_value", 0.2, 0.2), arm("value", 0.6, 0.2)]
+    run_of(tmp_path, rows, [QUICK, DEEP, policy("londi(c=0.05)", 0.8, 1.92, 0.02, cost=0.05), RANDOM])
+    write_json(RunLayout(tmp_path).atlas_scores, {"arms": rows})
+    layout = RunLayout(tmp_path)
+    write_json(layout.switch_policies, json.loads(layout.results.read_text())["londi"]["policies"])
+    write_json(layout.recipe, {"name": "small"})
+    assert main(["report", str(tmp_path)]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "(1) The switch reaches the large model's success with 84 % fewer calls; it beats random calls" in told
+    assert "(2) Training on the critical steps (value) beats as many random steps: 0.60 against 0.20." in told
 
 
 def test_a_run_without_scores_has_no_headlines(tmp_path):

@@ -79,6 +79,7 @@ OURS = (
     r"  [\d.]+% of [\d,]+ tokens are unknown to the tokenizer of tiny-quick: .*",
     r"  value: \d+ environment steps; roll-outs .*",
     r"done in .*, run directory: .*",
+    r"\(\d\) .*",
     r"report: .*report.html",
 )
 

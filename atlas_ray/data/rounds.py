@@ -8,8 +8,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..rundir.files import write_json
+from .paired import Difference
 from .records import load_json
-from .resampling import MeanDifference
 from .results import Share
 
 NonNegative = Annotated[float, Field(ge=0)]
@@ -41,15 +41,22 @@ class System(_Strict):
     """Episodes, over all training seeds."""
 
 
-class Collected(_Strict):
-    """What a round collected with its switch: means over training seeds, of this round alone."""
+class LevelCollected(_Strict):
+    """Episodes of one level, mean over training seeds."""
 
     episodes: NonNegative
-    """Episodes played."""
+    """Episodes that ended."""
     kept: NonNegative
-    """Successful ones that QUICK could be tuned on."""
+    """Successful ones, from which QUICK learns."""
+
+
+class Collected(LevelCollected):
+    """What a round collected with its switch: means over training seeds, of this round alone."""
+
     calls: NonNegative
     """Calls in all that were played: the price of the lesson."""
+    levels: dict[str, LevelCollected]
+    """Of each level."""
 
 
 class TunedArm(_Strict):
@@ -69,18 +76,17 @@ class TunedArm(_Strict):
     """Tokens that carried the loss, over all epochs and all rounds that this QUICK comes from."""
     calls_spent: NonNegative
     """Calls of the larger models in all episodes that were played to collect what it learned from, failures too."""
-    first_above: MeanDifference | None
+    first_above: Difference | None
     """Success of the first arm less this one's, on the same episodes; null for the first."""
+    first_above_all: Difference | None
+    """The same with an interval so wide that those of all arms of the round hold together."""
 
 
 class Comparison(_Strict):
     """Two systems on the same episodes: mean differences with 95 % intervals, over episodes and training seeds."""
 
-    success: MeanDifference
-    calls: MeanDifference
-    objective: MeanDifference | None
-    """Of the return less what calls cost in training, or of the return where a call has no price; null on test
-    episodes, which nothing is chosen by."""
+    success: Difference
+    calls: Difference
 
 
 class Round(_Strict):
@@ -92,15 +98,21 @@ class Round(_Strict):
     switch: System
     """The switch, on the test episodes."""
     policy: str
-    """Which of the two acts in this round: the switch only where its calls are of use."""
-    of_use: Comparison
-    """Switch less QUICK alone, on the episodes that judge. It decides ``policy``."""
+    """Which of the two acts in this round."""
+    alone: Comparison
+    """QUICK alone less the switch, on the episodes that judge."""
+    over: Count | None
+    """Number of the round kept before, with which it is compared; null for round 0."""
     gained: Comparison | None
-    """This round's policy less that of the round before, on the episodes that judge; null for round 0."""
+    """This round's policy less that of ``over``, on the episodes that judge; null for round 0."""
     on_test: Comparison | None
     """The same on the test episodes."""
+    kept: bool
+    """Whether it gained enough to be kept."""
     against_first: Comparison | None
     """This round's policy less that of round 0, on the test episodes; null for round 0."""
+    learned: Difference | None
+    """Success of this round's QUICK alone less that of the untuned one, on the test episodes; null for round 0."""
     against_deepthink: Comparison
     """This round's policy less DEEPTHINK alone, on the test episodes."""
     lesson: Collected | None = None
@@ -122,10 +134,12 @@ class Rounds(_Strict):
     """DEEPTHINK alone, on the test episodes."""
     rounds: tuple[Round, ...] = Field(min_length=1)
     """In their order."""
+    margin: Share
+    """As in the recipe."""
     kept: Count
-    """Number of the round that is to be used."""
+    """Number of the round that is to be used, the last one kept."""
     why: str
-    """Why no round behind it is kept."""
+    """Why no round behind it is kept, in words."""
 
 
 def load_rounds(path: str | Path) -> Rounds:

@@ -21,19 +21,21 @@ class Rounds(ConfigModel):
 
     count: Annotated[int, Field(ge=1, le=100)] = 2
     """Most rounds behind the first switch, which is that of `[switch]`."""
-    episodes: Positive = 100
-    """Successful episodes of each of the switch's levels that a round collects."""
+    episodes: Positive = 150
+    """Episodes of each of the switch's levels that a round plays to collect; QUICK learns from the successful ones."""
     arms: list[RoundArm] = Field(default=list(get_args(RoundArm)), min_length=1)
     """What QUICK is tuned on: the `calls` of the switch, as many random steps (`random_calls`), `all` steps, or all
     steps of DEEPTHINK's own episodes, for which it was called as often (`deepthink-equal-calls`) or which have as many
     trained tokens (`deepthink-equal-tokens`). The first goes on, the others are its controls."""
     tune_from: Literal["before", "start"] = "before"
     """Tune the QUICK of the round `before` on this round's episodes, or that of the `start` on those of all rounds."""
-    judge_episodes: Positive = 200
-    """Episodes by which it is judged whether a round gained and whether its switch is of use. None is trained on, and
-    none chooses a policy in training or is a test episode."""
+    judge_episodes: Positive = 400
+    """Episodes by which it is judged which policy of a round acts and whether the round is kept. None is trained on,
+    and none chooses a policy in training or is a test episode."""
+    margin: float = Field(default=0.05, ge=0, le=1)
+    """Success that may be lost for fewer calls: the interval of what is lost must lie within it."""
     stop: bool = True
-    """Whether a round that gains nothing is the last."""
+    """Whether a round that is not kept is the last."""
     finetune: Tuning = Tuning()
     """How QUICK is tuned."""
 

@@ -84,7 +84,7 @@ def build_comparison(first: str | Path, second: str | Path, out: str | Path | No
 _NOTE = (
     "B less A, with 95 % intervals: of what played the same levels and seeds in both from these episodes, else as if "
     "the two were independent. Intervals above are widened so that all comparisons of a question hold together; in the "
-    "tables each is for itself. Calls are compared on shared episodes alone, by resampling. Arms are the same by "
+    "tables each is for itself. Calls are compared on shared episodes alone. Arms are the same by "
     "selector, cap and anchor, policies by name; whatever else differs stands in the last table."
 )
 
@@ -259,7 +259,7 @@ def _less_calls(a: Run, b: Run, name: str) -> str:
     if not _same_levels(a, b, "switch"):
         return NOTHING
     d = compared_calls(b.outcomes.calls.get(name, {}), a.outcomes.calls.get(name, {}))
-    return NOTHING if d is None else with_interval(Difference(*d))
+    return NOTHING if d is None else with_interval(d)
 
 
 # -- settings

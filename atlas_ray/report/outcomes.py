@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..data.paired import Difference, paired_difference, two_sided_quantile
-from ..data.resampling import MeanDifference, resampled_difference
+from ..data.paired import Difference, paired_counts, paired_difference, two_sided_quantile
 from ..data.results import Arm, Cell, Policy, combine
 from ..errors import InputError
 from ..rundir.layout import RunLayout
@@ -20,6 +17,7 @@ Episode = tuple[str, int]
 """Level and seed."""
 Played = dict[int | None, dict[Episode, bool]]
 """By training seed (None: not trained): success of every episode that was not lost."""
+_PlayedOnce = Mapping[Episode, int]
 
 
 @dataclass(frozen=True)
@@ -49,10 +47,7 @@ def compared(
     first: Played, second: Played, level: float = 0.95, counts: Callable[[Episode], bool] = lambda episode: True
 ) -> Difference | None:
     """Success of the first less that of the second over the episodes that all training seeds of both played."""
-    played = [*first.values(), *second.values()]
-    if not first or not second:
-        return None
-    shared = sorted(e for e in set.intersection(*(set(p) for p in played)) if counts(e))
+    shared = [e for e in _shared(first, second) if counts(e)]
     if not shared:
         return None
     a, b = ([[p[e] for e in shared] for p in one.values()] for one in (first, second))
@@ -61,15 +56,20 @@ def compared(
 
 def compared_calls(
     first: dict[int | None, dict[Episode, int]], second: dict[int | None, dict[Episode, int]]
-) -> MeanDifference | None:
+) -> Difference | None:
     """Calls per episode of the first less those of the second, where they played the same episodes."""
-    played = [*first.values(), *second.values()]
-    if not first or not second or not (shared := sorted(set.intersection(*(set(p) for p in played)))):
+    shared = _shared(first, second)
+    if not shared:
         return None
-    a, b = (np.array([[p[e] for e in shared] for p in one.values()], float) for one in (first, second))
-    if len(a) != len(b):  # seeds that do not pair are averaged, so that the interval is for new episodes alone
-        a, b = a.mean(0, keepdims=True), b.mean(0, keepdims=True)
-    return resampled_difference(a, b)
+    a, b = ([[p[e] for e in shared] for p in one.values()] for one in (first, second))
+    return paired_counts(a, b)
+
+
+def _shared(first: Mapping[int | None, _PlayedOnce], second: Mapping[int | None, _PlayedOnce]) -> list[Episode]:
+    """The episodes that all training seeds of both played."""
+    if not first or not second:
+        return []
+    return sorted(set.intersection(*(set(p) for p in (*first.values(), *second.values()))))
 
 
 def unpaired(terms: Sequence[tuple[float, Cell | Policy]], level: float = 0.95) -> Difference:

@@ -1,20 +1,16 @@
-"""The report's parts on rounds of switching and tuning: their headline with its picture, and two tables (ours)."""
+"""The report's parts on rounds of switching and tuning: two headlines with pictures, and two tables (ours)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib
-from matplotlib.figure import Figure
-
-from ..data.resampling import MeanDifference
-from ..data.results import ALWAYS_QUICK
-from ..data.rounds import Round, Rounds, System, load_rounds
-from .headlines import Headline, percent, picture
-from .labels import Label, write_labels
-from .page import LIGHT, NOTHING, Html, el, table
-from .plots import SETTINGS, blank, plain, svg
-from .reading import UNCLEAR
+from ..data.paired import Difference
+from ..data.rounds import Comparison, Round, Rounds, System, TunedArm, load_rounds
+from ..recipe.rounds import EQUAL_CALLS, EQUAL_TOKENS
+from .headlines import Headline, percent, picture, with_interval
+from .page import NOTHING, Html, el, table
+from .plots import svg
+from .round_plots import acting, arms_figure, lessons_figure, rounds_figure
 from .run import Run
 
 _SHOWN = (
@@ -22,16 +18,32 @@ _SHOWN = (
     "intervals over episodes and training seeds. Orange: what acts in the round; hollow: a round that is not kept. "
     "Blue: the round's QUICK alone, without calls; grey: DEEPTHINK alone."
 )
+_ARMS_SHOWN = (
+    "Success of each arm's QUICK alone on the same test episodes, with 95 % intervals. Calls are those of the larger "
+    "models in all episodes that were played to collect what it learned from. Dashed: the untuned QUICK."
+)
+_LESSONS_SHOWN = (
+    "Success of each arm's QUICK alone on the same test episodes, with 95 % intervals, against the calls of the larger "
+    "models in all episodes that were played to collect what it learned from, over all rounds; a point per round."
+)
 _PARTS_NOTE = (
     "Whether the switch or QUICK alone acts in a round, and which round is kept, follows from episodes of their own, "
-    "never from these. Differences are paired, their 95 % intervals from resampling episodes and training seeds, and "
-    "are not corrected for the number of comparisons."
+    "never from these. Differences are paired, for new episodes and new training seeds, and each 95 % interval is for "
+    "itself."
 )
 _ARMS_NOTE = (
     "Each arm's QUICK plays alone, on the same test episodes. Calls spent: those of the larger models in all episodes "
     "that were played to collect what it learned from, failures too, of this round and those before it. Means over "
-    "training seeds."
+    "training seeds. Intervals are each for itself; in the answer above they hold together."
 )
+_ONCE = "Trained once: the intervals know nothing of the spread between trainings."
+_MEANS = {
+    "calls": "the steps at which it called",
+    "random_calls": "as many random steps",
+    "all": "all steps",
+    EQUAL_CALLS: "the large model's own episodes",
+    EQUAL_TOKENS: "the large model's own episodes",
+}
 
 
 def rounds_headlines(run: Run) -> list[Headline]:
@@ -39,25 +51,94 @@ def rounds_headlines(run: Run) -> list[Headline]:
     made = _read(run)
     if made is None:
         return []
-    first, kept = made.rounds[0], made.rounds[made.kept]
+    taught = _taught(made)
+    return [_learning(made), *([_lessons(made, taught)] if taught is not None else [])]
+
+
+def _learning(made: Rounds) -> Headline:
+    """Whether the calls taught something, and what it did for the system."""
     shown = picture(svg(rounds_figure(made), "rounds", "Success against calls, round by round"), _SHOWN)
+    number = made.kept or len(made.rounds) - 1
+    each, lines = made.rounds[number], []
+    answer = ""
+    if each.learned is not None:
+        scores = f"{made.rounds[0].quick.success:.2f} before, {each.quick.success:.2f} after {_rounds(number)}"
+        answer = {
+            1: f"Yes: alone it succeeds more often than before it learned ({scores}). ",
+            0: f"It cannot be told whether it succeeds more often alone than before it learned ({scores}). ",
+            -1: f"No: alone it succeeds less often than before it learned ({scores}). ",
+        }[_sign(each.learned)]
+        lines.append(f"QUICK alone, after {_rounds(number)} less untuned: {with_interval(each.learned)}")
+    lines += _lines(made, number)
     question = "Does the small model learn what it had to ask for?"
-    before, after = acting(first), acting(kept)
+    return Headline("rounds", question, answer + _system(made), lines, shown, _ONCE if len(made.seeds) == 1 else "")
+
+
+def _system(made: Rounds) -> str:
+    """What the rounds did for what acts."""
+    before, after, kept = acting(made.rounds[0]), acting(made.rounds[made.kept]), made.rounds[made.kept]
     if kept.against_first is None:
-        answer = f"No round is kept: {_reason(made)}."
-        return [Headline("rounds", question, answer, _lines(made), shown)]
+        return f"No round is kept, and round 0 stays in use: {made.why}."
     success, calls = kept.against_first.success, kept.against_first.calls
-    fewer = f"{percent(1 - after.calls / before.calls)} fewer" if before.calls and calls.mean < 0 else "no fewer"
-    how = (
-        "more success" if success.above else "less success" if success.below else "a success that cannot be told apart"
+    fewer = f"{percent(1 - after.calls / before.calls)} fewer" if before.calls and calls.below else "no fewer"
+    how = {
+        1: "more success",
+        0: f"the same success, within {made.margin:g}"
+        if success.low > -made.margin
+        else f"a success of which it cannot be told whether it is the same within {made.margin:g}",
+        -1: "less success",
+    }[_sign(success)]
+    return (
+        f"With it the system makes {fewer} calls per episode ({before.calls:.2f} before, {after.calls:.2f} now) and "
+        f"has {how} ({before.success:.2f} before, {after.success:.2f} now)."
     )
-    answer = (
-        f"After {_rounds(made.kept)} of learning from its own calls the system makes {fewer} calls per episode "
-        f"({before.calls:.2f} before, {after.calls:.2f} now) with {how} ({before.success:.2f} before, "
-        f"{after.success:.2f} now); the small model alone went from {first.quick.success:.2f} to "
-        f"{kept.quick.success:.2f}."
-    )
-    return [Headline("rounds", question, answer, _lines(made), shown)]
+
+
+def _sign(d: Difference) -> int:
+    return d.above - d.below
+
+
+def _taught(made: Rounds) -> Round | None:
+    """The round whose arms are looked at: the one kept, else the first."""
+    wanted = made.rounds[made.kept or min(1, len(made.rounds) - 1)]
+    return wanted if len(wanted.arms) > 1 else None
+
+
+def _lessons(made: Rounds, each: Round) -> Headline:
+    """Which lesson teaches the small model most."""
+    first, others = each.arms[0], each.arms[1:]
+    said = []
+    for name, equal in ((EQUAL_CALLS, "calls spent"), (EQUAL_TOKENS, "trained tokens")):
+        said += [f"At equal {equal} {_told(first, [arm])}." for arm in others if arm.arm == name]
+    own = [arm for arm in others if arm.arm not in (EQUAL_CALLS, EQUAL_TOKENS)]
+    if own:
+        said.append(f"Within the same episodes {_told(first, own)}.")
+    numbers = [
+        f"QUICK alone, tuned on {first.arm} ({first.calls_spent:,.0f} calls spent, {first.trained_tokens:,.0f} tokens) "
+        f"less {arm.arm} ({arm.calls_spent:,.0f}, {arm.trained_tokens:,.0f}): {with_interval(arm.first_above_all)}"
+        for arm in others
+        if arm.first_above_all is not None
+    ]
+    if sum(bool(played.arms) for played in made.rounds) > 1:
+        figure, caption = lessons_figure(made), _LESSONS_SHOWN
+    else:
+        figure, caption = arms_figure(made, each), _ARMS_SHOWN
+    shown = picture(svg(figure, "lessons", "Success of each arm's QUICK alone"), caption)
+    once = _ONCE if len(made.seeds) == 1 else ""
+    return Headline("lessons", "Which lesson teaches the small model most?", " ".join(said), numbers, shown, once)
+
+
+def _told(first: TunedArm, others: Sequence[TunedArm]) -> str:
+    """How the first arm compares with others, in words."""
+    named = {sign: [a for a in others if a.first_above_all and _sign(a.first_above_all) == sign] for sign in (1, -1, 0)}
+    mine = _MEANS[first.arm]
+    verbs = {1: "teach more than", -1: "teach less than", 0: "cannot be told from"}
+    found = [
+        f"{verbs[sign]} {' and '.join(f'{_MEANS[a.arm]} ({first.success:.2f} against {a.success:.2f})' for a in arms)}"
+        for sign, arms in named.items()
+        if arms
+    ]
+    return f"{mine} {', and '.join(found)}"
 
 
 def rounds_part(run: Run) -> list[Html]:
@@ -68,7 +149,7 @@ def rounds_part(run: Run) -> list[Html]:
     parts = [
         el("h3", "Rounds of switching and tuning"),
         _rounds_table(made),
-        el("p", f"Round {made.kept} is kept: {_reason(made)}. {_PARTS_NOTE}", cls="note"),
+        el("p", f"Round {made.kept} is the one to use: {made.why}. {_PARTS_NOTE}", cls="note"),
     ]
     if any(each.arms for each in made.rounds):
         parts += [el("h3", "What QUICK learned from"), _arms_table(made), el("p", _ARMS_NOTE, cls="note")]
@@ -79,45 +160,24 @@ def _read(run: Run) -> Rounds | None:
     return load_rounds(run.layout.rounds) if run.layout.rounds.is_file() else None
 
 
-def acting(each: Round) -> System:
-    """What acts in a round."""
-    return each.quick if each.policy == ALWAYS_QUICK else each.switch
-
-
-def _reason(made: Rounds) -> str:
-    return made.why.replace("-", "\N{MINUS SIGN}") if "[" in made.why else made.why
-
-
 def _rounds(count: int) -> str:
     return "one round" if count == 1 else f"{count} rounds"
 
 
-def _lines(made: Rounds) -> list[str]:
-    """The numbers behind the headline."""
-    kept = made.rounds[made.kept]
+def _lines(made: Rounds, number: int) -> list[str]:
+    """The numbers behind the first headline."""
+    each = made.rounds[number]
     lines = []
-    if kept.against_first:
-        lines.append(
-            f"round {made.kept} less round 0: success {_signed(kept.against_first.success)}, "
-            f"calls {_signed(kept.against_first.calls)}"
-        )
-    lines.append(f"round {made.kept} less DEEPTHINK alone: success {_signed(kept.against_deepthink.success)}")
-    for arm in kept.arms:
-        if arm.first_above:
-            lines.append(
-                f"QUICK alone, tuned on {kept.arms[0].arm} ({kept.arms[0].calls_spent:,.0f} calls spent) less "
-                f"{arm.arm} ({arm.calls_spent:,.0f} calls): {_signed(arm.first_above)}{_unclear(arm.first_above)}"
-            )
+    if each.gained is not None and each.over is not None:
+        lines.append(_apart(f"round {number} less round {each.over}, on the episodes that judge", each.gained))
+    if each.against_first is not None:
+        lines.append(_apart(f"round {number} less round 0, on the test episodes", each.against_first))
+    lines.append(_apart(f"round {number} less DEEPTHINK alone", each.against_deepthink))
     return lines
 
 
-def _unclear(d: MeanDifference) -> str:
-    return "" if d.above or d.below else f", {UNCLEAR}"
-
-
-def _signed(d: MeanDifference) -> str:
-    mean, low, high = (f"{round(v, 2) + 0.0:+.2f}".replace("-", "\N{MINUS SIGN}") for v in d)
-    return f"{mean} [{low}, {high}]"
+def _apart(what: str, d: Comparison) -> str:
+    return f"{what}: success {with_interval(d.success)}, calls {with_interval(d.calls)}"
 
 
 def _rate(each: System) -> Html:
@@ -129,7 +189,7 @@ def _rounds_table(made: Rounds) -> Html:
     systems = [made.deepthink, *(s for each in made.rounds for s in (each.quick, each.switch))]
     paid = any(s.money for s in systems)
     heads = ["round", "who", "", "success", "calls", "MFLOPs", "seconds", *(["money"] if paid else [])]
-    heads += ["success, less the round before", "calls, less the round before"]
+    heads += ["success, less the round kept before", "calls, less the round kept before"]
 
     def row(
         number: str, name: str, mark: str, each: System, apart: Sequence[str] = (NOTHING, NOTHING)
@@ -140,7 +200,8 @@ def _rounds_table(made: Rounds) -> Html:
 
     rows = [row(NOTHING, "DEEPTHINK alone", "", made.deepthink)]
     for each in made.rounds:
-        apart = (_signed(each.on_test.success), _signed(each.on_test.calls)) if each.on_test else (NOTHING, NOTHING)
+        both = (each.on_test.success, each.on_test.calls) if each.on_test else ()
+        apart = [with_interval(d) for d in both] or [NOTHING, NOTHING]
         kept = "acts, kept" if each.round == made.kept else "acts"
         for name, system in (("QUICK alone", each.quick), (each.switch.name, each.switch)):
             acts = system.name == each.policy
@@ -156,7 +217,7 @@ def _arms_table(made: Rounds) -> Html:
             str(each.round),
             arm.arm,
             Html(f"{arm.success:.2f} " + el("span", f"[{arm.ci95[0]:.2f}, {arm.ci95[1]:.2f}]", cls="ci")),
-            _signed(arm.first_above) if arm.first_above else NOTHING,
+            with_interval(arm.first_above) if arm.first_above else NOTHING,
             f"{arm.calls_spent:,.0f}",
             f"{arm.trained_tokens:,.0f}",
             f"{arm.steps_share:.1%}",
@@ -166,30 +227,3 @@ def _arms_table(made: Rounds) -> Html:
         for arm in each.arms
     ]
     return table(heads, rows, text=2)
-
-
-def rounds_figure(made: Rounds) -> Figure:
-    """Success against calls: what acts in each round connected, QUICK alone, and DEEPTHINK alone."""
-    with matplotlib.rc_context(SETTINGS):
-        figure = blank(4.2)
-        axes = plain(figure.add_subplot())
-        acts = [acting(each) for each in made.rounds]
-        axes.plot([s.calls for s in acts], [s.success for s in acts], color=LIGHT["orange"], linewidth=1.0)
-        drawn = [("DEEPTHINK alone", "D", "muted", [made.deepthink], len(made.rounds))]
-        drawn += [("QUICK alone", "o", "blue", [each.quick for each in made.rounds], len(made.rounds))]
-        drawn += [("what acts", "s", "orange", acts, made.kept)]
-        for label, marker, colour, systems, last in drawn:
-            look = {"linestyle": "none", "marker": marker, "color": LIGHT[colour], "markersize": 6.5, "zorder": 3}
-            for number, s in enumerate(systems):
-                axes.plot([s.calls] * 2, s.ci95, color=LIGHT[colour], linewidth=1.3, alpha=0.4)
-                fill = {} if number <= last else {"markerfacecolor": LIGHT["paper"]}
-                axes.plot([s.calls], [s.success], label=label if not number else None, **look, **fill)
-        axes.set_xlabel("calls per episode", color=LIGHT["muted"])
-        axes.set_ylabel("success, with 95 % interval", color=LIGHT["muted"])
-        axes.grid(axis="y", color=LIGHT["rule"], linewidth=0.7)
-        axes.margins(x=0.12, y=0.1)
-        figure.legend(loc="outside lower center", ncols=3, frameon=False, labelcolor=LIGHT["ink"], fontsize=9)
-        named = [(f"round {number}", s, True) for number, s in enumerate(acts)]
-        named += [("", s, False) for *_, systems, _ in drawn[:-1] for s in systems]
-        write_labels(figure, axes, [Label(name, s.calls, s.success, s.ci95, shown) for name, s, shown in named])
-    return figure

@@ -8,14 +8,16 @@ it, ``switch`` the switch that was trained with the first of them, ``alone-ARM``
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import envs
 from ..agents.rendering_chat import make_renderer
 from ..cluster.workers import worker_pool
 from ..data.records import FIRST_ACTOR, Trajectory, read_trajectories, write_trajectories
-from ..data.results import ALWAYS_DEEPTHINK, ALWAYS_QUICK
+from ..data.results import ALWAYS_DEEPTHINK
 from ..errors import AtlasError
 from ..models.loading import load_tokenizer
 from ..recipe.loading import Recipe, Rounds, Switch
@@ -104,8 +106,8 @@ class Chain:
         return self._collecting(f"{before.root}/{policy}", number)
 
     def deepthink_recipe(self, batch: int) -> Recipe:
-        """The recipe of a batch of episodes that DEEPTHINK plays alone, failures too: those of round ``batch + 1``."""
-        return self._collecting(f"{self.run.root}/{ALWAYS_DEEPTHINK}", batch + 1, keep="all")
+        """The recipe of a batch of episodes that DEEPTHINK plays alone: those of round ``batch + 1``."""
+        return self._collecting(f"{self.run.root}/{ALWAYS_DEEPTHINK}", batch + 1)
 
     def tuning_recipe(self, number: int, arms: Sequence[RoundArm], base: str) -> Recipe:
         """The recipe by which a round tunes QUICK on the episodes that lie in the part's directory."""
@@ -115,9 +117,10 @@ class Chain:
         collect = self.lesson_recipe(number).model_dump(exclude_unset=True)["collect"]
         return self._within(self.recipe.seed, collect=collect, select={"selectors": selectors}, finetune=tuning)
 
-    def _collecting(self, switch: str, number: int, **more: Any) -> Recipe:
+    def _collecting(self, switch: str, number: int) -> Recipe:
+        """Failures are kept, so that a level at which hardly any episode ends well takes no more calls than others."""
         levels = dict.fromkeys(self.settings.levels, self.config.episodes)
-        collect = {"switch": switch, "levels": levels, "max_steps": self.settings.max_steps, **more}
+        collect = {"switch": switch, "levels": levels, "max_steps": self.settings.max_steps, "keep": "all"}
         return self._within((self.recipe.seed + STRIDE * number) % SEEDS, collect=collect)
 
     def _within(self, seed: int, **tables: Any) -> Recipe:
@@ -128,12 +131,29 @@ class Chain:
 
     def collect(self, number: int) -> None:
         """Collect with the switch of the round before."""
-        run_stages(self.lesson_recipe(number), self.part(number, "lesson"), ("collect",))
+        layout, recipe = self.part(number, "lesson"), self.lesson_recipe(number)
+        if STAGE["collect"].is_done(recipe, layout):
+            return
+        run_stages(recipe, layout, ("collect",))
+        for name, (episodes, kept) in self.collected(number).items():
+            say(f"  {name}: {kept} of {episodes} episodes ended well")
+            if kept < episodes:
+                about = {"round": number, "seed": self.seed, "env": name, "episodes": episodes - kept}
+                self.log.event("rounds", "dropped", **about, why="no success")
+
+    def lesson(self, number: int) -> list[Trajectory]:
+        """The episodes that a round collected and QUICK may learn from: the successful ones."""
+        return [t for t in read_trajectories(self.part(number, "lesson").expert) if t.success]
+
+    def collected(self, number: int) -> dict[str, tuple[int, int]]:
+        """How many episodes of each level a round collected, and how many QUICK may learn from."""
+        kept = Counter(t.env for t in self.lesson(number))
+        levels = self.usage(number)["levels"]
+        return {name: (level["episodes"], kept[envs.full_id(name)]) for name, level in levels.items()}
 
     def was_taught(self, number: int) -> bool:
-        """Whether there is a call in any episode that a round has kept."""
-        kept = read_trajectories(self.part(number, "lesson").expert)
-        return any(step.actor != FIRST_ACTOR for t in kept for step in t.steps)
+        """Whether there is a call in any episode that QUICK may learn from."""
+        return any(step.actor != FIRST_ACTOR for t in self.lesson(number) for step in t.steps)
 
     def tune(self, number: int) -> None:
         """Tune QUICK on the round's lesson, and its controls."""
@@ -141,8 +161,8 @@ class Chain:
         if arms:
             layout = self.part(number, _trained_in(arms[0]))
             first = number if self.config.tune_from == "before" else 1
-            lessons = [self.part(n, "lesson").expert for n in range(first, number + 1)]
-            _have(layout, lambda: [t for path in lessons for t in read_trajectories(path)])
+            if not layout.expert.exists():
+                write_trajectories(layout.expert, [t for n in range(first, number + 1) for t in self.lesson(n)])
             run_stages(self.tuning_recipe(number, arms, self.base(number)), layout, ("select", "finetune"))
         for arm in self.config.arms:  # (the tokens of the first are known then)
             if arm not in LESSON_ARMS:
@@ -161,7 +181,7 @@ class Chain:
         """Play the episodes that judge the round, and the test episodes of its controls."""
         recipe, layout = self.switch_recipe(number), self.switch_layout(number)
         term, alone = term_of(recipe, layout), single_model_policies(self.settings)[0]
-        judged, count = [_priced(alone, term), _one_seed(term, self.seed)], self.config.judge_episodes
+        judged, count = [alone, _one_seed(term, self.seed)], self.config.judge_episodes
         runs = {arm: self.part(number, f"alone-{arm}") for arm in self.controls(number)}
         left = [a for a, own in runs.items() if _missing(own.switch_episodes, alone, self.settings.test_episodes)]
         unjudged = any(_missing(layout.switch_judged, spec, count) for spec in judged)
@@ -322,11 +342,6 @@ def run_stages(recipe: Recipe, layout: RunLayout, stages: Sequence[str]) -> None
         RunLog(layout.root).metric("pipeline", name=stage, seconds=round(time.monotonic() - start, 2))
 
 
-def _have(layout: RunLayout, made: Callable[[], list[Trajectory]]) -> None:
-    if not layout.expert.exists():
-        write_trajectories(layout.expert, made())
-
-
 def _missing(path: Path, policy: PolicySpec, count: int) -> bool:
     """Whether episodes of a policy are not in a file yet, or were lost."""
     return any(len(episodes_of(path, policy.name, training)) < count for training in policy.training_seeds)
@@ -339,11 +354,6 @@ def _selector(arm: RoundArm) -> str:
 def _trained_in(arm: RoundArm) -> str:
     """The part in which an arm is trained."""
     return "tuned" if arm in LESSON_ARMS else arm
-
-
-def _priced(alone: PolicySpec, term: PolicySpec) -> PolicySpec:
-    """QUICK alone, at the switch's price: its own steps may cost something, too."""
-    return PolicySpec(ALWAYS_QUICK, alone.kind, action=alone.action, cost=term.cost)
 
 
 def _one_seed(term: PolicySpec, seed: int) -> PolicySpec:

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..data.resampling import MeanDifference, resampled_difference
+from ..data.paired import Difference, episodes_needed, paired_counts, paired_difference
 from ..data.results import ALWAYS_QUICK, interval
 from ..data.rounds import Comparison, System
 from ..rundir import files
@@ -32,44 +32,34 @@ def common(*systems: Played) -> list[int]:
     return sorted(set.intersection(*(set(rows) for played in systems for rows in played)))
 
 
-def table(played: Played, seeds: Sequence[int], name: str) -> list[list[float]]:
-    """A number of each episode, ``[training seeds, episodes]``."""
-    return [[float(rows[seed][name]) for seed in seeds] for rows in played]
-
-
 def compared(first: Played, second: Played, seeds: Sequence[int] | None = None) -> Comparison:
     """First less second: on these test episodes, or on all that both have played to be judged."""
     judged = common(first, second) if seeds is None else seeds
+    wins, calls = ([_table(p, judged, name) for p in (first, second)] for name in ("success", "calls"))
+    return Comparison(
+        success=paired_difference(wins[0], wins[1], chained=True),
+        calls=paired_counts(calls[0], calls[1], chained=True),
+    )
 
-    def of(name: str) -> MeanDifference:
-        return resampled_difference(table(first, judged, name), table(second, judged, name))
 
-    return Comparison(success=of("success"), calls=of("calls"), objective=of("objective") if seeds is None else None)
+def success_apart(first: Played, second: Played, seeds: Sequence[int], level: float = 0.95) -> Difference:
+    """Success of the first less that of the second on these episodes."""
+    wins = [_table(p, seeds, "success") for p in (first, second)]
+    return paired_difference(wins[0], wins[1], level, chained=True)
 
 
 def system(name: str, played: Played, seeds: Sequence[int]) -> System:
     """Means of a system over these episodes."""
-    success, low, high = interval([[bool(rows[seed]["success"]) for seed in seeds] for rows in played])
+    success, low, high = interval(_table(played, seeds, "success"))
     means = {
-        n: fmean(v for row in table(played, seeds, n) for v in row) for n in ("calls", "flops", "seconds", "money")
+        n: fmean(v for row in _table(played, seeds, n) for v in row) for n in ("calls", "flops", "seconds", "money")
     }
     return System(name=name, success=success, ci95=(low, high), episodes=len(played) * len(seeds), **means)
 
 
-def is_of_use(comparison: Comparison) -> bool:
-    """Whether a switch, compared with its QUICK alone, is to act: its calls bring success beyond chance.
-
-    Where success cannot be told apart the fewer calls are taken, which are none.
-    """
-    return comparison.success.above
-
-
-def has_gained(comparison: Comparison) -> bool:
-    """Whether a round, compared with the one before, gained: more success, or as much with fewer calls.
-
-    Each beyond chance; as much is what cannot be told to be less.
-    """
-    return comparison.success.above or (comparison.calls.below and not comparison.success.below)
+def _table(played: Played, seeds: Sequence[int], name: str) -> list[list[Any]]:
+    """A field of each episode, ``[training seeds, episodes]``."""
+    return [[rows[seed][name] for seed in seeds] for rows in played]
 
 
 @dataclass(frozen=True)
@@ -86,36 +76,91 @@ class Judged:
     switch: Played
     term: str
 
-    @property
-    def of_use(self) -> Comparison:
-        """Switch less QUICK alone."""
-        return compared(self.switch, self.quick)
-
-    @property
-    def policy(self) -> str:
-        """Which of the two acts."""
-        return self.term if is_of_use(self.of_use) else ALWAYS_QUICK
-
-    @property
-    def acting(self) -> Played:
-        """Episodes of the one that acts."""
-        return self.quick if self.policy == ALWAYS_QUICK else self.switch
+    def acting(self, policy: str) -> Played:
+        """Episodes of one of the two."""
+        return self.quick if policy == ALWAYS_QUICK else self.switch
 
 
-def kept_round(judged: Sequence[Judged]) -> tuple[int, str]:
-    """The round to use: the last up to which each gained over the one before; and why none behind it."""
-    for number in range(1, len(judged)):
-        found = compared(judged[number].acting, judged[number - 1].acting)
-        if not has_gained(found):
-            return number - 1, f"round {number} gained nothing over it: {words(found)}"
-    last = len(judged) - 1
-    return last, "no more rounds were played"
+@dataclass(frozen=True)
+class Verdict:
+    """What the episodes that judge say of a round.
+
+    Args:
+        policy: which of its two policies acts.
+        alone: QUICK alone less the switch.
+        over: number of the round that it is compared with: the one kept so far.
+        gained: what acts less what acts in that round; None for round 0.
+        kept: whether it is kept.
+        why: why it is not kept.
+    """
+
+    policy: str
+    alone: Comparison
+    over: int | None = None
+    gained: Comparison | None = None
+    kept: bool = True
+    why: str = ""
 
 
-def words(found: Comparison) -> str:
-    """A comparison for people."""
+def verdicts(judged: Sequence[Judged], margin: float) -> list[Verdict]:
+    """Judge rounds in their order (the rules are ours).
 
-    def one(name: str, d: MeanDifference) -> str:
-        return f"{name} {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
+    A policy keeps up with another where the interval of its success less the other's lies above ``-margin``. QUICK
+    alone acts where it keeps up with its switch and with what acts in every round kept so far; else the switch does. A
+    round is kept where, over the one kept last, success rose beyond chance, or calls fell beyond chance while success
+    keeps up with that of every round kept so far, so that many small losses do not add up.
+    """
+    found: list[Verdict] = []
+    before: list[tuple[int, Played]] = []
+    for number, each in enumerate(judged):
+        rivals = [each.switch, *(played for _, played in before)]
+        policy = ALWAYS_QUICK if all(_keeps_up(each.quick, other, margin) for other in rivals) else each.term
+        acting, alone = each.acting(policy), compared(each.quick, each.switch)
+        if not before:
+            found.append(Verdict(policy, alone))
+        else:
+            over, last = before[-1]
+            gained = compared(acting, last)
+            why = "" if gained.success.above else _no_gain(number, acting, before, gained, margin)
+            found.append(Verdict(policy, alone, over, gained, not why, why))
+        if found[-1].kept:
+            before.append((number, acting))
+    return found
 
-    return f"{one('success', found.success)}, {one('calls', found.calls)}"
+
+def _success(played: Played, other: Played) -> tuple[list[list[Any]], list[list[Any]]]:
+    seeds = common(played, other)
+    return _table(played, seeds, "success"), _table(other, seeds, "success")
+
+
+def _keeps_up(played: Played, other: Played, margin: float) -> bool:
+    return paired_difference(*_success(played, other), chained=True).low > -margin
+
+
+def _no_gain(
+    number: int, acting: Played, before: Sequence[tuple[int, Played]], gained: Comparison, margin: float
+) -> str:
+    """Why a round without more success is not kept; nothing where its fewer calls make up for it."""
+    over = before[-1][0]
+    if not gained.calls.below:
+        return f"neither more success nor fewer calls than in round {over} can be told of round {number}"
+    for earlier, played in before:
+        if not _keeps_up(acting, played, margin):
+            return f"round {number} calls less than round {over}, but {_cannot(acting, earlier, played, margin)}"
+    return ""
+
+
+def _cannot(acting: Played, earlier: int, played: Played, margin: float) -> str:
+    """What stands against a success within the margin of that of an earlier round."""
+    rows = _success(acting, played)
+    d, episodes = paired_difference(*rows, chained=True), len(rows[0][0])
+    if d.high < -margin:
+        return f"its success is more than {margin:g} below round {earlier}'s"
+    told = (
+        f"whether its success is within {margin:g} of that of round {earlier} cannot be told from {episodes} episodes"
+    )
+    if (enough := episodes_needed(*rows, -margin, chained=True)) is not None:
+        return f"{told} (some {enough:,} could show it, if nothing else changes)"
+    if d.mean <= -margin:
+        return f"{told}, and in these it is further below"
+    return f"{told}, and no number of episodes could show it with {max(len(r) for r in rows)} training seeds so unlike"

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 
-from ..data.resampling import resampled_difference
+from ..data.paired import level_for
 from ..data.results import ALWAYS_DEEPTHINK, ALWAYS_QUICK
-from ..data.rounds import Collected, Round, Rounds, TunedArm, load_rounds, write_rounds
+from ..data.rounds import Collected, LevelCollected, Round, Rounds, TunedArm, load_rounds, write_rounds
 from ..recipe.loading import Recipe
 from ..rundir.files import RunLog
 from ..rundir.layout import RunLayout
 from ..rundir.progress import duration, say
 from .round_parts import Chain, of_rounds, term_of, train_switches
-from .round_scores import Judged, Played, common, compared, episodes_of, kept_round, system, table, words
+from .round_scores import Judged, Played, common, compared, episodes_of, success_apart, system, verdicts
 
 _PARTS = ("lesson", "tuning", "switch", "scores")
 """Of a round, for each training seed; round 0 has the last alone. All seeds are trained at a time."""
@@ -69,7 +69,11 @@ def _teach(chains: Sequence[Chain], number: int, clock: _Clock) -> str | None:
         silent += [] if chain.was_taught(number) else [chain.seed]
     if silent:
         seeds = ", ".join(map(str, silent))
-        return f"its switch (seed {seeds}) called nothing in what it collected, so there is nothing to learn from"
+        which = f" of seed {seeds}" if len(chains) > 1 else ""
+        return (
+            f"the switch{which} of round {number - 1} called nothing in the episodes that it collected and that ended "
+            "well, so there was nothing to learn from"
+        )
     for chain in chains:
         clock.run("tuning", number, chain.seed, partial(chain.tune, number))
     clock.run("training", number, None, partial(train_switches, chains, number))
@@ -83,12 +87,14 @@ def _over(recipe: Recipe, judged: Sequence[Judged]) -> str | None:
     config, _ = of_rounds(recipe)
     if not config.stop:
         return None
-    kept, why = kept_round(judged)
-    if kept < len(judged) - 1:
-        return why
-    last = judged[-1]
+    last = verdicts(judged, config.margin)[-1]
+    if last.why:
+        return last.why
     if last.policy == ALWAYS_QUICK:
-        return f"no more success of its switch than of its QUICK alone can be told: {words(last.of_use)}"
+        return (
+            f"in round {len(judged) - 1} QUICK alone succeeds as often as with its switch, within {config.margin:g}, "
+            "so there was no call left to learn from"
+        )
     return None
 
 
@@ -116,7 +122,9 @@ def _summed_up(recipe: Recipe, chains: Sequence[Chain], judged: Sequence[Judged]
     seeds = common(*everything)
     rounds = []
     acting: list[Played] = []
-    for number, (each, (quick, switch)) in enumerate(zip(judged, tests, strict=True)):
+    untuned = tests[0][0]
+    found = verdicts(judged, config.margin)
+    for number, (each, (quick, switch)) in enumerate(zip(found, tests, strict=True)):
         acting.append(quick if each.policy == ALWAYS_QUICK else switch)
         rounds.append(
             Round(
@@ -124,24 +132,29 @@ def _summed_up(recipe: Recipe, chains: Sequence[Chain], judged: Sequence[Judged]
                 quick=system(ALWAYS_QUICK, quick, seeds),
                 switch=system(term, switch, seeds),
                 policy=each.policy,
-                of_use=each.of_use,
-                gained=compared(each.acting, judged[number - 1].acting) if number else None,
-                on_test=compared(acting[number], acting[number - 1], seeds) if number else None,
+                alone=each.alone,
+                over=each.over,
+                gained=each.gained,
+                on_test=None if each.over is None else compared(acting[number], acting[each.over], seeds),
+                kept=each.kept,
                 against_first=compared(acting[number], acting[0], seeds) if number else None,
+                learned=success_apart(quick, untuned, seeds) if number else None,
                 against_deepthink=compared(acting[number], deepthink, seeds),
                 lesson=_lesson(chains, number) if number else None,
                 arms=_arms(chains, number, {config.arms[0]: quick, **alone[number]}, seeds) if number else (),
             )
         )
-    kept, because = kept_round(judged)
+    kept = max(number for number, each in enumerate(found) if each.kept)
+    behind = [each.why for each in found[kept + 1 :]]
     return Rounds(
         seeds=tuple(chain.seed for chain in chains),
         term=term,
         tune_from=config.tune_from,
+        margin=config.margin,
         deepthink=system(ALWAYS_DEEPTHINK, deepthink, seeds),
         rounds=tuple(rounds),
         kept=kept,
-        why=why if why and kept == len(judged) - 1 else because,
+        why="; ".join(behind) or why or "no more rounds were asked for",
     )
 
 
@@ -165,12 +178,21 @@ def _alone(chains: Sequence[Chain], number: int) -> dict[str, Played]:
 
 
 def _lesson(chains: Sequence[Chain], number: int) -> Collected:
-    usage = [chain.usage(number) for chain in chains]
-    return Collected(**{name: fmean(u[name] for u in usage) for name in Collected.model_fields})
+    collected = [chain.collected(number) for chain in chains]
+    levels = {
+        name: LevelCollected(episodes=fmean(c[name][0] for c in collected), kept=fmean(c[name][1] for c in collected))
+        for name in collected[0]
+    }
+    return Collected(
+        episodes=sum(level.episodes for level in levels.values()),
+        kept=sum(level.kept for level in levels.values()),
+        calls=fmean(chain.usage(number)["calls"] for chain in chains),
+        levels=levels,
+    )
 
 
 def _arms(
-    chains: Sequence[Chain], number: int, played: dict[str, Played], seeds: Sequence[int]
+    chains: Sequence[Chain], number: int, played: Mapping[str, Played], seeds: Sequence[int]
 ) -> tuple[TunedArm, ...]:
     """How each QUICK of a round was tuned, and how it does alone."""
     first = next(iter(played.values()))
@@ -178,7 +200,8 @@ def _arms(
     for arm, own in played.items():
         scored = system(arm, own, seeds)
         records = [chain.record(number, arm) for chain in chains]  # type: ignore[arg-type]
-        apart = resampled_difference(table(first, seeds, "success"), table(own, seeds, "success"))
+        levels = () if own is first else (0.95, level_for(len(played) - 1))
+        above = [success_apart(first, own, seeds, level) for level in levels]
         found.append(
             TunedArm(
                 arm=arm,
@@ -188,7 +211,8 @@ def _arms(
                 steps_share=fmean(r["steps_share"] for r in records),
                 trained_tokens=fmean(chain.trained_tokens(number, arm) for chain in chains),  # type: ignore[arg-type]
                 calls_spent=fmean(chain.calls_spent(number, arm) for chain in chains),  # type: ignore[arg-type]
-                first_above=None if own is first else apart,
+                first_above=above[0] if above else None,
+                first_above_all=above[1] if above else None,
             )
         )
     return tuple(found)
@@ -210,7 +234,7 @@ def _tell(made: Rounds, log: RunLog) -> None:
             switch_success=each.switch.success,
             switch_calls=each.switch.calls,
         )
-    say(f"  round {made.kept} is kept: {made.why}")
+    say(f"  round {made.kept} is the one to use: {made.why}")
 
 
 class _Clock:

@@ -2,19 +2,32 @@
 
 import pytest
 
-from atlas_ray.data.resampling import MeanDifference
-from atlas_ray.data.rounds import Collected, Comparison, Round, Rounds, System, TunedArm, load_rounds, write_rounds
+from atlas_ray.data.paired import Difference
+from atlas_ray.data.rounds import (
+    Collected,
+    Comparison,
+    LevelCollected,
+    Round,
+    Rounds,
+    System,
+    TunedArm,
+    load_rounds,
+    write_rounds,
+)
 from atlas_ray.errors import InputError
 from atlas_ray.recipe.loading import Recipe
 from atlas_ray.report import build_report
-from atlas_ray.report.rounds import rounds_figure, rounds_headlines, rounds_part
+from atlas_ray.report.round_plots import arms_figure, lessons_figure, rounds_figure
+from atlas_ray.report.rounds import rounds_headlines, rounds_part
 from atlas_ray.report.run import Run
 from atlas_ray.rundir.files import write_json
 from atlas_ray.rundir.layout import RunLayout
 from tests.report.test_report import check
 
 TERM = "londi(c=0.05)"
-UP, DOWN, NONE = MeanDifference(0.1, 0.05, 0.2), MeanDifference(-2.0, -3.0, -1.0), MeanDifference(0.0, -0.1, 0.1)
+WHY = "round 1 calls less than round 0, but <b>"
+UP, DOWN, NONE = Difference(0.1, 0.05, 0.2, 80), Difference(-2.0, -3.0, -1.0, 80), Difference(0.0, -0.1, 0.1, 80)
+SAME = Difference(0.01, -0.04, 0.06, 80)
 
 
 def system(name, success, calls, money=0.0):
@@ -25,37 +38,45 @@ def system(name, success, calls, money=0.0):
 def arm(name, success, above, spent=500.0):
     ci95 = (success - 0.05, success + 0.05)
     about = {"trajectories": 120.0, "steps_share": 0.31, "trained_tokens": 39000.0, "calls_spent": spent}
-    return TunedArm(arm=name, success=success, ci95=ci95, first_above=above, **about)
+    return TunedArm(arm=name, success=success, ci95=ci95, first_above=above, first_above_all=above, **about)
 
 
-def rounds(kept=1, money=0.0, why="its QUICK does as well without calls (switch less QUICK alone: success -0.010)"):
-    apart = Comparison(success=NONE, calls=DOWN, objective=None)
+ARMS = (arm("calls", 0.61, None), arm("all", 0.5, UP), arm("deepthink-equal-calls", 0.6, NONE, 499.0))
+
+
+def rounds(kept=1, money=0.0, success=NONE, learned=UP, arms=ARMS, seeds=(0, 1)):
+    apart = Comparison(success=success, calls=DOWN)
+    none = {"over": None, "gained": None, "on_test": None, "against_first": None, "learned": None}
     first = Round(
         round=0,
         quick=system("always-quick", 0.4, 0),
         switch=system(TERM, 0.6, 4.0, money),
         policy=TERM,
-        of_use=Comparison(success=UP, calls=UP, objective=UP),
-        gained=None,
-        on_test=None,
-        against_first=None,
+        alone=Comparison(success=DOWN, calls=DOWN),
+        kept=True,
         against_deepthink=apart,
+        **none,
     )
     second = Round(
         round=1,
         quick=system("always-quick", 0.61, 0),
         switch=system(TERM, 0.62, 2.0),
         policy="always-quick",
-        of_use=Comparison(success=NONE, calls=UP, objective=DOWN),
+        alone=Comparison(success=SAME, calls=DOWN),
+        over=0,
         gained=apart,
         on_test=apart,
+        kept=kept == 1,
         against_first=apart,
+        learned=learned,
         against_deepthink=apart,
-        lesson=Collected(episodes=300, kept=120, calls=500),
-        arms=(arm("calls", 0.61, None), arm("all", 0.5, UP), arm("deepthink-equal-calls", 0.6, NONE, 499.0)),
+        lesson=Collected(
+            episodes=300, kept=120, calls=500, levels={"PickupDist": LevelCollected(episodes=300, kept=120)}
+        ),
+        arms=arms,
     )
     deepthink = system("always-deepthink", 0.64, 12.0)
-    about = {"seeds": (0, 1), "term": TERM, "tune_from": "before", "kept": kept, "why": why}
+    about = {"seeds": seeds, "term": TERM, "tune_from": "before", "kept": kept, "margin": 0.05, "why": WHY}
     return Rounds(deepthink=deepthink, rounds=(first, second), **about)
 
 
@@ -64,21 +85,43 @@ def run_of(tmp_path, made):
     return Run(tmp_path, None, None)
 
 
-def test_the_headline_says_what_the_calls_became(tmp_path):
-    (headline,) = rounds_headlines(run_of(tmp_path, rounds()))
-    assert "After one round" in headline.answer and "100\N{NO-BREAK SPACE}% fewer calls" in headline.answer
-    assert "4.00 before, 0.00 now" in headline.answer and "cannot be told apart" in headline.answer
-    assert "from 0.40 to 0.61" in headline.answer
-    assert any("less all (500 calls): +0.10 [+0.05, +0.20]" in line for line in headline.numbers)
-    assert any(
-        "deepthink-equal-calls (499 calls)" in line and "not distinguishable" in line for line in headline.numbers
+def headlines(tmp_path, *given, **made):
+    return rounds_headlines(run_of(tmp_path, rounds(*given, **made)))
+
+
+def test_the_first_headline_says_what_was_learned_and_what_it_did_for_the_system(tmp_path):
+    first, _ = headlines(tmp_path)
+    assert first.answer.startswith("Yes: alone it succeeds more often than before it learned (0.40 before, 0.61 after")
+    assert "100\N{NO-BREAK SPACE}% fewer calls per episode (4.00 before, 0.00 now)" in first.answer
+    assert "cannot be told whether it is the same within 0.05 (0.60 before, 0.61 now)" in first.answer
+    assert "[" not in first.answer, "intervals stand below"
+    assert "QUICK alone, after one round less untuned: +0.10 [+0.05, +0.20]" in first.numbers[0]
+    assert "round 1 less round 0, on the test episodes: success +0.00 [" in first.numbers[2]
+    assert "<svg" in first.picture and not first.caveat
+    assert "the same success, within 0.05" in headlines(tmp_path, success=SAME)[0].answer
+    assert "has less success" in headlines(tmp_path, success=DOWN)[0].answer
+    unsure = headlines(tmp_path, learned=NONE, seeds=(0,))[0]
+    assert unsure.answer.startswith("It cannot be told whether it succeeds") and "Trained once" in unsure.caveat
+
+
+def test_the_second_headline_answers_at_equal_calls_and_at_equal_tokens(tmp_path):
+    _, lessons = headlines(tmp_path, arms=(*ARMS, arm("deepthink-equal-tokens", 0.7, DOWN, 900.0)))
+    assert lessons.answer == (
+        "At equal calls spent the steps at which it called cannot be told from the large model's own episodes (0.61 "
+        "against 0.60). At equal trained tokens the steps at which it called teach less than the large model's own "
+        "episodes (0.61 against 0.70). Within the same episodes the steps at which it called teach more than all steps "
+        "(0.61 against 0.50)."
     )
-    assert "<svg" in headline.picture
+    assert "tuned on calls (500 calls spent, 39,000 tokens) less all (500, 39,000): +0.10 [+0" in lessons.numbers[0]
+    assert len(headlines(tmp_path, arms=ARMS[:1])) == 1, "nothing to compare with"
 
 
-def test_where_no_round_is_kept_it_says_so_and_why(tmp_path):
-    (headline,) = rounds_headlines(run_of(tmp_path, rounds(kept=0, why="round 1 gained nothing over it: <b>")))
-    assert headline.answer.startswith("No round is kept: round 1 gained nothing")
+def test_where_no_round_is_kept_it_says_so_in_words_and_why(tmp_path):
+    first, lessons = headlines(tmp_path, kept=0)
+    assert "No round is kept, and round 0 stays in use: round 1 calls less than round 0, but" in first.answer
+    assert "[" not in first.answer and "alone it succeeds more often" in first.answer
+    assert "At equal calls spent" in lessons.answer
+    assert any(line.startswith("round 1 less round 0, on the episodes that judge: success") for line in first.numbers)
     assert "<b>" not in "".join(rounds_part(Run(tmp_path, None, None)))
 
 
@@ -95,6 +138,26 @@ def test_the_picture_has_every_round_and_hollow_ones_that_are_not_kept():
     assert [t.get_text() for t in axes.texts] == ["round 1", "round 0"], "from left to right"
     squares = [line for line in axes.lines if line.get_marker() == "s"]
     assert [line.get_markerfacecolor() == line.get_color() for line in squares] == [True, False]
+
+
+def test_the_picture_of_the_lessons_names_every_arm_with_what_it_took():
+    made = rounds()
+    axes = arms_figure(made, made.rounds[1]).axes[0]
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    assert names[2] == "deepthink-equal-calls\n499 calls, 39,000 tokens"
+    assert [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"] == [0.61, 0.5, 0.6]
+
+
+def test_several_rounds_are_a_curve_of_success_against_calls_spent():
+    made = rounds()
+    again = made.rounds[1].model_copy(
+        update={"round": 2, "arms": tuple(a.model_copy(update={"calls_spent": 1000.0}) for a in ARMS)}
+    )
+    figure = lessons_figure(made.model_copy(update={"rounds": (*made.rounds, again)}))
+    lines = {line.get_label(): line for line in figure.axes[0].lines if not line.get_label().startswith("_")}
+    assert list(lines) == ["untuned", "calls", "all", "deepthink-equal-calls"]
+    assert list(lines["calls"].get_ydata()) == [0.61, 0.61]
+    assert lines["calls"].get_xdata()[1] == pytest.approx(1000, rel=0.05)
 
 
 def test_a_page_with_rounds_is_whole_and_one_without_has_no_word_of_them(tmp_path):

@@ -12,6 +12,8 @@ from atlas_ray.switching.policy import SwitchConfig
 
 COST = 0.05
 TERMS = f"cost{COST:g}"
+PLAYED = 4
+"""Test episodes of each policy, and episodes that judge it."""
 
 
 def save_models(folder):
@@ -23,9 +25,9 @@ def save_models(folder):
 
 def rounds_recipe(folder, switch=(), **rounds):
     """Two rounds of all arms between the model ``quick`` in ``folder`` and the expert."""
-    table = small_switch(folder, deepthink="expert", max_steps=8, test_episodes=6, baselines=[])
+    table = small_switch(folder, deepthink="expert", max_steps=8, test_episodes=PLAYED, baselines=[])
     tuning = {"epochs": 2, "batch_size": 4, "workers": 0}
-    given = {"count": 2, "episodes": 2, "judge_episodes": 6, "stop": False, "finetune": tuning, **rounds}
+    given = {"count": 2, "episodes": 2, "judge_episodes": PLAYED, "stop": False, "finetune": tuning, **rounds}
     about = {"name": "together", "workers": 0, "num_envs": 8, "style": "action"}
     return Recipe.model_validate({**about, "switch": {**table, **dict(switch)}, "rounds": given})
 

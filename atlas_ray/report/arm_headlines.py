@@ -9,7 +9,7 @@ from ..data.paired import Difference, level_for
 from ..data.results import Arm
 from .arm_pairs import apart, critical, everything, twin
 from .forgetting import Forgotten, forgotten, known_levels
-from .headlines import WITHIN, Headline, is_as_good, listed, percent, picture, trained_once, with_interval
+from .headlines import WITHIN, Headline, is_as_good, listed, picture, tokens_saved, trained_once, with_interval
 from .page import Html
 from .plots import atlas_figure, svg, tokens_figure
 from .reading import arm_labels
@@ -128,10 +128,10 @@ def _against_all(run: Run) -> Headline | None:
     if good:
         best = min(good, key=lambda p: p.arm.trained_tokens)
         which = "are better than" if best.d.low > 0 else "teach as much as"
-        answer = f"Critical steps ({best.name}) {which} all steps, {_tokens(best.arm, best.other)}."
+        answer = f"Critical steps ({best.name}) {which} all steps, {tokens_saved(best.arm, best.other)}."
     else:
         best = max(pairs, key=lambda p: p.d.low)
-        cost = _tokens(best.arm, best.other)
+        cost = tokens_saved(best.arm, best.other)
         if best.d.high < 0:
             answer = f"No: all steps teach more than critical ones; {best.name} comes nearest, {cost}."
         else:
@@ -141,15 +141,6 @@ def _against_all(run: Run) -> Headline | None:
             )
     numbers = [p.number for p in sorted(pairs, key=lambda p: p is not best)]
     return Headline("tokens", "Can they stand in for all steps?", answer, numbers, _tokens_picture(run), _once(pairs))
-
-
-def _tokens(arm: Arm, other: Arm) -> str:
-    if not other.trained_tokens:
-        return "at no known saving"
-    saved = 1 - arm.trained_tokens / other.trained_tokens
-    if not round(saved, 2):
-        return "with as many trained tokens"
-    return f"with {percent(abs(saved))} {'fewer' if saved > 0 else 'more'} trained tokens"
 
 
 def _forgetting(run: Run) -> Headline | None:

@@ -72,6 +72,16 @@ def percent(share: float) -> str:
     return f"{share:.0%}".replace("%", "\N{NO-BREAK SPACE}%")
 
 
+def tokens_saved(arm: Arm, other: Arm) -> str:
+    """``with 67 % fewer trained tokens``: of an arm against another."""
+    if not other.trained_tokens:
+        return "at no known saving"
+    saved = 1 - arm.trained_tokens / other.trained_tokens
+    if not round(saved, 2):
+        return "with as many trained tokens"
+    return f"with {percent(abs(saved))} {'fewer' if saved > 0 else 'more'} trained tokens"
+
+
 def with_interval(d: Difference) -> str:
     """``+0.03 [−0.04, +0.10]``."""
     mean, low, high = (f"{round(v, 2) + 0.0:+.2f}".replace("-", "\N{MINUS SIGN}") for v in (d.mean, d.low, d.high))

@@ -39,6 +39,7 @@ check: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/python .ci/words.py
+	@$(BIN)/python docs/evidence/tables.py --check
 
 format: setup
 	@$(BIN)/ruff format .

@@ -108,11 +108,11 @@ def _leaders(swept: Swept) -> Headline:
     parts = []
     for name, own in itertools.groupby(best, key=lambda pair: pair[1].name):
         leads = list(own)
-        scores = _and([f"{arm.held_in.success:.2f}" for _, arm in leads])
-        parts.append(f"{_where([group for group, _ in leads], axis)}{listed([name])} ({scores})")
+        where = _where([group for group, _ in leads], axis)
+        parts.append(f"{listed([name])} {where}({_and([f'{arm.held_in.success:.2f}' for _, arm in leads])})")
     what = _AXES.get(axis or "", axis)
     question = f"Which arm has most success as {what} grows?" if axis else "Which arm has most success?"
-    answer = _sentence(_named_once("; ".join(parts), axis))
+    answer = f"Most success has {_named_once('; '.join(parts), axis)}."
     numbers = [line for group in reversed(groups) for line in _of_best(group, swept)]
     caveat = "The leader is picked by these very numbers; what can be told is said below. " + _left_out(swept.made)
     return Headline(LEADERS, question, answer, numbers, None, f"{caveat} {_once(groups)}".strip())

@@ -170,7 +170,10 @@ def test_a_sweep_of_the_switch_that_was_stopped_is_refused_with_the_way_out(tmp_
 def test_the_answers_follow_from_the_intervals(swept):
     said = {h.name: h for h in sweep_headlines(read_run(swept))}
     assert said["sweep-leaders"].question == "Which arm has most success as the expert's bias grows?"
-    assert said["sweep-leaders"].answer == "At habit_share = 0 all steps (0.62); at 1 value+anchor0.5 (0.64)."
+    assert (
+        said["sweep-leaders"].answer
+        == "Most success has all steps at habit_share = 0 (0.62); value+anchor0.5 at 1 (0.64)."
+    )
     assert said["sweep-random"].answer == (
         "At habit_share = 0 it cannot be told; at 1 value+anchor0.5 teaches more, of value it cannot be told."
     )
@@ -234,5 +237,5 @@ def test_a_sweep_over_arms_alone_has_no_axis(tmp_path):
     )
     refresh(tmp_path)
     first, *_ = sweep_headlines(read_run(tmp_path))
-    assert (first.question, first.answer) == ("Which arm has most success?", "Value+anchor0.5 (0.64).")
+    assert (first.question, first.answer) == ("Which arm has most success?", "Most success has value+anchor0.5 (0.64).")
     assert json.loads((tmp_path / "sweep.json").read_text())["groups"][0]["values"] == {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..recipe.loading import Recipe
 from ..recipe.select import matched, members
 from .page import Html, el
+from .swept_arms import sweeps_arms
 
 _PAPERS = (
     ("2503.02197", "ATLaS: tune on critical steps, the loss on at most 30 % of them, everything else as context"),
@@ -23,6 +24,7 @@ def claims(recipe: Recipe | None) -> list[Html]:
         "Value selector: that a jump of the value estimated by roll-outs marks a critical step is ATLaS's comparison; "
         "the model that plays, its temperature, its horizon and how a jump is measured are ours" + _value(recipe) + ".",
         *_selectors(recipe),
+        *_of_experts_and_sweeps(recipe),
         "Rounding: at most ceil(m·T) steps of a trajectory of T steps, and at least one.",
         "Normalisation: the loss is divided by the number of trained tokens of the whole optimiser step, the same in "
         "every arm.",
@@ -41,6 +43,18 @@ def claims(recipe: Recipe | None) -> list[Html]:
         el("p", "Ours, and not to be blamed on the papers:"),
         el("ul", [el("li", line) for line in ours]),
     ]
+
+
+def _of_experts_and_sweeps(recipe: Recipe | None) -> list[str]:
+    lines = []
+    if recipe is not None and recipe.collect and recipe.collect.expert.words:
+        lines.append("Experts with a bias: that cloning copies it is ATLaS's claim; habit, detours and noise are ours.")
+    if recipe is not None and recipe.sweep and sweeps_arms(list(recipe.sweep.space)):
+        lines.append(
+            "Arms of a sweep: that trials which differ in their arm alone are read as one run, which arms are set "
+            "against which, and the correction for all that a question shows are ours."
+        )
+    return lines
 
 
 def _switches(recipe: Recipe | None) -> list[str]:

@@ -193,6 +193,7 @@ def test_a_page_has_the_curve_first_and_every_comparison_folded_away(swept):
     assert page.index('id="sweep-leaders"') < page.index("The sweep")
     assert checker.tags.count("svg") == 7 + 1 + 2, "one per question, held-out success, tokens at both shares"
     assert "All comparisons of arms" in text
+    assert "Experts with a bias: that cloning copies it is ATLaS's claim" in text and "Arms of a sweep: that" in text
     assert page.count('<td class="text">random_value+anchor0.5</td><td class="text">random_value</td>') == 2
 
 

@@ -169,7 +169,7 @@ def test_the_londi_loop_solves_the_chain_of_the_tests(londi, cost, budget):
     ("cost", "budget", "steps", "seed"),
     [
         (0.05, None, 2_000, 0),
-        (0.0, 2, 5_000, 0),
+        pytest.param(0.0, 2, 5_000, 0, marks=pytest.mark.slow),
         *(pytest.param(0.05, None, 6_000, seed, marks=pytest.mark.slow) for seed in (0, 1)),
         *(pytest.param(0.0, 2, 12_000, seed, marks=pytest.mark.slow) for seed in (0, 1)),
     ],

@@ -115,6 +115,7 @@ def test_the_same_game_from_nothing_in_another_process(cache, tmp_path):
     assert files[0] == files[1]
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_game_at_once(tmp_path):
     there = start(HUNT, tmp_path, 5)
     assert textworld_episode.episode(HUNT, tmp_path, 5) == answer(there)

@@ -110,7 +110,7 @@ def test_all_episodes_are_kept_where_that_is_asked_for(run, tmp_path):
     assert usage["episodes"] == usage["kept"] == 9 > usage["successes"] == sum(t.success for t in made)
 
 
-@pytest.mark.parametrize("after", [1, 7, 13])
+@pytest.mark.parametrize("after", [7, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 13))])
 def test_a_run_that_is_killed_collects_what_one_does_that_is_not(run, tmp_path, monkeypatch, after):
     recipe, real, count = collects(run / SWITCH), result_file.append_jsonl, iter(range(after))
     collect(recipe, tmp_path / "whole")

@@ -33,6 +33,7 @@ def test_the_chain_is_learnt_at_every_cost_and_budget(ray_session, table, tmp_pa
     assert sum(row["share"] >= table.GOOD for row in rows) >= 0.9 * len(rows), said
 
 
+@pytest.mark.slow
 def test_a_table_that_was_broken_off_goes_on(ray_session, table, tmp_path, capsys):
     chosen = {"mdps": ["chain-6"], "costs": [], "budgets": [0, 1], "algorithms": ["dqn"]}
     tasks = table.tasks_of(argparse.Namespace(**chosen, seeds=1, steps=700, full=True))

@@ -15,7 +15,9 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 
-from ..data.results import load_results
+from matplotlib.figure import Figure
+
+from ..data.rounds import load_rounds
 from ..rundir.files import write_text
 from ..rundir.layout import RunLayout
 from . import arm_headlines, sweep_headlines, switch_headlines
@@ -30,6 +32,7 @@ from .page import Html, el, missing, page
 from .places import marked_panels, places_figure
 from .plots import atlas_figure, save_png, svg
 from .reading import is_control, read_atlas
+from .round_plots import rounds_figure
 from .rounds import rounds_headlines, rounds_part
 from .run import Run, read_run
 from .selection import agreement_part, review_part
@@ -239,14 +242,17 @@ def _resolved(path: Path) -> list[Html]:
 
 
 def write_plots(run_dir: str | Path) -> list[Path]:
-    """Save the pictures as ``atlas.png`` and ``londi.png`` in the run directory; returns those that were written."""
-    run_dir = Path(run_dir)
-    results = load_results(RunLayout(run_dir).results)
+    """Save the pictures of both methods and of the rounds as PNG in the run directory; returns those written."""
+    run = read_run(Path(run_dir))
+    figures: dict[str, Figure] = {}
+    if run.arms:
+        figures["atlas.png"] = atlas_figure(run.arms)
+    if run.policies:
+        figures["londi.png"] = londi_figure(run.policies)
+    if run.layout.rounds.is_file():
+        figures["rounds.png"] = rounds_figure(load_rounds(run.layout.rounds))
     written = []
-    if results.atlas:
-        save_png(atlas_figure(results.atlas.arms), run_dir / "atlas.png")
-        written.append(run_dir / "atlas.png")
-    if results.londi:
-        save_png(londi_figure(results.londi.policies), run_dir / "londi.png")
-        written.append(run_dir / "londi.png")
+    for name, figure in figures.items():
+        save_png(figure, run.root / name)
+        written.append(run.root / name)
     return written

@@ -16,7 +16,7 @@ from atlas_ray.data.rounds import (
 )
 from atlas_ray.errors import InputError
 from atlas_ray.recipe.loading import Recipe
-from atlas_ray.report import build_report
+from atlas_ray.report import build_report, write_plots
 from atlas_ray.report.round_plots import arms_figure, lessons_figure, rounds_figure
 from atlas_ray.report.rounds import rounds_headlines, rounds_part
 from atlas_ray.report.run import Run
@@ -173,6 +173,7 @@ def test_a_page_with_rounds_is_whole_and_one_without_has_no_word_of_them(tmp_pat
     check(page)
     assert "at most 1 round of tuning tiny-quick on its calls" in page and "which neither paper does" in page
     assert "Rounds of switching and tuning" in page and "What QUICK learned from" in page
+    assert [path.name for path in write_plots(tmp_path)] == ["londi.png", "rounds.png"]
 
 
 def test_the_file_comes_back_as_it_was_and_a_wrong_one_names_its_field(tmp_path):

@@ -12,10 +12,11 @@ import pytest
 from report_runs import POLICIES
 from swept_arm_runs import ARMS, SHARE, name_of, write_one_run, write_sweep
 
-from atlas_ray.data.rounds import load_rounds
+from atlas_ray.data.rounds import write_rounds
 from atlas_ray.errors import InputError
 from atlas_ray.rundir.files import read_json, write_json
 from atlas_ray.sweep.table import refresh
+from tests.report.test_rounds import rounds
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "evidence"
@@ -148,43 +149,19 @@ def test_the_pages_of_this_checkout_have_the_numbers_that_are_kept(scripts):
     assert scripts["tables"].main(["--check"]) == 0
 
 
-def rounds_file(path):
-    """Two rounds, made up."""
-
-    def system(name, success, calls):
-        ends = [success - 0.1, success + 0.1]
-        about = {"name": name, "success": success, "ci95": ends, "calls": calls, "flops": 2e6 * calls}
-        return {**about, "seconds": 1.0, "money": 0.0, "episodes": 100}
-
-    def versus(success, calls):
-        made = {"success": [success, success - 0.1, success + 0.1], "calls": [calls, calls - 1, calls + 1]}
-        return {**made, "objective": None}
-
-    first = {"round": 0, "quick": system("always-quick", 0.4, 0.0), "switch": system("londi(c=0.05)", 0.6, 2.0)}
-    first |= {"policy": "londi(c=0.05)", "of_use": versus(0.2, 2.0), "gained": None, "on_test": None}
-    first |= {"against_first": None, "against_deepthink": versus(-0.02, -9.0)}
-    arm = {"arm": "calls", "success": 0.55, "ci95": [0.5, 0.6], "trajectories": 80, "steps_share": 0.31}
-    arm |= {"trained_tokens": 5700, "calls_spent": 771, "first_above": None}
-    other = {**arm, "arm": "random_calls", "success": 0.5, "ci95": [0.45, 0.55], "first_above": [0.05, 0.01, 0.09]}
-    second = {**first, "round": 1, "switch": system("londi(c=0.05)", 0.62, 1.0), "against_first": versus(0.02, -1.0)}
-    second |= {"gained": versus(0.02, -1.0), "on_test": versus(0.02, -1.0), "arms": [arm, other]}
-    made = {"seeds": [0, 1], "term": "londi(c=0.05)", "tune_from": "before", "deepthink": system("d", 0.62, 11.0)}
-    write_json(path, {**made, "rounds": [first, second], "kept": 1, "why": "it was the last"})
-    return load_rounds(path)
-
-
 def test_rounds_and_policies_have_tables(scripts, tmp_path):
-    rounds_file(tmp_path / "two" / "rounds.json")
+    write_rounds(tmp_path / "two" / "rounds.json", rounds())
     _, _, deep, first, second = (cells(line) for line in made(scripts, tmp_path, "two rounds"))
-    assert deep[1:4] == ["DEEPTHINK alone", "0.62 [0.52, 0.72]", "11.00"]
-    assert first[:5] == ["0", "londi(c=0.05)", "0.60 [0.50, 0.70]", "2.00", "4"]
-    assert second[0] == "1, kept" and second[-2:] == [
-        "+0.02 [\N{MINUS SIGN}0.08, +0.12]",
-        "\N{MINUS SIGN}1.00 [\N{MINUS SIGN}2.00, +0.00]",
-    ]
-    *_, calls, random = (cells(line) for line in made(scripts, tmp_path, "two round-arms"))
-    assert calls[1:] == ["calls", "0.55 [0.50, 0.60]", "–", "771", "5,700", "31%", "80"]
-    assert random[3] == "+0.05 [+0.01, +0.09]"
+    assert deep[1:5] == ["DEEPTHINK alone", "0.64 [0.59, 0.69]", "12.00", "2,000"]
+    assert first[:4] == ["0", "londi(c=0.05)", "0.60 [0.55, 0.65]", "4.00"] and first[-2:] == ["–", "–"]
+    less_success, fewer = "+0.00 [\N{MINUS SIGN}0.10, +0.10]", [f"\N{MINUS SIGN}{n}.00" for n in (2, 3, 1)]
+    assert second[0] == "1, kept" and second[1] == "always-quick" and second[5] == "0.61 [0.56, 0.66]"
+    assert second[-2:] == [less_success, "**{} [{}, {}]**".format(*fewer)]
+    *_, calls, everything, deepthink = (cells(line) for line in made(scripts, tmp_path, "two round-arms"))
+    assert calls[1:] == ["calls", "0.61 [0.56, 0.66]", "–", "500", "39,000", "31%", "120"]
+    assert everything[3] == "**+0.10 [+0.05, +0.20]**" and deepthink[3] == less_success and deepthink[4] == "499"
+    said = made(scripts, tmp_path, "two answers")
+    assert len(said) == 2 and said[0].startswith("- *Does the small model learn what it had to ask for?* Yes: alone")
     write_json(tmp_path / "two" / "results.json", {"londi": {"policies": POLICIES}})
     lines = made(scripts, tmp_path, "two policies")
     assert len(lines) == 2 + len(POLICIES) and cells(lines[2])[:3] == ["always-quick", "0.41 [0.36, 0.46]", "0.00"]

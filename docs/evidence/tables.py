@@ -16,7 +16,8 @@ sentence both stand on one line. A NAME that nobody has kept yet is said to be s
     score ARM VALUE [SPLIT]      one success rate, at a value of the swept number
     less QUESTION ARM VALUE [SPLIT]   one difference
 
-QUESTION is one of ``leaders``, ``random``, ``random-cap``, ``non-critical``, ``all``, ``anchor``, ``forgetting``.
+QUESTION is one of ``leaders``, ``random``, ``random-cap``, ``non-critical``, ``all``, ``anchor``, ``forgetting``;
+of rounds ``answers`` knows ``rounds`` and ``lessons``.
 """
 
 from __future__ import annotations
@@ -30,13 +31,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from atlas_ray.data.paired import Difference
 from atlas_ray.data.results import Results, load_results
 from atlas_ray.data.rounds import Rounds, load_rounds
 from atlas_ray.errors import InputError
 from atlas_ray.report.arm_pairs import FORGETTING, QUESTIONS
 from atlas_ray.report.headlines import Headline, with_interval
 from atlas_ray.report.reading import arm_labels
-from atlas_ray.report.rounds import acting
+from atlas_ray.report.round_plots import acting
+from atlas_ray.report.rounds import rounds_headlines
+from atlas_ray.report.run import Run
 from atlas_ray.report.sweep_answers import Swept, sweep_answers, swept_of
 from atlas_ray.report.sweep_plots import label
 from atlas_ray.report.swept_arms import Comparison, Group
@@ -114,12 +118,16 @@ def rate(score: Any) -> str:
     return NOTHING if score is None else f"{score.success:.2f} [{score.ci95[0]:.2f}, {score.ci95[1]:.2f}]"
 
 
-def less(c: Comparison | None) -> str:
+def bold(d: Difference | None) -> str:
     """``**+0.20 [+0.10, +0.30]**``, in bold where the interval leaves zero out."""
-    if c is None:
+    if d is None:
         return NOTHING
-    told = with_interval(c.difference)
-    return f"**{told}**" if c.difference.low > 0 or c.difference.high < 0 else told
+    return f"**{with_interval(d)}**" if d.above or d.below else with_interval(d)
+
+
+def less(c: Comparison | None) -> str:
+    """A comparison, likewise."""
+    return bold(c.difference if c else None)
 
 
 # -- tables
@@ -141,7 +149,10 @@ def answers(kept: Evidence, words: Sequence[str]) -> str:
 
 
 def _headlines(kept: Evidence, words: Sequence[str]) -> Iterator[Headline]:
-    found = {h.name: h for h in sweep_answers(kept.swept)}
+    if kept.layout.rounds.is_file():
+        found = {h.name: h for h in rounds_headlines(Run(kept.directory, None, None))}
+    else:
+        found = {h.name: h for h in sweep_answers(kept.swept)}
     for name in words or found:
         if name not in found:
             raise InputError(f"answers no question {name!r}; it has {', '.join(found)}", kept.directory)
@@ -263,7 +274,7 @@ def rounds(kept: Evidence, words: Sequence[str]) -> str:
     rows = [[NOTHING, "DEEPTHINK alone", rate(deep), f"{deep.calls:.2f}", f"{deep.flops / 1e6:,.0f}", *[NOTHING] * 3]]
     for each in made.rounds:
         acts, apart = acting(each), each.against_first
-        told = [with_interval(d) if d else NOTHING for d in ((apart.success, apart.calls) if apart else (None, None))]
+        told = [bold(d) for d in ((apart.success, apart.calls) if apart else (None, None))]
         name = f"{each.round}, kept" if each.round == made.kept else str(each.round)
         rows.append(
             [name, acts.name, rate(acts), f"{acts.calls:.2f}", f"{acts.flops / 1e6:,.0f}", rate(each.quick), *told]
@@ -280,7 +291,7 @@ def round_arms(kept: Evidence, words: Sequence[str]) -> str:
             str(each.round),
             arm.arm,
             rate(arm),
-            with_interval(arm.first_above) if arm.first_above else NOTHING,
+            bold(arm.first_above_all),
             f"{arm.calls_spent:,.0f}",
             f"{arm.trained_tokens:,.0f}",
             f"{arm.steps_share:.0%}",

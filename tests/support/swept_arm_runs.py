@@ -28,7 +28,7 @@ _RATES = {
     "random": (0.55, 0.1),
     "value": (0.5, 0.15),
     "random_value": (0.5, 0.1),
-    "non-critical_value": (0.3, 0.02),
+    "non-critical_value": (0.05, 0.02),
     "value+anchor0.5": (0.5, 0.6),
     "random_value+anchor0.5": (0.45, 0.1),
 }

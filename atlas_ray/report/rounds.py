@@ -38,7 +38,7 @@ _ARMS_NOTE = (
 )
 _ONCE = "Trained once: the intervals know nothing of the spread between trainings."
 _MEANS = {
-    "calls": "the steps at which it called",
+    "calls": "the switch's calls",
     "random_calls": "as many random steps",
     "all": "all steps",
     EQUAL_CALLS: "the large model's own episodes",
@@ -64,9 +64,9 @@ def _learning(made: Rounds) -> Headline:
     if each.learned is not None:
         scores = f"{made.rounds[0].quick.success:.2f} before, {each.quick.success:.2f} after {_rounds(number)}"
         answer = {
-            1: f"Yes: alone it succeeds more often than before it learned ({scores}). ",
-            0: f"It cannot be told whether it succeeds more often alone than before it learned ({scores}). ",
-            -1: f"No: alone it succeeds less often than before it learned ({scores}). ",
+            1: f"Yes: alone, the small model succeeds more often than before it learned ({scores}). ",
+            0: f"Whether the small model alone succeeds more often than before it learned cannot be told ({scores}). ",
+            -1: f"No: alone, the small model succeeds less often than before it learned ({scores}). ",
         }[_sign(each.learned)]
         lines.append(f"QUICK alone, after {_rounds(number)} less untuned: {with_interval(each.learned)}")
     lines += _lines(made, number)
@@ -78,7 +78,7 @@ def _system(made: Rounds) -> str:
     """What the rounds did for what acts."""
     before, after, kept = acting(made.rounds[0]), acting(made.rounds[made.kept]), made.rounds[made.kept]
     if kept.against_first is None:
-        return f"No round is kept, and round 0 stays in use: {made.why}."
+        return f"What was there before the rounds stays in use, as {made.why}."
     success, calls = kept.against_first.success, kept.against_first.calls
     fewer = f"{percent(1 - after.calls / before.calls)} fewer" if before.calls and calls.below else "no fewer"
     how = {

@@ -76,12 +76,15 @@ class Chain:
         return self.part(number, "switch") if number else self.run
 
     def quick(self, number: int, arm: RoundArm | None = None) -> str:
-        """The QUICK of a round, by default the one that goes on."""
+        """The QUICK of a round, by default the one that goes on.
+
+        An arm that had nothing to learn from has the untuned one, which is known once the round is tuned.
+        """
         if not number:
             return self.settings.models[0].model
         arm = arm or self.config.arms[0]
-        layout, selector = self.part(number, _trained_in(arm)), _selector(arm)
-        return str(layout.checkpoint(selector, self.seed))
+        tuned = self.part(number, _trained_in(arm)).checkpoint(_selector(arm), self.seed)
+        return str(tuned) if arm in LESSON_ARMS or tuned.is_dir() else self.quick(0)
 
     def base(self, number: int) -> str:
         """What a round tunes."""
@@ -182,7 +185,8 @@ class Chain:
         recipe, layout = self.switch_recipe(number), self.switch_layout(number)
         term, alone = term_of(recipe, layout), single_model_policies(self.settings)[0]
         judged, count = [alone, _one_seed(term, self.seed)], self.config.judge_episodes
-        runs = {arm: self.part(number, f"alone-{arm}") for arm in self.controls(number)}
+        controls = self.config.arms[1:] if number else []
+        runs = {arm: self.part(number, f"alone-{arm}") for arm in controls}
         left = [a for a, own in runs.items() if _missing(own.switch_episodes, alone, self.settings.test_episodes)]
         unjudged = any(_missing(layout.switch_judged, spec, count) for spec in judged)
         if not left and not unjudged:
@@ -198,19 +202,14 @@ class Chain:
                 with engine_leases(made) as leases:
                     score(made, own.root, [alone], pool, leases)
 
-    def controls(self, number: int) -> list[RoundArm]:
-        """The arms of a round besides the first; those for which there was nothing to train on are left out."""
-        if not number:
-            return []
-        return [arm for arm in self.config.arms[1:] if Path(self.quick(number, arm)).is_dir()]
-
     # -- what the arms took
 
     def record(self, number: int, arm: RoundArm) -> dict[str, Any]:
-        """How the QUICK of an arm was tuned: the checkpoint's own record."""
-        found: dict[str, Any] = files.read_json(
-            self.part(number, _trained_in(arm)).checkpoint_record(_selector(arm), self.seed)
-        )
+        """How the QUICK of an arm was tuned: the checkpoint's own record, or zeros where it was not."""
+        path = self.part(number, _trained_in(arm)).checkpoint_record(_selector(arm), self.seed)
+        if arm not in LESSON_ARMS and not path.is_file():
+            return {"trajectories": 0, "steps_share": 0.0, "trained_tokens": 0}
+        found: dict[str, Any] = files.read_json(path)
         return found
 
     def trained_tokens(self, number: int, arm: RoundArm) -> int:
@@ -242,8 +241,8 @@ class Chain:
                     f"{arm}: DEEPTHINK ends no episode well with as many calls as round {number} spent, so there is "
                     "nothing to tune QUICK on: let rounds.episodes be more, or take another first arm"
                 )
-            self.log.event("rounds", "left out", round=number, seed=self.seed, arm=arm, why="no success within it")
-            say(f"  {arm}: DEEPTHINK ends no episode well with so little, so this arm is left out")
+            self.log.event("rounds", "not tuned", round=number, seed=self.seed, arm=arm, why="no success within it")
+            say(f"  {arm}: DEEPTHINK ends no episode well with so little, so its QUICK stays untuned")
             return
         run_stages(self.tuning_recipe(number, [arm], self.quick(0)), layout, ("select", "finetune"))
 
@@ -254,8 +253,8 @@ class Chain:
         else:
             tokens = self.trained_tokens(number, self.config.arms[0]) // self.config.finetune.epochs
             kept, spent = within_tokens(self._deepthink(), tokens, self._tokens_of())
+        files.write_json(layout.collecting_usage, {"kept": len(kept), "calls": spent})
         if kept:
-            files.write_json(layout.collecting_usage, {"kept": len(kept), "calls": spent})
             write_trajectories(layout.expert, kept)
         return bool(kept)
 

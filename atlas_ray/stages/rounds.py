@@ -113,7 +113,7 @@ def _summed_up(recipe: Recipe, chains: Sequence[Chain], judged: Sequence[Judged]
     term, run = judged[0].term, chains[0].run
     deepthink = [episodes_of(run.switch_episodes, ALWAYS_DEEPTHINK, None)]
     tests = [_tested(chains, number, term) for number in range(len(judged))]
-    alone = [_alone(chains, number) for number in range(len(judged))]
+    alone = [_alone(recipe, chains, number) for number in range(len(judged))]
     everything = [
         deepthink,
         *(p for quick, switch in tests for p in (quick, switch)),
@@ -166,14 +166,12 @@ def _tested(chains: Sequence[Chain], number: int, term: str) -> tuple[Played, Pl
     return (quick if number else quick[:1]), switch
 
 
-def _alone(chains: Sequence[Chain], number: int) -> dict[str, Played]:
-    """Test episodes of the QUICKs of a round's controls that every chain has."""
-    if not number:
-        return {}
-    arms = [arm for arm in chains[0].controls(number) if all(arm in chain.controls(number) for chain in chains)]
+def _alone(recipe: Recipe, chains: Sequence[Chain], number: int) -> dict[str, Played]:
+    """Test episodes of the QUICKs of a round's controls."""
+    config, _ = of_rounds(recipe)
     return {
         arm: [episodes_of(chain.part(number, f"alone-{arm}").switch_episodes, ALWAYS_QUICK, None) for chain in chains]
-        for arm in arms
+        for arm in (config.arms[1:] if number else [])
     }
 
 

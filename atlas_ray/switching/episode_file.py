@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..agents.rollout import seed_block
+from ..agents.rollout import SWITCH_JUDGE, SWITCH_TEST, seed_block
 from ..cluster.result_file import ResultFile
 from ..cluster.workers import chunks
 from ..data.replies import Losses, summed
@@ -32,6 +32,9 @@ class EpisodeFile:
 
     def __init__(self, context: StageContext, path: Path, split: str, block: int, count: int) -> None:
         self.context, self.file, self.split = context, ResultFile(path), split
+        self.label = {SWITCH_TEST: "test episodes", SWITCH_JUDGE: "episodes that judge"}.get(
+            block, "episodes before the test"
+        )
         first = seed_block(context.recipe.seed, block)
         self.seeds = range(first, first + count)
         self.rows: list[Row] = [row for row in self.file.rows() if not row.get("lost")]
@@ -51,8 +54,7 @@ class EpisodeFile:
         for row in self.rows:
             if row["policy"] in names:
                 count_losses(losses, row["policy"], context.settings, [row])
-        label = "test episodes" if self.split == "test" else "episodes before the test"
-        with track(label, sum(len(task.seeds) for task in tasks)) as progress:
+        with track(self.label, sum(len(task.seeds) for task in tasks)) as progress:
             for task, (found, tally) in self.file.stream(context.pool, rollout_chunk, tasks, _rows, remaining):
                 row = _row(task, found)
                 self._receive(task, row, tally)

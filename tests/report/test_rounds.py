@@ -91,7 +91,9 @@ def headlines(tmp_path, *given, **made):
 
 def test_the_first_headline_says_what_was_learned_and_what_it_did_for_the_system(tmp_path):
     first, _ = headlines(tmp_path)
-    assert first.answer.startswith("Yes: alone it succeeds more often than before it learned (0.40 before, 0.61 after")
+    assert first.answer.startswith(
+        "Yes: alone, the small model succeeds more often than before it learned (0.40 before, 0.61 after one round)."
+    )
     assert "100\N{NO-BREAK SPACE}% fewer calls per episode (4.00 before, 0.00 now)" in first.answer
     assert "cannot be told whether it is the same within 0.05 (0.60 before, 0.61 now)" in first.answer
     assert "[" not in first.answer, "intervals stand below"
@@ -101,15 +103,15 @@ def test_the_first_headline_says_what_was_learned_and_what_it_did_for_the_system
     assert "the same success, within 0.05" in headlines(tmp_path, success=SAME)[0].answer
     assert "has less success" in headlines(tmp_path, success=DOWN)[0].answer
     unsure = headlines(tmp_path, learned=NONE, seeds=(0,))[0]
-    assert unsure.answer.startswith("It cannot be told whether it succeeds") and "Trained once" in unsure.caveat
+    assert unsure.answer.startswith("Whether the small model alone succeeds more") and "Trained once" in unsure.caveat
 
 
 def test_the_second_headline_answers_at_equal_calls_and_at_equal_tokens(tmp_path):
     _, lessons = headlines(tmp_path, arms=(*ARMS, arm("deepthink-equal-tokens", 0.7, DOWN, 900.0)))
     assert lessons.answer == (
-        "At equal calls spent the steps at which it called cannot be told from the large model's own episodes (0.61 "
-        "against 0.60). At equal trained tokens the steps at which it called teach less than the large model's own "
-        "episodes (0.61 against 0.70). Within the same episodes the steps at which it called teach more than all steps "
+        "At equal calls spent the switch's calls cannot be told from the large model's own episodes (0.61 "
+        "against 0.60). At equal trained tokens the switch's calls teach less than the large model's own "
+        "episodes (0.61 against 0.70). Within the same episodes the switch's calls teach more than all steps "
         "(0.61 against 0.50)."
     )
     assert "tuned on calls (500 calls spent, 39,000 tokens) less all (500, 39,000): +0.10 [+0" in lessons.numbers[0]
@@ -118,8 +120,8 @@ def test_the_second_headline_answers_at_equal_calls_and_at_equal_tokens(tmp_path
 
 def test_where_no_round_is_kept_it_says_so_in_words_and_why(tmp_path):
     first, lessons = headlines(tmp_path, kept=0)
-    assert "No round is kept, and round 0 stays in use: round 1 calls less than round 0, but" in first.answer
-    assert "[" not in first.answer and "alone it succeeds more often" in first.answer
+    assert "What was there before the rounds stays in use, as round 1 calls less than round 0, but" in first.answer
+    assert "[" not in first.answer and "alone, the small model succeeds more often" in first.answer
     assert "At equal calls spent" in lessons.answer
     assert any(line.startswith("round 1 less round 0, on the episodes that judge: success") for line in first.numbers)
     assert "<b>" not in "".join(rounds_part(Run(tmp_path, None, None)))

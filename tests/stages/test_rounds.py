@@ -233,6 +233,19 @@ def test_a_switch_that_called_nothing_ends_the_rounds(folder, tmp_path, monkeypa
     assert len(made.rounds) == 1 and made.kept == 0 and "called nothing" in made.why
 
 
+def test_a_control_that_has_nothing_to_learn_from_stays_untuned_and_is_compared_all_the_same(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("atlas_ray.stages.round_parts.within_calls", lambda episodes, calls: ([], calls))
+    played(folder, tmp_path / "run", (1, 2), count=1, arms=["calls", "deepthink-equal-calls"])
+    made = load_rounds(RunLayout(tmp_path / "run").rounds)
+    first, control = made.rounds[1].arms
+    assert (control.trajectories, control.trained_tokens) == (0, 0) and control.calls_spent == first.calls_spent
+    assert control.success == made.rounds[0].quick.success and control.first_above is not None
+    (event,) = [row for row in jsonl_rows(RunLayout(tmp_path / "run").events) if row["event"] == "not tuned"]
+    assert event["arm"] == "deepthink-equal-calls"
+
+
 def test_the_switches_of_a_round_are_trained_together_and_once(folder, tmp_path, monkeypatch):
     trained = []
 
@@ -351,40 +364,35 @@ def test_the_recipe_that_ships_plays_a_small_round(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_rounds_that_train_their_switches_go_on_after_kill_9_in_every_part(tmp_path):
-    options = ["--workers=1", "--switch.seeds=[0, 1]", "--switch.updates_per_step=0.5"]
-    command = [
-        sys.executable,
-        "-m",
-        "atlas_ray",
-        "run",
-        "together",
-        "--quick",
-        "--out",
-        str(tmp_path / "run"),
-        *options,
-    ]
+    out, given = tmp_path / "run", {"workers": "1", "switch.seeds": "[0, 1]", "switch.updates_per_step": "0.5"}
+    options = [f"--{key}={value}" for key, value in given.items()]
+    command = [sys.executable, "-m", "atlas_ray", "run", "together", "--quick", "--out", str(out), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    layout = RunLayout(tmp_path / "run")
+    layout, recipe = RunLayout(out), load("together", given, quick=True)
+    pipeline.open_run(recipe, out)
+    put_switches(recipe, out, (3,))  # what 400 steps learn may call nothing; those of round 1 are trained
     wanted = [
         layout.switch_judged,
         layout.round_part(1, 0, "lesson").recipe,
         layout.round_part(1, 0, "tuned").annotations("calls"),
         layout.deepthink_episodes(0).recipe,
+        layout.round_part(1, 1, "switch").metrics,  # both are trained at a time
         layout.round_part(1, 0, "switch").switch_episodes,
         layout.round_part(1, 0, "switch").switch_judged,
+        layout.round_part(1, 1, "alone-all").switch_episodes,
     ]
     for path in wanted:
         driver = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        deadline = time.monotonic() + 400
-        while not path.exists() and driver.poll() is None and time.monotonic() < deadline:
+        while not path.exists() and driver.poll() is None:
             time.sleep(0.02)
         driver.kill()
         said, _ = driver.communicate()
         assert path.exists(), said
         time.sleep(3)  # what the driver started ends with it
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     made = load_rounds(layout.rounds)
-    assert [each.round for each in made.rounds] == [0, 1] and made.rounds[0].switch.episodes == 8
+    assert [each.round for each in made.rounds] == [0, 1] and made.rounds[1].switch.episodes == 16
+    assert [arm.arm for arm in made.rounds[1].arms[:3]] == list(LESSON_ARMS)
     first, again = layout.rounds.read_bytes(), subprocess.run(command, env=environment, capture_output=True, text=True)
     assert again.returncode == 0 and layout.rounds.read_bytes() == first

@@ -58,6 +58,9 @@ _QUESTIONS: tuple[Callable[[Run], list[Headline]], ...] = (
 )
 """The first screen."""
 
+_MAIN = ("switch", "rounds", "arms", "tokens")
+"""The headlines with which a command ends."""
+
 _PICTURES: tuple[Part, ...] = (
     switch_pictures,
     arm_headlines.arm_pictures,
@@ -108,13 +111,14 @@ def build_report(run_dir: str | Path) -> Path:
 
 
 def answers(run_dir: str | Path) -> list[str]:
-    """The answer to the first question of each kind that the run can answer, as the report's first screen has it.
+    """The main questions of the report's first screen with their answers, those of a kind together.
 
     Raises:
         InputError: as for :func:`build_report`.
     """
     run = read_run(Path(run_dir))
-    return [headlines[0].answer for ask in _QUESTIONS if (headlines := ask(run))]
+    kinds = [[f"{h.question} {h.answer}" for h in ask(run) if h.name in _MAIN] for ask in _QUESTIONS]
+    return [" ".join(told) for told in kinds if told]
 
 
 def _all(parts: Sequence[Part], run: Run) -> list[Html]:

@@ -223,8 +223,11 @@ def test_the_command_ends_with_an_answer_to_each_question(tmp_path, capsys):
     write_json(layout.recipe, {"name": "small"})
     assert main(["report", str(tmp_path)]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "(1) The switch reaches the large model's success with 84 % fewer calls; it beats random calls" in told
-    assert "(2) Training on the critical steps (value) beats as many random steps: 0.60 against 0.20." in told
+    saved = "The switch reaches the large model's success with 84 % fewer calls; it beats random calls"
+    assert f"(1) When is the large model worth a call? {saved}" in told
+    assert "Training on the critical steps (value) beats as many random steps: 0.60 against 0.20. Can they" in told
+    assert "Critical steps (value) are better than all steps, with 67 % fewer trained tokens." in told
+    assert "forget" not in told
 
 
 def test_a_run_without_scores_has_no_headlines(tmp_path):

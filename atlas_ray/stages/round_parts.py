@@ -97,7 +97,7 @@ class Chain:
         switch = self.settings.model_dump(exclude_unset=True)
         term = next(name for name in ("costs", "budgets", "averages") if getattr(self.settings, name))
         switch |= {name: [] for name in ("costs", "budgets", "averages")}
-        switch |= {term: getattr(self.settings, term)[:1], "seeds": [self.seed]}
+        switch |= {term: getattr(self.settings, term)[:1], "seeds": [self.seed], "baselines": []}
         switch["models"] = [m.model_dump(exclude_unset=True) for m in self.settings.models]
         switch["models"][0]["model"] = self.quick(number, arm)
         return self._within(self.recipe.seed, switch=switch)

@@ -246,6 +246,11 @@ def test_a_control_that_has_nothing_to_learn_from_stays_untuned_and_is_compared_
     assert event["arm"] == "deepthink-equal-calls"
 
 
+def test_baselines_are_played_beside_the_runs_own_switch_alone(folder, tmp_path):
+    chain = Chain(rounds_recipe(folder, {"baselines": ["random"]}), tmp_path, 0)
+    assert [chain.switch_recipe(number).switch.baselines for number in (0, 1)] == [["random"], []]
+
+
 def test_the_switches_of_a_round_are_trained_together_and_once(folder, tmp_path, monkeypatch):
     trained = []
 

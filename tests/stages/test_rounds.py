@@ -246,11 +246,6 @@ def test_a_control_that_has_nothing_to_learn_from_stays_untuned_and_is_compared_
     assert event["arm"] == "deepthink-equal-calls"
 
 
-def test_baselines_are_played_beside_the_runs_own_switch_alone(folder, tmp_path):
-    chain = Chain(rounds_recipe(folder, {"baselines": ["random"]}), tmp_path, 0)
-    assert [chain.switch_recipe(number).switch.baselines for number in (0, 1)] == [["random"], []]
-
-
 def test_the_switches_of_a_round_are_trained_together_and_once(folder, tmp_path, monkeypatch):
     trained = []
 
@@ -261,12 +256,11 @@ def test_the_switches_of_a_round_are_trained_together_and_once(folder, tmp_path,
         yield Counter()
 
     monkeypatch.setattr("atlas_ray.switching.stage.train", train)
-    recipe = played(folder, tmp_path / "run", (1,), {"seeds": [0, 1]}, count=1, arms=["calls"])
+    recipe = played(folder, tmp_path / "run", (1,), {"seeds": [0, 1], "baselines": ["random"]}, count=1, arms=["calls"])
+    assert not any(row["policy"].startswith("random") for row in jsonl_rows(_tested(tmp_path, 0)))
     tuned = [RunLayout(tmp_path / "run").round_part(1, k, "tuned").checkpoint("calls", k) for k in (0, 1)]
     assert trained == [(f"seed{k}", k, str(tuned[k].resolve())) for k in (0, 1)]
-    assert {
-        row["training"] for k in (0, 1) for row in jsonl_rows(_tested(tmp_path, k)) if row["training"] is not None
-    } == {0, 1}
+    assert {row["training"] for k in (0, 1) for row in jsonl_rows(_tested(tmp_path, k))} == {None, 0, 1}
     pipeline.run(recipe, tmp_path / "run", ("rounds",))
     assert len(trained) == 2
 

@@ -162,8 +162,9 @@ class _Machine:
     def __init__(self, simulator: Simulator) -> None:
         from py4j.java_gateway import GatewayParameters, JavaGateway
 
-        # what goes wrong is raised as one error of ours; py4j would print its own traceback for each as well
-        logging.getLogger("py4j").setLevel(logging.CRITICAL)
+        # what goes wrong is raised as one error of ours; py4j would print its own traceback for each as well. Whoever
+        # keeps logs gives "py4j" back the level that it had, and py4j has something to say when the JVM is gone
+        logging.getLogger("py4j.java_gateway").setLevel(logging.CRITICAL)
         folder = os.path.dirname(str(find_spec(simulator.package).origin))  # type: ignore[union-attr]
         jar = next(os.path.join(folder, f) for f in os.listdir(folder) if f.endswith(".jar"))
         self.simulator, self.users = simulator, 0

@@ -1,6 +1,7 @@
 """One JVM for all environments of a process: shared, replaced when it dies, and gone when nobody needs it."""
 
 import gc
+import logging
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from atlas_ray.agents.token_agent import Decision
 from atlas_ray.envs import jvm
 from atlas_ray.envs.textworld_express import TextWorldExpress
 from atlas_ray.recipe.loading import Recipe
+from atlas_ray.rundir.logs import run_logging
 from atlas_ray.stages.collect import collect
 
 pytestmark = pytest.mark.java
@@ -140,6 +142,16 @@ def test_a_stranger_on_the_machine_cannot_use_the_gateway():
         stranger.jvm.java.lang.System.getProperty("user.name")
     stranger.close()
     env.close()
+
+
+def test_a_run_that_kept_logs_leaves_nothing_to_be_said_of_a_jvm_that_is_gone(tmp_path):
+    """Objects of it are let go of after the run, and py4j would tell of each that it cannot reach the JVM."""
+    quiet = logging.getLogger("py4j.java_gateway")
+    quiet.setLevel(logging.NOTSET)
+    with run_logging(tmp_path):
+        TextWorldExpress("coin").reset(seed=0)
+        assert not quiet.isEnabledFor(logging.ERROR)
+    assert not quiet.isEnabledFor(logging.ERROR)
 
 
 def test_leases_reuse_an_environment_with_the_same_settings_only():

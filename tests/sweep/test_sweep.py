@@ -68,6 +68,21 @@ def test_a_trial_that_fails_is_counted_and_the_others_go_on(models, tmp_path, ca
     assert "Trials that failed" in (tmp_path / "run" / "report.html").read_text()
 
 
+def test_arms_that_were_trained_are_compared_on_the_episodes_that_both_played(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "tune", in_this_process)
+    arms = [{"selector": name} for name in ("value", "random_value")]
+    select = {"selectors": ["value", "random_value"], "model": str(models / "quick"), "rollouts": 1, "horizon": 2}
+    made = sweep(recipe_of(str(models / "quick"), {"finetune.arms": {"grid": arms}}, select=select), tmp_path / "run")
+    value, random = made["trials"]
+    (one,) = (c for c in made["comparisons"] if c["question"] == "random")
+    assert (one["first"], one["second"], one["split"], one["values"]) == ("value", "random_value", "held_in", {})
+    assert one["mean"] == pytest.approx(value["success"] - random["success"])
+    assert (one["episodes"], one["seeds"], one["level"]) == (3, 1, 0.95)
+    assert made["groups"][0]["untuned"]["selector"] == "none" and made["groups"][0]["trials"] == [0, 1]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Do critical steps teach more than as many random ones?" in page and "Trained once" in page
+
+
 def of_tune(error):
     """As Tune keeps what a trial raised: as text."""
     return _TuneStopTrialError(f"Traceback (most recent call last):\n  File x\natlas_ray.errors.{error}")

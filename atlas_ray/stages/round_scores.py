@@ -156,6 +156,8 @@ def _cannot(acting: Played, earlier: int, played: Played, margin: float) -> str:
     d, episodes = paired_difference(*rows, chained=True), len(rows[0][0])
     if d.high < -margin:
         return f"its success is more than {margin:g} below round {earlier}'s"
+    if d.below and d.mean <= -margin:
+        return f"its success is below round {earlier}'s"
     told = (
         f"whether its success is within {margin:g} of that of round {earlier} cannot be told from {episodes} episodes"
     )

@@ -78,7 +78,7 @@ def nested(rate, calls, episodes):
         ((0.6, 1), (0.6, 1), False, "neither more success nor fewer calls"),
         ((0.5, 1), (0.5, 2), False, "neither"),
         ((0.9, 3), (0.5, 1), False, "more than 0.05 below round 0's"),
-        ((0.6, 3), (0.55, 1), False, "in these it is further below"),
+        ((0.6, 3), (0.54, 1), False, "but its success is below round 0's"),
         ((0.6, 3), (0.555, 1), False, "cannot be told from 1000 episodes (some "),
     ],
 )
@@ -93,6 +93,7 @@ def test_so_many_episodes_would_show_it():
     assert not told((0.6, 3), (0.57, 1), episodes=needed // 2).kept
     assert told((0.6, 3), (0.57, 1), episodes=needed + 50).kept
     assert told((0.6, 3), (0.57, 1), margin=0.2, episodes=200).kept
+    assert "in these it is further below" in told((0.6, 3), (0.525, 1), episodes=40).why
 
 
 def test_training_seeds_that_differ_cannot_be_outdone_by_episodes():

@@ -267,6 +267,7 @@ def _sweep(recipe: Recipe, arguments: argparse.Namespace) -> int:
 
     run_dir = _run_dir(recipe, arguments)
     sweep(recipe, run_dir, arguments.verbose)
+    _answers(run_dir)
     say(f"table: {RunLayout(run_dir).sweep_csv}")
     say(f"report: {RunLayout(run_dir).report}")
     return 0

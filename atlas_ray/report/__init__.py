@@ -58,7 +58,7 @@ _QUESTIONS: tuple[Callable[[Run], list[Headline]], ...] = (
 )
 """The first screen."""
 
-_MAIN = ("switch", "rounds", "arms", "tokens")
+_MAIN = ("switch", "rounds", "arms", "tokens", "sweep-leaders", "sweep-random", "sweep-all")
 """The headlines with which a command ends."""
 
 _PICTURES: tuple[Part, ...] = (

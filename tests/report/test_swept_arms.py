@@ -116,7 +116,9 @@ def test_a_sweep_that_is_half_done_is_reported_without_what_is_unfinished(tmp_pa
     trials = write_sweep(tmp_path / "run", unfinished={9, 10})
     assert not (tmp_path / "run" / "sweep.json").exists()
     assert main(["report", str(tmp_path / "run")]) == 0
-    assert "report: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "(1) Which arm has most success as the expert's bias grows? Most success has all steps at habit" in said
+    assert "Can critical steps stand in for all steps?" in said and "report: " in said
     made = read_json(tmp_path / "run" / "sweep.json")
     assert [row["status"] for row in made["trials"]].count("unfinished") == 2
     assert [(len(g["trials"]), g["unfinished"]) for g in made["groups"]] == [(7, 0), (5, 2)]

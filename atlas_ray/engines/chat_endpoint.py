@@ -7,8 +7,6 @@ streamed; :class:`atlas_ray.engines.http_transport.HttpClient` says which proxie
 from __future__ import annotations
 
 import logging
-import os
-import re
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,17 +16,17 @@ from typing import Any, Literal, overload
 
 from ..data.thinking import THINKING
 from ..errors import EndpointError, InputError
-from ..recipe.endpoint import filled, secret, variables
+from ..recipe.endpoint import secret, variables
 from . import retry
 from .base import Capabilities
 from .chat_answers import Completion, NoCompletionError, completion
 from .chat_refusals import Verdict, advice, judge, named, said_in, shown
 from .chat_request import Batch, Part, Request
 from .http_transport import HttpClient, NoResponseError
+from .request_headers import RequestHeaders
 
 __all__ = ["ChatEndpoint", "Completion", "Usage"]
 
-_KEY = re.compile(r"[A-Za-z0-9._~+/:=-]+")
 _LEFT_OUT: dict[Part, str] = {
     "schema": "no JSON schema: none is sent from now on (send_schema = false sends none at all)",
     "system": "no system message, or wants user and assistant to take turns: the first user message begins with it "
@@ -144,7 +142,7 @@ class ChatEndpoint:
         self.notes: tuple[str, ...] = ()
         self._rate_limiter, self._usage, self._lock = retry.RateLimiter(rate), Usage(), threading.Lock()
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="endpoint")
-        self._sent_headers()
+        self._request_headers = RequestHeaders(self._http.destination, self.key_variable, self._headers)
 
     def __repr__(self) -> str:
         # decisions are kept by it: headers may choose how a server answers
@@ -216,7 +214,7 @@ class ChatEndpoint:
             EndpointError: the first failure, unless they are returned; conversations not yet sent are left out.
             InputError: the key cannot be used.
         """
-        self._sent_headers()
+        self._request_headers.sent()
         shared: dict[str, Any] = {**self.extra, "model": self.model, self.limit_field: max_tokens}
         if temperature is not None:
             shared["temperature"] = temperature
@@ -308,7 +306,7 @@ class ChatEndpoint:
         _log.warning("%s", note)
 
     def _attempt(self, request: Request, parts: set[Part], limit: float) -> Completion:
-        headers, secrets = self._sent_headers()
+        headers, secrets = self._request_headers.sent()
         try:
             answer = self._http.post(request.body(parts), headers, limit)
         except NoResponseError as error:
@@ -342,7 +340,8 @@ class ChatEndpoint:
             if status == 401:  # not the server's text: OpenAI's repeats a part of the key
                 said = f"HTTP 401: {self._key_advice()}"
             elif status == 403:
-                said += f" (the key in {self._secrets_of()} may not use the model {self.model}, or not from here)"
+                where = self._request_headers.secrets_of
+                said += f" (the key in {where} may not use the model {self.model}, or not from here)"
             elif status == 404:
                 said += f" (base_url usually ends with /v1; {self._http.base}/models lists the names a model may have)"
             elif status == 429:
@@ -354,47 +353,9 @@ class ChatEndpoint:
         return _RequestFailed(said, status, retryable=False, kind=verdict.kind, part=verdict.part)
 
     def _key_advice(self) -> str:
-        where = self._secrets_of()
+        where = self._request_headers.secrets_of
         if where is None:
             return "a key is needed: set key_variable to the name of the environment variable that holds it"
-        there = self._key() or where != self.key_variable
+        there = self._request_headers.key() or where != self.key_variable
         where = f"the environment variable {where}"
         return f"the key in {where} is refused" if there else f"{where} is not set, and a key is needed"
-
-    def _secrets_of(self) -> str | None:
-        """The environment variables with what lets a request in."""
-        named = [name for value in self._headers.values() for name in variables(value)]
-        return ", ".join(named) or self.key_variable
-
-    def _sent_headers(self) -> tuple[dict[str, str], list[str]]:
-        """The headers of a request, and what in them is secret."""
-        headers, secrets = {"Content-Type": "application/json", "Accept": "application/json"}, list[str]()
-        if not any(name.lower() == "authorization" for name in self._headers) and (key := self._key()):
-            headers["Authorization"] = f"Bearer {key}"
-            secrets.append(key)
-            self._private("key_variable", self.key_variable)
-        for name, value in self._headers.items():
-            known = {variable: os.environ.get(variable, "").strip() for variable in variables(value)}
-            for variable, held in known.items():
-                if not _KEY.fullmatch(held):
-                    holds = "holds what cannot be sent in a header" if held else "is not set"
-                    raise InputError(f"the environment variable {variable} {holds}", field=f"headers.{name}")
-            headers[name] = filled(value, known)
-            if known or secret(name, value):
-                secrets += known.values() or [value]
-                self._private(f"headers.{name}", name)
-        return headers, secrets
-
-    def _key(self) -> str | None:
-        key = os.environ.get(self.key_variable, "").strip() if self.key_variable else ""
-        if key and not _KEY.fullmatch(key):
-            raise InputError(f"the environment variable {self.key_variable} holds no key", field="key_variable")
-        return key or None
-
-    def _private(self, field: str, what: str | None) -> None:
-        if not self._http.may_send_keys:
-            instead = ", or key_variable=None to send no key" if field == "key_variable" else ""
-            sent = "the key in " if field == "key_variable" else "the header "
-            raise InputError(
-                f"{self._http.base} would send {sent}{what} unencrypted: use https{instead}", field="base_url"
-            )

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httpcore
@@ -23,7 +23,8 @@ from ..errors import InputError
 
 LARGEST_ANSWER, LARGEST_REFUSAL = 8 * 2**20, 2**16
 """Bytes of an answer with status 2xx, which is refused when it is longer, and of any other, which is cut."""
-_IDLE = 4.0  # uvicorn ends a connection that idles for 5 s
+IDLE = 4.0
+"""Seconds that a connection is kept; uvicorn ends one that idles for 5 s."""
 
 
 @dataclass(frozen=True)
@@ -43,28 +44,26 @@ class NoResponseError(Exception):
         self.retryable = retryable
 
 
-class HttpClient:
-    """Sends POST requests to one URL, for many threads; connections are kept and shared.
+@dataclass(frozen=True)
+class Destination:
+    """Where requests go.
 
-    Redirects are not followed. Proxies of the environment (``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY``,
-    ``NO_PROXY``) are used, but neither for this machine nor for http to a private address: a key may travel there
-    unencrypted. Certificates are checked against ``REQUESTS_CA_BUNDLE``, else ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``,
-    else those of the system.
-
-    Args:
-        base_url: http or https, without credentials, query and fragment.
-        path: what is appended to its path.
-
-    Attributes:
-        base: the URL without ``path``.
-        where: names a request in messages.
-        may_send_keys: whether requests are encrypted, or stay on this machine or a private network.
-
-    Raises:
-        InputError: the URL, a proxy or a file of certificates cannot be used.
+    ``base``: the URL. ``encrypted``: whether it is https. ``may_send_keys``: whether requests are encrypted, or stay on
+    this machine or a private network. ``proxied``: whether the proxies of the environment are used for it.
     """
 
-    def __init__(self, base_url: str, path: str) -> None:
+    base: str
+    encrypted: bool
+    may_send_keys: bool
+    proxied: bool
+
+    @classmethod
+    def of(cls, base_url: str) -> Self:
+        """What a base URL says.
+
+        Raises:
+            InputError: it is no URL of http or https, or holds credentials, a query or a fragment.
+        """
         try:
             parts = urlsplit(base_url)
             host, port = parts.hostname or "", parts.port
@@ -78,28 +77,63 @@ class HttpClient:
         if not re.fullmatch(r"[\x21-\x7e]*", parts.path) or not re.fullmatch(r"[^\x00-\x20\x7f]+", host):
             raise InputError("holds characters that no URL has", field="base_url")
         shown = f"[{host}]" if ":" in host else host
-        self.base = f"{parts.scheme}://{shown}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
-        self.where = f"POST {self.base}{path}"
+        base = f"{parts.scheme}://{shown}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
         encrypted, near = parts.scheme == "https", _is_private(host)
-        self.may_send_keys = encrypted or near
+        return cls(base, encrypted, encrypted or near, not _is_loopback(host) and (encrypted or not near))
+
+    @contextlib.contextmanager
+    def options(self) -> Iterator[dict[str, Any]]:
+        """What a client of httpx is made with in this block.
+
+        Raises:
+            InputError: a proxy or a file of certificates cannot be used.
+        """
+        certificates = _certificates() if self.encrypted else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        try:
+            yield {
+                "verify": certificates,
+                "trust_env": self.proxied,
+                "headers": {"Accept-Encoding": "identity"},  # so what is read is as long as what it says
+                "cookies": CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # none are kept
+            }
+        except (ImportError, ValueError, httpx.InvalidURL) as error:  # the last may hold a part of a password
+            why = "its URL cannot be read" if isinstance(error, httpx.InvalidURL) else str(error)
+            raise InputError(f"needs the proxy of the environment, which cannot be used: {why}", "base_url") from None
+
+
+class HttpClient:
+    """Sends POST requests to one URL, for many threads; connections are kept and shared.
+
+    Redirects are not followed. Proxies of the environment (``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY``,
+    ``NO_PROXY``) are used, but neither for this machine nor for http to a private address: a key may travel there
+    unencrypted. Certificates are checked against ``REQUESTS_CA_BUNDLE``, else ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``,
+    else those of the system.
+
+    Args:
+        base_url: http or https, without credentials, query and fragment.
+        path: what is appended to its path.
+
+    Attributes:
+        destination: where requests go.
+        base: the URL without ``path``.
+        where: names a request in messages.
+        may_send_keys: whether requests are encrypted, or stay on this machine or a private network.
+
+    Raises:
+        InputError: the URL, a proxy or a file of certificates cannot be used.
+    """
+
+    def __init__(self, base_url: str, path: str) -> None:
+        self.destination = Destination.of(base_url)
+        self.base, self.may_send_keys = self.destination.base, self.destination.may_send_keys
+        self.where = f"POST {self.base}{path}"
         self._deadline = _Deadline()
-        proxied = not _is_loopback(host) and (encrypted or not near)
         try:
             self._url = httpx.URL(self.base + path)
         except httpx.InvalidURL:
             raise InputError("cannot be read as a URL", field="base_url") from None
-        certificates = _certificates() if encrypted else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        try:
-            self._client = httpx.Client(
-                verify=certificates,
-                trust_env=proxied,
-                headers={"Accept-Encoding": "identity"},  # so what is read is as long as what it says
-                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # none are kept
-                limits=httpx.Limits(keepalive_expiry=_IDLE),
-            )
-        except (ImportError, ValueError, httpx.InvalidURL) as error:  # the last may hold a part of a password
-            why = "its URL cannot be read" if isinstance(error, httpx.InvalidURL) else str(error)
-            raise InputError(f"needs the proxy of the environment, which cannot be used: {why}", "base_url") from None
+        with self.destination.options() as options:
+            self._client = httpx.Client(**options, limits=httpx.Limits(keepalive_expiry=IDLE))
         self._deadline.watch(self._client)
 
     def post(self, body: bytes, headers: Mapping[str, str], limit: float) -> HttpResponse:
@@ -118,7 +152,7 @@ class HttpClient:
         except httpx.TimeoutException:
             raise NoResponseError(f"no answer within {limit:g} s") from None
         except (httpx.HTTPError, UnicodeError) as error:
-            cause = _first_cause(error)
+            cause = first_cause(error)
             retryable = not isinstance(cause, ssl.SSLCertVerificationError)
             raise NoResponseError(f"{type(cause).__name__}: {cause}", retryable) from None
         if response.is_success and len(data) > most:
@@ -220,7 +254,7 @@ def _certificates() -> ssl.SSLContext:
         raise InputError(f"REQUESTS_CA_BUNDLE names no file of certificates: {bundle}: {error}") from None
 
 
-def _first_cause(error: BaseException) -> BaseException:
+def first_cause(error: BaseException) -> BaseException:
     """What the operating system or TLS said, where an error of httpx comes from it."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):

@@ -371,7 +371,7 @@ def test_an_idle_connection_is_not_trusted_for_long(server, connect, monkeypatch
     ask(endpoint)
     ask(endpoint)
     assert len(server.peers) == 1
-    monkeypatch.setattr(http_transport, "_IDLE", -1.0)
+    monkeypatch.setattr(http_transport, "IDLE", -1.0)
     endpoint = connect()
     ask(endpoint)
     ask(endpoint)

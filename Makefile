@@ -1,7 +1,7 @@
 # Everything a fresh machine needs is made here: `make demo` and `make test` set up .venv themselves.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS ?= dev,science,serve
+EXTRAS ?= dev,science,serve,gateway
 # a file of tests stays in one process, so that its tests share what they set up; three, since many of them wait
 WORKERS ?= 3
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -rs --durations=20
@@ -31,7 +31,7 @@ test: setup
 
 # also what needs the extras that compile: TextWorld (GPLv2 parts) and ALFWorld's planner (GPLv3)
 test-all: setup
-	@$(PIP) -e ".[dev,jobs,science,serve,textworld,alfworld]"
+	@$(PIP) -e ".[dev,jobs,science,serve,gateway,postgres,textworld,alfworld]"
 	@$(PYTEST) -m ""
 
 check: setup
@@ -45,7 +45,7 @@ format: setup
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-LOCKED := dev browser jobs serve science textworld alfworld gguf minilm track
+LOCKED := dev browser jobs serve gateway postgres science textworld alfworld gguf minilm track
 
 # the newest versions that pyproject.toml allows, for Python 3.11 and 3.12 at once; vLLM and its CPU build replace each other,
 # and want an older setuptools and numpy than all others, so they stay out

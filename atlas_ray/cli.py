@@ -98,6 +98,38 @@ def _serve(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
+def _gateway(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from .gateway.app import require_extra, serve
+
+    require_extra()
+    from .gateway.opening import check_gateway, recipe_of_gateway
+
+    arguments.quick = False
+    if Path(arguments.recipe).is_dir():
+        _reject_extra(rest)
+        run_dir = Path(arguments.recipe)
+        recipe = recipe_of_gateway(run_dir, arguments.policy)
+    else:
+        if arguments.policy is not None:
+            raise InputError(f"unexpected argument {arguments.policy!r}", code="unexpected_argument")
+        recipe = _recipe(arguments, rest)
+        run_dir = Path("runs") / recipe.name
+    check_gateway(recipe)
+    if arguments.dry_run:
+        print(json.dumps(recipe.model_dump(mode="json"), indent=2))
+        return 0
+    try:
+        serve(recipe, arguments.out or run_dir, arguments.host, arguments.port)
+    except KeyboardInterrupt:  # which is how it ends
+        return 0
+    except SystemExit:
+        if not _terminated.is_set():
+            raise
+        print("atlas-ray: terminated; sessions and what they have spent are kept", file=sys.stderr)
+        return 128 + signal.SIGTERM
+    return 0
+
+
 def _models(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from .models.fetch import fetch, fetched, known
     from .rundir.progress import say
@@ -330,7 +362,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if cgroup_cpu_quota():  # torch would take a thread for every CPU that it sees
         os.environ.setdefault("OMP_NUM_THREADS", str(usable_cpus()))
     try:
-        others = {"report": _report, "export": _export, "serve": _serve, "models": _models, "doctor": _doctor}
+        others = {
+            "report": _report,
+            "export": _export,
+            "serve": _serve,
+            "gateway": _gateway,
+            "models": _models,
+            "doctor": _doctor,
+        }
         code = others.get(arguments.command, _stages)(arguments, rest)
         _flush(getattr(arguments, "dry_run", False) or arguments.command in ("doctor", "models"))
         return code

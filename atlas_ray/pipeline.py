@@ -55,7 +55,7 @@ def refuse_other(recipe: Recipe, found: dict[str, Any], where: str | Path) -> No
     mend there must not cost what was paid for. A field that recipes did not have yet when the run was begun counts as
     its default.
     """
-    elsewhere = dict.fromkeys(("placement", "storage", "max_lost_answers"))
+    elsewhere = dict.fromkeys(("placement", "storage", "max_lost_answers", "gateway"))
     old, new = {**_completed(found), **elsewhere}, {**recipe.model_dump(mode="json"), **elsewhere}
     if difference := _difference(_however_reached(old), _however_reached(new)):
         field, was, now = difference

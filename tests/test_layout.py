@@ -30,6 +30,7 @@ FLOORS = (
     ("report",),
     ("stages",),
     ("preflight", "serving"),
+    ("gateway",),
     ("cli_arguments", "pipeline"),
     ("sweep",),
     ("cli",),
@@ -210,6 +211,8 @@ def test_who_holds_no_model_does_not_wait_for_transformers_to_be_imported():
         "finetune.stage",
         "switching.stage",
         "serving.app",
+        "gateway.routes",
+        "gateway.opening",
     )
     code = "import sys\n" + "".join(f"import atlas_ray.{name}\n" for name in (*modules, "engines.server", "preflight"))
     code += "print(sorted({'transformers', 'ray', 'scipy', 'matplotlib'} & set(sys.modules)))"

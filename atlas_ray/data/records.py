@@ -25,6 +25,11 @@ FIRST_ACTOR = "quick"
 """The ``actor`` of steps that the first of several models took."""
 
 
+def actor(number: int, models: int) -> str:
+    """``quick``, ``deepthink``, or for one between them its number."""
+    return FIRST_ACTOR if not number else "deepthink" if number == models - 1 else f"model {number}"
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

@@ -6,12 +6,13 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import ContextOverflowError, InputError
 from ..models.config import longest
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -258,6 +259,8 @@ class Batches:
         """
         answers = self.answer([HiddenStateRequest(p, s) for p, s in zip(prompts, slots, strict=True)])
         states = [a.hidden for a in answers if isinstance(a, HiddenStateRequest) and a.hidden is not None]
+        import torch  # most processes that ask an engine hold none
+
         return torch.stack(states) if states else torch.zeros(0, self.capabilities.hidden)
 
 

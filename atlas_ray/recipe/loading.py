@@ -21,6 +21,7 @@ from ..errors import InputError
 from .base import ConfigModel, GivenTwiceError, Renamed, below, table_of
 from .collect import Collect, ExpertBias
 from .finetune import Arm, Finetune, NewModel
+from .gateway import Gateway, GatewayModel
 from .rounds import Rounds
 from .schema import Act, Engine, Evaluate, Recipe
 from .select import Oracle, Select, Selector
@@ -38,6 +39,8 @@ __all__ = [
     "Evaluate",
     "ExpertBias",
     "Finetune",
+    "Gateway",
+    "GatewayModel",
     "NewModel",
     "Oracle",
     "Recipe",

@@ -22,6 +22,7 @@ from .base import (
 )
 from .collect import Collect
 from .finetune import Finetune
+from .gateway import Gateway
 from .rounds import Rounds
 from .select import Select
 from .sweep import Sweep, flat_space
@@ -173,6 +174,8 @@ class Recipe(ConfigModel):
     """LONDI."""
     rounds: Rounds | None = None
     """Rounds of switching and tuning."""
+    gateway: Gateway | None = None
+    """The switch behind OpenAI's chat API; no stage, `atlas-ray gateway` reads it."""
     sweep: Sweep | None = None
     """Trials with other values, by Ray Tune."""
 

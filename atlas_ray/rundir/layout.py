@@ -117,6 +117,11 @@ class RunLayout:
         return self._marker("tracking")
 
     @property
+    def gateway_store(self) -> Path:
+        """Sessions of a gateway, and what they have spent."""
+        return self.root / "gateway" / "sessions.sqlite"
+
+    @property
     def here(self) -> Path:
         """The file by which a process tells that this directory is the driver's own."""
         return self.root / ".here"

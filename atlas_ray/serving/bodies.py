@@ -28,6 +28,8 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Refuse = Callable[[Send, int, str], Awaitable[None]]
 
 
 class NewEpisode(BaseModel):
@@ -125,10 +127,16 @@ class BodyLimits:
     """An ASGI layer that lets requests through whole, or answers 413 to one that is too large and 408 to a slow one.
 
     What is still on its way when the server ends is answered 503.
+
+    Args:
+        app: what is behind it.
+        largest: bytes of a body.
+        answer: says why a request is refused; by default ``{"detail": ...}``.
     """
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
-        self._app = app
+    def __init__(self, app: App, largest: int = LARGEST, answer: Refuse | None = None) -> None:
+        self._app, self._largest, self._answer = app, largest, answer or _answer
+        self._too_large = f"the body is larger than {largest} bytes"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -146,14 +154,14 @@ class BodyLimits:
             await self._let_through(scope, receive, sending)
         except asyncio.CancelledError:  # by the server, which ends
             if not begun:
-                await _answer(send, 503, "the server is ending")
+                await self._answer(send, 503, "the server is ending")
 
     async def _let_through(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         told = headers.get(b"content-length", b"")
         announced = int(told) if told.isdigit() and len(told) < 20 else 0
-        if announced > READ_ON or (announced > LARGEST and b"expect" in headers):
-            await _answer(send, 413, _TOO_LARGE)
+        if announced > READ_ON or (announced > self._largest and b"expect" in headers):
+            await self._answer(send, 413, self._too_large)
             return
         body, size, until = bytearray(), 0, time.monotonic() + BODY_SECONDS
         more = True
@@ -161,19 +169,19 @@ class BodyLimits:
             try:
                 message = await asyncio.wait_for(receive(), max(0.0, until - time.monotonic()))
             except TimeoutError:
-                await _answer(send, 408, f"the body did not come within {BODY_SECONDS:g} s")
+                await self._answer(send, 408, f"the body did not come within {BODY_SECONDS:g} s")
                 return
             if message["type"] == "http.disconnect":
                 return
             part = message.get("body", b"")
             size += len(part)
-            if size <= LARGEST:
+            if size <= self._largest:
                 body += part
             else:
                 body.clear()
             more = message.get("more_body", False) and size <= READ_ON
-        if size > LARGEST:
-            await _answer(send, 413, _TOO_LARGE)
+        if size > self._largest:
+            await self._answer(send, 413, self._too_large)
             return
         unread = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
@@ -181,9 +189,6 @@ class BodyLimits:
             return unread.pop() if unread else await receive()
 
         await self._app(scope, again, send)
-
-
-_TOO_LARGE = f"the body is larger than {LARGEST} bytes"
 
 
 async def _answer(send: Send, status: int, detail: str) -> None:

@@ -12,13 +12,13 @@ from ..agents.throughput import replies_told
 from ..cluster.result_file import ResultFile, log_lost_workers
 from ..cluster.workers import chunks, worker_pool
 from ..data.reasons import counted, told
-from ..data.records import Step, Trajectory, write_trajectories
+from ..data.records import Step, Trajectory, actor, write_trajectories
 from ..data.replies import Losses, Replies, summed
 from ..recipe.loading import Recipe
 from ..rundir.files import RunLog, write_json
 from ..rundir.layout import RunLayout
 from ..rundir.progress import say, track
-from ..switching.evaluate import actor, added
+from ..switching.evaluate import added
 from ..switching.policies import PolicySpec
 from ..switching.policy import SwitchPolicy
 from ..switching.tasks import Leases, PlayTask, Tally, count_losses, engine_leases, remaining, rollout_chunk, switch_of

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from ..agents.attempts import MOST_ATTEMPTS
 from ..agents.rollout import EnvSpec
-from ..data.records import FIRST_ACTOR
+from ..data.records import actor
 from ..data.replies import Losses, Replies
 from ..models.encoders import make_encoder
 from .budget import BudgetGuard
@@ -285,11 +285,6 @@ def _episode_row(game: TextGame, guard: BudgetGuard, row: int, charge: float) ->
         "violations": 0 if guard.calls is None else max(0, len(called_at) - guard.calls),
         **taken,
     }
-
-
-def actor(number: int, models: int) -> str:
-    """``quick``, ``deepthink``, or for one between them its number."""
-    return FIRST_ACTOR if not number else "deepthink" if number == models - 1 else f"model {number}"
 
 
 def _episode_record(episode: Episode, models: int, values: Sequence[list[float | None]]) -> dict[str, Any]:

@@ -1,0 +1,260 @@
+"""One transaction for what must not be torn apart: find the session, decide who acts, reserve the worst case."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from ..recipe.gateway import Gateway
+from ..switching.budget import QUICK
+from ..switching.policy import Situation
+from . import sessions as places
+from .budget import Amount, Limits, Usage, cost, worst_case
+from .deciding import Choice, Decider
+from .replies import ApiError
+from .requests import ChatRequest, check_bounded, link, text_of
+from .store import ANSWER, ANSWERED, ASKED, FAILED, OPEN, Store, Transaction, sessions, steps
+
+Counter = Callable[[str], int]
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A step that may be answered, and is paid for. ``left`` is what is left of the session's budget then."""
+
+    session: str
+    step: int
+    number: int
+    probability: float
+    reservation: int
+    reserved: Amount
+    left: Limits
+
+
+@dataclass(frozen=True)
+class Known:
+    """A step that was asked for before. ``answer``: None while it is being answered."""
+
+    session: str
+    step: int
+    number: int
+    left: Limits
+    answer: bytes | None = None
+
+
+class Admission:
+    """Lets requests in. Use it from one thread.
+
+    Args:
+        settings: of the recipe.
+        store: where it is written.
+        decider: who decides.
+        counters: of each model, what counts the tokens of a text; None where its tokenizer is not known.
+        clock: seconds since 1970.
+
+    Attributes:
+        owner: names this process: steps that another has left open were lost with it.
+    """
+
+    def __init__(
+        self,
+        settings: Gateway,
+        store: Store,
+        decider: Decider,
+        counters: Sequence[Counter | None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.settings, self.store, self._decider, self._clock = settings, store, decider, clock
+        self._counters, self.owner = tuple(counters), uuid.uuid4().hex
+        limits = Limits.of(settings.budget)
+        self.limits = limits._replace(calls=decider.budget) if limits.calls is None else limits
+        self.daily = Limits.of(settings.daily)
+
+    def admit(self, request: ChatRequest, key: str) -> Admitted | Known:
+        """Let a request in, or say what is known of its step.
+
+        Args:
+            request: the request.
+            key: whose it is.
+
+        Raises:
+            ApiError: 402 where nothing that may act fits what is left; 400 where its cost has no bound.
+        """
+        models, unbounded = self.settings.models, None
+        try:
+            check_bounded(request.body)
+            usages = [worst_case(m, request, c) for m, c in zip(models, self._counters, strict=True)]
+        except ApiError as error:  # which matters where tokens or money have a limit
+            unbounded, usages = error, [Usage(request.size, model.max_tokens) for model in models]
+        worst = [cost(model, usage, bool(n)) for n, (model, usage) in enumerate(zip(models, usages, strict=True))]
+        chain = request.chain(key)
+        with self.store.transaction() as tx:
+            return self._admit(tx, request, key, chain, worst, unbounded)
+
+    def _admit(
+        self,
+        tx: Transaction,
+        request: ChatRequest,
+        key: str,
+        chain: Sequence[str],
+        worst: Sequence[Amount],
+        unbounded: ApiError | None,
+    ) -> Admitted | Known:
+        now = self._clock()
+        place = places.locate(tx, request, key, chain)
+        session, known = place.session, place.known
+        if known is not None:
+            left = tx.limits(session.id).left(tx.spent(session.id))
+            if known.state == OPEN and known.owner == self.owner:
+                return Known(session.id, known.number, known.model, left)
+            if known.state == ANSWERED and known.answer is not None:
+                return Known(session.id, known.number, known.model, left, bytes(known.answer))
+            if known.state == ANSWERED:
+                known = None  # its answer is kept no longer: this is a new step
+        if session is None:
+            limits = self.limits.tightened(place.limits).tightened(request.limits)
+            session = places.begin(tx, request, key, limits, place.base, now, self._content(request.goal))
+        limits = places.tighten(tx, session, request.limits)
+        if unbounded is not None and any(cap is not None for cap in (*limits[1:], *self.daily[1:])):
+            raise unbounded
+        spent, today = tx.spent(session.id), _day(now)
+        allowed = [limits.fit(spent, a) and self.daily.fit(tx.spent_on(key, today), a) for a in worst]
+        self._check(request, allowed, limits.left(spent))
+        step = session.steps if known is None else known.number
+        if known is not None and allowed[known.model]:
+            choice = Choice(known.model, known.probability)  # it was decided already
+        else:
+            choice = self._choose(request, session.id, step, allowed, limits.left(spent).calls)
+        reservation = tx.reserve(session.id, step, key, today, worst[choice.number], self.daily)
+        if reservation is None:
+            raise _empty(limits.left(spent))
+        self._note(tx, request, key, chain, session, step, choice, known, now)
+        left = limits.left(tx.spent(session.id))
+        return Admitted(session.id, step, choice.number, choice.probability, reservation, worst[choice.number], left)
+
+    def _check(self, request: ChatRequest, allowed: Sequence[bool], left: Limits) -> None:
+        only_quick = request.policy == "quick" or (request.policy == "londi" and self.settings.switch == "quick")
+        refuse = self.settings.on_empty == "refuse" and not only_quick
+        if not allowed[QUICK] or (refuse and not allowed[-1]):
+            raise _empty(left)
+
+    def _choose(
+        self, request: ChatRequest, session: str, step: int, allowed: Sequence[bool], left: int | None
+    ) -> Choice:
+        calls = left if any(allowed[1:]) else 0  # a switch sees calls only: none, where none can be paid
+        text, share = f"{request.goal}\n{request.observation}", min(1.0, step / self.settings.max_steps)
+        return self._decider.choose(request.policy, allowed, Situation(text, calls, share, session, step))
+
+    def _note(
+        self,
+        tx: Transaction,
+        request: ChatRequest,
+        key: str,
+        chain: Sequence[str],
+        session: Any,
+        step: int,
+        choice: Choice,
+        known: Any,
+        now: float,
+    ) -> None:
+        values = {"model": choice.number, "probability": choice.probability, "owner": self.owner, "state": OPEN}
+        if known is not None:
+            tx.change(steps, _at(session.id, step), **values, ended=None)
+        else:
+            once, seen = places.idempotency(request, key), self._content(request.observation)
+            values |= {"fingerprint": request.fingerprint, "idempotency": once, "asked": chain[-1], "observation": seen}
+            tx.put(steps, session=session.id, number=step, begun=now, **values)
+        following = max(session.steps, step + 1)
+        tx.change(sessions, sessions.c.id == session.id, steps=following, touched=now)
+        if request.session is None:
+            places.know(tx, chain[-1], ASKED, session.id, step)
+
+    def _content(self, text: str) -> str:
+        return text if self.settings.record is not None and self.settings.record_content else ""
+
+    def again(self, admitted: Admitted, key: str) -> Admitted | None:
+        """A reservation for another attempt, where what the last one took is not known and stays spent.
+
+        None: the budget does not allow it.
+        """
+        with self.store.transaction() as tx:
+            day = _day(self._clock())
+            reservation = tx.reserve(admitted.session, admitted.step, key, day, admitted.reserved, self.daily)
+            if reservation is None:
+                return None
+            left = tx.limits(admitted.session).left(tx.spent(admitted.session))
+        return Admitted(**{**admitted.__dict__, "reservation": reservation, "left": left})
+
+    def answered(self, admitted: Admitted, usage: Usage | None, message: dict[str, Any], answer: bytes) -> Limits:
+        """Settle a step that was answered, and keep its answer; what is left of the session's budget.
+
+        Args:
+            admitted: the step.
+            usage: what it took; None keeps the reservation.
+            message: the assistant's, by which the conversation is known when it goes on.
+            answer: all that a client gets of it.
+        """
+        now, model = self._clock(), self.settings.models[admitted.number]
+        tokens = {"prompt_tokens": usage.prompt, "completion_tokens": usage.completion} if usage else {}
+        with self.store.transaction() as tx:
+            used = admitted.reserved if usage is None else cost(model, usage, bool(admitted.number))
+            tx.settle(admitted.reservation, used)
+            where = _at(admitted.session, admitted.step)
+            text = self._content(action_of(message))
+            tx.change(steps, where, state=ANSWERED, ended=now, answer=answer, action=text, **tokens)
+            tx.change(sessions, sessions.c.id == admitted.session, touched=now)
+            if (session := places.by_id(tx, admitted.session)).name is None:
+                asked = tx.row(sa.select(steps.c.asked).where(where)).asked
+                said = {**message, "role": "assistant"}
+                places.know(tx, link(asked, said), ANSWER, session.id, admitted.step)
+            return tx.limits(session.id).left(tx.spent(session.id))
+
+    def failed(self, admitted: Admitted, free: bool, over: bool = True) -> None:
+        """Note that a step got no answer. ``free``: nothing was taken for it. ``over``: nobody tries it again."""
+        with self.store.transaction() as tx:
+            if free:
+                tx.settle(admitted.reservation, Amount())
+            if over:
+                tx.change(steps, _at(admitted.session, admitted.step), state=FAILED, ended=self._clock())
+
+    def forget_answers(self) -> None:
+        """Drop the answers that are kept no longer."""
+        with self.store.transaction() as tx:
+            old = steps.c.ended < self._clock() - self.settings.answers_kept
+            tx.change(steps, sa.and_(old, steps.c.answer.is_not(None)), answer=None)
+
+    def check(self) -> None:
+        """Raise where the store cannot be written to."""
+        with self.store.transaction() as tx:
+            tx.row(sa.select(sessions.c.id))
+
+    def spending(self, session: str) -> tuple[Amount, Amount]:
+        """What a session has spent by its row, and by adding up what its reservations came to, for tests."""
+        with self.store.transaction() as tx:
+            return tx.spent(session), tx.spent_until(session, 2**31 - 1)
+
+
+def action_of(message: dict[str, Any]) -> str:
+    """What an assistant's message does: its text, then its tool calls, each as ``name(arguments)`` on a line."""
+    calls = [call.get("function") or {} for call in message.get("tool_calls") or ()]
+    lines = [f"{call.get('name')}({call.get('arguments') or ''})" for call in calls]
+    return "\n".join([*([text] if (text := text_of(message)) else []), *lines])
+
+
+def _at(session: str, step: int) -> Any:
+    return sa.and_(steps.c.session == session, steps.c.number == step)
+
+
+def _day(now: float) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(now))
+
+
+def _empty(left: Limits) -> ApiError:
+    return ApiError(
+        402, f"the session's budget ({left} left) or the day's is less than this may cost", "budget_exceeded"
+    )

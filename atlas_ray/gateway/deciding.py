@@ -1,0 +1,94 @@
+"""Who acts: a learned switch, one model, or chance; within what the budget allows, and with which probability."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import InputError
+from ..recipe.gateway import FIXED, Gateway
+from ..recipe.of_run import policy_of
+from ..switching.budget import QUICK
+from ..switching.policy import Situation, SwitchPolicy
+
+FIELD = "gateway.switch"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The model that acts, and the probability with which it was chosen."""
+
+    number: int
+    probability: float
+
+
+class Decider:
+    """Decides for sessions.
+
+    Args:
+        settings: of the recipe.
+        seed: of what is drawn.
+
+    Raises:
+        InputError: the switch is not there, was trained with another number of models, or reads what only an engine
+            that plays itself can give.
+    """
+
+    def __init__(self, settings: Gateway, seed: int) -> None:
+        self._settings, self._seed, self.models = settings, seed, len(settings.models)
+        self._switch: SwitchPolicy | None = None
+        if settings.switch in FIXED:
+            return
+        policy = policy_of(settings.switch, FIELD)
+        if policy.directory is None:
+            raise InputError("is no learned switch: name one of the run's, or take quick or deepthink", field=FIELD)
+        self._switch = switch = SwitchPolicy.load(policy.directory)
+        reads = [*(["QUICK's hidden state"] if switch.config.encoder == "hidden" else []), *switch.config.signals]
+        if reads:
+            raise InputError(
+                f"reads {' and '.join(reads)}, which models behind a chat API do not give: train one without, or take "
+                "`atlas-ray serve`, which has them of local models",
+                field=FIELD,
+            )
+        if switch.config.models != self.models:
+            raise InputError(f"chooses among {switch.config.models} models, and here are {self.models}", field=FIELD)
+        switch.encoder([""])  # what it needs is loaded, or missed, now
+
+    @property
+    def budget(self) -> int | None:
+        """Calls of a session that the switch was trained with; None where it was trained without a budget."""
+        return None if self._switch is None else self._switch.config.budget
+
+    def choose(self, policy: str, allowed: Sequence[bool], situation: Situation) -> Choice:
+        """Who acts.
+
+        Args:
+            policy: ``londi`` is the recipe's; ``quick`` and ``deepthink`` are those models, nothing else.
+            allowed: whether each model fits the budget; QUICK does.
+            situation: what is known.
+        """
+        wanted, explore = self._distribution(policy, situation), self._settings.explore if policy == "londi" else 0.0
+        chances = [0.0] * self.models
+        for number, chance in enumerate(wanted):
+            chances[number if allowed[number] else QUICK] += (1 - explore) * chance
+        for number in range(self.models):
+            chances[number] += explore * allowed[number] / sum(allowed)
+        drawn = random.Random(f"{self._seed}/{situation.episode}/{situation.step}").random()
+        for number, chance in enumerate(chances):
+            if chance and drawn < chance:
+                return Choice(number, min(1.0, chance))
+            drawn -= chance
+        number = max(n for n, chance in enumerate(chances) if chance)  # what rounding has left over
+        return Choice(number, min(1.0, chances[number]))
+
+    def _distribution(self, policy: str, situation: Situation) -> list[float]:
+        """The probability with which each model is wanted."""
+        name, last = self._settings.switch if policy == "londi" else policy, self.models - 1
+        if name == "random":
+            share = self._settings.share
+            return [1 - share, *[0.0] * (last - 1), share]
+        number = last if name == "deepthink" else QUICK
+        if policy == "londi" and self._switch is not None:
+            number = self._switch.decide([situation])[0]
+        return [float(n == number) for n in range(self.models)]

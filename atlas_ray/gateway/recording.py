@@ -1,0 +1,126 @@
+"""Sessions as trajectories: ``DIR/trajectories/ID.jsonl``, and what they took in ``DIR/usage/ID.json``.
+
+Both are written anew some seconds after a session went on, from the store, so a killed gateway writes them when it is
+started again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from ..data.records import Step, Trajectory, actor, write_trajectories
+from ..recipe.gateway import Gateway
+from ..rundir.files import write_json
+from .budget import Amount, Usage, cost, dollars
+from .replies import ApiError
+from .store import ANSWERED, Store, sessions, steps
+
+ENV, NO_SEED = "gateway", 0
+_AT_A_TIME = 50
+
+
+class Recorder:
+    """Writes the sessions of a store to a directory.
+
+    Args:
+        settings: of the recipe.
+        store: what is written; used in its thread.
+    """
+
+    def __init__(self, settings: Gateway, store: Store) -> None:
+        self._settings, self._store = settings, store
+        self._directory = None if settings.record is None else Path(settings.record).expanduser()
+
+    def write(self) -> int:
+        """Write what has changed, at most some sessions; how many there were."""
+        if self._directory is None:
+            return 0
+        changed = sa.select(sessions).where(sessions.c.touched > sessions.c.recorded).order_by(sessions.c.touched)
+        with self._store.transaction() as tx:
+            found = tx.rows(changed.limit(_AT_A_TIME))
+            own = {row.id: self._steps(tx, row.id) for row in found}
+        for row in found:
+            if own[row.id]:
+                self._write(self._directory, row, own[row.id])
+        with self._store.transaction() as tx:
+            for row in found:
+                # what came meanwhile makes it written again
+                tx.change(sessions, sessions.c.id == row.id, recorded=row.touched)
+        return len(found)
+
+    def outcome(self, session: str, key: str, score: float | None, success: bool | None, now: float) -> None:
+        """Note how a session ended; a second time in place of the first.
+
+        Args:
+            session: its id, or the name that a header gave it.
+            key: whose it is.
+            score: 0..1.
+            success: whether the goal was reached.
+            now: seconds since 1970.
+
+        Raises:
+            ApiError: there is no such session.
+        """
+        known = sa.or_(sessions.c.id == session, sessions.c.name == session)
+        with self._store.transaction() as tx:
+            where = sa.and_(known, sessions.c.key == key)
+            if not tx.change(sessions, where, score=score, success=success, touched=now):
+                raise ApiError(404, "no such session", "session_not_found")
+
+    def _steps(self, tx: Any, session: str) -> list[Any]:
+        answered = sa.and_(steps.c.session == session, steps.c.state == ANSWERED)
+        columns = [c for c in steps.c if c.name != "answer"]
+        return list(tx.rows(sa.select(*columns).where(answered).order_by(steps.c.number)))
+
+    def _write(self, directory: Path, row: Any, taken: list[Any]) -> None:
+        models, settings = self._settings.models, self._settings
+        made = [
+            Step(
+                observation=step.observation or "",
+                action=step.action or "",
+                actor=actor(step.model, len(models)),
+                probability=step.probability,
+            )
+            for step in taken
+        ]
+        trajectory = Trajectory(
+            id=row.id,
+            env=ENV,
+            task=settings.switch,
+            seed=NO_SEED,
+            instruction=row.goal,
+            steps=tuple(made),
+            score=row.score,
+            success=row.success,
+            source="gateway",
+        )
+        usage = {
+            "id": row.id,
+            "session": row.name,
+            "spent": _shown(Amount(row.spent_calls, row.spent_tokens, row.spent_usd)),
+            "steps": [self._usage(step) for step in taken],
+        }
+        write_json(directory / "usage" / f"{row.id}.json", usage)
+        write_trajectories(directory / "trajectories" / f"{row.id}.jsonl", [trajectory])
+
+    def _usage(self, step: Any) -> dict[str, Any]:
+        """What a step took; null where the model did not say."""
+        model = self._settings.models[step.model]
+        made: dict[str, Any] = {"step": step.number, "model": model.model}
+        counted = step.prompt_tokens is not None
+        spent = cost(model, Usage(step.prompt_tokens, step.completion_tokens), bool(step.model)) if counted else None
+        return {
+            **made,
+            "prompt_tokens": step.prompt_tokens,
+            "completion_tokens": step.completion_tokens,
+            "usd": f"{dollars(spent.usd):f}" if spent else None,
+            "begun": step.begun,
+            "seconds": step.ended - step.begun,
+        }
+
+
+def _shown(spent: Amount) -> dict[str, Any]:
+    return {**spent._asdict(), "usd": f"{dollars(spent.usd):f}"}

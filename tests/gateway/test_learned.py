@@ -1,0 +1,118 @@
+"""A run's switch behind the gateway, over local models and over servers, decides as in the switch stage."""
+
+import json
+
+import pytest
+from gateway_parts import ask, chat, gateway, recipe
+from serving_sessions import Client, switch
+from switch_models import LEVELS, SHAPES, both, model, specs
+
+from atlas_ray.agents.token_agent import Agent
+from atlas_ray.engines import TransformersEngine
+from atlas_ray.errors import InputError
+from atlas_ray.gateway.deciding import Decider
+from atlas_ray.gateway.opening import check_gateway, recipe_of_gateway
+from atlas_ray.models.tiny import build_tokenizer
+from atlas_ray.recipe.loading import Recipe
+from atlas_ray.rundir.files import write_json
+from atlas_ray.switching.evaluate import evaluate_policy
+from atlas_ray.switching.policy import Situation
+
+STEPS = 7
+
+
+def switch_that_calls():
+    """One that nobody trained, with a budget of two calls, which calls in some states."""
+    texts = [Situation(f"go to the red ball\nyou see a {c} ball {n} steps forward", 2, 0.1, "", 0) for c in
+             ("red", "grey") for n in range(9)]  # fmt: skip
+    made = (both(32, (8,), 2, 2, seed)[1] for seed in range(100))
+    return next(policy for policy in made if 6 < sum(policy.decide(texts)) < 12)
+
+
+@pytest.fixture(scope="module", params=["action", "react"])
+def run(request, tmp_path_factory):
+    """A run with switches, as the stages leave it."""
+    folder = tmp_path_factory.mktemp("run")
+    for name in SHAPES:
+        model(name).save_pretrained(folder / name)
+        build_tokenizer().save_pretrained(folder / name)
+    table = {"models": [str(folder / n) for n in SHAPES], "levels": LEVELS, "max_steps": STEPS, "budgets": [2]}
+    made = Recipe.model_validate({"name": "r", "num_envs": 3, "style": request.param, "switch": table})
+    write_json(folder / "recipe.resolved.json", made.model_dump(mode="json"))
+    switch_that_calls().save(folder / "checkpoints" / "switch-budget2-seed0")
+    switch(2).save(folder / "checkpoints" / "switch-cost0.05-seed0")
+    return folder
+
+
+def play(port, seed):
+    """An episode in which the agent speaks OpenAI's chat API."""
+    client = Client(seed)
+    messages = [{"role": "user", "content": client.goal}]
+    while not client.over:
+        messages.append({"role": "user", "content": client.observation})
+        body = {"model": "londi", "messages": messages, "structured_outputs": {"choice": client.env.admissible()}}
+        status, headers, text = ask(port, body, {"x-atlas-session": f"episode {seed}"})
+        assert status == 200, text
+        answer = json.loads(text)["choices"][0]["message"]["content"]
+        messages.append({"role": "assistant", "content": answer})
+        action = answer.rpartition("Action:\n")[2]
+        client.take(action, headers["x-atlas-model"].endswith("deepthink"))
+    return client
+
+
+def test_an_agent_gets_the_actions_and_calls_of_the_switch_stages_own_play(run, tmp_path):
+    recipe_of_it = recipe_of_gateway(run, "switch-budget2-seed0")
+    own = [Agent(TransformersEngine(model(name), 4, build_tokenizer()), recipe_of_it.style) for name in SHAPES]
+    expected = evaluate_policy(switch_that_calls(), own, specs(STEPS), range(6), 2, record=True)
+    with gateway(recipe_of_it, tmp_path) as (port, answering):
+        assert answering.admission.limits.calls == 2, "the budget that the switch was trained with"
+        clients = [play(port, seed) for seed in range(6)]
+    for client, row in zip(clients, expected, strict=True):
+        assert client.actions == [step["action"] for step in row["episode"]["steps"]]
+        assert client.called_at == row["called_at"]
+    assert any(client.called_at for client in clients)
+
+
+def test_a_local_model_writes_its_thought_before_its_action(run, tmp_path):
+    made = recipe_of_gateway(run, "always-quick")
+    with gateway(made, tmp_path) as (port, _):
+        body = chat("go to the red ball", structured_outputs={"choice": ["go forward", "turn left"]}, stream=False)
+        text = ask(port, body)[2]
+        made_up = json.loads(text)["choices"][0]["message"]["content"]
+        assert made_up.startswith("Thought:\n") == (made.style == "react")
+        assert made_up.rpartition("Action:\n")[2] in body["structured_outputs"]["choice"]
+        events = ask(port, {**body, "stream": True, "stream_options": {"include_usage": True}})[2]
+        assert events.endswith(b"data: [DONE]\n\n") and b'"prompt_tokens"' in events
+        for more in ({}, {"tools": [{}]}, {"structured_outputs": {"choice": ["a", 3]}}):
+            status, _, why = ask(port, chat("go", **more))
+            assert status == 400, why
+
+
+def test_over_servers_the_switch_reads_goal_and_what_came_since(run, upstream, tmp_path):
+    made = recipe(upstream.url, switch=f"{run}/switch-budget2-seed0", max_steps=10)
+    policy, asked = switch_that_calls(), []
+    with gateway(made, tmp_path) as (port, _):
+        talk, left = ["reach the door"], 2
+        for step in range(8):
+            _, headers, text = ask(port, chat(*talk))
+            expected = policy.decide([Situation(f"reach the door\n{talk[-1]}", left, step / 10, "", step)])[0]
+            if headers["x-atlas-model"] == "large":
+                left -= 1
+            asked.append((headers["x-atlas-model"] == "large") == bool(expected))
+            talk += [json.loads(text)["choices"][0]["message"]["content"], f"wall {step} ahead"]
+    assert all(asked)
+
+
+def test_a_switch_that_reads_what_nobody_gives_is_refused_at_the_start(run, upstream):
+    with pytest.raises(InputError, match="margin") as error:
+        check_gateway(recipe_of_gateway(run, "switch-cost0.05-seed0"))
+    assert error.value.field == "gateway.switch"
+    three = recipe(upstream.url).gateway.models
+    many = recipe(upstream.url, models=[*three, three[1]], switch=f"{run}/switch-budget2-seed0")
+    with pytest.raises(InputError, match="2 models, and here are 3"):
+        Decider(many.gateway, 0)
+    for name in ("no", None):
+        with pytest.raises(InputError, match="switch-budget2-seed0"):
+            recipe_of_gateway(run, name)
+    with pytest.raises(InputError, match="no policy of a run"):
+        check_gateway(recipe(upstream.url, switch="runs/none/switch-x"))

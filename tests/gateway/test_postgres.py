@@ -1,0 +1,66 @@
+"""Sessions in PostgreSQL, of two gateways at once."""
+
+import os
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+from gateway_parts import ask, chat, gateway, recipe, said
+
+BINARIES = [Path(p) for p in (shutil.which("initdb"),) if p] + sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+
+
+@pytest.fixture
+def database(tmp_path_factory):
+    """The URL of a PostgreSQL of this test alone, which listens on a socket in its directory."""
+    pytest.importorskip("psycopg", reason="PostgreSQL: needs the extra 'postgres'")
+    found = [path.resolve() for path in BINARIES if (path.resolve().parent / "pg_ctl").exists()]
+    if not found:
+        pytest.skip("PostgreSQL is not installed")
+    folder, binaries = tmp_path_factory.mktemp("pg"), found[-1].parent
+    user = {}
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+        if subprocess.run(["id", "nobody"], capture_output=True).returncode:
+            pytest.skip("PostgreSQL does not run as root, and there is nobody else")
+        user = {"user": "nobody", "group": None}
+        for parent in (folder, *folder.parents):
+            if parent.owner() == "root" and parent != Path("/"):
+                parent.chmod(parent.stat().st_mode | 0o011)
+        shutil.chown(folder, "nobody")
+
+    def run(*command):
+        done = subprocess.run(
+            command, capture_output=True, text=True, **({"user": "nobody"} if user else {}), cwd=folder
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    data = folder / "data"
+    run(str(binaries / "initdb"), "-D", str(data), "-U", "atlas", "-A", "trust", "--no-sync")
+    options = f"-c listen_addresses='' -c unix_socket_directories='{folder}' -c fsync=off"
+    run(str(binaries / "pg_ctl"), "-D", str(data), "-l", str(folder / "log"), "-w", "-o", options, "start")
+    try:
+        yield f"postgresql://atlas@/postgres?host={folder}"
+    finally:
+        run(str(binaries / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop")
+
+
+def test_two_gateways_share_sessions_and_budgets(upstream, database, tmp_path):
+    made = recipe(upstream.url, store=database, budget={"calls": 10, "tokens": 8000}, daily={"calls": 15})
+    with gateway(made, tmp_path) as (one, _), gateway(made, tmp_path) as (two, _):
+        status, headers, text = ask(one, chat("go"))
+        assert status == 200, text
+        _, after, _ = ask(two, chat("go", said(text), "on"))
+        assert after["x-atlas-session"] == headers["x-atlas-session"] and after["x-atlas-step"] == "1"
+        assert ask(two, chat("go", said(text), "on"))[1]["x-atlas-repeated"] == "true"
+        threads = [
+            threading.Thread(target=ask, args=[(one, two)[n % 2], chat(f"more {n}"), {"x-session-id": "all"}])
+            for n in range(24)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert upstream.spent("more", "large")[0] <= 10 and upstream.spent(model="large")[0] <= 15
+    assert upstream.spent("more")[1] <= 8000

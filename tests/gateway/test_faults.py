@@ -82,10 +82,11 @@ class Killable:
             return int(re.search(r"VmRSS:\s+(\d+)", status.read())[1])
 
 
-def misbehave(port, kind, body):
+def misbehave(port, kind, body, headers=()):
     """What a bad client does; the status that it gets, if it waits for one."""
     data = json.dumps(body).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in dict(headers).items())
     whole = head.encode() + b"Content-Length: %d\r\n\r\n%s" % (len(data), data)
     bad = {
         "nan": b'{"model": "londi", "messages": NaN}',
@@ -111,7 +112,7 @@ def session(port, number, steps, seen, seed, up):
         if draw.random() < 0.3:
             kind = draw.choice(["nan", "surrogate", "hang up", "half", "stalled"] + ["huge"] * (draw.random() < 0.1))
             with contextlib.suppress(OSError):
-                seen[misbehave(port, kind, body)] += 1
+                seen[misbehave(port, kind, body, headers)] += 1
         answer = None
         for _ in range(12):
             up.wait(300)

@@ -125,6 +125,11 @@ def test_a_check_fails_on_a_number_that_was_edited_and_writing_mends_it(scripts,
 
 def test_what_was_not_kept_yet_is_said_to_be_so(scripts, kept):
     assert made(scripts, kept, "later curve") == ["*Not measured yet.*"]
+    path = kept / "swept" / "sweep.json"
+    made_of = read_json(path)
+    write_json(path, {**made_of, "comparisons": [c for c in made_of["comparisons"] if c["question"] == "all"]})
+    lines = made(scripts, kept, "swept compare random all")
+    assert lines[:2] == ["*Not measured yet.*", ""] and len(lines) == 2 + 6, "of a sweep that is only begun"
     plain = "no block here: `<!-- evidence: NAME TABLE -->` and `<!-- end -->`\n"
     assert scripts["tables"].written(Path("page.md"), plain, kept) == plain
 
@@ -134,7 +139,7 @@ def test_what_was_not_kept_yet_is_said_to_be_so(scripts, kept):
     [
         (block("swept table"), "page.md:1: no table 'table'"),
         ("\n" + block("swept rounds"), "page.md:2: rounds: .*has no rounds.json"),
-        (block("swept compare who"), "no comparison of the question 'who'"),
+        (block("swept compare who"), "no question 'who'; there are random, random-cap"),
         (block("swept curve everywhere"), "'everywhere' is none of held-in"),
         (block("swept score value 7"), "was not swept at 7"),
         ("<!-- evidence: swept curve -->\n", "has no <!-- end -->"),

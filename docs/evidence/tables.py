@@ -52,6 +52,7 @@ PAGES = (HERE.parent.parent / "README.md", *sorted(HERE.parent.glob("*.md")))
 ABOUT, COMPARISONS = "about.json", "comparisons.json"
 NOT_YET = "*Not measured yet.*"
 NOTHING = "–"
+ASKED = (*(question.name for question in QUESTIONS), FORGETTING)
 SPLITS = {"held-in": "held_in", "held-out": "held_out", "forgetting": "known"}
 # (in backticks a page only speaks of them)
 _BLOCK = re.compile(r"(?<!`)(<!-- evidence: ([\w-]+) ([^>]+?) -->)(\n?)(.*?)(<!-- end -->)", re.DOTALL)
@@ -223,12 +224,15 @@ def _cell(kept: Evidence, group: Group, name: str, split: str) -> str:
 def compare(kept: Evidence, words: Sequence[str]) -> str:
     """A row per pair."""
     parts = []
-    for name in words or [question.name for question in QUESTIONS]:
+    for name in words or ASKED:
         found: dict[tuple[str, str, str], dict[str, Comparison]] = {}
         for c in kept.swept.of(name, *SPLITS.values()):
             found.setdefault((label(c.values, c.values), c.first, c.second), {})[c.split] = c
+        if name not in ASKED:
+            raise InputError(f"no question {name!r}; there are {', '.join(ASKED)}")
         if not found:
-            raise InputError(f"has no comparison of the question {name!r}", kept.directory)
+            parts.append(NOT_YET)
+            continue
         known = name == FORGETTING
         heads = ["where", "first", "second", *(["on known levels"] if known else ["held-in", "held-out"])]
         rows = [

@@ -1,9 +1,12 @@
 """A run's switch behind the gateway, over local models and over servers, decides as in the switch stage."""
 
 import json
+import runpy
+import sys
+from pathlib import Path
 
 import pytest
-from gateway_parts import ask, chat, gateway, recipe
+from gateway_parts import HOST, ask, chat, gateway, recipe
 from serving_sessions import Client, switch
 from switch_models import LEVELS, SHAPES, both, model, specs
 
@@ -19,6 +22,7 @@ from atlas_ray.switching.evaluate import evaluate_policy
 from atlas_ray.switching.policy import Situation
 
 STEPS = 7
+EXAMPLE = Path(__file__).parents[2] / "examples" / "gateway_agent.py"
 
 
 def switch_that_calls():
@@ -71,6 +75,19 @@ def test_an_agent_gets_the_actions_and_calls_of_the_switch_stages_own_play(run, 
         assert client.actions == [step["action"] for step in row["episode"]["steps"]]
         assert client.called_at == row["called_at"]
     assert any(client.called_at for client in clients)
+
+
+def test_the_example_plays_as_the_switch_stage_does(run, tmp_path, monkeypatch, capsys):
+    made = recipe_of_gateway(run, "switch-budget2-seed0")
+    own = [Agent(TransformersEngine(model(name), 4, build_tokenizer()), made.style) for name in SHAPES]
+    (row,) = evaluate_policy(switch_that_calls(), own, specs(STEPS), [2], 2, record=True)
+    with gateway(made, tmp_path) as (port, _):
+        options = ["--url", f"http://{HOST}:{port}/v1", "--env", f"atlas_ray.envs:BabyAIText/{LEVELS[0]}-v0"]
+        monkeypatch.setattr(sys, "argv", ["gateway_agent.py", *options, "--seed", "2", "--max-steps", str(STEPS)])
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    told = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()[1:-1]]
+    assert [action for _, _, action in told] == [step["action"] for step in row["episode"]["steps"]]
+    assert [n for n, (_, who, _) in enumerate(told) if who.endswith("deepthink")] == row["called_at"]
 
 
 def test_a_local_model_writes_its_thought_before_its_action(run, tmp_path):

@@ -109,7 +109,7 @@ class Admission:
         place = places.locate(tx, request, key, chain)
         session, known = place.session, place.known
         if known is not None:
-            left = tx.limits(session.id).left(tx.spent(session.id))
+            left = places.limits_of(session).left(places.spent_by(session))
             if known.state == OPEN and known.owner == self.owner:
                 return Known(session.id, known.number, known.model, left)
             if known.state == ANSWERED and known.answer is not None:
@@ -122,8 +122,9 @@ class Admission:
         limits = places.tighten(tx, session, request.limits)
         if unbounded is not None and any(cap is not None for cap in (*limits[1:], *self.daily[1:])):
             raise unbounded
-        spent, today = tx.spent(session.id), _day(now)
-        allowed = [limits.fit(spent, a) and self.daily.fit(tx.spent_on(key, today), a) for a in worst]
+        spent, today = places.spent_by(session), _day(now)
+        spent_today = tx.spent_on(key, today)
+        allowed = [limits.fit(spent, a) and self.daily.fit(spent_today, a) for a in worst]
         self._check(request, allowed, limits.left(spent))
         step = session.steps if known is None else known.number
         if known is not None and allowed[known.model]:
@@ -134,7 +135,7 @@ class Admission:
         if reservation is None:
             raise _empty(limits.left(spent))
         self._note(tx, request, key, chain, session, step, choice, known, now)
-        left = limits.left(tx.spent(session.id))
+        left = limits.left(spent.plus(worst[choice.number]))
         return Admitted(session.id, step, choice.number, choice.probability, reservation, worst[choice.number], left)
 
     def _check(self, request: ChatRequest, allowed: Sequence[bool], left: Limits) -> None:
@@ -212,7 +213,7 @@ class Admission:
                 asked = tx.row(sa.select(steps.c.asked).where(where)).asked
                 said = {**message, "role": "assistant"}
                 places.know(tx, link(asked, said), ANSWER, session.id, admitted.step)
-            return tx.limits(session.id).left(tx.spent(session.id))
+            return places.limits_of(session).left(places.spent_by(session))
 
     def failed(self, admitted: Admitted, free: bool, over: bool = True) -> None:
         """Note that a step got no answer. ``free``: nothing was taken for it. ``over``: nobody tries it again."""

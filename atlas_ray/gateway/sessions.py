@@ -82,6 +82,16 @@ def by_id(tx: Transaction, session: str) -> Any:
     return tx.row(sa.select(sessions).where(sessions.c.id == session))
 
 
+def limits_of(session: Any) -> Limits:
+    """The limits in the row of a session."""
+    return Limits(session.limit_calls, session.limit_tokens, session.limit_usd)
+
+
+def spent_by(session: Any) -> Amount:
+    """What a session had spent when its row was read, reservations included."""
+    return Amount(session.spent_calls, session.spent_tokens, session.spent_usd)
+
+
 def _same(request: ChatRequest) -> sa.Select[Any]:
     same = steps.c.fingerprint == request.fingerprint
     return sa.select(steps).where(same).order_by(steps.c.begun.desc(), steps.c.number.desc())
@@ -132,7 +142,7 @@ def begin(tx: Transaction, request: ChatRequest, key: str, limits: Limits, base:
 
 def tighten(tx: Transaction, session: Any, limits: Limits) -> Limits:
     """The limits of a session, made tighter where a client asks for that."""
-    own = Limits(session.limit_calls, session.limit_tokens, session.limit_usd)
+    own = limits_of(session)
     made = own.tightened(limits)
     if made != own:
         changed = {f"limit_{name}": value for name, value in made._asdict().items()}

@@ -72,6 +72,6 @@ def _apart(question: str, swept: Swept) -> Html:
     second = next((q.other for q in QUESTIONS if q.name == question), "the untuned model")
     caption = (
         f"Success less that of {second}, on {where}, with intervals that hold together: "
-        f"{own[0].level:.2%} each, for {len(own)} comparisons."
+        f"{own[0].level:.2%} each, for {len(own)} comparison{'s' * (len(own) != 1)}."
     )
     return picture(image, caption)

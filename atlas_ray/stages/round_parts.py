@@ -106,11 +106,14 @@ class Chain:
         """The recipe by which a round collects."""
         before = self.switch_layout(number - 1)
         policy = term_of(self.switch_recipe(number - 1), before).directory(self.seed).name
-        return self._collecting(f"{before.root}/{policy}", number)
+        return self._collecting(f"{before.root}/{policy}", number, self.config.episodes)
 
     def deepthink_recipe(self, batch: int) -> Recipe:
-        """The recipe of a batch of episodes that DEEPTHINK plays alone: those of round ``batch + 1``."""
-        return self._collecting(f"{self.run.root}/{ALWAYS_DEEPTHINK}", batch + 1)
+        """The recipe of a batch of episodes that DEEPTHINK plays alone, on the seeds of round ``batch + 1``.
+
+        A quarter of a lesson's, since each takes many times the calls of one under a switch.
+        """
+        return self._collecting(f"{self.run.root}/{ALWAYS_DEEPTHINK}", batch + 1, -(-self.config.episodes // 4))
 
     def tuning_recipe(self, number: int, arms: Sequence[RoundArm], base: str) -> Recipe:
         """The recipe by which a round tunes QUICK on the episodes that lie in the part's directory."""
@@ -120,9 +123,9 @@ class Chain:
         collect = self.lesson_recipe(number).model_dump(exclude_unset=True)["collect"]
         return self._within(self.recipe.seed, collect=collect, select={"selectors": selectors}, finetune=tuning)
 
-    def _collecting(self, switch: str, number: int) -> Recipe:
+    def _collecting(self, switch: str, number: int, episodes: int) -> Recipe:
         """Failures are kept, so that a level at which hardly any episode ends well takes no more calls than others."""
-        levels = dict.fromkeys(self.settings.levels, self.config.episodes)
+        levels = dict.fromkeys(self.settings.levels, episodes)
         collect = {"switch": switch, "levels": levels, "max_steps": self.settings.max_steps, "keep": "all"}
         return self._within((self.recipe.seed + STRIDE * number) % SEEDS, collect=collect)
 

@@ -9,8 +9,9 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from . import envs
@@ -86,15 +87,22 @@ def _serve(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     if arguments.max_sessions is not None and arguments.max_sessions < 1:
         raise InputError("must be at least 1", None, None, "--max-sessions")
     if not _dry_run_shown(arguments):
-        try:
-            serve(arguments.run, arguments.policy, arguments.port, arguments.max_sessions)
-        except KeyboardInterrupt:  # which is how it ends
-            return 0
-        except SystemExit:
-            if not _terminated.is_set():
-                raise
-            print("atlas-ray: terminated; the episodes that were going on have ended with it", file=sys.stderr)
-            return 128 + signal.SIGTERM
+        serving = partial(serve, arguments.run, arguments.policy, arguments.port, arguments.max_sessions)
+        return _until_a_signal(serving, "the episodes that were going on have ended with it")
+    return 0
+
+
+def _until_a_signal(serve: Callable[[], None], lost: str) -> int:
+    """Serve until a signal ends it; the exit code. ``lost`` says what a termination does to those who were served."""
+    try:
+        serve()
+    except KeyboardInterrupt:  # which is how it ends
+        return 0
+    except SystemExit:
+        if not _terminated.is_set():
+            raise
+        print(f"atlas-ray: terminated; {lost}", file=sys.stderr)
+        return 128 + signal.SIGTERM
     return 0
 
 
@@ -118,16 +126,8 @@ def _gateway(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     if arguments.dry_run:
         print(json.dumps(recipe.model_dump(mode="json"), indent=2))
         return 0
-    try:
-        serve(recipe, arguments.out or run_dir, arguments.host, arguments.port)
-    except KeyboardInterrupt:  # which is how it ends
-        return 0
-    except SystemExit:
-        if not _terminated.is_set():
-            raise
-        print("atlas-ray: terminated; sessions and what they have spent are kept", file=sys.stderr)
-        return 128 + signal.SIGTERM
-    return 0
+    serving = partial(serve, recipe, arguments.out or run_dir, arguments.host, arguments.port)
+    return _until_a_signal(serving, "sessions and what they have spent are kept")
 
 
 def _models(arguments: argparse.Namespace, rest: Sequence[str]) -> int:

@@ -6,8 +6,9 @@ import json
 import random
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
+import chat_server
 import uvicorn
 
 from atlas_ray.gateway.app import HOST, listen
@@ -20,14 +21,7 @@ KEY = "sk-upstream-0123456789abcdef"
 PRICES = {"price_prompt": 2.0, "price_completion": 10.0}
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def handle(self):
-        with contextlib.suppress(OSError):
-            super().handle()
-
+class Handler(chat_server.Handler):
     def do_POST(self):
         up = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -97,9 +91,6 @@ class Handler(BaseHTTPRequestHandler):
     def piece(self, data):
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
         self.wfile.flush()
-
-    def log_message(self, *_):
-        pass
 
 
 def stream_of(answer, usage):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,26 +14,49 @@ from ..recipe.gateway import Gateway
 from ..switching.budget import QUICK
 from ..switching.policy import Situation
 from . import sessions as places
-from .budget import Amount, Limits, Usage, cost, worst_case
+from .budget import Account, Amount, Limits, Usage, cost, worst_case
 from .deciding import Choice, Decider
 from .replies import ApiError
 from .requests import ChatRequest, check_bounded, link, text_of
-from .store import ANSWER, ANSWERED, ASKED, FAILED, OPEN, Store, Transaction, sessions, steps
+from .store import Reservation, Store, Transaction
+from .tables import ANSWERED, FAILED, OPEN, sessions, steps
 
 Counter = Callable[[str], int]
+_k, _p = steps.c, sa.bindparam
+
+
+def _of_step(*changed: str) -> Any:
+    at = sa.and_(_k.session == _p("session_"), _k.number == _p("step_"))
+    return steps.update().where(at).values({name: _p(f"{name}_") for name in changed})
+
+
+_AGAIN = _of_step("model", "probability", "owner", "state", "ended")
+_ANSWERED = _of_step("state", "ended", "answer", "action", "told", "prompt_tokens", "completion_tokens")
+_FAILED = _of_step("state", "ended")
+_FORGET = steps.update().where(_k.ended < _p("before_"), _k.answer.is_not(None)).values(answer=None)
+_ANY = sa.select(sessions.c.id).limit(1)
 
 
 @dataclass(frozen=True)
 class Admitted:
-    """A step that may be answered, and is paid for. ``left`` is what is left of the session's budget then."""
+    """A step that may be answered, and is paid for.
+
+    ``left``: what is left of the session's budget then. ``asked``: the digest of its conversation; None where a header
+    names the session.
+    """
 
     session: str
     step: int
     number: int
     probability: float
-    reservation: int
-    reserved: Amount
+    reservation: Reservation
     left: Limits
+    asked: str | None
+
+    @property
+    def reserved(self) -> Amount:
+        """What it may cost."""
+        return self.reservation.amount
 
 
 @dataclass(frozen=True)
@@ -108,8 +131,8 @@ class Admission:
         now = self._clock()
         place = places.locate(tx, request, key, chain)
         session, known = place.session, place.known
-        if known is not None:
-            left = places.limits_of(session).left(places.spent_by(session))
+        if session is not None and known is not None:
+            left = session.limits.left(session.spent)
             if known.state == OPEN and known.owner == self.owner:
                 return Known(session.id, known.number, known.model, left)
             if known.state == ANSWERED and known.answer is not None:
@@ -119,24 +142,31 @@ class Admission:
         if session is None:
             limits = self.limits.tightened(place.limits).tightened(request.limits)
             session = places.begin(tx, request, key, limits, place.base, now, self._content(request.goal))
-        limits = places.tighten(tx, session, request.limits)
+        limits, today = places.tighten(tx, session, request.limits), _day(now)
         if unbounded is not None and any(cap is not None for cap in (*limits[1:], *self.daily[1:])):
             raise unbounded
-        spent, today = places.spent_by(session), _day(now)
-        spent_today = tx.spent_on(key, today)
-        allowed = [limits.fit(spent, a) and self.daily.fit(spent_today, a) for a in worst]
-        self._check(request, allowed, limits.left(spent))
+        account = Account(session.id, limits, session.spent, key, today, self.daily, tx.spent_on(key, today))
+        allowed = [account.fits(amount) for amount in worst]
+        self._check(request, allowed, account.left)
         step = session.steps if known is None else known.number
         if known is not None and allowed[known.model]:
             choice = Choice(known.model, known.probability)  # it was decided already
         else:
-            choice = self._choose(request, session.id, step, allowed, limits.left(spent).calls)
-        reservation = tx.reserve(session.id, step, key, today, worst[choice.number], self.daily)
+            choice = self._choose(request, session.id, step, allowed, account.left.calls)
+        reservation = tx.reserve(account, step, worst[choice.number], now)
         if reservation is None:
-            raise _empty(limits.left(spent))
-        self._note(tx, request, key, chain, session, step, choice, known, now)
-        left = limits.left(spent.plus(worst[choice.number]))
-        return Admitted(session.id, step, choice.number, choice.probability, reservation, worst[choice.number], left)
+            raise _empty(account.left)
+        asked = chain[-1] if request.session is None else None
+        values = {"model": choice.number, "probability": choice.probability, "owner": self.owner, "state": OPEN}
+        if known is not None:
+            again = {f"{name}_": value for name, value in values.items()}
+            tx.do(_AGAIN, session_=session.id, step_=step, ended_=None, **again)
+        else:
+            once, seen = places.idempotency(request, key), self._content(request.observation)
+            values |= {"fingerprint": request.fingerprint, "idempotency": once, "asked": asked, "observation": seen}
+            tx.put(steps, session=session.id, number=step, begun=now, **values)
+        left = account.charged(reservation.amount).left
+        return Admitted(session.id, step, choice.number, choice.probability, reservation, left, asked)
 
     def _check(self, request: ChatRequest, allowed: Sequence[bool], left: Limits) -> None:
         only_quick = request.policy == "quick" or (request.policy == "londi" and self.settings.switch == "quick")
@@ -151,30 +181,6 @@ class Admission:
         text, share = f"{request.goal}\n{request.observation}", min(1.0, step / self.settings.max_steps)
         return self._decider.choose(request.policy, allowed, Situation(text, calls, share, session, step))
 
-    def _note(
-        self,
-        tx: Transaction,
-        request: ChatRequest,
-        key: str,
-        chain: Sequence[str],
-        session: Any,
-        step: int,
-        choice: Choice,
-        known: Any,
-        now: float,
-    ) -> None:
-        values = {"model": choice.number, "probability": choice.probability, "owner": self.owner, "state": OPEN}
-        if known is not None:
-            tx.change(steps, _at(session.id, step), **values, ended=None)
-        else:
-            once, seen = places.idempotency(request, key), self._content(request.observation)
-            values |= {"fingerprint": request.fingerprint, "idempotency": once, "asked": chain[-1], "observation": seen}
-            tx.put(steps, session=session.id, number=step, begun=now, **values)
-        following = max(session.steps, step + 1)
-        tx.change(sessions, sessions.c.id == session.id, steps=following, touched=now)
-        if request.session is None:
-            places.know(tx, chain[-1], ASKED, session.id, step)
-
     def _content(self, text: str) -> str:
         return text if self.settings.record is not None and self.settings.record_content else ""
 
@@ -183,13 +189,13 @@ class Admission:
 
         None: the budget does not allow it.
         """
+        now = self._clock()
         with self.store.transaction() as tx:
-            day = _day(self._clock())
-            reservation = tx.reserve(admitted.session, admitted.step, key, day, admitted.reserved, self.daily)
-            if reservation is None:
-                return None
-            left = tx.limits(admitted.session).left(tx.spent(admitted.session))
-        return Admitted(**{**admitted.__dict__, "reservation": reservation, "left": left})
+            account = tx.account(admitted.session, key, _day(now), self.daily)
+            reservation = tx.reserve(account, admitted.step, admitted.reserved, now)
+        if reservation is None:
+            return None
+        return replace(admitted, reservation=reservation, left=account.charged(reservation.amount).left)
 
     def answered(self, admitted: Admitted, usage: Usage | None, message: dict[str, Any], answer: bytes) -> Limits:
         """Settle a step that was answered, and keep its answer; what is left of the session's budget.
@@ -201,43 +207,46 @@ class Admission:
             answer: all that a client gets of it.
         """
         now, model = self._clock(), self.settings.models[admitted.number]
-        tokens = {"prompt_tokens": usage.prompt, "completion_tokens": usage.completion} if usage else {}
+        used = admitted.reserved if usage is None else cost(model, usage, bool(admitted.number))
+        told = None if admitted.asked is None else link(admitted.asked, {**message, "role": "assistant"})
+        values = {
+            "state_": ANSWERED,
+            "ended_": now,
+            "answer_": answer,
+            "action_": self._content(action_of(message)),
+            "told_": told,
+            "prompt_tokens_": usage.prompt if usage else None,
+            "completion_tokens_": usage.completion if usage else None,
+        }
         with self.store.transaction() as tx:
-            used = admitted.reserved if usage is None else cost(model, usage, bool(admitted.number))
-            tx.settle(admitted.reservation, used)
-            where = _at(admitted.session, admitted.step)
-            text = self._content(action_of(message))
-            tx.change(steps, where, state=ANSWERED, ended=now, answer=answer, action=text, **tokens)
-            tx.change(sessions, sessions.c.id == admitted.session, touched=now)
-            if (session := places.by_id(tx, admitted.session)).name is None:
-                asked = tx.row(sa.select(steps.c.asked).where(where)).asked
-                said = {**message, "role": "assistant"}
-                places.know(tx, link(asked, said), ANSWER, session.id, admitted.step)
-            return places.limits_of(session).left(places.spent_by(session))
+            left = tx.settle(admitted.reservation, used, now)
+            tx.do(_ANSWERED, session_=admitted.session, step_=admitted.step, **values)
+        return admitted.left if left is None else left
 
     def failed(self, admitted: Admitted, free: bool, over: bool = True) -> None:
         """Note that a step got no answer. ``free``: nothing was taken for it. ``over``: nobody tries it again."""
+        now = self._clock()
         with self.store.transaction() as tx:
             if free:
-                tx.settle(admitted.reservation, Amount())
+                tx.settle(admitted.reservation, Amount(), now)
             if over:
-                tx.change(steps, _at(admitted.session, admitted.step), state=FAILED, ended=self._clock())
+                tx.do(_FAILED, session_=admitted.session, step_=admitted.step, state_=FAILED, ended_=now)
 
     def forget_answers(self) -> None:
         """Drop the answers that are kept no longer."""
         with self.store.transaction() as tx:
-            old = steps.c.ended < self._clock() - self.settings.answers_kept
-            tx.change(steps, sa.and_(old, steps.c.answer.is_not(None)), answer=None)
+            tx.do(_FORGET, before_=self._clock() - self.settings.answers_kept)
 
     def check(self) -> None:
         """Raise where the store cannot be written to."""
         with self.store.transaction() as tx:
-            tx.row(sa.select(sessions.c.id))
+            tx.row(_ANY)
 
     def spending(self, session: str) -> tuple[Amount, Amount]:
         """What a session has spent by its row, and by adding up what its reservations came to, for tests."""
         with self.store.transaction() as tx:
-            return tx.spent(session), tx.spent_until(session, 2**31 - 1)
+            spent = tx.account(session, "", "", self.daily).spent
+            return spent, tx.spent_until(session, 2**31 - 1)
 
 
 def action_of(message: dict[str, Any]) -> str:
@@ -245,10 +254,6 @@ def action_of(message: dict[str, Any]) -> str:
     calls = [call.get("function") or {} for call in message.get("tool_calls") or ()]
     lines = [f"{call.get('name')}({call.get('arguments') or ''})" for call in calls]
     return "\n".join([*([text] if (text := text_of(message)) else []), *lines])
-
-
-def _at(session: str, step: int) -> Any:
-    return sa.and_(steps.c.session == session, steps.c.number == step)
 
 
 def _day(now: float) -> str:

@@ -78,6 +78,31 @@ class Limits(NamedTuple):
 UNLIMITED, NOTHING = Limits(), Amount()
 
 
+class Account(NamedTuple):
+    """What a session and the day of its key may spend, and have spent, reservations included."""
+
+    session: str
+    limits: Limits
+    spent: Amount
+    key: str
+    day: str
+    daily: Limits
+    today: Amount
+
+    def fits(self, more: Amount) -> bool:
+        """The guard: whether so much more may be spent. Nothing is reserved that has not passed it."""
+        return self.limits.fit(self.spent, more) and self.daily.fit(self.today, more)
+
+    @property
+    def left(self) -> Limits:
+        """What is left to the session."""
+        return self.limits.left(self.spent)
+
+    def charged(self, more: Amount) -> Account:
+        """The same once more is spent."""
+        return self._replace(spent=self.spent.plus(more), today=self.today.plus(more))
+
+
 def picodollars(usd: str) -> int:
     """A sum as somebody writes it, rounded down: a limit is never looser than what was said."""
     return int(Decimal(usd) * PER_DOLLAR)

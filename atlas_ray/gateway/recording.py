@@ -16,10 +16,24 @@ from ..recipe.gateway import Gateway
 from ..rundir.files import write_json
 from .budget import Amount, Usage, cost, dollars
 from .replies import ApiError
-from .store import ANSWERED, Store, sessions, steps
+from .store import Store
+from .tables import ANSWERED, sessions, steps
 
 ENV, NO_SEED = "gateway", 0
 _AT_A_TIME = 50
+_s, _k, _p = sessions.c, steps.c, sa.bindparam
+_CHANGED = sa.select(sessions).where(_s.touched > _s.recorded).order_by(_s.touched).limit(_AT_A_TIME)
+_RECORDED = sessions.update().where(_s.id == _p("id_")).values(recorded=_p("touched_"))
+_TAKEN = (
+    sa.select(*(column for column in _k if column.name != "answer"))
+    .where(_k.session == _p("id_"), _k.state == ANSWERED)
+    .order_by(_k.number)
+)
+_OUTCOME = (
+    sessions.update()
+    .where(sa.or_(_s.id == _p("session_"), _s.name == _p("session_")), _s.key == _p("key_"))
+    .values(score=_p("score_"), success=_p("success_"), touched=_p("now_"))
+)
 
 
 class Recorder:
@@ -38,17 +52,16 @@ class Recorder:
         """Write what has changed, at most some sessions; how many there were."""
         if self._directory is None:
             return 0
-        changed = sa.select(sessions).where(sessions.c.touched > sessions.c.recorded).order_by(sessions.c.touched)
         with self._store.transaction() as tx:
-            found = tx.rows(changed.limit(_AT_A_TIME))
-            own = {row.id: self._steps(tx, row.id) for row in found}
+            found = tx.rows(_CHANGED)
+            own = {row.id: tx.rows(_TAKEN, id_=row.id) for row in found}
         for row in found:
             if own[row.id]:
                 self._write(self._directory, row, own[row.id])
         with self._store.transaction() as tx:
             for row in found:
                 # what came meanwhile makes it written again
-                tx.change(sessions, sessions.c.id == row.id, recorded=row.touched)
+                tx.do(_RECORDED, id_=row.id, touched_=row.touched)
         return len(found)
 
     def outcome(self, session: str, key: str, score: float | None, success: bool | None, now: float) -> None:
@@ -64,16 +77,10 @@ class Recorder:
         Raises:
             ApiError: there is no such session.
         """
-        known = sa.or_(sessions.c.id == session, sessions.c.name == session)
+        about = {"session_": session, "key_": key, "score_": score, "success_": success, "now_": now}
         with self._store.transaction() as tx:
-            where = sa.and_(known, sessions.c.key == key)
-            if not tx.change(sessions, where, score=score, success=success, touched=now):
+            if not tx.do(_OUTCOME, **about):
                 raise ApiError(404, "no such session", "session_not_found")
-
-    def _steps(self, tx: Any, session: str) -> list[Any]:
-        answered = sa.and_(steps.c.session == session, steps.c.state == ANSWERED)
-        columns = [c for c in steps.c if c.name != "answer"]
-        return list(tx.rows(sa.select(*columns).where(answered).order_by(steps.c.number)))
 
     def _write(self, directory: Path, row: Any, taken: list[Any]) -> None:
         models, settings = self._settings.models, self._settings

@@ -11,29 +11,94 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from .budget import NOTHING, UNLIMITED, Amount, Limits
 from .replies import ApiError
 from .requests import ChatRequest
-from .store import ANSWER, ANSWERED, ASKED, OPEN, Transaction, conversations, sessions, steps
+from .store import Transaction
+from .tables import ANSWERED, OPEN, sessions, steps
 
 _BATCH = 200
+_s, _k, _p = sessions.c, steps.c, sa.bindparam
+_FOUND = (
+    *(_s.id, _s.steps, _s.limit_calls, _s.limit_tokens, _s.limit_usd, _s.spent_calls, _s.spent_tokens, _s.spent_usd),
+    *(_k.number, _k.state, _k.owner, _k.model, _k.probability, _k.fingerprint, _k.answer),
+)
+_STEPS, _UNNAMED = sa.select(*_FOUND).join_from(sessions, steps, _k.session == _s.id), _s.name.is_(None)
+_ONCE = _STEPS.where(_k.idempotency == _p("once_")).limit(1)
+_SAME = sa.and_(_k.fingerprint == _p("same_"), sa.or_(_k.number == _s.steps - 1, _k.state == OPEN))
+_NAMED = (
+    sa.select(*_FOUND)
+    .outerjoin_from(sessions, steps, sa.and_(_k.session == _s.id, _SAME))
+    .where(_s.key == _p("key_"), _s.name == _p("name_"))
+    .order_by(_k.begun.desc(), _k.number.desc())
+    .limit(1)
+)
+_ASKED_LAST = (
+    _STEPS.where(_k.fingerprint == _p("same_"), _s.key == _p("key_"), _UNNAMED, _k.number == _s.steps - 1)
+    .order_by(_k.begun.desc(), _k.number.desc())
+    .limit(1)
+)
+_TALKS = (
+    sa.select(*_FOUND[:-1], _k.asked, _k.told)
+    .join_from(sessions, steps, _k.session == _s.id)
+    .where(_UNNAMED)
+    .order_by(_s.touched)
+)
+_LAST_TURN = _TALKS.where(sa.or_(_k.told == _p("told_"), _k.asked == _p("asked_")))
+_TURNS = _TALKS.where(
+    sa.or_(_k.told.in_(_p("told_", expanding=True)), _k.asked.in_(_p("asked_", expanding=True)))
+)  # fmt: skip
+_TIGHTEN = (
+    sessions.update()
+    .where(_s.id == _p("session_"))
+    .values(limit_calls=_p("calls"), limit_tokens=_p("tokens"), limit_usd=_p("usd"))
+)
 
 
-@dataclass(frozen=True)
-class Place:
+class Session(NamedTuple):
+    """A session as the transaction has read it."""
+
+    id: str
+    steps: int
+    limits: Limits
+    spent: Amount
+
+    @classmethod
+    def of(cls, row: Any) -> Session:
+        """What a row says."""
+        return cls(row[0], row[1], Limits(*row[2:5]), Amount(*row[5:8]))
+
+
+class KnownStep(NamedTuple):
+    """A step that was asked for before."""
+
+    number: int
+    state: str
+    owner: str
+    model: int
+    probability: float
+    fingerprint: str
+    answer: bytes | None
+
+    @classmethod
+    def of(cls, row: Any) -> KnownStep | None:
+        """What a row says; None where there is no step in it."""
+        return None if row[8] is None else cls(*row[8:])
+
+
+class Place(NamedTuple):
     """Where a request stands.
 
-    ``session``: its row; None begins one, which has spent ``base`` already, under ``limits``. ``known``: the row of the
-    step that it asks for again.
+    ``session``: None begins one, which has spent ``base`` already, under ``limits``. ``known``: the step that it asks
+    for again.
     """
 
-    session: Any = None
-    known: Any = None
+    session: Session | None = None
+    known: KnownStep | None = None
     base: Amount = NOTHING
     limits: Limits = UNLIMITED
 
@@ -50,23 +115,20 @@ def locate(tx: Transaction, request: ChatRequest, key: str, chain: Sequence[str]
     Raises:
         ApiError: its ``Idempotency-Key`` was given with another request.
     """
-    if (once := idempotency(request, key)) is not None:
-        known = tx.row(sa.select(steps).where(steps.c.idempotency == once))
-        if known is not None:
-            if known.fingerprint != request.fingerprint:
-                raise ApiError(400, "this Idempotency-Key was given with another request", "idempotency_key_reused")
-            return Place(by_id(tx, known.session), known)
+    same = request.fingerprint
+    if (once := idempotency(request, key)) is not None and (row := tx.row(_ONCE, once_=once)) is not None:
+        if row.fingerprint != same:
+            raise ApiError(400, "this Idempotency-Key was given with another request", "idempotency_key_reused")
+        return Place(Session.of(row), KnownStep.of(row))
     if request.session is not None:
-        session = tx.row(sa.select(sessions).where(sessions.c.key == key, sessions.c.name == request.session))
-        if session is None or once is not None:
-            return Place(session)
-        last = sa.or_(steps.c.number == session.steps - 1, steps.c.state == OPEN)
-        return Place(session, tx.row(_same(request).where(steps.c.session == session.id, last)))
+        row = tx.row(_NAMED, key_=key, name_=request.session, same_=same)
+        if row is None:
+            return Place()
+        return Place(Session.of(row), KnownStep.of(row) if once is None else None)
     if once is None:
-        joined = _same(request).join(sessions, sessions.c.id == steps.c.session)
-        mine = joined.where(sessions.c.key == key, sessions.c.name.is_(None), steps.c.number == sessions.c.steps - 1)
-        if (known := tx.row(mine)) is not None and (known.state != ANSWERED or known.answer is not None):
-            return Place(by_id(tx, known.session), known)
+        row = tx.row(_ASKED_LAST, key_=key, same_=same)
+        if row is not None and (row.state != ANSWERED or row.answer is not None):
+            return Place(Session.of(row), KnownStep.of(row))
     return _continued(tx, request, chain)
 
 
@@ -77,82 +139,51 @@ def idempotency(request: ChatRequest, key: str) -> str | None:
     return hashlib.sha256(f"{key}\n{request.idempotency}".encode()).hexdigest()
 
 
-def by_id(tx: Transaction, session: str) -> Any:
-    """The row of a session."""
-    return tx.row(sa.select(sessions).where(sessions.c.id == session))
-
-
-def limits_of(session: Any) -> Limits:
-    """The limits in the row of a session."""
-    return Limits(session.limit_calls, session.limit_tokens, session.limit_usd)
-
-
-def spent_by(session: Any) -> Amount:
-    """What a session had spent when its row was read, reservations included."""
-    return Amount(session.spent_calls, session.spent_tokens, session.spent_usd)
-
-
-def _same(request: ChatRequest) -> sa.Select[Any]:
-    same = steps.c.fingerprint == request.fingerprint
-    return sa.select(steps).where(same).order_by(steps.c.begun.desc(), steps.c.number.desc())
-
-
 def _continued(tx: Transaction, request: ChatRequest, chain: Sequence[str]) -> Place:
-    for answer, asked in _ways(tx, request, chain):
-        going_on = [row for row in answer if row.step == row.steps - 1] or (
-            [] if answer else [row for row in asked if row.step == row.steps - 1]
-        )
-        if answer and going_on:
-            return Place(by_id(tx, going_on[-1].session))
-        if len(going_on) == 1:
-            return Place(by_id(tx, going_on[0].session))
-        last = (answer or asked)[-1]
-        return Place(base=tx.spent_until(last.session, last.step), limits=tx.limits(last.session))
+    for answered, asked in _ways(tx, request, chain):
+        going_on = [row for row in answered or asked if row.number == row.steps - 1]
+        if going_on and (answered or len(going_on) == 1):
+            return Place(Session.of(going_on[-1]))
+        last = (answered or asked)[-1]
+        return Place(base=tx.spent_until(last.id, last.number), limits=Session.of(last).limits)
     return Place()
 
 
 def _ways(tx: Transaction, request: ChatRequest, chain: Sequence[str]) -> Iterator[tuple[list[Any], list[Any]]]:
-    """From the last turn on, the sessions that have known the conversation until then, with and without its answer."""
+    """From the last turn on, the steps that have known the conversation until then, with and without its answer."""
     turns = [n for n, message in enumerate(request.messages) if n and message["role"] == "assistant"]
-    c = conversations.c
-    for start in range(len(turns), 0, -_BATCH):
-        some = turns[max(0, start - _BATCH) : start]
-        digests = {chain[n] for n in some} | {chain[n - 1] for n in some}
-        found: dict[tuple[str, str], list[Any]] = {}
-        query = sa.select(c.digest, c.kind, c.session, c.step, sessions.c.steps)
-        query = query.join(sessions, sessions.c.id == c.session).where(sessions.c.name.is_(None))
-        for row in tx.rows(query.where(c.digest.in_(digests)).order_by(sessions.c.touched)):
-            found.setdefault((row.digest, row.kind), []).append(row)
-        for n in reversed(some):
-            answer, asked = found.get((chain[n], ANSWER), []), found.get((chain[n - 1], ASKED), [])
-            if answer or asked:
-                yield answer, asked
+    while turns:
+        some, turns = turns[-_BATCH:], turns[:-_BATCH]
+        # nearly always it is the last one, for which the statement is quicker
+        for group, query in ((some[-1:], _LAST_TURN), (some[:-1], _TURNS)):
+            told, asked = [chain[n] for n in group], [chain[n - 1] for n in group]
+            if not group:
+                continue
+            one = query is _LAST_TURN
+            found = tx.rows(query, told_=told[0] if one else told, asked_=asked[0] if one else asked)
+            for n in reversed(group):
+                answered = [row for row in found if row.told == chain[n]]
+                before = [row for row in found if row.asked == chain[n - 1]]
+                if answered or before:
+                    yield answered, before
 
 
-def begin(tx: Transaction, request: ChatRequest, key: str, limits: Limits, base: Amount, now: float, goal: str) -> Any:
-    """A new session; its row."""
+def begin(
+    tx: Transaction, request: ChatRequest, key: str, limits: Limits, base: Amount, now: float, goal: str
+) -> Session:
+    """A new session."""
     made = uuid.uuid4().hex
     amounts = {f"limit_{name}": value for name, value in limits._asdict().items()}
     for prefix in ("base_", "spent_"):
         amounts |= {f"{prefix}{name}": value for name, value in base._asdict().items()}
     about = {"id": made, "key": key, "name": request.session, "goal": goal, "created": now, "touched": now}
     tx.put(sessions, **about, steps=0, recorded=0.0, **amounts)
-    return by_id(tx, made)
+    return Session(made, 0, limits, base)
 
 
-def tighten(tx: Transaction, session: Any, limits: Limits) -> Limits:
+def tighten(tx: Transaction, session: Session, limits: Limits) -> Limits:
     """The limits of a session, made tighter where a client asks for that."""
-    own = limits_of(session)
-    made = own.tightened(limits)
-    if made != own:
-        changed = {f"limit_{name}": value for name, value in made._asdict().items()}
-        tx.change(sessions, sessions.c.id == session.id, **changed)
+    made = session.limits.tightened(limits)
+    if made != session.limits:
+        tx.do(_TIGHTEN, session_=session.id, **made._asdict())
     return made
-
-
-def know(tx: Transaction, digest: str, kind: str, session: str, step: int) -> None:
-    """Note a conversation that a session has known at a step."""
-    c = conversations.c
-    where = (c.digest == digest, c.kind == kind, c.session == session, c.step == step)
-    if tx.row(sa.select(c.step).where(*where)) is None:
-        tx.put(conversations, digest=digest, kind=kind, session=session, step=step)

@@ -11,94 +11,42 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 
 from ..errors import InputError
 from ..rundir.disk import writing
-from .budget import Amount, Limits
+from .budget import Account, Amount, Limits
 from .replies import ApiError
+from .tables import META, reservations, sessions, steps, totals
 
-OPEN, ANSWERED, FAILED = "open", "answered", "failed"
-"""States of a step: being answered (or lost with its gateway), answered, and one that got no answer."""
-ASKED, ANSWER = "asked", "answer"
-"""Kinds of a known conversation: without and with the answer to it."""
 _log = logging.getLogger(__name__)
 _LOCK = 0x61746C61730A
-_META = sa.MetaData()
-_AMOUNT = [("calls", sa.BigInteger), ("tokens", sa.BigInteger), ("usd", sa.BigInteger)]
-
-
-def _amounts(prefix: str, nullable: bool = False) -> list[sa.Column[Any]]:
-    return [sa.Column(f"{prefix}{name}", kind, nullable=nullable) for name, kind in _AMOUNT]
-
-
-sessions = sa.Table(
-    "sessions",
-    _META,
-    sa.Column("id", sa.String(32), primary_key=True),
-    sa.Column("key", sa.String(64), nullable=False),
-    sa.Column("name", sa.String(200)),
-    sa.Column("goal", sa.Text, nullable=False),
-    sa.Column("created", sa.Float, nullable=False),
-    sa.Column("touched", sa.Float, nullable=False),
-    sa.Column("steps", sa.Integer, nullable=False),
-    *_amounts("limit_", nullable=True),
-    *_amounts("base_"),
-    *_amounts("spent_"),
-    sa.Column("score", sa.Float),
-    sa.Column("success", sa.Boolean),
-    sa.Column("recorded", sa.Float, nullable=False),
-    sa.UniqueConstraint("key", "name"),
+_NAMES = Amount._fields
+_s, _r, _t, _p = sessions.c, reservations.c, totals.c, sa.bindparam
+_LIMITS, _SPENT = ([_s[f"{prefix}{name}"] for name in _NAMES] for prefix in ("limit_", "spent_"))
+_THIS_SESSION, _THIS_DAY = _s.id == _p("session_"), sa.and_(_t.key == _p("key_"), _t.day == _p("day_"))
+# Statements are made once: to build one takes SQLAlchemy ten times as long as to execute it.
+_ACCOUNT = sa.select(*_LIMITS, *_SPENT).where(_THIS_SESSION)
+_TODAY = sa.select(_t.calls, _t.tokens, _t.usd).where(_THIS_DAY)
+_BASE = sa.select(*(_s[f"base_{name}"] for name in _NAMES)).where(_THIS_SESSION)
+_RESERVED_UNTIL = sa.select(*(sa.func.coalesce(sa.func.sum(_r[name]), 0) for name in _NAMES)).where(
+    _r.session == _p("session_"), _r.step <= _p("step_")
 )
-steps = sa.Table(
-    "steps",
-    _META,
-    sa.Column("session", sa.String(32), sa.ForeignKey("sessions.id"), primary_key=True),
-    sa.Column("number", sa.Integer, primary_key=True),
-    sa.Column("state", sa.String(8), nullable=False),
-    sa.Column("owner", sa.String(32), nullable=False),
-    sa.Column("fingerprint", sa.String(64), nullable=False, index=True),
-    sa.Column("idempotency", sa.String(64), index=True),
-    sa.Column("model", sa.Integer, nullable=False),
-    sa.Column("probability", sa.Float, nullable=False),
-    sa.Column("asked", sa.String(64), nullable=False),
-    sa.Column("begun", sa.Float, nullable=False),
-    sa.Column("ended", sa.Float),
-    sa.Column("prompt_tokens", sa.BigInteger),
-    sa.Column("completion_tokens", sa.BigInteger),
-    sa.Column("observation", sa.Text),
-    sa.Column("action", sa.Text),
-    sa.Column("answer", sa.LargeBinary),
+_CHARGES = {f"spent_{name}": _s[f"spent_{name}"] + _p(f"more_{name}") for name in _NAMES}
+_RESERVE = sessions.update().where(_THIS_SESSION).values(
+    **_CHARGES, touched=_p("now_"), steps=sa.case((_s.steps > _p("step_"), _s.steps), else_=_p("step_") + 1)
+)  # fmt: skip
+_RETURN = sessions.update().where(_THIS_SESSION).values(**_CHARGES, touched=_p("now_")).returning(*_LIMITS, *_SPENT)
+_CHARGE_DAY = totals.update().where(_THIS_DAY).values(**{name: _t[name] + _p(f"more_{name}") for name in _NAMES})
+_SETTLE = (
+    reservations.update()
+    .where(_r.id == _p("id_"), _r.settled.is_(False))
+    .values(settled=True, **{name: _p(f"used_{name}") for name in _NAMES})
 )
-conversations = sa.Table(
-    "conversations",
-    _META,
-    sa.Column("digest", sa.String(64), primary_key=True),
-    sa.Column("kind", sa.String(6), primary_key=True),
-    sa.Column("session", sa.String(32), sa.ForeignKey("sessions.id"), primary_key=True),
-    sa.Column("step", sa.Integer, primary_key=True),
-)
-reservations = sa.Table(
-    "reservations",
-    _META,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("session", sa.String(32), sa.ForeignKey("sessions.id"), nullable=False, index=True),
-    sa.Column("step", sa.Integer, nullable=False),
-    sa.Column("key", sa.String(64), nullable=False),
-    sa.Column("day", sa.String(10), nullable=False),
-    *_amounts(""),
-    sa.Column("settled", sa.Boolean, nullable=False),
-)
-totals = sa.Table(
-    "totals",
-    _META,
-    sa.Column("key", sa.String(64), primary_key=True),
-    sa.Column("day", sa.String(10), primary_key=True),
-    *_amounts(""),
-)
+_PUT = {table: sa.insert(table) for table in (sessions, steps, reservations, totals)}
 
 
 class Store:
@@ -131,7 +79,7 @@ class Store:
             with self._engine.begin() as connection:
                 if not local:
                     connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-                _META.create_all(connection)
+                META.create_all(connection)
         except ModuleNotFoundError:
             message = "a store in PostgreSQL needs the extra 'postgres': pip install 'atlas-ray[postgres]'"
             raise InputError(message, field="gateway.store") from None
@@ -174,84 +122,88 @@ def _said(error: sa.exc.SQLAlchemyError) -> str:
     return str(getattr(error, "orig", None) or error).strip().splitlines()[0]
 
 
+class Reservation(NamedTuple):
+    """What an attempt may cost, taken out of what a session and a key's day may spend."""
+
+    id: int
+    session: str
+    key: str
+    day: str
+    amount: Amount
+
+
 class Transaction:
     """What is done to the store at once."""
 
     def __init__(self, connection: sa.Connection) -> None:
         self.connection = connection
 
-    def rows(self, query: sa.Select[Any]) -> list[Any]:
+    def rows(self, query: Any, **values: Any) -> list[Any]:
         """What a query finds."""
-        return list(self.connection.execute(query))
+        return list(self.connection.execute(query, values))
 
-    def row(self, query: sa.Select[Any]) -> Any:
+    def row(self, query: Any, **values: Any) -> Any:
         """The first that it finds; None where there is none."""
-        return self.connection.execute(query.limit(1)).first()
+        return self.connection.execute(query, values).first()
+
+    def do(self, statement: Any, **values: Any) -> int:
+        """Change rows; how many there were."""
+        return self.connection.execute(statement, values).rowcount
 
     def put(self, table: sa.Table, **values: Any) -> Any:
         """Insert a row; its primary key."""
-        return self.connection.execute(table.insert().values(**values)).inserted_primary_key
-
-    def change(self, table: sa.Table, where: Any, **values: Any) -> int:
-        """Change rows; how many there were."""
-        return self.connection.execute(table.update().where(where).values(**values)).rowcount
-
-    def spent(self, session: str) -> Amount:
-        """What a session has spent, reservations included."""
-        c = sessions.c
-        found = self.row(sa.select(c.spent_calls, c.spent_tokens, c.spent_usd).where(c.id == session))
-        return Amount(*found)
-
-    def limits(self, session: str) -> Limits:
-        """Of a session."""
-        c = sessions.c
-        return Limits(*self.row(sa.select(c.limit_calls, c.limit_tokens, c.limit_usd).where(c.id == session)))
+        return self.connection.execute(_PUT[table], values).inserted_primary_key
 
     def spent_on(self, key: str, day: str) -> Amount:
-        """What a key has spent on a day."""
-        c = totals.c
-        found = self.row(sa.select(c.calls, c.tokens, c.usd).where(c.key == key, c.day == day))
-        return Amount(*found) if found else Amount()
+        """What a key has spent on a day, reservations included."""
+        return Amount(*(self.row(_TODAY, key_=key, day_=day) or ()))
 
     def spent_until(self, session: str, step: int) -> Amount:
         """What a session had spent once a step of it was answered."""
-        c, r = sessions.c, reservations.c
-        base = Amount(*self.row(sa.select(c.base_calls, c.base_tokens, c.base_usd).where(c.id == session)))
-        sums = (sa.func.coalesce(sa.func.sum(column), 0) for column in (r.calls, r.tokens, r.usd))
-        return base.plus(Amount(*map(int, self.row(sa.select(*sums).where(r.session == session, r.step <= step)))))
+        base = Amount(*self.row(_BASE, session_=session))
+        return base.plus(Amount(*map(int, self.row(_RESERVED_UNTIL, session_=session, step_=step))))
 
-    def reserve(self, session: str, step: int, key: str, day: str, amount: Amount, daily: Limits) -> int | None:
-        """Take an amount out of what a session and a key's day may spend; the number of the reservation.
+    def account(self, session: str, key: str, day: str, daily: Limits) -> Account:
+        """What a session and a key's day may spend, and have spent."""
+        limits, spent = _limits_and_spent(self.row(_ACCOUNT, session_=session))
+        return Account(session, limits, spent, key, day, daily, self.spent_on(key, day))
 
-        None: a limit would be exceeded, and nothing was taken.
+    def reserve(self, account: Account, step: int, amount: Amount, now: float) -> Reservation | None:
+        """Take an amount out of what may be spent; None where it does not fit, and nothing was taken.
+
+        Args:
+            account: as this transaction has read it.
+            step: for which it is.
+            amount: the worst case.
+            now: seconds since 1970.
         """
-        if not self.limits(session).fit(self.spent(session), amount):
+        if not account.fits(amount):
             return None
-        if not daily.fit(self.spent_on(key, day), amount):
+        more, session, key, day = _more(amount), account.session, account.key, account.day
+        self.do(_RESERVE, session_=session, step_=step, now_=now, **more)
+        self._charge_day(key, day, amount)
+        about = {"session": session, "step": step, "key": key, "day": day, "settled": False}
+        return Reservation(int(self.put(reservations, **about, **amount._asdict())[0]), session, key, day, amount)
+
+    def settle(self, reservation: Reservation, used: Amount, now: float) -> Limits | None:
+        """Make a reservation what was used; what is left to the session then. A second time changes nothing: None."""
+        if not self.do(_SETTLE, id_=reservation.id, **{f"used_{name}": n for name, n in used._asdict().items()}):
             return None
-        self._charge(session, key, day, amount)
-        values = {"session": session, "step": step, "key": key, "day": day, "settled": False}
-        return int(self.put(reservations, **values, **amount._asdict())[0])
+        more = used.minus(reservation.amount)
+        found = self.row(_RETURN, session_=reservation.session, now_=now, **_more(more))
+        if any(more):
+            self._charge_day(reservation.key, reservation.day, more)
+        limits, spent = _limits_and_spent(found)
+        return limits.left(spent)
 
-    def settle(self, reservation: int, used: Amount) -> None:
-        """Make a reservation what was used. A second time changes nothing."""
-        c = reservations.c
-        found = self.row(sa.select(reservations).where(c.id == reservation))
-        if found is None or found.settled:
-            return
-        reserved = Amount(found.calls, found.tokens, found.usd)
-        self._charge(found.session, found.key, found.day, used.minus(reserved))
-        self.change(reservations, c.id == reservation, settled=True, **used._asdict())
-
-    def _charge(self, session: str, key: str, day: str, amount: Amount) -> None:
-        c, t = sessions.c, totals.c
-        self.change(
-            sessions,
-            c.id == session,
-            spent_calls=c.spent_calls + amount.calls,
-            spent_tokens=c.spent_tokens + amount.tokens,
-            spent_usd=c.spent_usd + amount.usd,
-        )
-        sums = {name: t[name] + value for name, value in amount._asdict().items()}
-        if not self.change(totals, sa.and_(t.key == key, t.day == day), **sums):
+    def _charge_day(self, key: str, day: str, amount: Amount) -> None:
+        if not self.do(_CHARGE_DAY, key_=key, day_=day, **_more(amount)):
             self.put(totals, key=key, day=day, **amount._asdict())
+
+
+def _more(amount: Amount) -> dict[str, int]:
+    return {f"more_{name}": value for name, value in amount._asdict().items()}
+
+
+def _limits_and_spent(row: Any) -> tuple[Limits, Amount]:
+    return Limits(*row[:3]), Amount(*row[3:])

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from atlas_ray.gateway.budget import Amount, Limits, Usage, cost, dollars, picodollars, read_usage, worst_case
 from atlas_ray.gateway.replies import ApiError
 from atlas_ray.gateway.requests import read_request
-from atlas_ray.gateway.store import Store, reservations, sessions
+from atlas_ray.gateway.store import Store
+from atlas_ray.gateway.tables import reservations, sessions
 
 MODELS = recipe("http://127.0.0.1:1/v1").gateway.models
 JSON = {"content-type": "application/json"}
@@ -94,7 +95,7 @@ EVENTS = st.lists(
 
 def torn(store, session, day):
     with store.transaction() as tx:
-        tx.reserve(session, 0, "k", "day", Amount(1, 1, 1), day)
+        tx.reserve(tx.account(session, "k", "day", day), 0, Amount(1, 1, 1), 0.0)
         raise ZeroDivisionError
 
 
@@ -116,7 +117,7 @@ def test_no_order_of_reserving_settling_and_crashing_exceeds_a_limit(events, cal
         for kind, n, what in events:
             if kind == "reserve":
                 with store.transaction() as tx:
-                    made = tx.reserve(str(n), 0, "k", "day", Amount(*what), day)
+                    made = tx.reserve(tx.account(str(n), "k", "day", day), 0, Amount(*what), 0.0)
                 if made is not None:
                     # from now on a model may use all of it, whether anybody hears of it or not
                     open_ones.append((made, n, Amount(*what)))
@@ -126,7 +127,7 @@ def test_no_order_of_reserving_settling_and_crashing_exceeds_a_limit(events, cal
                 real = Amount() if kind == "release" else Amount(*(int(a * what) for a in reserved))
                 for _ in range(1 + (kind == "settle twice")):
                     with store.transaction() as tx:
-                        tx.settle(made, real)
+                        tx.settle(made, real, 0.0)
                 used[session] = used[session].minus(reserved).plus(real)
             elif kind == "crash":
                 store.close()
@@ -140,12 +141,13 @@ def test_no_order_of_reserving_settling_and_crashing_exceeds_a_limit(events, cal
                 if used[n].tokens <= (tighter.tokens or 0):
                     limits[n] = tighter
                     with store.transaction() as tx:
-                        tx.change(sessions, sessions.c.id == str(n), limit_tokens=tighter.tokens)
+                        tx.do(sessions.update().where(sessions.c.id == str(n)).values(limit_tokens=tighter.tokens))
             for session in range(3):
                 caps = zip(limits[session], used[session], strict=True)
                 assert all(cap is None or use <= cap for cap, use in caps), (session, limits, used)
                 with store.transaction() as tx:
-                    assert tx.spent(str(session)) == used[session] == tx.spent_until(str(session), 9)
+                    spent = tx.account(str(session), "k", "day", day).spent
+                    assert spent == used[session] == tx.spent_until(str(session), 9)
             total = sum(u.tokens for u in used)
             with store.transaction() as tx:
                 assert tx.spent_on("k", "day").tokens == total <= daily

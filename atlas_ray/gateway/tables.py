@@ -1,0 +1,80 @@
+"""The tables of the gateway's store. Needs ``sqlalchemy``.
+
+A session is a row of ``sessions``, with its limits and what it has spent, reservations included. Of a step, ``asked``
+and ``told`` are digests of the conversation without and with its answer; sessions that a header names have none.
+``reservations`` holds what each attempt may have cost until it is settled, ``totals`` what a key has spent on a day.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+OPEN, ANSWERED, FAILED = "open", "answered", "failed"
+"""States of a step: being answered (or lost with its gateway), answered, and one that got no answer."""
+META = sa.MetaData()
+_AMOUNT = [("calls", sa.BigInteger), ("tokens", sa.BigInteger), ("usd", sa.BigInteger)]
+
+
+def _amounts(prefix: str, nullable: bool = False) -> list[sa.Column[Any]]:
+    return [sa.Column(f"{prefix}{name}", kind, nullable=nullable) for name, kind in _AMOUNT]
+
+
+sessions = sa.Table(
+    "sessions",
+    META,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("key", sa.String(64), nullable=False),
+    sa.Column("name", sa.String(200)),
+    sa.Column("goal", sa.Text, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("touched", sa.Float, nullable=False),
+    sa.Column("steps", sa.Integer, nullable=False),
+    *_amounts("limit_", nullable=True),
+    *_amounts("base_"),
+    *_amounts("spent_"),
+    sa.Column("score", sa.Float),
+    sa.Column("success", sa.Boolean),
+    sa.Column("recorded", sa.Float, nullable=False),
+    sa.UniqueConstraint("key", "name"),
+)
+steps = sa.Table(
+    "steps",
+    META,
+    sa.Column("session", sa.String(32), sa.ForeignKey("sessions.id"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("state", sa.String(8), nullable=False),
+    sa.Column("owner", sa.String(32), nullable=False),
+    sa.Column("fingerprint", sa.String(64), nullable=False, index=True),
+    sa.Column("idempotency", sa.String(64), index=True),
+    sa.Column("model", sa.Integer, nullable=False),
+    sa.Column("probability", sa.Float, nullable=False),
+    sa.Column("asked", sa.String(64), index=True),
+    sa.Column("told", sa.String(64), index=True),
+    sa.Column("begun", sa.Float, nullable=False),
+    sa.Column("ended", sa.Float),
+    sa.Column("prompt_tokens", sa.BigInteger),
+    sa.Column("completion_tokens", sa.BigInteger),
+    sa.Column("observation", sa.Text),
+    sa.Column("action", sa.Text),
+    sa.Column("answer", sa.LargeBinary),
+)
+reservations = sa.Table(
+    "reservations",
+    META,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("session", sa.String(32), sa.ForeignKey("sessions.id"), nullable=False, index=True),
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("key", sa.String(64), nullable=False),
+    sa.Column("day", sa.String(10), nullable=False),
+    *_amounts(""),
+    sa.Column("settled", sa.Boolean, nullable=False),
+)
+totals = sa.Table(
+    "totals",
+    META,
+    sa.Column("key", sa.String(64), primary_key=True),
+    sa.Column("day", sa.String(10), primary_key=True),
+    *_amounts(""),
+)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -61,12 +60,13 @@ class Admitted:
 
 @dataclass(frozen=True)
 class Known:
-    """A step that was asked for before. ``answer``: None while it is being answered."""
+    """A step that was asked for before. ``answer``: None while it is being answered, by the gateway ``owner``."""
 
     session: str
     step: int
     number: int
     left: Limits
+    owner: str
     answer: bytes | None = None
 
 
@@ -93,7 +93,7 @@ class Admission:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.settings, self.store, self._decider, self._clock = settings, store, decider, clock
-        self._counters, self.owner = tuple(counters), uuid.uuid4().hex
+        self._counters, self.owner = tuple(counters), store.owner.name
         limits = Limits.of(settings.budget)
         self.limits = limits._replace(calls=decider.budget) if limits.calls is None else limits
         self.daily = Limits.of(settings.daily)
@@ -133,10 +133,11 @@ class Admission:
         session, known = place.session, place.known
         if session is not None and known is not None:
             left = session.limits.left(session.spent)
-            if known.state == OPEN and known.owner == self.owner:
-                return Known(session.id, known.number, known.model, left)
+            found = Known(session.id, known.number, known.model, left, known.owner)
+            if known.state == OPEN and tx.lives(known.owner):
+                return found
             if known.state == ANSWERED and known.answer is not None:
-                return Known(session.id, known.number, known.model, left, bytes(known.answer))
+                return replace(found, answer=bytes(known.answer))
             if known.state == ANSWERED:
                 known = None  # its answer is kept no longer: this is a new step
         if session is None:

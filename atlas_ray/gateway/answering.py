@@ -25,6 +25,8 @@ from .sse import DONE, StreamedAnswer
 from .upstream import Upstream, UpstreamError
 
 JSON, EVENTS = "application/json", "text/event-stream"
+_FIRST_PAUSE, _LAST_PAUSE = 0.05, 1.0
+"""Seconds between two looks at a step that another gateway answers."""
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
@@ -99,6 +101,7 @@ class Answering:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._flights: dict[tuple[str, int], Flight] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._longest = max(m.timeout * (m.retries + 2) for m in admission.settings.models)
 
     async def call(self, what: Callable[..., T], *arguments: Any) -> T:
         """Do something in the thread of the store."""
@@ -114,8 +117,8 @@ class Answering:
         Raises:
             ApiError: there is none.
         """
-        # what was being answered may have been lost before this request came to hear of it
-        for _ in range(3):
+        given_up, pause, until = 0, _FIRST_PAUSE, time.monotonic() + self._longest
+        while given_up < 3 and time.monotonic() < until:
             found = await self.call(self.admission.admit, request, key)
             if isinstance(found, Admitted):
                 flight = self._start(request, key, found)
@@ -126,7 +129,12 @@ class Answering:
             elif (known := self._flights.get((found.session, found.step))) is not None:
                 self.metrics.repeated.inc()
                 flight = known
+            elif found.owner != self.admission.owner:  # another gateway of this store is answering it
+                await asyncio.sleep(pause)
+                pause = min(_LAST_PAUSE, 1.5 * pause)
+                continue
             else:
+                given_up += 1  # what was being answered was lost before this request came to hear of it
                 continue
             # one who hangs up takes nobody else's answer with him
             await asyncio.shield(flight.began)

@@ -126,6 +126,7 @@ async def _keep_house(answering: Answering, recorder: Recorder) -> None:
     while True:
         await asyncio.sleep(EVERY)
         try:
+            await answering.call(answering.admission.store.owner.renew)
             while await answering.call(recorder.write):
                 pass
             if turn % _FORGET_EVERY == 0:

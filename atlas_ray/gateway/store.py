@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from ..errors import InputError
 from ..rundir.disk import writing
 from .budget import Account, Amount, Limits
+from .owners import FileOwner, Owner, SessionOwner
 from .replies import ApiError
 from .tables import META, reservations, sessions, steps, totals
 
@@ -55,6 +56,9 @@ class Store:
     Args:
         place: a file, or the URL of a PostgreSQL database; without a password, which ``PGPASSWORD`` may give.
 
+    Attributes:
+        owner: names this gateway in the steps that it answers.
+
     Raises:
         InputError: it cannot be opened.
         StorageError: the file cannot be made.
@@ -80,6 +84,11 @@ class Store:
                 if not local:
                     connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
                 META.create_all(connection)
+            self.owner: Owner = (
+                FileOwner(place.with_name(f"{place.name}-owners"))
+                if isinstance(place, Path)
+                else SessionOwner(self._engine)
+            )
         except ModuleNotFoundError:
             message = "a store in PostgreSQL needs the extra 'postgres': pip install 'atlas-ray[postgres]'"
             raise InputError(message, field="gateway.store") from None
@@ -98,13 +107,14 @@ class Store:
             with self._engine.begin() as connection:
                 if not self._local:
                     connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-                yield Transaction(connection)
+                yield Transaction(connection, self.owner)
         except sa.exc.SQLAlchemyError as error:
             _log.error("the store: %s", _said(error))
             raise ApiError(503, "the gateway's store cannot be used", "store_unavailable") from error
 
     def close(self) -> None:
         """End the connections."""
+        self.owner.close()
         self._engine.dispose()
 
 
@@ -135,8 +145,12 @@ class Reservation(NamedTuple):
 class Transaction:
     """What is done to the store at once."""
 
-    def __init__(self, connection: sa.Connection) -> None:
-        self.connection = connection
+    def __init__(self, connection: sa.Connection, owner: Owner) -> None:
+        self.connection, self._owner = connection, owner
+
+    def lives(self, owner: str) -> bool:
+        """Whether the gateway of that name is there, so that its steps are being answered."""
+        return self._owner.lives(owner, self.connection)
 
     def rows(self, query: Any, **values: Any) -> list[Any]:
         """What a query finds."""

@@ -136,6 +136,24 @@ def test_the_same_request_is_answered_once(upstream, serve):
     assert ask(port, chat("hi", stream=True), {"Idempotency-Key": "2"})[0] == 200 and len(upstream.ledger) == 2
 
 
+def test_the_same_request_to_two_gateways_of_one_store_is_answered_once(upstream, serve):
+    (one, _), (two, _) = serve(budget={"calls": 9}), serve(budget={"calls": 9})
+    upstream.pause = 0.5
+    for stream in (False, True):
+        before, answers = len(upstream.ledger), []
+        threads = [
+            threading.Thread(target=lambda to: answers.append(ask(to, chat("hi", stream=stream))), args=[port])
+            for port in (one, two, two)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [status for status, _, _ in answers] == [200] * 3 and len({text for _, _, text in answers}) == 1
+        assert sum("x-atlas-repeated" in headers for _, headers, _ in answers) == 2
+        assert len(upstream.ledger) == before + 1
+
+
 def test_who_hangs_up_finds_his_answer_when_he_comes_back(upstream, serve):
     port, _ = serve(budget={"calls": 9})
     upstream.pause = 0.5

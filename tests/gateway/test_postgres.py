@@ -4,10 +4,15 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from gateway_parts import ask, chat, gateway, recipe, said
+
+from atlas_ray.gateway.owners import SessionOwner
+from atlas_ray.gateway.store import Store
 
 BINARIES = [Path(p) for p in (shutil.which("initdb"),) if p] + sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 
@@ -46,6 +51,15 @@ def database(tmp_path_factory):
         run(str(binaries / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop")
 
 
+def side_by_side(ports, body, headers=()):
+    """Ask gateways at the same time."""
+    threads = [threading.Thread(target=ask, args=[port, body(n), headers]) for n, port in enumerate(ports)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def test_two_gateways_share_sessions_and_budgets(upstream, database, tmp_path):
     made = recipe(upstream.url, store=database, budget={"calls": 10, "tokens": 8000}, daily={"calls": 15})
     with gateway(made, tmp_path) as (one, _), gateway(made, tmp_path) as (two, _):
@@ -54,13 +68,39 @@ def test_two_gateways_share_sessions_and_budgets(upstream, database, tmp_path):
         _, after, _ = ask(two, chat("go", said(text), "on"))
         assert after["x-atlas-session"] == headers["x-atlas-session"] and after["x-atlas-step"] == "1"
         assert ask(two, chat("go", said(text), "on"))[1]["x-atlas-repeated"] == "true"
-        threads = [
-            threading.Thread(target=ask, args=[(one, two)[n % 2], chat(f"more {n}"), {"x-session-id": "all"}])
-            for n in range(24)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        upstream.pause, before = 0.4, len(upstream.ledger)
+        side_by_side([one, two, two], lambda n: chat("both"))
+        assert len(upstream.ledger) == before + 1, "who asks two gateways the same is answered once"
+        upstream.pause = 0
+        side_by_side([(one, two)[n % 2] for n in range(24)], lambda n: chat(f"more {n}"), {"x-session-id": "all"})
     assert upstream.spent("more", "large")[0] <= 10 and upstream.spent(model="large")[0] <= 15
     assert upstream.spent("more")[1] <= 8000
+
+
+def test_a_gateway_lives_as_long_as_its_connection(database):
+    store = Store(database)
+    other = SessionOwner(store._engine)
+
+    def lives():
+        with store.transaction() as tx:
+            return tx.lives(other.name)
+
+    def until(expected):
+        for _ in range(200):  # the server notices in a moment
+            if lives() == expected:
+                return True
+            time.sleep(0.05)
+
+    with store.transaction() as tx:
+        assert tx.lives(store.owner.name) and not tx.lives("0" * 32)
+    assert lives()
+    end = sa.select(sa.func.pg_terminate_backend(sa.column("pid"))).select_from(sa.table("pg_locks", sa.column("pid")))
+    number = int(other.name[:15], 16) & 0xFFFFFFFF
+    with store.transaction() as tx:  # as when the server is started anew
+        tx.connection.execute(end.where(sa.column("objid") == number))
+    assert until(False)
+    other.renew()
+    assert lives()
+    other.close()
+    assert until(False)
+    store.close()

@@ -113,6 +113,10 @@ def test_a_step_that_is_being_answered_is_waited_for_and_a_lost_one_is_paid_agai
     begun = talks.ask("go", headers={"x_atlas_session": "s"})
     again = talks.ask("go", headers={"x_atlas_session": "s"})
     assert isinstance(again, Known) and again.answer is None and again.step == begun.step
+    other = Talks(tmp_path, budget={"calls": 5})
+    there = other.ask("go", headers={"x_atlas_session": "s"})
+    assert isinstance(there, Known) and there.owner == talks.admission.owner != other.admission.owner
+    talks.store.owner.close()
     restarted = Talks(tmp_path, budget={"calls": 5})
     after = restarted.ask("go", headers={"x_atlas_session": "s"})
     assert isinstance(after, Admitted) and (after.session, after.step) == (begun.session, 0)

@@ -17,9 +17,9 @@ from atlas_ray.gateway.store import Store
 BINARIES = [Path(p) for p in (shutil.which("initdb"),) if p] + sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def database(tmp_path_factory):
-    """The URL of a PostgreSQL of this test alone, which listens on a socket in its directory."""
+    """The URL of a PostgreSQL of these tests alone, which listens on a socket in its directory."""
     pytest.importorskip("psycopg", reason="PostgreSQL: needs the extra 'postgres'")
     found = [path.resolve() for path in BINARIES if (path.resolve().parent / "pg_ctl").exists()]
     if not found:

@@ -1,5 +1,6 @@
-"""What holds for all tests: one Ray per process, the long files first, and no skip that nobody expects."""
+"""What holds for all tests: one Ray for all, the long files first, and no skip that nobody expects."""
 
+import functools
 import os
 import re
 from pathlib import Path
@@ -7,9 +8,12 @@ from pathlib import Path
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # in tests only; clusters keep token authentication on
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# by default Ray's workers give way to every process of the session, so here they would wait for the tests beside them
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadFileScheduling
 
 # how fast or how often data can be drawn is no property of what is tested, and differs on a busy machine
 settings.register_profile("atlas", suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
@@ -18,27 +22,52 @@ settings.load_profile("atlas")
 TESTS = Path(__file__).parent
 
 
+# of those without Ray
 LONGEST = (
+    "envs/test_textworld.py",
+    "storage/test_runs.py",
     "test_jobs.py",
-    "test_faults.py",
+    "clusters/test_scripts.py",
+    "finetune/test_loop.py",
     "envs/test_science_world.py",
-    "finetune/test_ray.py",
-    "test_pipeline.py",
-    "switching/test_learning.py",
-    "engines/test_actors.py",
-    "cluster/test_workers.py",
-    "sweep/test_sweep.py",
     "stages/test_rounds.py",
-    "envs/test_conformance.py",
-    "rundir/test_logs.py",
-    "agents/test_token_agent.py",
+    "envs/test_textworld_games.py",
+    "switching/test_decision_cache.py",
+    "report/test_report.py",
+    "finetune/test_process_group.py",
 )
 
 
+class OneRay(LoadFileScheduling):
+    """A file of tests stays in one process, all that use Ray in the same one, and those of TextWorld's games too.
+
+    Side by side their Rays would start a dozen processes on two cores and wait for each other; the tests beside them
+    are those that need none.
+    """
+
+    def _split_scope(self, nodeid):
+        file = super()._split_scope(nodeid)
+        if uses_ray(TESTS.parent / file):
+            return "ray"
+        return "games" if file.endswith(("test_textworld.py", "test_textworld_games.py")) else file
+
+
+@functools.cache
+def uses_ray(path):
+    return "ray_session" in path.read_text()
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """Take the scheduler above for ``--dist loadfile``."""
+    return OneRay(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 def pytest_collection_modifyitems(items):
-    """Put the files that take longest first, so that no process is left alone with one of them at the end."""
+    """Put files with Ray, then long ones first, so that no process is left alone with one of them at the end."""
     places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.relative_to(TESTS).as_posix(), len(places)))
+    items.sort(
+        key=lambda item: -1 if uses_ray(item.path) else places.get(item.path.relative_to(TESTS).as_posix(), len(places))
+    )
 
 
 @pytest.fixture(scope="session")

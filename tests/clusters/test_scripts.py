@@ -137,7 +137,7 @@ def test_arguments_arrive_as_they_were_given(submit, tmp_path):
     assert job[6].startswith("my-recipe-")
 
 
-@pytest.mark.parametrize("platform", ["aws", "kuberay"])
+@pytest.mark.parametrize("platform", ["aws", pytest.param("kuberay", marks=pytest.mark.slow)])
 def test_a_job_that_fails_gives_its_exit_code_and_says_what_still_costs(submit, tmp_path, platform):
     ended, calls = submit(platform, "demo", JOB="7", BASE=str(filled("base", tmp_path)))
     assert ended.returncode == 7

@@ -63,7 +63,9 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path):
     assert (report.steps, report.best) == (12, 10)
 
 
-@pytest.mark.parametrize("kill", [[5], [6], [7, 9], [1, 8]])
+@pytest.mark.parametrize(
+    "kill", [pytest.param([5], marks=pytest.mark.slow), [6], [7, 9], pytest.param([1, 8], marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("patience", [None, 2])
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path, kill, patience):
     scores = {3: 0.2, 6: 0.9, 9: 0.5, 12: 0.4, 14: 0.3}

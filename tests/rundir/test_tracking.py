@@ -178,6 +178,7 @@ with tracking.follow(run_dir, ["tensorboard"], "small", {}):
 """
 
 
+@pytest.mark.slow  # (the one above says what is taken up again)
 def test_a_run_killed_again_and_again_sends_what_an_unbroken_one_sends(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()

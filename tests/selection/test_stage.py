@@ -53,6 +53,7 @@ def test_every_selector_is_run_under_its_name_whatever_the_order(recipe, finishe
     assert stage.fraction_of(recipe, finished, "union_value_last") > 0.3
 
 
+@pytest.mark.slow  # (tests/test_pipeline.py kills a run here too)
 def test_a_run_killed_in_the_scores_ends_like_one_that_was_not(recipe, finished, tmp_path, monkeypatch, collected):
     run_dir, real = tmp_path / "broken", result_file.append_jsonl
     collected(recipe, run_dir)

@@ -17,7 +17,8 @@ from atlas_ray.storage.object_store import Storage
 from atlas_ray.storage.sync import LEASE
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow  # (tests/stages/test_rounds.py loses a machine too, and ends more quickly)
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_that_is_ended_and_whose_machine_is_lost_goes_on_from_s3_and_ends_as_one_that_was_not(
     recipe, tmp_path, s3, end, whole, monkeypatch, capsys
 ):

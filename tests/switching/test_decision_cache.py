@@ -27,6 +27,8 @@ WAYS = {
     "chat": {"style": "react", "prompt": "chat", "thought_tokens": 5},
 }
 
+SLOW = ["action", "react", "action, windowed to nothing"]  # where the cache is held to it
+
 
 def models(way, slots=4, **more):
     made = []
@@ -72,7 +74,9 @@ def test_the_accountant_is_right_to_the_token_where_quick_is_looked_at_and_its_s
             assert [game.usage(row)[number].tokens for row in range(4)] == agent.engine.computed_tokens
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", ["react, windowed", "generate", "chat", *(pytest.param(way, marks=pytest.mark.slow) for way in SLOW)]
+)
 def test_cached_decisions_change_nothing_that_is_reported(way):
     """Another policy has filled a part of the cache, so hits and misses mix within an episode."""
     cache = DecisionCache()

@@ -52,18 +52,18 @@ def calls(mdp, policy):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "terms", "updates_per_step"),
+    ("algorithm", "terms", "updates_per_step", "steps"),
     [
-        ("dqn", {"cost": 0.05}, 0.5),
-        ("dqn", {"budget": 1}, 0.5),
-        ("sac", {"cost": 0.05}, 1.0),
-        pytest.param("sac", {"budget": 1}, 1.0, marks=pytest.mark.slow),
+        ("dqn", {"cost": 0.05}, 0.5, 2000),
+        ("dqn", {"budget": 1}, 0.5, 2000),
+        ("sac", {"cost": 0.05}, 1.0, 1000),
+        pytest.param("sac", {"budget": 1}, 1.0, 2000, marks=pytest.mark.slow),
     ],
 )
-def test_learnt_switch_is_optimal(ray_session, tmp_path, algorithm, terms, updates_per_step):
+def test_learnt_switch_is_optimal(ray_session, tmp_path, algorithm, terms, updates_per_step, steps):
     """Longer chains, and what takes longer to learn on them, are in the slow table of test_optimum.py."""
     more = {"evaluate_every": 250, "updates_per_step": updates_per_step, **terms}
-    _, rows, share = learn(tmp_path / "switch", 2000, "chain-6", algorithm=algorithm, **more)
+    _, rows, share = learn(tmp_path / "switch", steps, "chain-6", algorithm=algorithm, **more)
     assert share >= 0.99
     assert [row["best"] for row in rows] == list(itertools.accumulate((row["objective"] for row in rows), max))
     assert rows[-1]["eta_seconds"] == 0

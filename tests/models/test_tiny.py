@@ -1,10 +1,14 @@
 """The tiny tokenizer and its networks, with BabyAI's words alone and with those of other environments."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from transformers import AutoTokenizer
 
 from atlas_ray.finetune.inputs import new_words
+from atlas_ray.models.loading import load_tokenizer, resolve
 from atlas_ray.models.tiny import UNKNOWN, build_model, build_tokenizer, frequent_words, vocabulary
 from atlas_ray.recipe.loading import Recipe
 from atlas_ray.trajectory import Step, Trajectory, write_trajectories
@@ -33,6 +37,19 @@ def test_a_tokenizer_with_words_knows_them_and_babyai_as_before(tmp_path):
     assert made.decode(made.encode("open fridge")) == "open fridge"
     made.save_pretrained(tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path).encode(TEXTS[1]) == made.encode(TEXTS[1])
+
+
+@pytest.mark.parametrize("name", ["tiny-quick", "tiny-deepthink"])
+def test_the_tokenizer_is_that_of_transformers_and_needs_no_torch(name):
+    code = (
+        "import sys\nfrom atlas_ray.models.loading import load_tokenizer\n"
+        "print(load_tokenizer(sys.argv[1]).encode('go to the red ball'), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, check=True)
+    theirs, ours = AutoTokenizer.from_pretrained(resolve(name)), load_tokenizer(name)
+    assert done.stdout == f"{theirs.encode('go to the red ball')} False\n"
+    assert (type(ours), ours.init_kwargs) == (type(theirs), theirs.init_kwargs)
+    assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
 
 
 def test_a_model_has_an_embedding_for_every_word():

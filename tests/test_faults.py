@@ -16,7 +16,7 @@ from atlas_ray.cli import main
 from atlas_ray.recipe.loading import load
 from atlas_ray.rundir.files import read_json
 
-EPISODES = 90  # on each of two models; so many that none of the kills comes after the end
+EPISODES = 30  # on each of two models
 RECIPE = """
 name = "faults"
 workers = 2
@@ -34,7 +34,7 @@ workers = 0
 [evaluate]
 held_in = ["GoToLocalS5N2"]
 max_steps = 12
-episodes = 90
+episodes = 30
 """
 
 
@@ -115,13 +115,13 @@ def scores(run):
 def test_kills_of_a_worker_an_engine_and_the_driver_lose_nothing_and_repeat_nothing(trained, ray_session, capsys):
     recipe, run = trained("killed")
     driver = start(recipe, run)
-    wait_for(5, run, driver)
+    wait_for(3, run, driver)
     os.kill(actors(driver, "_Worker")[0], signal.SIGKILL)
-    wait_for(14, run, driver)
+    wait_for(6, run, driver)  # early: a busy machine may see the last of 60 soon after
     os.kill(actors(driver, "EngineServer")[0], signal.SIGKILL)
-    wait_for(26, run, driver)
     # the driver must have heard of the engine before it dies, which on a busy machine it has not by then
-    wait_until(lambda: b'"engine lost"' in (run / "events.jsonl").read_bytes(), driver)
+    events = run / "events.jsonl"
+    wait_until(lambda: events.exists() and b'"engine lost"' in events.read_bytes(), driver)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     with (run / "evaluation" / "episodes.jsonl").open("a") as file:

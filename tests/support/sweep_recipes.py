@@ -23,5 +23,5 @@ def recipe_of(model, space, **more):
 
 def switch_recipe(models, space, sweep=(), **switch):
     """A sweep of the switch between two models that lie in the directory ``models``."""
-    about = {"name": "s", "workers": 1, "style": "action", "switch": small_switch(models, **switch)}
+    about = {"name": "s", "workers": 0, "style": "action", "switch": small_switch(models, **switch)}
     return Recipe.model_validate({**about, "sweep": {**dict(sweep), "space": space}})

@@ -110,10 +110,13 @@ def parser() -> argparse.ArgumentParser:
         epilog=_fields("gateway"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    gateway.add_argument("recipe", help="a TOML file with a [gateway] table, or a run directory")
+    gateway.add_argument("recipe", nargs="?", help="a TOML file with a [gateway] table, or a run directory")
     gateway.add_argument("policy", nargs="?", help="of the run; needed where it has several switches")
     gateway.add_argument("--host", default="127.0.0.1", help="another than this machine's own needs tokens")
     gateway.add_argument("--port", type=int, default=8008, help="0 takes a free one (default: 8008)")
+    gateway.add_argument(
+        "--report", type=Path, metavar="DIR", help="write DIR/report.html on the sessions recorded there, and stop"
+    )
     gateway.add_argument("--out", type=Path, help="where sessions are kept (default: the run, or runs/NAME)")
     gateway.add_argument("--dry-run", action="store_true", help="print the resolved recipe as JSON and stop")
     models = commands.add_parser(

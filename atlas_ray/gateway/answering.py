@@ -76,12 +76,13 @@ class Flight:
         self._more = asyncio.Event()
 
     async def events(self) -> AsyncIterator[bytes]:
-        """All pieces, from the first on."""
+        """All pieces, from the first on; those that are there already at once."""
         told = 0
         while True:
             while told < len(self.pieces):
-                yield self.pieces[told]
-                told += 1
+                there = self.pieces[told:]
+                told += len(there)
+                yield b"".join(there)
             if self.over:
                 return
             await self._more.wait()

@@ -21,9 +21,9 @@ def require_extra() -> None:
         InputError: one is missing.
     """
     try:
-        import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
         import sqlalchemy  # noqa: F401
+        import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise InputError(f"{_EXTRA} ({error.name} is missing)") from None
@@ -67,6 +67,7 @@ def serve(recipe: Recipe, run_dir: Path, host: str = HOST, port: int = 8008) -> 
             log_config=None,  # the default closes the handlers of everybody else in the process
             log_level="warning",
             access_log=False,
+            proxy_headers=False,
             lifespan="on",
             timeout_graceful_shutdown=3,
         )
@@ -87,7 +88,8 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         InputError: the port is taken, or there is no such address here.
     """
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # without the last asyncio leaves Nagle on
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from decimal import ROUND_CEILING, Decimal
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from .replies import ApiError
 
@@ -125,7 +125,21 @@ class Usage(NamedTuple):
         return self.prompt + self.completion
 
 
-def cost(model: GatewayModel, usage: Usage, call: bool) -> Amount:
+class Priced(Protocol):
+    """What has prices, in dollars per million tokens."""
+
+    @property
+    def price_prompt(self) -> float:
+        """Of tokens that are read."""
+        ...
+
+    @property
+    def price_completion(self) -> float:
+        """Of tokens that are written."""
+        ...
+
+
+def cost(model: Priced, usage: Usage, call: bool) -> Amount:
     """What tokens of a model cost, rounded up to whole picodollars.
 
     Args:

@@ -14,7 +14,8 @@ import sqlalchemy as sa
 from ..data.records import Step, Trajectory, actor, write_trajectories
 from ..recipe.gateway import Gateway
 from ..rundir.files import write_json
-from .budget import Amount, Usage, cost, dollars
+from .budget import Usage, cost, dollars
+from .recorded import PricedModel, Record, SessionUsage, Spent, StepUsage
 from .replies import ApiError
 from .store import Store
 from .tables import ANSWERED, sessions, steps
@@ -46,18 +47,18 @@ class Recorder:
 
     def __init__(self, settings: Gateway, store: Store) -> None:
         self._settings, self._store = settings, store
-        self._directory = None if settings.record is None else Path(settings.record).expanduser()
+        self._record = None if settings.record is None else Record(Path(settings.record).expanduser())
 
     def write(self) -> int:
         """Write what has changed, at most some sessions; how many there were."""
-        if self._directory is None:
+        if self._record is None:
             return 0
         with self._store.transaction() as tx:
             found = tx.rows(_CHANGED)
             own = {row.id: tx.rows(_TAKEN, id_=row.id) for row in found}
         for row in found:
             if own[row.id]:
-                self._write(self._directory, row, own[row.id])
+                self._write(self._record, row, own[row.id])
         with self._store.transaction() as tx:
             for row in found:
                 # what came meanwhile makes it written again
@@ -82,7 +83,7 @@ class Recorder:
             if not tx.do(_OUTCOME, **about):
                 raise ApiError(404, "no such session", "session_not_found")
 
-    def _write(self, directory: Path, row: Any, taken: list[Any]) -> None:
+    def _write(self, record: Record, row: Any, taken: list[Any]) -> None:
         models, settings = self._settings.models, self._settings
         made = [
             Step(
@@ -104,30 +105,33 @@ class Recorder:
             success=row.success,
             source="gateway",
         )
-        usage = {
-            "id": row.id,
-            "session": row.name,
-            "spent": _shown(Amount(row.spent_calls, row.spent_tokens, row.spent_usd)),
-            "steps": [self._usage(step) for step in taken],
-        }
-        write_json(directory / "usage" / f"{row.id}.json", usage)
-        write_trajectories(directory / "trajectories" / f"{row.id}.jsonl", [trajectory])
+        usage = SessionUsage(
+            id=row.id,
+            session=row.name,
+            models=tuple(
+                PricedModel(model=m.model, price_prompt=m.price_prompt, price_completion=m.price_completion)
+                for m in models
+            ),
+            spent=Spent(calls=row.spent_calls, tokens=row.spent_tokens, usd=_shown(row.spent_usd)),
+            steps=tuple(self._usage(step) for step in taken),
+        )
+        write_json(record.usage(row.id), usage.model_dump(mode="json"))
+        write_trajectories(record.trajectory(row.id), [trajectory])
 
-    def _usage(self, step: Any) -> dict[str, Any]:
-        """What a step took; null where the model did not say."""
+    def _usage(self, step: Any) -> StepUsage:
         model = self._settings.models[step.model]
-        made: dict[str, Any] = {"step": step.number, "model": model.model}
         counted = step.prompt_tokens is not None
         spent = cost(model, Usage(step.prompt_tokens, step.completion_tokens), bool(step.model)) if counted else None
-        return {
-            **made,
-            "prompt_tokens": step.prompt_tokens,
-            "completion_tokens": step.completion_tokens,
-            "usd": f"{dollars(spent.usd):f}" if spent else None,
-            "begun": step.begun,
-            "seconds": step.ended - step.begun,
-        }
+        return StepUsage(
+            step=step.number,
+            model=model.model,
+            prompt_tokens=step.prompt_tokens,
+            completion_tokens=step.completion_tokens,
+            usd=_shown(spent.usd) if spent else None,
+            begun=step.begun,
+            seconds=max(0.0, step.ended - step.begun),
+        )
 
 
-def _shown(spent: Amount) -> dict[str, Any]:
-    return {**spent._asdict(), "usd": f"{dollars(spent.usd):f}"}
+def _shown(picodollars: int) -> str:
+    return f"{dollars(picodollars):f}"

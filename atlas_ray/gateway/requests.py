@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ _LONGEST_NAME = 200
 _NAME = re.compile(r"[\x20-\x7e]+")
 _DEARER = ("audio", "prediction", "web_search_options")
 """Fields that may cost more than the tokens that are asked for."""
+_ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 _TIERS = (None, "auto", "default", "flex")
 
 
@@ -161,9 +163,9 @@ def read_json(data: bytes) -> dict[str, Any]:
         ApiError: it is none, or holds NaN, an infinity, half of a surrogate pair or one name twice.
     """
     try:
-        value = json.loads(data, object_pairs_hook=_object, parse_constant=_no_number)
-        # a number such as 1e400 is read as infinity, half of a pair as a character
-        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+        value = json.loads(data, object_pairs_hook=_object, parse_constant=_no_number, parse_float=_number)
+        if _ESCAPED_HALF.search(data):  # which is read as a character, whether the other half follows or not
+            json.dumps(value, ensure_ascii=False).encode()
     except ApiError:
         raise
     except UnicodeDecodeError:
@@ -187,6 +189,12 @@ def _no_json(why: str) -> ApiError:
 
 def _no_number(_: str) -> None:
     raise ValueError
+
+
+def _number(text: str) -> float:
+    if math.isinf(number := float(text)):  # such as 1e400
+        raise ValueError
+    return number
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

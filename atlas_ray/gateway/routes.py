@@ -8,11 +8,11 @@ import logging
 import time
 from collections.abc import AsyncIterator
 
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import StreamingResponse
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
 
-from .. import __version__
 from ..errors import StorageError
 from ..serving.bodies import BodyLimits
 from .answering import Answering
@@ -28,7 +28,7 @@ _GRACE = 3.0
 _log = logging.getLogger(__name__)
 
 
-def build(answering: Answering, recorder: Recorder, tokens: tuple[str, ...], hosts: list[str]) -> FastAPI:
+def build(answering: Answering, recorder: Recorder, tokens: tuple[str, ...], hosts: list[str]) -> Starlette:
     """The application.
 
     Args:
@@ -39,7 +39,7 @@ def build(answering: Answering, recorder: Recorder, tokens: tuple[str, ...], hos
     """
 
     @contextlib.asynccontextmanager
-    async def living(_: FastAPI) -> AsyncIterator[None]:
+    async def living(_: Starlette) -> AsyncIterator[None]:
         keeping = asyncio.create_task(_keep_house(answering, recorder))
         yield
         keeping.cancel()
@@ -49,8 +49,7 @@ def build(answering: Answering, recorder: Recorder, tokens: tuple[str, ...], hos
                 pass
         await answering.close(_GRACE)
 
-    app = FastAPI(title="atlas-ray", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
-    app.router.lifespan_context = living
+    app = Starlette(lifespan=living)
     app.add_middleware(BodyLimits, largest=LARGEST_BODY, answer=refuse)
     app.add_middleware(Guard, tokens=tokens, hosts=hosts)
     metrics = answering.metrics

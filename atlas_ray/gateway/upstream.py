@@ -16,12 +16,13 @@ from typing import Any, Protocol
 import httpx
 
 from ..engines.chat_refusals import shown
-from ..engines.http_transport import IDLE, LARGEST_ANSWER, LARGEST_REFUSAL, Destination, first_cause
+from ..engines.http_transport import LARGEST_ANSWER, LARGEST_REFUSAL, Destination, first_cause
 from ..engines.request_headers import RequestHeaders
 from ..engines.retry import RateLimiter, retry_after
 from ..errors import InputError
 from ..recipe.gateway import GatewayModel
 from .budget import Usage, read_usage
+from .clients import Clients
 from .replies import ApiError, dumped
 from .requests import LIMIT_FIELDS, ChatRequest
 from .sse import BadStreamError, StreamedAnswer, events
@@ -89,9 +90,7 @@ class HttpUpstream:
             destination = Destination.of(model.base_url)
             self._headers = RequestHeaders(destination, model.key_variable, model.headers)
             self._url = httpx.URL(f"{destination.base}/chat/completions")
-            limits = httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=IDLE)
-            with destination.options() as options:
-                self._client = httpx.AsyncClient(**options, limits=limits, timeout=model.timeout)
+            self._clients = Clients(destination, model.timeout)
         except InputError as error:
             raise InputError(error.message, field=f"{where}.{error.field}" if error.field else where) from None
         except httpx.InvalidURL:
@@ -150,7 +149,7 @@ class HttpUpstream:
 
     async def close(self) -> None:
         """See :class:`Upstream`."""
-        await self._client.aclose()
+        await self._clients.close()
 
     @asynccontextmanager
     async def _asked(self, request: ChatRequest) -> AsyncIterator[httpx.Response]:
@@ -166,7 +165,8 @@ class HttpUpstream:
         try:
             async with asyncio.timeout(self._model.timeout):
                 await asyncio.sleep(self._rate.reserve())
-                async with self._client.stream("POST", self._url, content=self.body(request), headers=headers) as got:
+                sending: dict[str, Any] = {"content": self.body(request), "headers": headers}
+                async with self._clients.lease() as client, client.stream("POST", self._url, **sending) as got:
                     sent = True
                     if not 200 <= got.status_code < 300:
                         raise self._refusal(got, await self._read(got, LARGEST_REFUSAL, cut=True), secrets)

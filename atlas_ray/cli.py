@@ -107,10 +107,11 @@ def _until_a_signal(serve: Callable[[], None], lost: str) -> int:
 
 
 def _gateway(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
-    if arguments.report is not None:
-        return _gateway_report(arguments, rest)
-    if arguments.recipe is None:
-        raise InputError("needs a recipe, a run, or --report DIR", None, None, "gateway", code="missing_argument")
+    if arguments.report is not None or arguments.recipe is None:
+        from .gateway.report import report_command
+
+        _reject_extra(rest)
+        return report_command(arguments.report, arguments.recipe, arguments.dry_run)
     from .gateway.app import require_extra, serve
 
     require_extra()
@@ -132,20 +133,6 @@ def _gateway(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         return 0
     serving = partial(serve, recipe, arguments.out or run_dir, arguments.host, arguments.port)
     return _until_a_signal(serving, "sessions and what they have spent are kept")
-
-
-def _gateway_report(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
-    from .gateway.report import build_report
-    from .rundir.progress import say
-
-    _reject_extra(rest)
-    if arguments.recipe is not None:
-        raise InputError("takes no recipe beside it", None, None, "--report", code="unexpected_argument")
-    if arguments.dry_run:
-        print(json.dumps({"report": str(arguments.report)}, indent=2))
-    else:
-        say(f"report: {build_report(arguments.report)}")
-    return 0
 
 
 def _models(arguments: argparse.Namespace, rest: Sequence[str]) -> int:

@@ -32,7 +32,7 @@ class PricedModel(_Strict):
     price_completion: float = Field(ge=0)
 
 
-class Spent(_Strict):
+class Expense(_Strict):
     """What a session has spent, reservations that were kept included."""
 
     calls: Count
@@ -63,7 +63,7 @@ class SessionUsage(_Strict):
     id: str
     session: str | None
     models: tuple[PricedModel, ...] = Field(min_length=2)
-    spent: Spent
+    spent: Expense
     steps: tuple[StepUsage, ...]
 
 

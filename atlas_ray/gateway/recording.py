@@ -15,7 +15,7 @@ from ..data.records import Step, Trajectory, actor, write_trajectories
 from ..recipe.gateway import Gateway
 from ..rundir.files import write_json
 from .budget import Usage, cost, dollars
-from .recorded import PricedModel, Record, SessionUsage, Spent, StepUsage
+from .recorded import Expense, PricedModel, Record, SessionUsage, StepUsage
 from .replies import ApiError
 from .store import Store
 from .tables import ANSWERED, sessions, steps
@@ -112,7 +112,7 @@ class Recorder:
                 PricedModel(model=m.model, price_prompt=m.price_prompt, price_completion=m.price_completion)
                 for m in models
             ),
-            spent=Spent(calls=row.spent_calls, tokens=row.spent_tokens, usd=_shown(row.spent_usd)),
+            spent=Expense(calls=row.spent_calls, tokens=row.spent_tokens, usd=_shown(row.spent_usd)),
             steps=tuple(self._usage(step) for step in taken),
         )
         write_json(record.usage(row.id), usage.model_dump(mode="json"))

@@ -6,6 +6,7 @@ prices. It takes for granted that DEEPTHINK reads and writes as many tokens, and
 
 from __future__ import annotations
 
+import json
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -15,12 +16,14 @@ from pathlib import Path
 
 from ..data.records import FIRST_ACTOR
 from ..data.results import interval, tenths
+from ..errors import InputError
 from ..report.headlines import Headline, answers_part, percent, picture
 from ..report.page import NOTHING, Html, el, missing, page, table
 from ..report.places import Panel, places_figure
 from ..report.plots import svg
 from ..rundir.files import write_text
 from ..rundir.layout import RunLayout
+from ..rundir.progress import say
 from .budget import Usage, cost, dollars
 from .recorded import Record, Recorded, StepUsage
 
@@ -126,6 +129,21 @@ def build_report(directory: str | Path) -> Path:
     path = RunLayout(root).report
     write_text(path, page("atlas-ray: sessions of a gateway", parts))
     return path
+
+
+def report_command(directory: Path | None, recipe: str | None, dry_run: bool) -> int:
+    """``atlas-ray gateway --report DIR``; its exit code.
+
+    Raises:
+        InputError: neither or both of a directory and a recipe are given; see :func:`build_report`.
+    """
+    if directory is None or recipe is not None:
+        raise InputError("needs a recipe, a run, or --report DIR, one of them", field="gateway")
+    if dry_run:
+        print(json.dumps({"report": str(RunLayout(directory).report)}, indent=2))
+    else:
+        say(f"report: {build_report(directory)}")
+    return 0
 
 
 _NOTE = (

@@ -15,6 +15,7 @@ from ..switching.policy import Situation
 from . import sessions as places
 from .budget import Account, Amount, Limits, Usage, cost, worst_case
 from .deciding import Choice, Decider
+from .removal import remove_sessions
 from .replies import ApiError
 from .requests import ChatRequest, check_bounded, link, text_of
 from .store import Reservation, Store, Transaction
@@ -237,6 +238,14 @@ class Admission:
         """Drop the answers that are kept no longer."""
         with self.store.transaction() as tx:
             tx.do(_FORGET, before_=self._clock() - self.settings.answers_kept)
+
+    def remove_sessions(self) -> int:
+        """Remove the sessions that are kept no longer; how many."""
+        settings = self.settings
+        if settings.keep_days is None:
+            return 0
+        before = self._clock() - 86_400 * settings.keep_days
+        return remove_sessions(self.store, before, recorded=settings.record is not None)
 
     def check(self) -> None:
         """Raise where the store cannot be written to."""

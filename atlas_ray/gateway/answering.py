@@ -227,7 +227,7 @@ class Answering:
         if not request.stream:
             body, message, usage = await upstream.complete(request)
             return usage, message, body
-        answer = StreamedAnswer(request.wants_usage)
+        answer = StreamedAnswer(request.wants_usage, request.choices)
         async with aclosing(upstream.stream(request, answer)) as events:  # type: ignore[type-var]
             async for event in events:
                 if answer.done:

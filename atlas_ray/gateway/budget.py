@@ -171,6 +171,7 @@ def worst_case(model: GatewayModel, request: ChatRequest, count: Callable[[str],
 
     A byte-level tokenizer makes no more tokens of a text than it has bytes, and JSON makes no text shorter: the prompt
     has at most the bytes of its JSON, and what a template puts around it (:data:`PER_MESSAGE`, :data:`PER_REQUEST`).
+    Several answers to choose from may each count the prompt.
 
     Args:
         model: who would act.
@@ -185,7 +186,7 @@ def worst_case(model: GatewayModel, request: ChatRequest, count: Callable[[str],
         if model.context is None:
             why = "tokens of images, sound and files cannot be counted: the recipe must give the model's context"
             raise ApiError(400, why, "unbounded_cost", "messages")
-        return Usage(model.context, limit)
+        return Usage(model.context * request.choices, limit * request.choices)
     around = len(request.messages)
     if count is None:
         prompt = request.size + len(json.dumps(model.extra)) + around * PER_MESSAGE + PER_REQUEST
@@ -195,4 +196,4 @@ def worst_case(model: GatewayModel, request: ChatRequest, count: Callable[[str],
         prompt = sum(map(count, texts)) + around * MARGIN + PER_REQUEST
     if model.context is not None:
         prompt = min(prompt, model.context)
-    return Usage(prompt, limit)
+    return Usage(prompt * request.choices, limit * request.choices)

@@ -17,7 +17,7 @@ from .replies import ApiError
 LIMIT_FIELDS = ("max_completion_tokens", "max_tokens")
 SESSION_HEADERS = ("x-atlas-session", "x-litellm-trace-id", "x-session-id")
 """Which name a session, the first that is there."""
-MOST_MESSAGES = 10_000
+MOST_MESSAGES, MOST_CHOICES = 10_000, 128
 _LONGEST_NAME = 200
 _NAME = re.compile(r"[\x20-\x7e]+")
 _DEARER = ("audio", "prediction", "web_search_options")
@@ -58,8 +58,13 @@ class ChatRequest:
         return bool((self.body.get("stream_options") or {}).get("include_usage"))
 
     @property
+    def choices(self) -> int:
+        """How many answers the client wants to choose from: all are one step, and one call."""
+        return self.body.get("n") or 1
+
+    @property
     def limit(self) -> int | None:
-        """Most tokens of an answer that the client wants."""
+        """Most tokens of each answer that the client wants."""
         asked = [self.body[name] for name in LIMIT_FIELDS if self.body.get(name) is not None]
         return min(asked) if asked else None
 
@@ -220,8 +225,9 @@ def _check(body: Mapping[str, Any]) -> None:
         raise wrong("stream", "must be true or false")
     if not isinstance(body.get("stream_options"), dict | None):
         raise wrong("stream_options", "must be an object")
-    if body.get("n") not in (None, 1) or isinstance(body.get("n"), bool):
-        raise wrong("n", "must be 1: the gateway lets one answer be made at a time")
+    n = body.get("n")
+    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or not 0 < n <= MOST_CHOICES):
+        raise wrong("n", f"must be a whole number from 1 to {MOST_CHOICES}")
     for name in LIMIT_FIELDS:
         value = body.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 10**9):

@@ -130,6 +130,7 @@ async def _keep_house(answering: Answering, recorder: Recorder) -> None:
                 pass
             if turn % _FORGET_EVERY == 0:
                 await answering.call(answering.admission.forget_answers)
+                await answering.call(answering.admission.remove_sessions)
         except (StorageError, OSError) as error:
             _log.error("sessions could not be recorded: %s", error)
         except Exception:

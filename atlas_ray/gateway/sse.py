@@ -48,13 +48,15 @@ def data_of(event: bytes) -> bytes | None:
 class StreamedAnswer:
     """What a stream has said so far.
 
-    ``show_usage``: whether the client wants to hear of the usage, which the gateway asks for anyway.
+    ``show_usage``: whether the client wants to hear of the usage, which the gateway asks for anyway. ``choices``: how
+    many answers there are; the gateway reads the first.
     """
 
     show_usage: bool
+    choices: int = 1
     usage: Usage | None = None
-    finished: bool = False
     done: bool = False
+    _finished: set[int] = field(default_factory=set)
     _text: list[str] = field(default_factory=list)
     _calls: dict[int, dict[str, Any]] = field(default_factory=dict)
 
@@ -88,10 +90,16 @@ class StreamedAnswer:
         del chunk["usage"]
         return b"data: " + dumped(chunk) + b"\n\n"
 
+    @property
+    def finished(self) -> bool:
+        """Whether all answers have come to their end."""
+        return len(self._finished) >= self.choices
+
     def _add(self, choice: dict[str, Any]) -> None:
-        self.finished = self.finished or bool(choice.get("finish_reason"))
-        delta = choice.get("delta")
-        if not isinstance(delta, dict):
+        index, delta = choice.get("index", 0), choice.get("delta")
+        if choice.get("finish_reason") and isinstance(index, int):
+            self._finished.add(index)
+        if index != 0 or not isinstance(delta, dict):
             return
         if isinstance(delta.get("content"), str):
             self._text.append(delta["content"])

@@ -26,6 +26,7 @@ from .clients import Clients
 from .replies import ApiError, dumped
 from .requests import LIMIT_FIELDS, ChatRequest
 from .sse import BadStreamError, StreamedAnswer, events
+from .turns import taking_turns
 
 _BUSY = (408, 409, 425, 429)
 """Statuses below 500 after which another attempt may do."""
@@ -107,6 +108,8 @@ class HttpUpstream:
         elif model.warmth is not None and made.get("temperature") is None:
             made["temperature"] = model.warmth
         limit = model.max_tokens if request.limit is None else min(request.limit, model.max_tokens)
+        if not model.send_system:
+            made["messages"] = taking_turns(request.messages)
         made |= {**model.extra, "model": model.model, model.limit_field: limit}
         if request.stream:
             made["stream_options"] = {**(made.get("stream_options") or {}), "include_usage": True}
@@ -119,7 +122,8 @@ class HttpUpstream:
             try:
                 said = json.loads(data, parse_constant=_no_number)
                 message = said["choices"][0]["message"]
-                if said.get("error") is not None or not isinstance(message, dict):
+                wrong = said.get("error") is not None or len(said["choices"]) < request.choices
+                if wrong or not isinstance(message, dict):
                     raise ValueError
                 dumped(said)  # a number such as 1e400 is none
             except (ValueError, RecursionError, TypeError, LookupError, AttributeError):

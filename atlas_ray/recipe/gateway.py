@@ -68,6 +68,8 @@ class Gateway(ConfigModel):
     """Where sessions are kept: `postgresql://HOST/NAME`, without a password; without it a file in the run directory."""
     answers_kept: float = Field(default=3600.0, gt=0)
     """Seconds after which an answer is no longer told again to who asks for it again."""
+    keep_days: Annotated[float, Field(gt=0)] | None = None
+    """Days without a request after which a session is removed from the store, with its budget; without it never."""
     record: str | None = Field(default=None, min_length=1)
     """Directory to which sessions are written as trajectories."""
     record_content: bool = True
@@ -91,9 +93,6 @@ class Gateway(ConfigModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for number, model in enumerate(self.models):
-            if not model.send_system:
-                raise ValueError(f"models.{number}.send_system: false is not known to the gateway yet")
         if self.budget.usd is not None or self.daily.usd is not None:
             last = self.models[-1]
             if not last.price_prompt and not last.price_completion:

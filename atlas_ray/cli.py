@@ -114,7 +114,7 @@ def _gateway(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         return report_command(arguments.report, arguments.recipe, arguments.dry_run)
     from .gateway.app import require_extra, serve
 
-    require_extra()
+    require_extra(arguments.ray)
     from .gateway.opening import check_gateway, recipe_of_gateway
 
     arguments.quick = False
@@ -131,7 +131,7 @@ def _gateway(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     if arguments.dry_run:
         print(json.dumps(recipe.model_dump(mode="json"), indent=2))
         return 0
-    serving = partial(serve, recipe, arguments.out or run_dir, arguments.host, arguments.port)
+    serving = partial(serve, recipe, arguments.out or run_dir, arguments.host, arguments.port, arguments.ray)
     return _until_a_signal(serving, "sessions and what they have spent are kept")
 
 

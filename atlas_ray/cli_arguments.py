@@ -114,6 +114,7 @@ def parser() -> argparse.ArgumentParser:
     gateway.add_argument("policy", nargs="?", help="of the run; needed where it has several switches")
     gateway.add_argument("--host", default="127.0.0.1", help="another than this machine's own needs tokens")
     gateway.add_argument("--port", type=int, default=8008, help="0 takes a free one (default: 8008)")
+    gateway.add_argument("--ray", action="store_true", help="replicas on Ray Serve, by gateway.autoscaling")
     gateway.add_argument(
         "--report", type=Path, metavar="DIR", help="write DIR/report.html on the sessions recorded there, and stop"
     )

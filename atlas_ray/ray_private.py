@@ -100,6 +100,23 @@ def caught_by(error: BaseException) -> list[BaseException]:
     return [each for each in found if isinstance(each, BaseException)]
 
 
+# -- Serve
+
+
+def serve_runs() -> bool:
+    """Whether the cluster has a Ray Serve, whose host and port a second start would silently keep."""
+    from ray.serve.context import _get_global_client
+
+    return _get_global_client(raise_if_no_controller_running=False) is not None
+
+
+def speak_http_with(protocol: str) -> None:
+    """Let uvicorn's servers in this process speak HTTP by the class ``module:name``; Serve lets it choose one."""
+    import uvicorn.config
+
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = protocol
+
+
 # -- Tune
 
 TUNE_ENVIRONMENT = {

@@ -170,3 +170,17 @@ def test_the_group_that_was_being_made_is_found_in_a_traceback():
         Group()
     assert isinstance(ray_private.group_behind(caught.value), Group)
     assert ray_private.group_behind(ValueError()) is None
+
+
+def test_proxies_of_serve_take_our_layers_and_our_http():
+    assert '"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"' in said("serve/_private/constants.py")
+    begin = said("serve/_private/http_util.py").partition("config=uvicorn.Config(")[2].partition("server.install")[0]
+    assert "lambda: app" in begin and "http=" not in begin, "uvicorn chooses by its own table"
+    assert "def _get_global_client(" in said("serve/context.py")
+    protocols = pytest.importorskip("uvicorn.config", reason="needs the extra 'gateway'").HTTP_PROTOCOLS
+    own = protocols["auto"]
+    try:
+        ray_private.speak_http_with("atlas_ray.gateway.limits:PatientProtocol")
+        assert protocols["auto"] == "atlas_ray.gateway.limits:PatientProtocol"
+    finally:
+        protocols["auto"] = own

@@ -195,9 +195,12 @@ def start(**options: Any) -> None:
     ray.init(address="local", include_dashboard=False, **options)
 
 
-def environment() -> dict[str, str]:
-    """What every process finds in its environment. What a job names itself is left out: Ray takes no name twice."""
+def environment(**more: str) -> dict[str, str]:
+    """What every process finds in its environment, ``more`` too.
+
+    What a job names itself is left out: Ray takes no name twice.
+    """
     said = ray_private.environment_of_job()
     # one thread a process: two processes with two threads each starve each other on two cores
-    ours = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    ours = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **more}
     return {name: value for name, value in ours.items() if name not in said}

@@ -11,8 +11,9 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeVar
 
 from .. import envs, ray_private
@@ -44,10 +45,11 @@ def set_local_cluster_size(recipe: Recipe) -> None:
     _least_cpus = math.ceil(peak_of(resource_requests(recipe)).cpus)
 
 
-def ensure_ray(cpus: int) -> None:
+def ensure_ray(cpus: int, variables: Mapping[str, str] = MappingProxyType({})) -> None:
     """Connect to the cluster of ``RAY_ADDRESS`` (set under ``ray job submit``), else start Ray on this machine.
 
-    On a small machine Ray is told of at least ``cpus`` CPUs. Token authentication stays as Ray sets it (on).
+    On a small machine Ray is told of at least ``cpus`` CPUs. Its processes have ``variables`` in their environment.
+    Token authentication stays as Ray sets it (on).
 
     Raises:
         InputError: there is no cluster at ``RAY_ADDRESS``, or no place for Ray's files.
@@ -61,7 +63,7 @@ def ensure_ray(cpus: int) -> None:
     options: dict[str, Any] = {
         "logging_level": logging.getLogger("ray").level,
         "log_to_driver": True,
-        "runtime_env": {"env_vars": cluster.environment()},
+        "runtime_env": {"env_vars": cluster.environment(**variables)},
     }
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if given := cluster.address():

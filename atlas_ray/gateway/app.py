@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
+from importlib import import_module
 from pathlib import Path
 
 from ..errors import InputError
@@ -11,25 +11,29 @@ from ..recipe.loading import Recipe
 from ..rundir.progress import say
 
 HOST = "127.0.0.1"
-_EXTRA = "the gateway needs the extra 'gateway': pip install 'atlas-ray[gateway]'"
 
 
-def require_extra() -> None:
+def require_extra(ray: bool = False) -> None:
     """Refuse to begin without the packages of the extra.
+
+    Args:
+        ray: whether Ray Serve is needed too.
 
     Raises:
         InputError: one is missing.
     """
+    extra = "gateway-ray" if ray else "gateway"
+    needed = ["prometheus_client", "sqlalchemy", "starlette", "uvicorn"]
+    needed += ["ray.serve", "mmh3"] if ray else []
     try:
-        import prometheus_client  # noqa: F401
-        import sqlalchemy  # noqa: F401
-        import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
+        for name in needed:
+            import_module(name)
     except ImportError as error:
-        raise InputError(f"{_EXTRA} ({error.name} is missing)") from None
+        why = f"the gateway needs the extra '{extra}': pip install 'atlas-ray[{extra}]' ({error.name} is missing)"
+        raise InputError(why) from None
 
 
-def serve(recipe: Recipe, run_dir: Path, host: str = HOST, port: int = 8008) -> None:
+def serve(recipe: Recipe, run_dir: Path, host: str = HOST, port: int = 8008, ray: bool = False) -> None:
     """Be a gateway until a signal ends it. Requests on their way then have three seconds.
 
     Args:
@@ -37,14 +41,15 @@ def serve(recipe: Recipe, run_dir: Path, host: str = HOST, port: int = 8008) -> 
         run_dir: where its store lies.
         host: the address; another than this machine's own needs ``token_variable``.
         port: 0 takes a free one.
+        ray: whether to be several, on Ray Serve.
 
     Raises:
         InputError: a field or an option cannot be used, or the extra is missing.
     """
-    require_extra()
+    require_extra(ray)
     import uvicorn
 
-    from .limits import PatientProtocol, tokens_of
+    from .limits import PatientProtocol, is_loopback, tokens_of
     from .opening import open_gateway
     from .routes import build
 
@@ -55,11 +60,20 @@ def serve(recipe: Recipe, run_dir: Path, host: str = HOST, port: int = 8008) -> 
             f"{host} can be reached from elsewhere: name a variable with bearer tokens in gateway.token_variable",
             None, None, "--host",
         )  # fmt: skip
-    with listen(host, port) as sock, open_gateway(recipe, run_dir) as (answering, recorder):
+
+    def ready(port: int, more: str) -> None:
         assert recipe.gateway is not None
-        names, limits = ", ".join(model.model for model in recipe.gateway.models), answering.admission.limits
-        where = f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}/v1"
-        say(f"gateway on {where}: londi is {recipe.gateway.switch} over {names}; a session may spend: {limits}")
+        names = ", ".join(model.model for model in recipe.gateway.models)
+        where = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+        say(f"gateway on {where}: londi is {recipe.gateway.switch} over {names}; {more}")
+
+    if ray:
+        from .replicas import serve_on_ray
+
+        serve_on_ray(recipe, run_dir, host, port, ready)
+        return
+    with listen(host, port) as sock, open_gateway(recipe, run_dir) as (answering, recorder):
+        ready(sock.getsockname()[1], f"a session may spend: {answering.admission.limits}")
         config = uvicorn.Config(
             build(answering, recorder, tokens, [HOST, "localhost", "[::1]"] if near else []),
             http=PatientProtocol,
@@ -72,14 +86,6 @@ def serve(recipe: Recipe, run_dir: Path, host: str = HOST, port: int = 8008) -> 
             timeout_graceful_shutdown=3,
         )
         uvicorn.Server(config).run(sockets=[sock])
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is this machine's own."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def listen(host: str, port: int) -> socket.socket:

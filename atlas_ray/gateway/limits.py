@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import ipaddress
 import os
 import re
 from collections.abc import Sequence
@@ -48,13 +49,22 @@ def key_of(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()[:16]
 
 
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine's own."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class Guard:
     """An ASGI layer that lets in whoever may ask, and ends what takes too long to take its answer.
 
     Args:
         app: what is behind it.
         tokens: of clients; none lets everybody in.
-        hosts: by which names the server may be asked; empty: any. A page in a browser may lead its own name here.
+        hosts: by which names the server may be asked, and then only from this machine; empty: any. A page in a browser
+            may lead its own name here.
     """
 
     def __init__(self, app: App, tokens: Sequence[str], hosts: Sequence[str]) -> None:
@@ -75,7 +85,9 @@ class Guard:
         key = self._key(headers)
         host = headers.get(b"host", b"").decode("latin-1").rpartition("]")
         name = f"{host[0]}{host[1]}" if host[1] else host[2].partition(":")[0]
-        if self._hosts and name.lower() not in self._hosts:
+        if self._hosts and not is_loopback((scope.get("server") or [""])[0]):
+            await refuse(sending, 401, "without bearer tokens this gateway answers its own machine only")
+        elif self._hosts and name.lower() not in self._hosts:
             await refuse(sending, 400, "this gateway is not asked by that name")
         elif key is None and scope["path"] not in OPEN_PATHS:
             await refuse(sending, 401, "a bearer token of this gateway is needed: Authorization: Bearer TOKEN")
@@ -95,7 +107,12 @@ class Guard:
 async def refuse(send: Send, status: int, why: str) -> None:
     """Answer with OpenAI's error object."""
     reasons = {401: "invalid_api_key", 408: "too_slow", 413: "body_too_large", 503: "ending"}
-    body = ApiError(status, why, reasons.get(status)).body
+    await say(send, ApiError(status, why, reasons.get(status)))
+
+
+async def say(send: Send, error: ApiError) -> None:
+    """Answer with an error, and end the connection."""
+    status, body = error.status, error.body
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))

@@ -1,4 +1,4 @@
-"""Models of this process behind the gateway: a conversation is read as an episode of a text environment.
+"""Models of a run behind the gateway: a conversation is read as an episode of a text environment.
 
 The first user message is the goal; what stands between two assistant turns is an observation; an assistant turn is a
 thought and an action, as :func:`atlas_ray.data.parsing.parse` reads them. The admissible actions are the choices of
@@ -8,24 +8,15 @@ the thought before it in the ``react`` style. So a model gets the very prompt th
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
-from ..agents.rollout import decision_seed
-from ..agents.spec import agent_spec
-from ..agents.token_agent import Agent, Decision, LostAnswer
-from ..data.exchange.turns import compose
 from ..data.parsing import LONGEST_ACTION, Style, parse
 from ..data.records import Step
-from ..errors import InputError
 from ..recipe.gateway import GatewayModel
-from ..recipe.loading import Recipe
 from .budget import Usage
 from .replies import ApiError, dumped
 from .requests import ChatRequest, text_of
@@ -54,7 +45,8 @@ class Dialogue:
         """
         body = request.body
         wants = next((name for name in _UNKNOWN if body.get(name) not in (None, [], {"type": "text"})), None)
-        if wants:
+        if wants or request.choices > 1:
+            wants = wants or "n"
             raise ApiError(400, f"a model of a run writes actions and takes no {wants}", "unsupported", wants)
         steps: list[Step] = []
         seen: list[str] = []
@@ -88,28 +80,36 @@ def _actions(body: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(given)
 
 
+class Played(NamedTuple):
+    """What a model said, and what it took."""
+
+    said: str
+    usage: Usage
+
+
+class Plays(Protocol):
+    """Who plays a dialogue: a model here, or somewhere on a cluster."""
+
+    async def play(self, name: str, dialogue: Dialogue) -> Played | UpstreamError:
+        """The next turn. ``name``: of the session, whose beginning the model may have kept."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the model."""
+        ...
+
+
 class LocalModel:
-    """One of the models of a run. Requests that wait are answered in one batch.
+    """One of the models of a run, as it answers OpenAI's API.
 
     Args:
-        recipe: says how models act.
         model: of the recipe's table, without ``base_url``.
-        thread: in which all local models work.
-
-    Raises:
-        InputError: the model cannot be had.
+        style: in which it acts.
+        player: plays.
     """
 
-    def __init__(self, recipe: Recipe, model: GatewayModel, thread: ThreadPoolExecutor) -> None:
-        if recipe.engine.kind == "vllm":
-            raise InputError("is not known to the gateway yet: serve the model by `vllm serve`", field="engine.kind")
-        self.name, self._style, self._thread = model.model, recipe.style, thread
-        spec = replace(agent_spec(recipe, model.model, model.warmth or 0.0), slots=recipe.num_envs)
-        self._engine = spec.new_engine(0)
-        self._agent: Agent = spec.new_agent(self._engine, (model.price_prompt, model.price_completion))
-        self._slots: OrderedDict[str, int] = OrderedDict()
-        self._waiting: list[tuple[str, Dialogue, asyncio.Future[tuple[Decision, Usage]]]] = []
-        self._task: asyncio.Task[None] | None = None
+    def __init__(self, model: GatewayModel, style: Style, player: Plays) -> None:
+        self.name, self._style, self._player = model.model, style, player
 
     async def complete(self, request: ChatRequest) -> tuple[bytes, dict[str, Any], Usage | None]:
         """See :class:`atlas_ray.gateway.upstream.Upstream`."""
@@ -131,7 +131,7 @@ class LocalModel:
 
     async def close(self) -> None:
         """See :class:`atlas_ray.gateway.upstream.Upstream`."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.close)
+        await self._player.close()
 
     def _about(self, kind: str) -> dict[str, Any]:
         made = f"chatcmpl-{uuid.uuid4().hex}"
@@ -145,72 +145,12 @@ class LocalModel:
     async def _message(self, request: ChatRequest) -> tuple[dict[str, Any], Usage]:
         try:
             dialogue = Dialogue.of(request, self._style)
-            if self._agent.needs_list and not dialogue.actions:
-                what = "a model of a run picks one of the actions: offer them as structured_outputs = {choice: [...]}"
-                raise ApiError(400, what, "invalid_value", "structured_outputs")
         except ApiError as error:
             raise UpstreamError(error, retryable=False, free=True) from None
-        future: asyncio.Future[tuple[Decision, Usage]] = asyncio.get_running_loop().create_future()
-        self._waiting.append((f"{request.session}\n{dialogue.goal}", dialogue, future))
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._work())
-        decision, usage = await future
-        said = compose(decision.thought, decision.action) if self._style == "react" else decision.action
-        return {"role": "assistant", "content": said}, usage
-
-    async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._waiting:
-            most = self._engine.slots
-            batch, self._waiting = self._waiting[:most], self._waiting[most:]
-            taken: set[int] = set()
-            rows = [self._slot(name, taken) for name, _, _ in batch]
-            try:
-                found = await loop.run_in_executor(self._thread, self._act, rows, [d for _, d, _ in batch])
-            except Exception as error:
-                told = ApiError(502, f"{self.name} failed: {type(error).__name__}: {error}"[:300], "model_failed")
-                found = [UpstreamError(told, retryable=False, free=True)] * len(batch)
-            for (_, _, future), result in zip(batch, found, strict=True):
-                if future.done():
-                    continue
-                if isinstance(result, UpstreamError):
-                    future.set_exception(result)
-                else:
-                    future.set_result(result)
-
-    def _slot(self, name: str, taken: set[int]) -> int:
-        """The slot that has the beginning of an episode, else the one that was not used for longest."""
-        slot = self._slots.pop(name, None)
-        if slot is None or slot in taken:
-            free = set(range(self._engine.slots)) - set(self._slots.values()) - taken
-            old = next((n for n, s in self._slots.items() if s not in taken), None)
-            slot = min(free) if free or old is None else self._slots.pop(old)
-        taken.add(slot)
-        self._slots[name] = slot
-        return slot
-
-    def _act(self, rows: list[int], dialogues: list[Dialogue]) -> list[tuple[Decision, Usage] | UpstreamError]:
-        found: dict[int, tuple[Decision, Usage] | UpstreamError] = {}
-        fit = []
-        for n, (row, talk) in enumerate(zip(rows, dialogues, strict=True)):
-            self._agent.start(row, talk.goal, talk.steps, talk.observation)
-            if self._agent.fits(row):
-                fit.append(n)
-            else:
-                told = ApiError(400, f"the conversation is longer than {self.name} reads", "context_length_exceeded")
-                found[n] = UpstreamError(told, retryable=False, free=True)
-        sizes = {n: len(self._agent.prompt(rows[n])) for n in fit}
-        # an episode by its goal: the same conversation is answered the same way
-        seeds = [decision_seed(dialogues[n].goal, len(dialogues[n].steps)) for n in fit]
-        decided = self._agent.act([rows[n] for n in fit], [dialogues[n].actions for n in fit], seeds)
-        for n, decision in zip(fit, decided, strict=True):
-            if isinstance(decision, LostAnswer):
-                told = ApiError(502, f"{self.name} gave no answer: {decision.reason}", "model_failed")
-                found[n] = UpstreamError(told, retryable=False)
-            else:
-                cost = decision.token_cost
-                found[n] = decision, Usage(sizes[n] + cost.read, cost.written)
-        return [found[n] for n in range(len(rows))]
+        played = await self._player.play(f"{request.session}\n{dialogue.goal}", dialogue)
+        if isinstance(played, UpstreamError):
+            raise played
+        return {"role": "assistant", "content": played.said}, played.usage
 
 
 def _said(usage: Usage) -> dict[str, int]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,  # no old name of ours
     Histogram,
+    Metric,
     generate_latest,
 )
 
@@ -53,6 +56,35 @@ class Metrics:
         if any(u > r for u, r in zip(used, reserved, strict=True)):
             self.over.labels(name).inc()
 
+    def families(self) -> list[Metric]:
+        """All of them, to be merged with those of other replicas."""
+        return list(self._all.collect())
+
     def page(self) -> bytes:
         """All of them in Prometheus' text format."""
         return generate_latest(self._all)
+
+
+def merged(replicas: Iterable[tuple[str, list[Metric]]]) -> bytes:
+    """The numbers of several gateways in Prometheus' text format, each with the name of its replica.
+
+    Args:
+        replicas: their names and :meth:`Metrics.families`.
+    """
+    found: dict[str, Metric] = {}
+    for name, families in replicas:
+        for family in families:
+            into = found.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            into.samples += [s._replace(labels={**s.labels, "replica": name}) for s in family.samples]
+    return generate_latest(_Merged(list(found.values())))
+
+
+class _Merged(CollectorRegistry):
+    """Numbers that were collected already."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        super().__init__()
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._families

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..recipe.endpoint import EndpointFields
-from ..recipe.gateway import Gateway
+from ..recipe.gateway import Gateway, GatewayModel
 from ..recipe.loading import Recipe
 from ..recipe.of_run import recipe_of, switch_policies
 from ..recipe.switch import EXPERT
@@ -19,6 +20,7 @@ from ..stages.same_models import policy_models, refuse_other_models
 from .admission import Admission, Counter
 from .answering import Answering
 from .deciding import Decider
+from .local import LocalModel, Plays
 from .metrics import Metrics
 from .recording import Recorder
 from .store import Store
@@ -62,12 +64,15 @@ def recipe_of_gateway(run_dir: Path, name: str | None = None) -> Recipe:
 
 
 @contextmanager
-def open_gateway(recipe: Recipe, run_dir: Path) -> Iterator[tuple[Answering, Recorder]]:
+def open_gateway(
+    recipe: Recipe, run_dir: Path, player: Callable[[GatewayModel], Plays] | None = None
+) -> Iterator[tuple[Answering, Recorder]]:
     """The parts of a gateway as long as the block lasts.
 
     Args:
         recipe: one with a ``[gateway]`` table.
         run_dir: where its store lies, unless the table names another.
+        player: of a local model; by default it plays in this process.
 
     Raises:
         InputError: a model, the switch, a tokenizer or the store cannot be had; names the field.
@@ -76,7 +81,7 @@ def open_gateway(recipe: Recipe, run_dir: Path) -> Iterator[tuple[Answering, Rec
     decider = Decider(settings, recipe.seed)
     counters = [_counter(model.tokenizer, number) for number, model in enumerate(settings.models)]
     with ExitStack() as opened:
-        upstreams = _upstreams(recipe, settings, opened)
+        upstreams = _upstreams(recipe, settings, player, opened)
         store = Store(settings.store or RunLayout(run_dir).gateway_store)
         opened.callback(store.close)
         admission = Admission(settings, store, decider, counters)
@@ -106,19 +111,21 @@ def _where(number: int) -> str:
     return f"gateway.models.{number}"
 
 
-def _upstreams(recipe: Recipe, settings: Gateway, opened: ExitStack) -> list[Upstream]:
-    thread: ThreadPoolExecutor | None = None
+def _upstreams(
+    recipe: Recipe, settings: Gateway, player: Callable[[GatewayModel], Plays] | None, opened: ExitStack
+) -> list[Upstream]:
+    if player is None and not all(model.base_url for model in settings.models):
+        from .player import Player  # imports torch
+
+        thread = ThreadPoolExecutor(1, thread_name_prefix="models")
+        opened.callback(thread.shutdown)
+        player = partial(Player, recipe, thread)
     found: list[Upstream] = []
     for number, model in enumerate(settings.models):
         if model.base_url:
             found.append(HttpUpstream(model, _where(number)))
-            continue
-        from .local import LocalModel  # imports torch
-
-        if thread is None:
-            thread = ThreadPoolExecutor(1, thread_name_prefix="models")
-            opened.callback(thread.shutdown)
-        found.append(LocalModel(recipe, model, thread))
+        elif player is not None:
+            found.append(LocalModel(model, recipe.style, player(model)))
     return found
 
 

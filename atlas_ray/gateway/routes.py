@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -28,7 +28,13 @@ _GRACE = 3.0
 _log = logging.getLogger(__name__)
 
 
-def build(answering: Answering, recorder: Recorder, tokens: tuple[str, ...], hosts: list[str]) -> Starlette:
+def build(
+    answering: Answering,
+    recorder: Recorder,
+    tokens: tuple[str, ...],
+    hosts: list[str],
+    page: Callable[[], Awaitable[bytes]] | None = None,
+) -> Starlette:
     """The application.
 
     Args:
@@ -36,6 +42,7 @@ def build(answering: Answering, recorder: Recorder, tokens: tuple[str, ...], hos
         recorder: what writes sessions down.
         tokens: of clients; none lets everybody in.
         hosts: by which names it may be asked; empty: any.
+        page: what Prometheus gets, by default this gateway's own numbers.
     """
 
     @contextlib.asynccontextmanager
@@ -81,7 +88,8 @@ def build(answering: Answering, recorder: Recorder, tokens: tuple[str, ...], hos
         return Response(b'{"status": "ok"}', media_type="application/json")
 
     async def numbers(_: Request) -> Response:
-        return Response(metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        found = metrics.page() if page is None else await page()
+        return Response(found, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def outcome(request: Request) -> Response:
         given = read_json(await request.body())

@@ -41,6 +41,25 @@ class Budget(ConfigModel):
     """Money, of all models, by their prices."""
 
 
+class Autoscaling(ConfigModel):
+    """Replicas of the gateway on Ray Serve (`--ray`), by Serve's own words."""
+
+    min_replicas: Positive = 1
+    """Fewest."""
+    max_replicas: Positive = 4
+    """Most."""
+    target_ongoing_requests: Positive = 64
+    """Requests that a replica should answer at a time; more of them start another."""
+    num_cpus: float = Field(default=1.0, ge=0)
+    """CPUs of each."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError("max_replicas: must be at least min_replicas")
+        return self
+
+
 class Gateway(ConfigModel):
     """The switch behind OpenAI's chat API, with budgets."""
 
@@ -74,6 +93,8 @@ class Gateway(ConfigModel):
     """Directory to which sessions are written as trajectories."""
     record_content: bool = True
     """False leaves what was said out of these files."""
+    autoscaling: Autoscaling = Autoscaling()
+    """Of replicas on Ray Serve."""
 
     @model_validator(mode="before")
     @classmethod

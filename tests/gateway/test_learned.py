@@ -100,7 +100,7 @@ def test_a_local_model_writes_its_thought_before_its_action(run, tmp_path):
         assert made_up.rpartition("Action:\n")[2] in body["structured_outputs"]["choice"]
         events = ask(port, {**body, "stream": True, "stream_options": {"include_usage": True}})[2]
         assert events.endswith(b"data: [DONE]\n\n") and b'"prompt_tokens"' in events
-        for more in ({}, {"tools": [{}]}, {"structured_outputs": {"choice": ["a", 3]}}):
+        for more in ({}, {"tools": [{}]}, {"n": 2}, {"structured_outputs": {"choice": ["a", 3]}}):
             status, _, why = ask(port, chat("go", **more))
             assert status == 400, why
 

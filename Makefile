@@ -48,7 +48,7 @@ format: setup
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-LOCKED := dev browser jobs serve gateway gateway-ray postgres science textworld alfworld gguf minilm track
+LOCKED := dev browser jobs serve gateway gateway-ray postgres science textworld alfworld gguf minilm track clients
 
 # the newest versions that pyproject.toml allows, for Python 3.11 and 3.12 at once; vLLM and its CPU build replace each other,
 # and want an older setuptools and numpy than all others, so they stay out

@@ -117,6 +117,8 @@ def _upstreams(
     if player is None and not all(model.base_url for model in settings.models):
         from .player import Player  # imports torch
 
+        if recipe.engine.kind == "vllm" and sum(not model.base_url for model in settings.models) > 1:
+            raise InputError("several models in vLLM need a process each: say --ray", field="engine.kind")
         thread = ThreadPoolExecutor(1, thread_name_prefix="models")
         opened.callback(thread.shutdown)
         player = partial(Player, recipe, thread)

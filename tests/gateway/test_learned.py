@@ -5,6 +5,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import fake_vllm
 import pytest
 from gateway_parts import HOST, ask, chat, gateway, recipe
 from serving_sessions import Client, switch
@@ -12,6 +13,7 @@ from switch_models import LEVELS, SHAPES, both, model, specs
 
 from atlas_ray.agents.token_agent import Agent
 from atlas_ray.engines import TransformersEngine
+from atlas_ray.engines.vllm import VllmEngine
 from atlas_ray.errors import InputError
 from atlas_ray.gateway.deciding import Decider
 from atlas_ray.gateway.opening import check_gateway, recipe_of_gateway
@@ -103,6 +105,24 @@ def test_a_local_model_writes_its_thought_before_its_action(run, tmp_path):
         for more in ({}, {"tools": [{}]}, {"n": 2}, {"structured_outputs": {"choice": ["a", 3]}}):
             status, _, why = ask(port, chat("go", **more))
             assert status == 400, why
+
+
+def test_a_model_in_vllm_acts_as_in_our_own_engine(run, upstream, tmp_path, monkeypatch):
+    """With a stand-in for vLLM's package, which has the real model behind it."""
+    made = recipe_of_gateway(run, "always-quick")
+    models = [made.gateway.models[0], recipe(upstream.url).gateway.models[1]]
+    made = made.model_copy(update={"gateway": made.gateway.model_copy(update={"models": models})})
+    with gateway(made, tmp_path / "own") as (port, _):
+        expected = [play(port, seed).actions for seed in range(2)]
+    fake_vllm.install(monkeypatch, on_cpu=False)
+    there = made.model_copy(update={"engine": made.engine.model_copy(update={"kind": "vllm"})})
+    with gateway(there, tmp_path / "vllm") as (port, answering):
+        assert [play(port, seed).actions for seed in range(2)] == expected
+        assert isinstance(answering.upstreams[0]._player._engine, VllmEngine)
+    both = recipe_of_gateway(run, "always-quick").model_copy(update={"engine": there.engine})
+    with pytest.raises(InputError, match="--ray") as error, gateway(both, tmp_path / "two"):
+        pass
+    assert error.value.field == "engine.kind"
 
 
 def test_over_servers_the_switch_reads_goal_and_what_came_since(run, upstream, tmp_path):

@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import sys
 
 import pytest
 
 from atlas_ray.errors import InputError
 from atlas_ray.gateway import proxy
+from atlas_ray.gateway.app import require_extra
 from atlas_ray.gateway.limits import Guard
 
 
@@ -85,6 +87,13 @@ def test_without_tokens_only_this_machine_is_answered():
     assert told(here, layer=guarded, headers=headers)[0] == 200
     assert told(here, layer=guarded, headers=headers, server=("10.0.0.5", 8008))[0] == 401
     assert told(here, layer=guarded, headers=[(b"host", b"evil.example")])[0] == 400
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray.serve", None)
+    require_extra()
+    with pytest.raises(InputError, match=r"atlas-ray\[gateway-ray\]' \(ray.serve is missing\)"):
+        require_extra(ray=True)
 
 
 def test_it_is_not_deployed_where_clients_would_have_no_limits(monkeypatch):

@@ -129,6 +129,43 @@ def test_no_budget_is_exceeded_when_a_replica_is_killed_under_load(served):
     assert len(before & set(pids())) == 1, "one was killed, and another has taken its place"
 
 
+def test_a_serve_that_runs_already_is_left_alone(served, tmp_path):
+    with pytest.raises(InputError, match="runs there already") as error:
+        with replicas.deployed(recipe("http://127.0.0.1:1/v1"), tmp_path, HOST, free_port()):
+            pass
+    assert error.value.field == "--ray"
+    assert ask(served.port, None, path="/healthz", method="GET")[0] == 200
+
+
+def test_the_command_deploys_until_a_signal_ends_it(tmp_path, monkeypatch):
+    """With Ray and Serve left out."""
+    happened = []
+
+    @contextlib.contextmanager
+    def deployed(_, folder, host, port):
+        happened.append(("deployed", folder, host, port))
+        yield
+        happened.append("gone")
+
+    class Signal:
+        def wait(self):
+            raise KeyboardInterrupt
+
+    monkeypatch.setenv("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(replicas, "ensure_ray", lambda cpus, variables: happened.append((cpus, variables)))
+    monkeypatch.setattr(replicas, "deployed", deployed)
+    monkeypatch.setattr(replicas.threading, "Event", Signal)
+    monkeypatch.setattr(replicas.ray, "shutdown", lambda: happened.append("shut down"))
+    made = recipe("http://127.0.0.1:1/v1", autoscaling={"min_replicas": 2, "max_replicas": 3, "num_cpus": 0.5})
+    with pytest.raises(KeyboardInterrupt):
+        replicas.serve_on_ray(made, tmp_path, HOST, 0, lambda *told: happened.append(told))
+    (cpus, variables), (_, folder, host, port), told, last = happened
+    assert (cpus, folder, host, last) == (2, tmp_path, HOST, "shut down")
+    assert variables == {replicas.VARIABLE: replicas.LAYERS}
+    assert told == (port, "2 to 3 replicas") and port > 1023
+
+
 def test_sessions_in_a_file_are_refused_for_several_machines(monkeypatch):
     made = recipe("http://127.0.0.1:1/v1")
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}, {"Alive": False}])

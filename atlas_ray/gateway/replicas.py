@@ -8,6 +8,7 @@ conversations, so a session goes to the same replica of it as long as that lives
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -234,6 +235,7 @@ def deployed(recipe: Recipe, run_dir: Path, host: str, port: int) -> Iterator[No
     check_nodes(recipe)
     near = is_loopback(host)
     where = "HeadOnly" if near else "EveryNode"
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(proxy_location=where, http_options={"host": host, "port": port}, logging_config=_LOGGING)
     try:
         try:

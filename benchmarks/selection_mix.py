@@ -1,6 +1,6 @@
 """Where each selector of a run marks, and which actions: a selection that skews them shifts the tuned model's habits.
 
-python benchmarks/selection_mix.py runs/demo
+python benchmarks/selection_mix.py runs/unbiased-expert
 """
 
 from __future__ import annotations

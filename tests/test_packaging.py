@@ -130,7 +130,7 @@ def test_the_demo_runs_from_the_installed_wheel(installed, tmp_path):
     small = {
         "collect.levels": "{PickupDist = 8, PutNextLocalS5N3 = 8}",
         "select.rollouts": "1",
-        "finetune.arms": '[{selector = "all"}, {selector = "value"}]',
+        "finetune.arms": '[{selector = "all"}, {selector = "value", anchor = 0.5}]',
         "finetune.seeds": "[0]",
         "finetune.epochs": "1",
         "evaluate.episodes": "4",
@@ -138,10 +138,16 @@ def test_the_demo_runs_from_the_installed_wheel(installed, tmp_path):
         "switch.evaluate_every": "200",
         "switch.evaluate_episodes": "8",
         "switch.test_episodes": "8",
+        "rounds.episodes": "12",
+        "rounds.switch_steps": "200",
+        "rounds.judge_episodes": "8",
+        "rounds.finetune.epochs": "1",
     }
     options = [word for name, value in small.items() for word in (f"--{name}", value)]
     run(folder / "bin" / "atlas-ray", "demo", *options, "--out", "here", cwd=tmp_path, env=environment)
-    assert json.loads((tmp_path / "here" / "results.json").read_text())["londi"]["policies"]
+    results = json.loads((tmp_path / "here" / "results.json").read_text())
+    assert len(results["atlas"]["arms"]) == 3 and results["londi"]["policies"]
+    assert (tmp_path / "here" / "rounds.json").is_file()
     assert (tmp_path / "here" / "report.html").stat().st_size > 10_000
 
 

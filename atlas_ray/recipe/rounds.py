@@ -29,6 +29,8 @@ class Rounds(ConfigModel):
     trained tokens (`deepthink-equal-tokens`). The first goes on, the others are its controls."""
     tune_from: Literal["before", "start"] = "before"
     """Tune the QUICK of the round `before` on this round's episodes, or that of the `start` on those of all rounds."""
+    switch_steps: Positive | None = None
+    """Environment steps for which a round's switch is trained; by default those of `[switch]`."""
     judge_episodes: Positive = 400
     """Episodes by which it is judged which policy of a round acts and whether the round is kept. None is trained on,
     and none chooses a policy in training or is a test episode."""

@@ -98,6 +98,7 @@ class Chain:
         term = next(name for name in ("costs", "budgets", "averages") if getattr(self.settings, name))
         switch |= {name: [] for name in ("costs", "budgets", "averages")}
         switch |= {term: getattr(self.settings, term)[:1], "seeds": [self.seed], "baselines": []}
+        switch |= {"steps": self.config.switch_steps or self.settings.steps}
         switch["models"] = [m.model_dump(exclude_unset=True) for m in self.settings.models]
         switch["models"][0]["model"] = self.quick(number, arm)
         return self._within(self.recipe.seed, switch=switch)

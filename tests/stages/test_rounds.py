@@ -251,15 +251,17 @@ def test_the_switches_of_a_round_are_trained_together_and_once(folder, tmp_path,
 
     def train(task, state):
         (seed,) = task.policy_spec.seeds
-        trained.append((Path(task.run_dir).parent.name, seed, task.recipe.switch.models[0].model))
+        switch = task.recipe.switch
+        trained.append((Path(task.run_dir).parent.name, seed, switch.models[0].model, switch.steps))
         call_after(task.policy_spec.directory(seed), 2, 8, task.recipe.switch.features)
         yield Counter()
 
     monkeypatch.setattr("atlas_ray.switching.stage.train", train)
-    recipe = played(folder, tmp_path / "run", (1,), {"seeds": [0, 1], "baselines": ["random"]}, count=1, arms=["calls"])
+    switch, settings = {"seeds": [0, 1], "baselines": ["random"]}, {"arms": ["calls"], "switch_steps": 77}
+    recipe = played(folder, tmp_path / "run", (1,), switch, count=1, **settings)
     assert not any(row["policy"].startswith("random") for row in jsonl_rows(_tested(tmp_path, 0)))
     tuned = [RunLayout(tmp_path / "run").round_part(1, k, "tuned").checkpoint("calls", k) for k in (0, 1)]
-    assert trained == [(f"seed{k}", k, str(tuned[k].resolve())) for k in (0, 1)]
+    assert trained == [(f"seed{k}", k, str(tuned[k].resolve()), 77) for k in (0, 1)]
     assert {row["training"] for k in (0, 1) for row in jsonl_rows(_tested(tmp_path, k))} == {None, 0, 1}
     pipeline.run(recipe, tmp_path / "run", ("rounds",))
     assert len(trained) == 2

@@ -45,6 +45,11 @@ SMALL = {
     "switch.evaluate_episodes": "8",
     "switch.test_episodes": "8",
     "switch.baselines": '["random"]',
+    "rounds.episodes": "4",
+    "rounds.arms": '["calls"]',
+    "rounds.switch_steps": "64",
+    "rounds.judge_episodes": "4",
+    "rounds.finetune.epochs": "1",
 }
 
 SMALLEST = {
@@ -60,6 +65,8 @@ SMALLEST = {
     "switch.evaluate_episodes": "2",
     "switch.test_episodes": "2",
     "switch.num_envs": "4",
+    "rounds.episodes": "1",
+    "rounds.judge_episodes": "1",
 }
 
 
@@ -173,15 +180,21 @@ def test_the_first_command_of_the_docs_runs_as_it_stands(head, tmp_path):
     assert (tmp_path / "demo" / "report.html").exists() and read_json(tmp_path / "demo" / LEASE)["ended"]
 
 
-def test_doctor_says_where_a_head_and_its_clients_disagree(head):
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        (None, "`ray job` sends none: RAY_AUTH_MODE is not set"),
+        pytest.param("token", "on", marks=pytest.mark.slow),
+    ],
+)
+def test_doctor_says_where_a_head_and_its_clients_disagree(head, mode, said):
     plain_user = {k: v for k, v in head.environment.items() if k != "RAY_AUTH_MODE"}
-    for mode, said in ((None, "`ray job` sends none: RAY_AUTH_MODE is not set"), ("token", "on")):
-        environment = {**plain_user, "RAY_ADDRESS": head.address, **({"RAY_AUTH_MODE": mode} if mode else {})}
-        command = [sys.executable, "-m", "atlas_ray", "doctor", "--json"]
-        answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        line = next(each for each in json.loads(answer.stdout) if each["name"] == "token authentication")
-        assert said in line["found"], line
-        assert (line["state"] == "ok") == (mode == "token")
+    environment = {**plain_user, "RAY_ADDRESS": head.address, **({"RAY_AUTH_MODE": mode} if mode else {})}
+    command = [sys.executable, "-m", "atlas_ray", "doctor", "--json"]
+    answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    line = next(each for each in json.loads(answer.stdout) if each["name"] == "token authentication")
+    assert said in line["found"], line
+    assert (line["state"] == "ok") == (mode == "token")
 
 
 def small(**more):
@@ -197,8 +210,10 @@ def test_a_small_demo_runs_as_a_job_whose_logs_stream_and_whose_exit_code_is_the
     done = head.submit("run", "demo", "--storage", tmp_path, *small())
     output = plain(done.stdout)
     assert done.returncode == 0, output + done.stderr
-    for number, stage in enumerate(("collect", "select", "finetune", "evaluate", "switch", "report"), start=1):
-        assert f"[{number}/6] {stage}" in output
+    for number, stage in enumerate(
+        ("collect", "select", "finetune", "evaluate", "switch", "rounds", "report"), start=1
+    ):
+        assert f"[{number}/7] {stage}" in output
     assert "succeeded" in output
     run = tmp_path / "demo"
     assert (run / "report.html").exists() and read_json(run / LEASE)["ended"]
@@ -206,7 +221,7 @@ def test_a_small_demo_runs_as_a_job_whose_logs_stream_and_whose_exit_code_is_the
 
     again = head.submit("run", "demo", "--storage", tmp_path, *small())
     assert again.returncode == 0
-    assert plain(again.stdout).count("already done") == 6, "the results are found on the storage"
+    assert plain(again.stdout).count("already done") == 7, "the results are found on the storage"
 
 
 @pytest.mark.slow
@@ -238,7 +253,7 @@ def test_stop_ends_a_job_cleanly_and_a_resubmit_goes_on_from_the_storage(head, t
     head.submit("run", "demo", "--storage", tmp_path, *more, wait=False, name="first")
     run = tmp_path / "ended"
     deadline = time.monotonic() + 200
-    while "[4/6] evaluate" not in head.job("logs", "first").stdout:
+    while "[4/7] evaluate" not in head.job("logs", "first").stdout:
         assert time.monotonic() < deadline, head.job("logs", "first").stdout
         time.sleep(1)
     time.sleep(8)

@@ -184,7 +184,7 @@ def app(arguments: dict[str, str]) -> serve.Application:
             sessions are kept (default: the run, or ``runs/NAME``).
 
     Raises:
-        InputError: as at the start of ``atlas-ray gateway``; or there is no one to limit clients.
+        InputError: as at the start of ``atlas-ray gateway``; or Serve's proxies were not started with our limits.
     """
     if unknown := arguments.keys() - {"recipe", "run", "policy", "out"}:
         raise InputError(f"is no argument: {min(unknown)}", field="args")

@@ -53,10 +53,12 @@ class FileOwner:
         self.name, self._folder = uuid.uuid4().hex, folder
         with writing(folder):
             folder.mkdir(mode=0o700, exist_ok=True)
-            for other in folder.iterdir():
+            for other in folder.glob("[!.]*"):
                 self.lives(other.name)  # what killed ones have left is taken away
-            self._file = (folder / self.name).open("xb")
+            hidden = folder / f".{self.name}"
+            self._file = hidden.open("xb")
             fcntl.flock(self._file, fcntl.LOCK_EX)
+            hidden.rename(folder / self.name)  # locked: one that starts now would take it for what a killed one left
 
     def lives(self, name: str, connection: sa.Connection | None = None) -> bool:
         """See :class:`Owner`."""

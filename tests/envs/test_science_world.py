@@ -65,6 +65,7 @@ def test_a_simplification_that_does_not_exist_is_refused():
 
 
 @pytest.mark.java
+@pytest.mark.slow
 def test_the_table_of_variations_and_splits_is_the_simulators(boil):
     simulator = boil._interface()
     assert simulator.strings("getTaskNames") == list(VARIATIONS)
@@ -88,8 +89,8 @@ def replay(env, task, variation):
 
 
 @pytest.mark.java
-@pytest.mark.parametrize("task", [t for t in VARIATIONS if t not in MENDELIAN])
-def test_a_gold_path_of_each_task_reaches_100(boil, task):
+@pytest.mark.parametrize("task", [t for t in VARIATIONS if t not in MENDELIAN][::3])
+def test_a_gold_path_reaches_100(boil, task):
     info = replay(boil, task, VARIATIONS[task] // 2)
     assert (info["raw_score"], info["score"], info["success"], info["progress"]) == (100, 1.0, True, 1.0)
 

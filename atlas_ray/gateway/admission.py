@@ -10,10 +10,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from ..recipe.gateway import Gateway
-from ..switching.budget import QUICK
+from ..switching.budget import QUICK, shown
 from ..switching.policy import Situation
+from ..switching.spending import Account, Amount, Limits, Usage, cost
 from . import sessions as places
-from .budget import Account, Amount, Limits, Usage, cost, worst_case
+from .budget import SessionAccount, worst_case
 from .deciding import Choice, Decider
 from .removal import remove_sessions
 from .replies import ApiError
@@ -147,7 +148,8 @@ class Admission:
         limits, today = places.tighten(tx, session, request.limits), _day(now)
         if unbounded is not None and any(cap is not None for cap in (*limits[1:], *self.daily[1:])):
             raise unbounded
-        account = Account(session.id, limits, session.spent, key, today, self.daily, tx.spent_on(key, today))
+        daily = Account(self.daily, tx.spent_on(key, today))
+        account = SessionAccount(session.id, Account(limits, session.spent), key, today, daily)
         allowed = [account.fits(amount) for amount in worst]
         self._check(request, allowed, account.left)
         step = session.steps if known is None else known.number
@@ -179,7 +181,7 @@ class Admission:
     def _choose(
         self, request: ChatRequest, session: str, step: int, allowed: Sequence[bool], left: int | None
     ) -> Choice:
-        calls = left if any(allowed[1:]) else 0  # a switch sees calls only: none, where none can be paid
+        calls = shown(left, allowed)  # a switch sees calls only
         text, share = f"{request.goal}\n{request.observation}", min(1.0, step / self.settings.max_steps)
         return self._decider.choose(request.policy, allowed, Situation(text, calls, share, session, step))
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ..engines import retry
+from ..switching.spending import Limits, Usage
 from .admission import Admission, Admitted, Known
-from .budget import Limits, Usage
 from .metrics import Metrics
 from .replies import ApiError
 from .requests import ChatRequest

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from ..data.parsing import LONGEST_ACTION, Style, parse
 from ..data.records import Step
 from ..recipe.gateway import GatewayModel
-from .budget import Usage
+from ..switching.spending import Usage
 from .replies import ApiError, dumped
 from .requests import ChatRequest, text_of
 from .sse import DONE, StreamedAnswer

@@ -14,7 +14,7 @@ from prometheus_client import (
 )
 
 from ..recipe.gateway import GatewayModel
-from .budget import Amount, Usage, cost, dollars
+from ..switching.spending import Amount, Usage, cost, dollars
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 

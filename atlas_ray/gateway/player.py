@@ -13,7 +13,7 @@ from ..agents.token_agent import Agent, LostAnswer
 from ..data.exchange.turns import compose
 from ..recipe.gateway import GatewayModel
 from ..recipe.loading import Recipe
-from .budget import Usage
+from ..switching.spending import Usage
 from .local import Dialogue, Played
 from .replies import ApiError
 from .upstream import UpstreamError

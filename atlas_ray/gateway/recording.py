@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from ..data.records import Step, Trajectory, actor, write_trajectories
 from ..recipe.gateway import Gateway
 from ..rundir.files import write_json
-from .budget import Usage, cost, dollars
+from ..switching.spending import Usage, cost, dollars
 from .recorded import Expense, PricedModel, Record, SessionUsage, StepUsage
 from .replies import ApiError
 from .store import Store

@@ -24,7 +24,7 @@ from ..report.plots import svg
 from ..rundir.files import write_text
 from ..rundir.layout import RunLayout
 from ..rundir.progress import say
-from .budget import Usage, cost, dollars
+from ..switching.spending import Usage, cost, dollars
 from .recorded import Record, Recorded, StepUsage
 
 _MOST_DAYS = 60

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from .budget import UNLIMITED, Limits, picodollars
+from ..switching.spending import UNLIMITED, Limits, picodollars
 from .replies import ApiError
 
 LIMIT_FIELDS = ("max_completion_tokens", "max_tokens")

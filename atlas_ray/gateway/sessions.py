@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from .budget import NOTHING, UNLIMITED, Amount, Limits
+from ..switching.spending import NOTHING, UNLIMITED, Amount, Limits
 from .replies import ApiError
 from .requests import ChatRequest
 from .store import Transaction

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from .budget import Usage, read_usage
+from ..switching.spending import Usage
+from .budget import read_usage
 from .replies import dumped
 
 DONE = b"data: [DONE]\n\n"

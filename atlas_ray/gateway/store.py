@@ -18,7 +18,8 @@ import sqlalchemy as sa
 
 from ..errors import InputError
 from ..rundir.disk import writing
-from .budget import Account, Amount, Limits
+from ..switching.spending import Account, Amount, Limits, settlement
+from .budget import SessionAccount
 from .owners import FileOwner, Owner, SessionOwner
 from .replies import ApiError
 from .tables import META, reservations, sessions, steps, totals
@@ -177,12 +178,12 @@ class Transaction:
         base = Amount(*self.row(_BASE, session_=session))
         return base.plus(Amount(*map(int, self.row(_RESERVED_UNTIL, session_=session, step_=step))))
 
-    def account(self, session: str, key: str, day: str, daily: Limits) -> Account:
+    def account(self, session: str, key: str, day: str, daily: Limits) -> SessionAccount:
         """What a session and a key's day may spend, and have spent."""
-        limits, spent = _limits_and_spent(self.row(_ACCOUNT, session_=session))
-        return Account(session, limits, spent, key, day, daily, self.spent_on(key, day))
+        own = _account(self.row(_ACCOUNT, session_=session))
+        return SessionAccount(session, own, key, day, Account(daily, self.spent_on(key, day)))
 
-    def reserve(self, account: Account, step: int, amount: Amount, now: float) -> Reservation | None:
+    def reserve(self, account: SessionAccount, step: int, amount: Amount, now: float) -> Reservation | None:
         """Take an amount out of what may be spent; None where it does not fit, and nothing was taken.
 
         Args:
@@ -203,12 +204,11 @@ class Transaction:
         """Make a reservation what was used; what is left to the session then. A second time changes nothing: None."""
         if not self.do(_SETTLE, id_=reservation.id, **{f"used_{name}": n for name, n in used._asdict().items()}):
             return None
-        more = used.minus(reservation.amount)
+        more = settlement(reservation.amount, used)
         found = self.row(_RETURN, session_=reservation.session, now_=now, **_more(more))
         if any(more):
             self._charge_day(reservation.key, reservation.day, more)
-        limits, spent = _limits_and_spent(found)
-        return limits.left(spent)
+        return _account(found).left
 
     def _charge_day(self, key: str, day: str, amount: Amount) -> None:
         if not self.do(_CHARGE_DAY, key_=key, day_=day, **_more(amount)):
@@ -219,5 +219,5 @@ def _more(amount: Amount) -> dict[str, int]:
     return {f"more_{name}": value for name, value in amount._asdict().items()}
 
 
-def _limits_and_spent(row: Any) -> tuple[Limits, Amount]:
-    return Limits(*row[:3]), Amount(*row[3:])
+def _account(row: Any) -> Account:
+    return Account(Limits(*row[:3]), Amount(*row[3:]))

@@ -21,7 +21,8 @@ from ..engines.request_headers import RequestHeaders
 from ..engines.retry import RateLimiter, retry_after
 from ..errors import InputError
 from ..recipe.gateway import GatewayModel
-from .budget import Usage, read_usage
+from ..switching.spending import Usage
+from .budget import read_usage
 from .clients import Clients
 from .replies import ApiError, dumped
 from .requests import LIMIT_FIELDS, ChatRequest

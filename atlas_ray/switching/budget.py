@@ -7,13 +7,16 @@ penalty of the environment only keep the learner from wasting its time on reques
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from ..errors import BudgetViolationError, InputError
+from .spending import Account, Amount, Limits
 
-QUICK = 0
+QUICK, CALL = 0, Amount(calls=1)
 
 
 def as_integer(value: Any, field: str) -> int:
@@ -31,7 +34,7 @@ def as_integer(value: Any, field: str) -> int:
 
 
 class BudgetGuard:
-    """Calls left in each of several episodes that run side by side. A call is a step of any model but the first.
+    """The accounts of several episodes that run side by side. A call is a step of any model but the first.
 
     Args:
         calls: most calls per episode (n); None is no limit.
@@ -50,23 +53,28 @@ class BudgetGuard:
         if calls is not None and (calls := as_integer(calls, "budget")) < 0:
             raise InputError(f"a budget of {calls} calls; it must be at least 0")
         self.calls = calls
+        self._full = Account(Limits(calls=calls))
+        self._accounts = [self._full] * rows
         self.left: list[int | None] = [calls] * rows
         self.made = [0] * rows
         self.overrides = [0] * rows
 
     def start(self, row: int) -> None:
         """A new episode in ``row``, with the full budget."""
+        self._accounts[row] = self._full
         self.left[row], self.made[row], self.overrides[row] = self.calls, 0, 0
 
     def grant(self, row: int, wanted: int) -> int:
         """The guard: the model that may act where ``wanted`` is asked for; a granted call is paid for at once."""
-        left = self.left[row]
-        if not wanted or left is None:
+        if not wanted:
             return wanted
-        if left <= 0:
+        account = _reserved(self._accounts[row], CALL)
+        if account is None:
             self.overrides[row] += 1
             return QUICK
-        self.left[row] = left - 1
+        self._accounts[row] = account
+        if self.calls is not None:
+            self.left[row] = self.calls - account.spent.calls
         return wanted
 
     def record(self, row: int) -> None:
@@ -82,6 +90,16 @@ class BudgetGuard:
     def share(self, row: int) -> float:
         """What the policy sees of the budget, see :func:`share`."""
         return share(self.left[row], self.calls)
+
+
+@lru_cache(maxsize=4096)  # accounts are values: in training the same few come again and again
+def _reserved(account: Account, more: Amount) -> Account | None:
+    return account.charged(more) if account.fits(more) else None
+
+
+def shown(left: int | None, allowed: Sequence[bool]) -> int | None:
+    """What a switch is told is left, where it is known which models still fit: nothing once no call does."""
+    return left if any(allowed[1:]) else 0
 
 
 def share(left: int | None, calls: int | None) -> float:

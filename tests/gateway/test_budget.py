@@ -10,11 +10,12 @@ from gateway_parts import chat, recipe, tokens_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from atlas_ray.gateway.budget import Amount, Limits, Usage, cost, dollars, picodollars, read_usage, worst_case
+from atlas_ray.gateway.budget import read_usage, worst_case
 from atlas_ray.gateway.replies import ApiError
 from atlas_ray.gateway.requests import read_request
 from atlas_ray.gateway.store import Store
 from atlas_ray.gateway.tables import reservations, sessions
+from atlas_ray.switching.spending import Amount, Limits, Usage, cost, dollars, picodollars
 
 MODELS = recipe("http://127.0.0.1:1/v1").gateway.models
 JSON = {"content-type": "application/json"}

@@ -5,9 +5,10 @@ import json
 import pytest
 from gateway_parts import answer_of, ask, chat, recipe, said
 
-from atlas_ray.gateway.budget import Usage, worst_case
+from atlas_ray.gateway.budget import worst_case
 from atlas_ray.gateway.requests import read_request
 from atlas_ray.gateway.sse import StreamedAnswer
+from atlas_ray.switching.spending import Usage
 
 
 def request(**more):

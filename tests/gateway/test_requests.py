@@ -7,10 +7,10 @@ import sys
 import pytest
 from gateway_parts import chat
 
-from atlas_ray.gateway.budget import Limits
 from atlas_ray.gateway.replies import ApiError
 from atlas_ray.gateway.requests import check_bounded, link, read_json, read_model, read_request
 from atlas_ray.gateway.sse import BadStreamError, StreamedAnswer
+from atlas_ray.switching.spending import Limits
 
 JSON = {"content-type": "application/json"}
 

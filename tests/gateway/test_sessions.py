@@ -7,11 +7,11 @@ import pytest
 from gateway_parts import chat, recipe
 
 from atlas_ray.gateway.admission import Admission, Admitted, Known
-from atlas_ray.gateway.budget import Usage
 from atlas_ray.gateway.deciding import Decider
 from atlas_ray.gateway.replies import ApiError
 from atlas_ray.gateway.requests import read_request
 from atlas_ray.gateway.store import Store
+from atlas_ray.switching.spending import Usage
 
 
 def request(body, **headers):

@@ -53,28 +53,24 @@ class BudgetGuard:
         if calls is not None and (calls := as_integer(calls, "budget")) < 0:
             raise InputError(f"a budget of {calls} calls; it must be at least 0")
         self.calls = calls
-        self._full = Account(Limits(calls=calls))
-        self._accounts = [self._full] * rows
         self.left: list[int | None] = [calls] * rows
         self.made = [0] * rows
         self.overrides = [0] * rows
 
     def start(self, row: int) -> None:
         """A new episode in ``row``, with the full budget."""
-        self._accounts[row] = self._full
         self.left[row], self.made[row], self.overrides[row] = self.calls, 0, 0
 
     def grant(self, row: int, wanted: int) -> int:
         """The guard: the model that may act where ``wanted`` is asked for; a granted call is paid for at once."""
-        if not wanted:
+        left = self.left[row]
+        if not wanted or left is None:
             return wanted
-        account = _reserved(self._accounts[row], CALL)
-        if account is None:
+        after = _reserved(left, CALL)
+        if after is None:
             self.overrides[row] += 1
             return QUICK
-        self._accounts[row] = account
-        if self.calls is not None:
-            self.left[row] = self.calls - account.spent.calls
+        self.left[row] = after
         return wanted
 
     def record(self, row: int) -> None:
@@ -92,9 +88,11 @@ class BudgetGuard:
         return share(self.left[row], self.calls)
 
 
-@lru_cache(maxsize=4096)  # accounts are values: in training the same few come again and again
-def _reserved(account: Account, more: Amount) -> Account | None:
-    return account.charged(more) if account.fits(more) else None
+@lru_cache(maxsize=4096)  # in training the same few come again and again
+def _reserved(left: int, more: Amount) -> int | None:
+    """What is left once ``more`` is reserved; None where it does not fit."""
+    account = Account(Limits(calls=left))
+    return account.charged(more).left.calls if account.fits(more) else None
 
 
 def shown(left: int | None, allowed: Sequence[bool]) -> int | None:

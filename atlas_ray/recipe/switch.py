@@ -17,6 +17,7 @@ MEASURED = "measured"
 """A cost of this name is what each call really took."""
 ENCODERS = ("hashing", "hidden", "minilm")
 """Of a switch, that are no names of models."""
+Baseline = Literal["random", "every", "threshold", "classifier", "escalate", "triggers", "oracle"]
 Signal = Literal["entropy", "margin", "catch-up"]
 
 
@@ -107,9 +108,17 @@ class Switch(ConfigModel):
     """Whether the replay buffer is part of what a killed training goes on from."""
     test_episodes: Positive = 300
     """Episodes of the final comparison, for every policy the same seeds."""
-    baselines: list[Literal["random", "every", "threshold", "oracle"]] = ["random"]
+    baselines: list[Baseline] = ["random"]
     """Compared with every learned switch: calls at `random`, `every` k-th step, where QUICK's margin is below a
-    `threshold`, each at the switch's own rate; the `oracle` calls where QUICK does not do what the expert would."""
+    `threshold`, where a `classifier` doubts that QUICK does what DEEPTHINK would, or from one step on (`escalate`),
+    each at the switch's own rate; where hand-written `triggers` hold; the `oracle` calls where QUICK does not do what
+    the expert would."""
+    critical: list[Annotated[str, Field(min_length=1)]] = []
+    """`triggers`: beginnings of actions of QUICK that count as critical, for which it is asked at every step."""
+    escalate_after: Positive = 3
+    """`escalate`: steps by QUICK after which DEEPTHINK takes over, or does not."""
+    fit_episodes: Positive = 200
+    """`classifier` and `escalate`: episodes on training seeds that they are fitted to."""
     rates: list[Annotated[float, Field(gt=0, lt=1)]] = []
     """Rates of calls at which these baselines are played besides."""
 

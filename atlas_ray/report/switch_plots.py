@@ -15,7 +15,7 @@ from .labels import Label, write_labels
 from .page import LIGHT
 from .places import Panel
 from .plots import SETTINGS, blank, plain
-from .switch_reading import MATCHED, ORACLE, ends, family
+from .switch_reading import MATCHED, ORACLE, TRIGGERS, ends, family
 
 Against = Literal["calls", "compute"]
 
@@ -39,6 +39,9 @@ _KINDS = {
     "random": _Kind("random", "X", "blue", 6.5),
     "every": _Kind("every k-th step", "d", "blue", 6.5),
     "threshold": _Kind("threshold on QUICK's margin", "v", "blue", 6.5),
+    "classifier": _Kind("classifier of downgrades", "<", "blue", 6.5),
+    "escalate": _Kind("escalate once", ">", "blue", 6.5),
+    TRIGGERS: _Kind("hand-written triggers", "p", "blue", 7.5),
     ORACLE: _Kind("oracle", "*", "blue", 10.0),
     "other": _Kind("other", "h", "blue", 7.0),
 }

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from ..data.results import ALWAYS_DEEPTHINK, ALWAYS_QUICK, Policy, combine
 from .reading import UNCLEAR, judge, signed, span
 
-MATCHED = ("random", "every", "threshold")
+MATCHED = ("random", "every", "threshold", "classifier", "escalate")
 """Families of baselines that are played at the rate of each learned switch."""
+TRIGGERS = "triggers"
+"""The family that calls at a rate of its own."""
 ORACLE = "oracle"
 
 
@@ -38,13 +40,14 @@ def above_line(policy: Policy, quick: Policy, deepthink: Policy) -> tuple[float,
 
 
 def twins(policy: Policy, policies: Sequence[Policy]) -> list[Policy]:
-    """The baselines that were played at the policy's rate of calls, to two digits, under the same budget."""
+    """Baselines at the policy's rate of calls, to two digits, and triggers at their own, all under the same budget."""
 
     def at_its_rate(other: Policy) -> bool:
         rate = re.search(r"\(p=([\d.]+)", other.name)
         return rate is not None and float(rate[1]) == round(policy.deepthink_share, 2)
 
-    return [p for p in policies if family(p) in MATCHED and p.budget == policy.budget and at_its_rate(p)]
+    rivals = [p for p in policies if p.budget == policy.budget]
+    return [p for p in rivals if family(p) == TRIGGERS or (family(p) in MATCHED and at_its_rate(p))]
 
 
 def read_londi(policies: Sequence[Policy]) -> dict[str, list[str]]:
@@ -99,7 +102,8 @@ def _versus(policy: Policy, others: Sequence[Policy]) -> list[str]:
         mean, low, high = combine([(1, policy), (-1, other)])
         calls = f"{other.deepthink_calls_per_episode:.2f} calls per episode"
         parts.append(f"{other.name} {signed(mean)} {span(low, high)}, {judge(low, high)} ({calls})")
-    return [f"Against baselines at its rate of calls: {'; '.join(parts)}."] if parts else []
+    own = ", and triggers at their own" if TRIGGERS in map(family, others) else ""
+    return [f"Against baselines at its rate of calls{own}: {'; '.join(parts)}."] if parts else []
 
 
 def _saving(policy: Policy, deepthink: Policy) -> str:

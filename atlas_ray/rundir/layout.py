@@ -256,6 +256,11 @@ class RunLayout:
         return self.root / "switch" / "selection.jsonl"
 
     @property
+    def switch_fitting(self) -> Path:
+        """Training episodes, step by step, that rules to compare switches with are fitted to."""
+        return self.root / "switch" / "fitting.jsonl"
+
+    @property
     def switch_episodes(self) -> Path:
         """Test episodes of the switch stage, a row each."""
         return self.root / "switch" / "episodes.jsonl"

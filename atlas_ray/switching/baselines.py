@@ -1,7 +1,8 @@
 """What a learned switch has to beat: fixed rules that decide which model acts (ours; LONDI's own are not known).
 
-A policy says in ``needs`` what it wants to be told of a situation: ``encoded``, ``margin`` or ``agrees``. Every rule
-calls model ``action``, usually the last one, and can be put under a budget, which the guard keeps for it.
+A policy says in ``needs`` what it wants to be told of a situation: ``encoded``, ``margin``, ``agrees``, ``past`` or
+``proposal``. Every rule calls model ``action``, usually the last one, and can be put under a budget, which the guard
+keeps for it. Those that are fitted to episodes: :mod:`atlas_ray.switching.fitted`.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Threshold:
 
     def decide(self, situations: Sequence[Situation]) -> list[int]:
         """By the margins, which must be there."""
-        return [self.action * (_required(s.margin, "margin") < self.tau) for s in situations]
+        return [self.action * (required(s.margin, "margin") < self.tau) for s in situations]
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,48 @@ class Oracle:
 
     def decide(self, situations: Sequence[Situation]) -> list[int]:
         """By what the expert would do, which must be there."""
-        return [self.action * (not _required(s.agrees, "agrees")) for s in situations]
+        return [self.action * (not required(s.agrees, "agrees")) for s in situations]
+
+
+@dataclass(frozen=True)
+class Triggers:
+    """A call where a hand-written condition holds, as in SwiftSage (arXiv 2305.17390); the conditions here are ours.
+
+    Stuck: the observation was seen before in the episode. Error: the environment says that the last action cannot be
+    done. Critical: QUICK is about to act with one of the beginnings in ``critical``, for which it is asked at every
+    step. SwiftSage's are five steps without reward, an invalid action, a final or irreversible one, and an exception;
+    its large model then plans several actions, here the next state is looked at anew.
+    """
+
+    critical: tuple[str, ...] = ()
+    action: int = 1
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The past; QUICK's answer only where some of its actions are critical."""
+        return frozenset({"past", "proposal"} if self.critical else {"past"})
+
+    def decide(self, situations: Sequence[Situation]) -> list[int]:
+        """By each one's past and QUICK's answer, which must be there."""
+        return [self.action * self._holds(s) for s in situations]
+
+    def _holds(self, situation: Situation) -> bool:
+        past = required(situation.past, "past")
+        if past.visits or past.refused:
+            return True
+        return bool(self.critical) and required(situation.proposal, "proposal").action.startswith(self.critical)
+
+
+@dataclass(frozen=True)
+class Shadowed:
+    """Model ``action`` everywhere while QUICK is asked too, so that its episodes say where QUICK would do otherwise."""
+
+    action: int
+    needs: ClassVar[frozenset[str]] = frozenset({"proposal"})
+
+    def decide(self, situations: Sequence[Situation]) -> list[int]:
+        """The same for all."""
+        return [self.action] * len(situations)
 
 
 def calibrate(margins: Sequence[float], rate: float) -> float:
@@ -115,7 +157,12 @@ def calibrate(margins: Sequence[float], rate: float) -> float:
     return ordered[through] if through < len(ordered) else above
 
 
-def _required(value: T | None, name: str) -> T:
+def required(value: T | None, name: str) -> T:
+    """What a policy needs of a situation.
+
+    Raises:
+        ValueError: it is not there.
+    """
     if value is None:
         raise ValueError(f"this policy needs {name!r} of every situation")
     return value

@@ -13,6 +13,7 @@ from ..agents.token_agent import Decision, LostAnswer
 from ..data.records import Step
 from ..data.replies import Replies
 from ..errors import InputError
+from .past import Past
 
 NOBODY = -1
 """Number of the model that has lost an episode whose environment died."""
@@ -54,6 +55,12 @@ class Episode:
         """Its environment is gone: it is over, and says nothing of the models."""
         self.over, self.success, self.lost_by = True, False, NOBODY
         self.lost = LostAnswer(f"the environment failed: {why}", replies={})
+
+    @property
+    def past(self) -> Past:
+        """What was seen and done so far."""
+        seen = (*(step.observation for step in self.steps), self.observation)
+        return Past(seen, tuple(step.action for step in self.steps), tuple(self.acted))
 
     @property
     def text(self) -> str:

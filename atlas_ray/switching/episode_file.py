@@ -24,14 +24,17 @@ class EpisodeFile:
         split: of the environments.
         block: number of the block of seeds, see :func:`atlas_ray.agents.rollout.seed_block`.
         count: episodes of each policy.
+        record: whether each row holds the episode too, see :func:`atlas_ray.switching.evaluate.rollout_policy`.
 
     Attributes:
         seeds: of the episodes.
         rows: what the file holds, without episodes that were lost at an earlier start.
     """
 
-    def __init__(self, context: StageContext, path: Path, split: str, block: int, count: int) -> None:
-        self.context, self.file, self.split = context, ResultFile(path), split
+    def __init__(
+        self, context: StageContext, path: Path, split: str, block: int, count: int, record: bool = False
+    ) -> None:
+        self.context, self.file, self.split, self.record = context, ResultFile(path), split, record
         self.label = {SWITCH_TEST: "test episodes", SWITCH_JUDGE: "episodes that judge"}.get(
             block, "episodes before the test"
         )
@@ -74,7 +77,7 @@ class EpisodeFile:
                 missing = [seed for seed in self.seeds if (spec.name, training, seed) not in known]
                 for part in chunks(missing, 4 * context.settings.num_envs):
                     play = (context.recipe, spec, training, tuple(part), self.split, context.mean_call, context.leases)
-                    tasks.append(PlayTask(*play))
+                    tasks.append(PlayTask(*play, self.record))
         return tasks
 
     def _receive(self, task: PlayTask, row: Row, tally: Tally) -> None:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from ..agents.attempts import MOST_ATTEMPTS
+from ..agents.decisions import Decision
 from ..agents.rollout import EnvSpec
 from ..data.records import actor
 from ..data.replies import Losses, Replies
@@ -23,12 +24,16 @@ encoder_of = lru_cache(maxsize=1)(make_encoder)
 """The encoder of a recipe, loaded once per process."""
 
 
+NO_PROPOSAL = Decision(None, "")
+"""Where QUICK gives no answer; if it then has to act, it is asked again."""
+
+
 class Policy(Protocol):
     """Decides for a batch of situations: the number of the model that acts, 0 for QUICK."""
 
     @property
     def needs(self) -> frozenset[str]:
-        """What it wants to be told besides: ``encoded``, ``margin``, ``agrees``."""
+        """What it wants to be told besides: ``encoded``, ``margin``, ``agrees``, ``past``, ``proposal``."""
         ...
 
     def decide(self, situations: Sequence[Situation]) -> list[int]:
@@ -81,7 +86,8 @@ def rollout_policy(
         ``objective`` (return less c times the weights or what was used), ``calls`` (steps of any model but the first),
         ``calls_by_model`` (steps of each), ``called_at`` (which steps were calls), ``steps``, ``overrides``,
         ``violations`` (calls over the budget: 0, or the guard is broken), ``tokens`` (fed to each model), ``flops``,
-        ``seconds`` and ``money`` (of all models), with a policy that needs them the ``margins`` of all steps, and with
+        ``seconds`` and ``money`` (of all models), with a policy that needs them the ``margins`` of all steps and what
+        QUICK ``proposed`` at each (nothing where it gave no answer), and with
         ``record`` the ``episode`` itself: ``env``, ``instruction`` and the ``steps`` with the ``actor`` of each, and
         with the ``values`` that a switch gave a step by each model (None where the budget had no call left); and its
         ``score``.
@@ -129,6 +135,7 @@ class _Rollouts:
         self._lost_attempts: dict[int, dict[str, Any]] = {}
         self._charged = [0.0] * game.rows
         self._margins: list[list[float]] = [[] for _ in range(game.rows)]
+        self._proposed: list[list[str]] = [[] for _ in range(game.rows)]
         self._record = record
         self._values: list[list[list[float | None]]] = [[] for _ in range(game.rows)]
 
@@ -155,6 +162,8 @@ class _Rollouts:
         found = _episode_row(self._game, self._guard, row, cost * self._charged[row])
         if self._margins[row]:
             found["margins"] = self._margins[row]
+        if self._proposed[row]:
+            found["proposed"] = self._proposed[row]
         if episode.lost:
             found |= {"error": episode.lost.reason, "lost_by": episode.lost_by}
         if (attempts := self._attempts[episode.seed]) > 1:
@@ -171,7 +180,7 @@ class _Rollouts:
         self._game.begin(row, seed)
         self._attempts[seed] += 1
         self._guard.start(row)
-        self._charged[row], self._margins[row], self._values[row] = 0.0, [], []
+        self._charged[row], self._margins[row], self._proposed[row], self._values[row] = 0.0, [], [], []
 
     def _step(self, playing: list[int]) -> list[int]:
         """Let the policy decide and the models act in these rows; those whose episode is over."""
@@ -179,6 +188,8 @@ class _Rollouts:
         for row, situation in zip(playing, seen, strict=True):
             if situation.margin is not None:
                 self._margins[row].append(situation.margin)
+            if situation.proposal is not None:
+                self._proposed[row].append(situation.proposal.action)
         wanted = self._decide(playing, seen)
         choices = {row: self._guard.grant(row, number) for row, number in zip(playing, wanted, strict=True)}
         for row, choice in choices.items():
@@ -240,12 +251,14 @@ def situations(policy: Policy, game: TextGame, guard: BudgetGuard, rows: list[in
     encoded = list(game.observe(rows)) if "encoded" in policy.needs else [None] * len(rows)
     margins = [c.margin for c in game.confidence(rows)] if "margin" in policy.needs else [None] * len(rows)
     agrees = game.agrees(rows) if "agrees" in policy.needs else [None] * len(rows)
+    pasts = [game.episodes[row].past for row in rows] if "past" in policy.needs else [None] * len(rows)
+    answers = [p or NO_PROPOSAL for p in game.proposals(rows)] if "proposal" in policy.needs else [None] * len(rows)
     return [
         Situation(e.text, guard.left[row], game.step_share(row), e.id, len(e.steps), *told)
         for row, e, told in zip(
             rows,
             (game.episodes[row] for row in rows),
-            zip(encoded, margins, agrees, strict=True),
+            zip(encoded, margins, agrees, pasts, answers, strict=True),
             strict=True,
         )
     ]

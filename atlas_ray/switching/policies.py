@@ -16,8 +16,10 @@ from ..errors import AtlasError
 from ..recipe.loading import Switch
 from ..recipe.switch import MEASURED
 from ..rundir.layout import RunLayout
-from .baselines import Always, EveryKth, Oracle, Random, Threshold, calibrate
+from .baselines import Always, EveryKth, Oracle, Random, Shadowed, Threshold, Triggers
+from .calibration import Calibration
 from .evaluate import Policy
+from .fitted import Classifier, EscalateOnce
 from .policy import SwitchPolicy
 
 Row = dict[str, Any]
@@ -29,7 +31,9 @@ class PolicySpec:
     """A policy of the comparison, with what it was trained or is played under.
 
     ``directories`` and ``seeds``: of a learned switch, one for each training seed. Else ``kind`` is ``always`` model
-    ``action``, or a rule that calls it: ``random``, ``every``, ``threshold`` (below ``tau``) or ``oracle``.
+    ``action``, or a rule that calls it: ``random``, ``every``, ``threshold`` (below ``tau``), ``triggers`` (with its
+    ``critical`` actions), ``classifier`` and ``escalate`` (both below ``tau``, by ``weights``, the latter ``after`` so
+    many steps), ``oracle``; ``shadowed`` is ``always`` with QUICK asked too.
     """
 
     name: str
@@ -43,6 +47,9 @@ class PolicySpec:
     budget_fraction: float | None = None
     directories: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
+    critical: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    after: int = 0
 
     @property
     def training_seeds(self) -> tuple[int | None, ...]:
@@ -63,7 +70,11 @@ class PolicySpec:
             "random": Random(self.rate, seed, self.action),
             "every": EveryKth(self.rate, self.action),
             "threshold": Threshold(self.tau, self.action),
+            "triggers": Triggers(self.critical, self.action),
+            "classifier": Classifier(self.weights, self.tau, self.action),
+            "escalate": EscalateOnce(self.weights, self.tau, self.after, self.action),
             "oracle": Oracle(self.action),
+            "shadowed": Shadowed(self.action),
         }
         return rules[self.kind]
 
@@ -148,15 +159,17 @@ def call_rate(rows: Sequence[Row]) -> float:
 
 
 def baselines(
-    settings: Switch, learned: Sequence[PolicySpec], rows: Sequence[Row], margins: Sequence[float]
+    settings: Switch, learned: Sequence[PolicySpec], rows: Sequence[Row], calibration: Calibration
 ) -> list[PolicySpec]:
     """The recipe's baselines: each at every switch's rate and under its budget, and at the recipe's rates.
+
+    Triggers have no rate to be set to: they are played without a limit, and under every budget.
 
     Args:
         settings: of the recipe.
         learned: the switches.
         rows: their test episodes. A switch that hardly ever calls has no baselines but always-quick.
-        margins: of QUICK in episodes it played alone, to calibrate thresholds with.
+        calibration: what rules are set by.
     """
     last = len(settings.models) - 1
     wanted = [(call_rate([r for r in rows if r["policy"] == c.name]), c.budget) for c in learned]
@@ -165,12 +178,17 @@ def baselines(
         if kind == "oracle":
             found[kind] = PolicySpec(kind, kind, action=last)
             continue
+        if kind == "triggers":
+            for budget in [None, *dict.fromkeys(n for _, n in wanted if n)]:
+                name = kind if budget is None else f"{kind}(n={budget})"
+                found[name] = PolicySpec(name, kind, last, budget=budget, critical=tuple(settings.critical))
+            continue
         for rate, budget in [*wanted, *((rate, None) for rate in settings.rates)]:
             if rate:
                 digits = f"{rate:.2f}" if round(rate, 2) == rate else f"{rate:g}"
                 name = f"{kind}(p={digits}{'' if budget is None else f', n={budget}'})"
-                tau = calibrate(margins, rate) if kind == "threshold" else 0.0
-                found[name] = PolicySpec(name, kind, action=last, rate=rate, tau=tau, budget=budget)
+                terms: dict[str, Any] = calibration.terms(kind, rate, budget)
+                found[name] = PolicySpec(name, kind, action=last, rate=rate, budget=budget, **terms)
     return list(found.values())
 
 

@@ -16,12 +16,14 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from ..agents.decisions import Decision
 from ..errors import InputError
 from ..models.encoders import Encoder, make_encoder
 from ..models.hashed_words import Vector
 from ..rundir import files
 from .budget import QUICK, as_integer, share
 from .features import BUDGET_ENTRY, EXTRA, with_shares
+from .past import Past
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 SIGNALS = frozenset({"entropy", "margin", "catch-up"})
@@ -34,7 +36,8 @@ class Situation(NamedTuple):
     ``text``: ``"goal\nobservation"``. ``left``: calls left. ``step_share``: share of the steps that is used.
     ``episode`` and ``step``: whose turn it is, for policies that draw. ``encoded``: ``[width]``, what its encoder and
     signals say, where the text alone does not tell. ``margin``: of QUICK's answer. ``agrees``: whether QUICK does what
-    the expert would. The last three are there only for policies that ask for them.
+    the expert would. ``past``: the episode so far. ``proposal``: what QUICK is about to think and do, an empty action
+    where it gives no answer. The last five are there only for policies that ask for them.
     """
 
     text: str
@@ -45,6 +48,8 @@ class Situation(NamedTuple):
     encoded: Vector | None = None
     margin: float | None = None
     agrees: bool | None = None
+    past: Past | None = None
+    proposal: Decision | None = None
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..agents.rollout import SWITCH_JUDGE, SWITCH_SELECT, SWITCH_TEST
+from ..agents.rollout import SWITCH_JUDGE, SWITCH_SELECT, SWITCH_TEST, SWITCH_TRAIN
 from ..agents.throughput import replies_told
 from ..cluster.workers import ActorPool, worker_pool
 from ..data.replies import Replies
@@ -20,7 +21,9 @@ from ..recipe.switch import MEASURED
 from ..rundir import files
 from ..rundir.following import Tail, polling
 from ..rundir.progress import duration, say
+from .calibration import FITTED, Calibration
 from .episode_file import EpisodeFile
+from .fitted import BLANK
 from .policies import (
     PolicySpec,
     Row,
@@ -43,6 +46,7 @@ def switch_stage(recipe: Recipe, run_dir: str | Path, say: Callable[[str], None]
 
     Writes ``checkpoints/switch-cost0.05-seed0/`` and the like; ``switch/selection.jsonl``, episodes played before the
     test (what a call takes, what a percentage is of, QUICK's margins), and ``switch/usage.json``, what came of them;
+    ``switch/fitting.jsonl``, training episodes that baselines are fitted to;
     ``switch/episodes.jsonl``, a row per test episode; ``switch/policies.json``, the rows returned; and
     ``switch/replay.json``, a few episodes of the last budget's switch, or of the last switch, step by step.
 
@@ -187,13 +191,30 @@ def _resolve_budgets(context: StageContext, selection: EpisodeFile) -> tuple[flo
     return calls, budgets
 
 
-def _quick_margins(context: StageContext, selection: EpisodeFile) -> list[float]:
-    """QUICK's margins in episodes that it played alone, where the recipe has a threshold to calibrate."""
-    if "threshold" not in context.settings.baselines:
-        return []
-    # below no threshold, so QUICK acts alone, and is asked for its margin
-    watched = PolicySpec("quick, watched", "threshold", tau=-math.inf)
-    return [margin for row in scorable_episodes(selection.play([watched]), watched.name) for margin in row["margins"]]
+def _calibration(context: StageContext, selection: EpisodeFile) -> Calibration:
+    """Play what the recipe's baselines are set by: selection and training episodes, none of the test."""
+    settings, found = context.settings, Calibration()
+    if "threshold" in settings.baselines:
+        # below no threshold, so QUICK acts alone, and is asked for its margin
+        watched = PolicySpec("quick, watched", "threshold", tau=-math.inf)
+        rows = scorable_episodes(selection.play([watched]), watched.name)
+        found = replace(found, margins=[margin for row in rows for margin in row["margins"]])
+    if not FITTED & set(settings.baselines):
+        return found
+    file, last = context.layout.switch_fitting, len(settings.models) - 1
+    fitting = EpisodeFile(context, file, "train", SWITCH_TRAIN, settings.fit_episodes, record=True)
+
+    def play(spec: PolicySpec) -> list[Row]:
+        return scorable_episodes(fitting.play([spec]), spec.name)
+
+    quick = play(PolicySpec("quick, fitted to", "always"))
+    if "escalate" in settings.baselines:
+        after = settings.escalate_after
+        always = PolicySpec(f"deepthink after {after}", "escalate", last, tau=math.inf, weights=BLANK, after=after)
+        found = found.with_escalation(quick, play(always), after)
+    if "classifier" in settings.baselines:
+        found = found.with_classifier(quick, play(PolicySpec("deepthink, shadowed by quick", "shadowed", last)))
+    return found
 
 
 def train_together(runs: Sequence[tuple[Recipe, Path]]) -> None:
@@ -276,8 +297,8 @@ def _play_test(
     """Play single models, switches, and baselines at the switches' rates: all policies, and all their episodes."""
     test, plain = _test_file(context), single_model_policies(context.settings)
     rows = test.play([*plain, *learned])
-    scorable, margins = scorable_episodes(rows, "the comparison"), _quick_margins(context, selection)
-    rules = baselines(context.settings, learned, scorable, margins)
+    scorable, calibration = scorable_episodes(rows, "the comparison"), _calibration(context, selection)
+    rules = baselines(context.settings, learned, scorable, calibration)
     return [*plain, *learned, *rules], rows + test.play(rules)
 
 

@@ -190,13 +190,13 @@ class TextGame:
         Raises:
             InputError: the environment has no expert.
         """
-        unknown = self._query(0, [row for row in rows if not self.episodes[row].over])
-        return [
-            self.episodes[row].over
-            or row in unknown
-            or self._state_caches[row].decisions[0].action == self._expert_action(row)
-            for row in rows
-        ]
+        told = zip(rows, self.proposals(rows), strict=True)
+        return [decision is None or decision.action == self._expert_action(row) for row, decision in told]
+
+    def proposals(self, rows: Sequence[int]) -> list[Decision | None]:
+        """QUICK's answers in the present states, by which it acts; None where it gives none or the episode is over."""
+        self._query(0, [row for row in rows if not self.episodes[row].over])
+        return [None if self.episodes[row].over else self._state_caches[row].decisions.get(0) for row in rows]
 
     def step_share(self, row: int) -> float:
         """Steps taken over the step limit."""

@@ -7,7 +7,9 @@ import pytest
 
 from atlas_ray.data.results import Policy, interval
 from atlas_ray.recipe.loading import Switch
-from atlas_ray.switching.baselines import Always, EveryKth, Oracle, Random, Threshold, calibrate
+from atlas_ray.switching.baselines import Always, EveryKth, Oracle, Random, Threshold, Triggers, calibrate
+from atlas_ray.switching.calibration import Calibration
+from atlas_ray.switching.fitted import Branch, Classifier, EscalateOnce
 from atlas_ray.switching.policies import (
     baselines,
     call_histogram,
@@ -169,8 +171,8 @@ def test_baselines_have_the_rate_and_the_budget_of_each_switch(tmp_path):
     learned = learned_policies(recipe, tmp_path)
     rows = [row("londi(c=0.05)", t, s, True, [0], 7) for t in (0, 7) for s in range(3)]
     rows += [row("londi-b(n=2)", t, s, True, [0, 1], 8) for t in (0, 7) for s in range(3)]
-    margins = [i / 100 for i in range(100)]
-    found = baselines(recipe, learned, rows, margins)
+    calibration = Calibration(margins=[i / 100 for i in range(100)])
+    found = baselines(recipe, learned, rows, calibration)
     assert [c.name for c in found] == [
         *("random(p=0.14)", "random(p=0.25, n=2)", "random(p=0.10)", "random(p=0.125)"),
         *("every(p=0.14)", "every(p=0.25, n=2)", "every(p=0.10)", "every(p=0.125)"),
@@ -183,4 +185,25 @@ def test_baselines_have_the_rate_and_the_budget_of_each_switch(tmp_path):
     assert by_name["random(p=0.14)"].make_policy(3) == Random(0.14, 3)
     assert by_name["every(p=0.125)"].make_policy(0) == EveryKth(0.125)
     silent = [row(c.name, t, s, True, [], 8) for c in learned for t in (0, 7) for s in range(3)]
-    assert [c.name for c in baselines(settings(budgets=[2]), learned, silent, [])] == [], "that is always-quick"
+    assert [c.name for c in baselines(settings(budgets=[2]), learned, silent, Calibration())] == [], (
+        "that is always-quick"
+    )
+
+
+def test_rules_that_look_back_are_fitted_once_and_set_to_each_rate(tmp_path):
+    recipe = settings(budgets=[0, 2], baselines=["classifier", "escalate", "triggers"], critical=["drop"])
+    learned = learned_policies(recipe, tmp_path)
+    rows = [row(c.name, t, s, True, [0, 1], 8) for c in learned for t in (0, 7) for s in range(3)]
+    branches = [Branch(n / 10, 8, 4, 2) for n in range(10)]
+    fitted = Calibration(classifier=(1.0,), chances=[0.1, 0.2, 0.3, 0.4], escalation=(2.0,), after=3, branches=branches)
+    by_name = {c.name: c for c in baselines(recipe, learned, rows, fitted)}
+    assert list(by_name) == [
+        *("classifier(p=0.25)", "classifier(p=0.25, n=0)", "classifier(p=0.25, n=2)"),
+        *("escalate(p=0.25)", "escalate(p=0.25, n=0)", "escalate(p=0.25, n=2)"),
+        *("triggers", "triggers(n=2)"),
+    ]
+    assert by_name["classifier(p=0.25)"].make_policy(0) == Classifier((1.0,), 0.2)
+    # eight of ten: 16 calls in 48 steps are 0.33, seven: 14 in 52 are 0.27, six: 12 in 56 are 0.21
+    assert by_name["escalate(p=0.25, n=2)"].make_policy(0) == EscalateOnce((2.0,), 0.7, 3)
+    assert by_name["triggers(n=2)"].make_policy(0) == Triggers(("drop",))
+    assert [by_name[n].budget for n in ("triggers", "triggers(n=2)")] == [None, 2]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from switch_models import SHAPES, agents, model, small_switch, specs
 
-from atlas_ray.agents.rollout import SWITCH_TEST, seed_block
+from atlas_ray.agents.rollout import SWITCH_TEST, SWITCH_TRAIN, seed_block
 from atlas_ray.data.results import Londi, interval
 from atlas_ray.models.tiny import build_tokenizer
 from atlas_ray.recipe.loading import Recipe
@@ -115,7 +115,9 @@ def save_random_switch(directory, seed, **terms):
 @pytest.fixture(scope="module")
 def compared(make, tmp_path_factory):
     """A run of the stage that every kind of policy takes part in: its recipe, directory, rows and what was said."""
-    recipe = make(budgets=["50%"], seeds=[0, 3], baselines=["random", "every", "threshold", "oracle"], rates=[0.2])
+    rules = ["random", "every", "threshold", "classifier", "escalate", "triggers", "oracle"]
+    fitted = {"fit_episodes": 6, "escalate_after": 2, "critical": ["go"]}
+    recipe = make(budgets=["50%"], seeds=[0, 3], baselines=rules, rates=[0.2], **fitted)
     directory, said = tmp_path_factory.mktemp("compared") / "run", []
     for seed in (0, 3):
         save_random_switch(directory / f"checkpoints/switch-cost0.05-seed{seed}", seed, cost=0.05)
@@ -139,7 +141,9 @@ def test_every_policy_of_the_recipe_has_a_row(compared):
     for name in learned:
         rate = f"{by_name[name]['deepthink_share']:.2f}"
         limit = f", n={by_name[name]['budget']}" if "budget" in by_name[name] else ""
-        assert rate == "0.00" or {f"{kind}(p={rate}{limit})" for kind in ("random", "every", "threshold")} <= set(names)
+        kinds = ("random", "every", "threshold", "classifier", "escalate")
+        assert rate == "0.00" or {f"{kind}(p={rate}{limit})" for kind in kinds} <= set(names)
+    assert {"triggers", f"triggers(n={budget})"} <= set(names)
     assert files.read_json(compared.directory / "switch" / "policies.json") == compared.rows
 
 
@@ -148,6 +152,21 @@ def test_percentages_are_of_the_first_costs_switch_in_the_episodes_it_was_chosen
     played = [row for row in lines(folder / "selection.jsonl") if row["policy"] == "londi(c=0.05)"]
     assert len(played) == 12
     assert files.read_json(folder / "usage.json")["calls"] == pytest.approx(sum(row["calls"] for row in played) / 12)
+
+
+def test_rules_are_fitted_to_training_episodes_alone(compared):
+    folder = compared.directory / "switch"
+    played = lines(folder / "fitting.jsonl")
+    names = ["quick, fitted to", "deepthink after 2", "deepthink, shadowed by quick"]
+    first = seed_block(0, SWITCH_TRAIN)
+    assert [(row["policy"], row["seed"]) for row in played] == [(n, first + i) for n in names for i in range(6)]
+    tested = {row["seed"] for file in ("episodes", "selection") for row in lines(folder / f"{file}.jsonl")}
+    assert not tested & {row["seed"] for row in played}
+    for row in played:
+        taken = row["episode"]["steps"]
+        by = {"quick, fitted to": 0, "deepthink after 2": max(0, len(taken) - 2)}.get(row["policy"], len(taken))
+        assert row["calls"] == by
+        assert len(row.get("proposed", taken)) == len(taken)
 
 
 def test_rows_sum_up_the_same_episodes_for_every_training_seed(compared):

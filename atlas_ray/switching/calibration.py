@@ -1,0 +1,103 @@
+"""What rules are set by before they meet a switch: episodes of selection and training seeds, never of the test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import InputError
+from .baselines import calibrate
+from .fitted import Branch, calibrate_escalation, chance, fit, read
+from .past import Past
+
+FITTED = frozenset({"classifier", "escalate"})
+"""Rules that are fitted to episodes on training seeds."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Numbers that rules are set by.
+
+    ``margins``: of QUICK in episodes that it played alone. ``classifier``: its weights; ``chances`` what it says of
+    states in which QUICK played alone. ``escalation``: weights; ``after`` how many steps it decides; ``branches`` both
+    ways to go on from there, ``other_steps`` the steps of episodes that did not come so far.
+    """
+
+    margins: Sequence[float] = ()
+    classifier: tuple[float, ...] = ()
+    chances: Sequence[float] = ()
+    escalation: tuple[float, ...] = ()
+    after: int = 0
+    branches: Sequence[Branch] = ()
+    other_steps: int = 0
+
+    def terms(self, kind: str, rate: float, budget: int | None) -> dict[str, Any]:
+        """What a rule of this kind has of its own so that it calls at a rate.
+
+        Raises:
+            ValueError: there is nothing to calibrate it with.
+        """
+        if kind == "threshold":
+            return {"tau": calibrate(self.margins, rate)}
+        if kind == "classifier":
+            return {"tau": calibrate(self.chances, rate), "weights": self.classifier}
+        if kind == "escalate":
+            tau = calibrate_escalation(self.branches, rate, budget, self.other_steps)
+            return {"tau": tau, "weights": self.escalation, "after": self.after}
+        return {}
+
+    def with_classifier(self, quick: Sequence[dict[str, Any]], shadowed: Sequence[dict[str, Any]]) -> Calibration:
+        """Fit the classifier of downgrades.
+
+        Args:
+            quick: rows of episodes that QUICK played alone, with the episodes.
+            shadowed: of episodes that DEEPTHINK played while QUICK was asked too. Where it won any, only those count.
+        """
+        won = [row for row in shadowed if row["success"]] or shadowed
+        features, labels = [], []
+        for row in won:
+            for step, proposed in zip(range(row["steps"]), row["proposed"], strict=False):
+                past = _past(row, step)
+                features.append(read(row["episode"]["instruction"], past))
+                labels.append(proposed == row["episode"]["steps"][step]["action"])
+        weights = fit(features, labels)
+        chances = [chance(weights, _read(row, step)) for row in quick for step in range(row["steps"])]
+        return replace(self, classifier=weights, chances=chances)
+
+    def with_escalation(
+        self, quick: Sequence[dict[str, Any]], escalated: Sequence[dict[str, Any]], after: int
+    ) -> Calibration:
+        """Fit the value of the first steps: QUICK's chance to succeed alone.
+
+        Args:
+            quick: rows of episodes that QUICK played alone, with the episodes.
+            escalated: of episodes that QUICK began and DEEPTHINK ended, for the same seeds.
+            after: steps that QUICK takes before it is decided.
+
+        Raises:
+            InputError: none lasts so long.
+        """
+        other = {row["seed"]: row for row in escalated}
+        reached = [row for row in quick if row["steps"] > after and row["seed"] in other]
+        if not reached:
+            raise InputError(f"no episode that QUICK begins lasts longer than {after}", field="switch.escalate_after")
+        features = [_read(row, after) for row in reached]
+        weights = fit(features, [row["success"] for row in reached])
+        branches = [
+            Branch(chance(weights, x), row["steps"], other[row["seed"]]["steps"], other[row["seed"]]["calls"])
+            for row, x in zip(reached, features, strict=True)
+        ]
+        short = sum(row["steps"] for row in quick if row["steps"] <= after)
+        return replace(self, escalation=weights, after=after, branches=branches, other_steps=short)
+
+
+def _read(row: dict[str, Any], step: int) -> Any:
+    return read(row["episode"]["instruction"], _past(row, step))
+
+
+def _past(row: dict[str, Any], step: int) -> Past:
+    """The episode of a row as it was when so many steps were taken."""
+    steps = row["episode"]["steps"]
+    seen, done = [s["observation"] for s in steps[: step + 1]], [s["action"] for s in steps[:step]]
+    return Past(tuple(seen), tuple(done), ())

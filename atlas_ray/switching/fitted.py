@@ -1,0 +1,159 @@
+"""Rules that are fitted to episodes on training seeds, without a reward to learn from: what RL has to beat (ours).
+
+Both are a logistic regression on hashed words, so that they read what a switch reads by default. A rule calls where its
+number is below ``tau``; which one keeps to a rate is said by :func:`atlas_ray.switching.baselines.calibrate` and
+:func:`calibrate_escalation`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..models.hashed_words import Vector, encode
+from .baselines import required
+from .past import Past
+from .policy import Situation
+
+WORDS, ACTIONS = 256, 32
+"""Entries for goal and observation, and for the actions that led there."""
+WIDTH = WORDS + ACTIONS + 3
+"""Entries that a rule reads: words, actions, how often the state was seen, actions without effect, and a one."""
+BLANK = (0.0,) * WIDTH
+"""Weights that give every state the chance 0.5."""
+_RIDGE = 1.0
+_ITERATIONS = 30
+
+
+@lru_cache(maxsize=10_000)
+def read(goal: str, past: Past) -> Vector:
+    """``[WIDTH]``: the present state of an episode, read-only."""
+    loops: list[float] = [past.visits / (1 + past.visits), past.unchanged / (1 + past.unchanged), 1.0]
+    parts: list[Vector | list[float]] = [
+        encode(f"{goal}\n{past.observations[-1]}", WORDS),
+        encode(", ".join(past.actions), ACTIONS),
+        loops,
+    ]
+    vector = np.concatenate(parts, dtype=np.float32)
+    vector.flags.writeable = False
+    return vector
+
+
+def fit(features: Sequence[Vector], labels: Sequence[bool]) -> tuple[float, ...]:
+    """Weights ``[F]`` of a logistic regression of labels ``[N]`` on features ``[N, F]``, by Newton's method.
+
+    All weights are shrunk, so one exists for any labels, also where all are the same.
+
+    Raises:
+        ValueError: there is nothing to fit.
+    """
+    if not len(features):
+        raise ValueError("features: none to fit to")
+    x, y = np.array(features, np.float64), np.array(labels, np.float64)
+    weights = np.zeros(x.shape[1])
+    for _ in range(_ITERATIONS):
+        p = _sigmoid(x @ weights)
+        gradient = x.T @ (p - y) + _RIDGE * weights
+        hessian = (x.T * (p * (1 - p))) @ x + _RIDGE * np.eye(len(weights))
+        step = np.linalg.solve(hessian, gradient)
+        weights -= step
+        if np.abs(step).max() < 1e-9:
+            break
+    return tuple(weights.tolist())
+
+
+def chance(weights: Sequence[float], features: Vector) -> float:
+    """The probability that the label holds."""
+    return float(_sigmoid(np.array(features @ np.array(weights))))
+
+
+def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 0.5 * (1 + np.tanh(x / 2))
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A call where QUICK's chance to do what DEEPTHINK would is below ``tau``.
+
+    It is fitted to the steps of DEEPTHINK's successes, in which QUICK was asked too. A step has the label "downgrade"
+    where QUICK says the same.
+    """
+
+    weights: tuple[float, ...]
+    tau: float
+    action: int = 1
+    needs: ClassVar[frozenset[str]] = frozenset({"past"})
+
+    def decide(self, situations: Sequence[Situation]) -> list[int]:
+        """By each state, whose past must be there."""
+        return [self.action * (chance(self.weights, _seen(s)) < self.tau) for s in situations]
+
+
+@dataclass(frozen=True)
+class EscalateOnce:
+    """One switch for the rest of the episode, where after ``after`` steps QUICK's chance to succeed is below ``tau``.
+
+    The idea is SWE-Router's (arXiv 2607.00053), which values the first turns and then hands over, or does not.
+    """
+
+    weights: tuple[float, ...]
+    tau: float
+    after: int
+    action: int = 1
+    needs: ClassVar[frozenset[str]] = frozenset({"past"})
+
+    def decide(self, situations: Sequence[Situation]) -> list[int]:
+        """By the first steps of each, whatever came later."""
+        return [self.action * (s.step >= self.after and self._value(s) < self.tau) for s in situations]
+
+    def _value(self, situation: Situation) -> float:
+        return chance(self.weights, _seen(situation, self.after))
+
+
+def _seen(situation: Situation, until: int | None = None) -> Vector:
+    past = required(situation.past, "past")
+    return read(situation.text.partition("\n")[0], past if until is None else past.until(until))
+
+
+class Branch(NamedTuple):
+    """An episode that QUICK began: its value then, and the steps and calls to its end by QUICK and by DEEPTHINK."""
+
+    value: float
+    steps: int
+    escalated_steps: int
+    calls: int
+
+
+def calibrate_escalation(branches: Sequence[Branch], rate: float, budget: int | None, other_steps: int = 0) -> float:
+    """The ``tau`` below which escalated episodes have calls at a share of all steps that is nearest to ``rate``.
+
+    Args:
+        branches: episodes that reached the step at which is decided.
+        rate: share of the steps.
+        budget: most calls of an episode.
+        other_steps: steps of episodes that ended before.
+
+    Raises:
+        ValueError: no episode reached that step.
+    """
+    if not branches:
+        raise ValueError("branches: none to calibrate with")
+    ordered = sorted(branches)
+    steps, calls = other_steps + sum(b.steps for b in ordered), 0
+    best, off = ordered[0].value, rate
+    for number, branch in enumerate(ordered):
+        steps += branch.escalated_steps - branch.steps
+        calls += branch.calls if budget is None else min(branch.calls, budget)
+        last = number + 1 == len(ordered)
+        if not last and ordered[number + 1].value == branch.value:
+            continue  # equal values escalate together
+        if abs(calls / steps - rate) < off:
+            off = abs(calls / steps - rate)
+            best = math.inf if last else ordered[number + 1].value
+    return best

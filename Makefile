@@ -7,7 +7,7 @@ WORKERS ?= 3
 UV_VERSION := 0.13.9
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -rs --durations=20
 # the tested versions of everything; a package that is not in it may have any version
-PIP := $(BIN)/python -m pip install -q -c requirements.lock
+PIP := $(BIN)/python -m pip install -q --no-compile -c requirements.lock
 # in half of pip's time, and pip where it fails: uv knows nothing of an index or a proxy in pip's own configuration
 UV := $(BIN)/uv pip install -q --python $(BIN)/python -c requirements.lock
 # what nearly every process imports: a quarter of the modules that are installed
@@ -24,7 +24,7 @@ setup: .venv/.ready
 .venv/.ready: pyproject.toml requirements.lock
 	@echo "installing into .venv (about 2 GB; one to three minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(PIP) --no-compile torch==2.13.0 uv==$(UV_VERSION)
+	@$(PIP) torch==2.13.0 uv==$(UV_VERSION)
 	@$(UV) -e ".[$(EXTRAS)]" || $(PIP) -e ".[$(EXTRAS)]"
 	@$(BIN)/python -c "import $(IMPORTED)"  # else the first processes would all compile them at once
 	@touch $@

@@ -47,8 +47,8 @@ class Decider:
         reads = [*(["QUICK's hidden state"] if switch.config.encoder == "hidden" else []), *switch.config.signals]
         if reads:
             raise InputError(
-                f"reads {' and '.join(reads)}, which models behind a chat API do not give: train one without, or take "
-                "`atlas-ray serve`, which has them of local models",
+                f"reads {' and '.join(reads)}, which the gateway does not have: train one without, or take "
+                "`atlas-ray serve`, which has them of the models that it plays with",
                 field=FIELD,
             )
         if switch.config.models != self.models:

@@ -18,7 +18,9 @@ MEASURED = "measured"
 ENCODERS = ("hashing", "hidden", "minilm")
 """Of a switch, that are no names of models."""
 Baseline = Literal["random", "every", "threshold", "classifier", "escalate", "triggers", "oracle"]
-Signal = Literal["entropy", "margin", "catch-up"]
+Signal = Literal["entropy", "margin", "catch-up", "proposal", "visits", "unchanged", "since-call"]
+SCORED = ("entropy", "margin")
+"""Signals that need the probabilities of the first model."""
 
 
 def _cost(given: Any) -> float | str:
@@ -82,8 +84,10 @@ class Switch(ConfigModel):
     features: Annotated[int, Field(ge=8)] = 256
     """Width of the hashed bag of words that encodes goal and observation."""
     signals: list[Signal] = []
-    """What it sees besides: `entropy` and `margin` of QUICK's answer, which QUICK then gives at every step, and the
-    share of the prompt that DEEPTHINK has yet to read (`catch-up`)."""
+    """What it sees besides: `entropy` and `margin` of QUICK's answer, and the answer's words (`proposal`), which QUICK
+    then gives at every step; the share of the prompt that DEEPTHINK has yet to read (`catch-up`); how often the state
+    was seen in the episode (`visits`), how many actions up to now had no effect (`unchanged`), and how long ago the
+    last call was (`since-call`)."""
     num_envs: Positive = 32
     """Episodes stepped together; one batch a model a vector step."""
     env_runners: int = Field(default=0, ge=0)
@@ -147,7 +151,7 @@ class Switch(ConfigModel):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name}: one stands twice")
         if self.models[0].model == EXPERT or self.models[0].base_url:
-            needs = [s for s in self.signals if s != "catch-up"] + ["hidden"] * (self.encoder == "hidden")
+            needs = [s for s in self.signals if s in SCORED] + ["hidden"] * (self.encoder == "hidden")
             needs += ["threshold"] * ("threshold" in self.baselines)
             if needs:
                 raise ValueError(f"models.0: {needs[0]} needs a first model whose probabilities can be read")

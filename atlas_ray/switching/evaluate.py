@@ -18,6 +18,7 @@ from .budget import BudgetGuard
 from .episode import Episode
 from .players import SwitchPlayer
 from .policy import Situation, SwitchPolicy
+from .signals import total_width
 from .text_game import TextGame
 
 encoder_of = lru_cache(maxsize=1)(make_encoder)
@@ -241,7 +242,7 @@ def make_game(
     """A game that shows the policy what it learned to see."""
     if isinstance(policy, SwitchPolicy):
         c = policy.config
-        encoder = "hidden" if c.encoder == "hidden" else encoder_of(c.encoder, c.features - len(c.signals))
+        encoder = "hidden" if c.encoder == "hidden" else encoder_of(c.encoder, c.features - total_width(c.signals))
         options = {**options, "encoder": encoder, "signals": c.signals}
     return TextGame(specs, agents, rows, **options)
 

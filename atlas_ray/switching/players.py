@@ -18,7 +18,7 @@ from ..engines.endpoint import open_endpoint
 from ..errors import InputError
 from ..recipe.endpoint import EndpointFields
 from ..recipe.loading import Recipe
-from ..recipe.switch import EXPERT, SwitchModel
+from ..recipe.switch import EXPERT, SCORED, SwitchModel
 
 # what a model of ours has no use for
 _ENDPOINT_FIELDS = sorted(
@@ -143,7 +143,7 @@ def check_players(recipe: Recipe) -> None:
             "the unit is money, and the last model has no price: give price_prompt and price_completion",
             field=f"switch.models.{len(settings.models) - 1}",
         )
-    reads = [s for s in settings.signals if s != "catch-up"] + ["threshold"] * ("threshold" in settings.baselines)
+    reads = [s for s in settings.signals if s in SCORED] + ["threshold"] * ("threshold" in settings.baselines)
     if reads and recipe.agent.decide != "score":
         raise InputError(f"{reads[0]} needs a first model that scores the actions (score)", field="agent.decide")
 

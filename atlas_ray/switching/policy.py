@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,6 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from ..agents.decisions import Decision
 from ..errors import InputError
 from ..models.encoders import Encoder, make_encoder
 from ..models.hashed_words import Vector
@@ -24,10 +23,12 @@ from ..rundir import files
 from .budget import QUICK, as_integer, share
 from .features import BUDGET_ENTRY, EXTRA, with_shares
 from .past import Past
+from .signals import WIDTHS
+
+if TYPE_CHECKING:  # a saved switch decides without the agents
+    from ..agents.decisions import Decision
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-SIGNALS = frozenset({"entropy", "margin", "catch-up"})
-"""As in the recipe, whose module takes a second to import."""
 
 
 class Situation(NamedTuple):
@@ -198,7 +199,7 @@ class SwitchPolicy:
             raise InputError(what, directory / CONFIG, field=field) from None
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror}", directory / CONFIG) from None
-        if unknown := set(config.signals) - SIGNALS:
+        if unknown := set(config.signals) - set(WIDTHS):
             what = f"{min(unknown)!r} is no signal of this version: the switch was saved by another"
             raise InputError(what, directory / CONFIG, field="signals")
         try:

@@ -22,6 +22,7 @@ from .evaluate import encoder_of, evaluate_policy, rollout_policy
 from .players import close_players, engine_actors, lost, open_players
 from .policies import PolicySpec, Row, scorable_episodes
 from .policy import SwitchConfig, SwitchPolicy
+from .signals import total_width
 from .text_game import TextGame
 from .train import train_switch
 
@@ -223,7 +224,7 @@ def build_training(task: TrainTask, index: int) -> TrainingSetup:
 
     encoded = encoder_width(settings.encoder, settings.features, settings.models[0].model)
     config = SwitchConfig(
-        encoded + len(settings.signals),
+        encoded + total_width(settings.signals),
         HIDDEN,
         models=len(settings.models),
         budget=policy_spec.budget,

@@ -23,6 +23,7 @@ from .decision_cache import CachedDecision, DecisionCache
 from .environment import Outcome
 from .episode import Episode, expert_action, expert_of, restore_env, take_step, with_recovery
 from .players import ExpertPlayer, SwitchPlayer
+from .signals import SCORED, of_past, of_proposal, total_width
 
 HIDDEN = "hidden"
 
@@ -61,7 +62,7 @@ class TextGame:
         agents: from QUICK to DEEPTHINK, with at least ``rows`` slots.
         rows: episodes side by side.
         encoder: what a switch reads them with, ``"hidden"`` for QUICK's hidden state.
-        signals: what it sees besides.
+        signals: what it sees besides, see :mod:`atlas_ray.switching.signals`.
         decision_cache: decisions made before, for the same question to the same model; None asks every time.
         unit: what ``mean_call`` is in.
         mean_call: what a mean call of DEEPTHINK takes; None leaves ``Outcome.used`` at 0.
@@ -105,7 +106,7 @@ class TextGame:
             width = self._quick.engine.capabilities.hidden
         else:
             width = encoder.width if encoder else 0
-        self.width = width + len(self.signals)
+        self.width = width + total_width(self.signals)
         self.episodes: dict[int, Episode] = {}
         self.expert_failures = 0
         self._beginnings = EpisodeStarter()
@@ -154,12 +155,19 @@ class TextGame:
         else:
             texts = [self.episodes[row].text for row in rows]
             parts = [self.encoder(texts)] if self.encoder else [np.zeros((len(rows), 0), np.float32)]
-        sure = self.confidence(rows) if {"entropy", "margin"} & set(self.signals) else []
+        sure = self.confidence(rows) if SCORED & set(self.signals) else []
+        episodes = [self.episodes[row] for row in rows]
         for signal in self.signals:
+            if signal == "proposal":
+                told = zip(episodes, self.proposals(rows), strict=True)
+                parts.append(np.array([of_proposal(e.goal, answer) for e, answer in told]))
+                continue
             if signal == "catch-up":
                 values = [self._accountant.unread_share(row, self.models - 1) for row in rows]
-            else:
+            elif signal in SCORED:
                 values = [getattr(c, signal) for c in sure]
+            else:
+                values = [of_past(signal, episode.past) for episode in episodes]
             parts.append(np.array(values, np.float32)[:, None])
         return np.concatenate(parts, axis=1)
 

@@ -31,9 +31,12 @@ def play_at(sessions, seeds):
     return done
 
 
-@pytest.mark.parametrize("budget", [None, 2])
-def test_episodes_go_as_they_do_in_play(budget):
-    policy, seeds = switch(budget), range(11)
+@pytest.mark.parametrize(
+    ("budget", "signals"),
+    [(None, ("margin", "catch-up")), (2, ("margin",)), (2, ("proposal", "visits", "unchanged", "since-call"))],
+)
+def test_episodes_go_as_they_do_in_play(budget, signals):
+    policy, seeds = switch(budget, signals), range(11)
     expected = evaluate_policy(policy, agents(4), specs(STEPS), seeds, budget, record=True)
     done = play_at(served(policy, budget), seeds)
     assert any(row["calls"] for row in expected) and any(row["calls"] < row["steps"] for row in expected)

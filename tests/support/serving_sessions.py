@@ -17,6 +17,7 @@ from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.features import EXTRA
 from atlas_ray.switching.network import SwitchNetwork
 from atlas_ray.switching.policy import SwitchConfig
+from atlas_ray.switching.signals import total_width
 
 STEPS = 7
 
@@ -24,11 +25,12 @@ STEPS = 7
 def switch(budget=None, signals=("margin", "catch-up"), width=32):
     """A switch that nobody trained, which calls now and then."""
     torch.manual_seed(5)
-    network = SwitchNetwork(width + len(signals) + EXTRA, (8,), 2, budget is not None)
+    features = width + total_width(signals)
+    network = SwitchNetwork(features + EXTRA, (8,), 2, budget is not None)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.7)
     tensors = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-    return SwitchPolicy(SwitchConfig(width + len(signals), (8,), budget=budget, signals=signals), tensors)
+    return SwitchPolicy(SwitchConfig(features, (8,), budget=budget, signals=signals), tensors)
 
 
 def served(policy, budget=None, max_sessions=4, **more):

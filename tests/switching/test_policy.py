@@ -20,11 +20,13 @@ from switch_models import both
 from atlas_ray.errors import InputError
 from atlas_ray.models.encoders import HashingEncoder, SentenceEncoder
 from atlas_ray.models.hashed_words import LONGEST_PART, encode
-from atlas_ray.recipe.switch import Signal
+from atlas_ray.recipe.switch import SCORED, Signal
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.budget import BudgetGuard
 from atlas_ray.switching.features import BUDGET_ENTRY, EXTRA
-from atlas_ray.switching.policy import SIGNALS, Situation, SwitchConfig
+from atlas_ray.switching.policy import Situation, SwitchConfig
+from atlas_ray.switching.signals import SCORED as SCORED_SIGNALS
+from atlas_ray.switching.signals import WIDTHS
 
 shapes = st.fixed_dictionaries(
     {
@@ -350,7 +352,8 @@ print(json.dumps([decisions, encode(texts[0], 64).tolist(), [name for name in {H
 
 
 def test_the_signals_that_are_known_are_the_recipes():
-    assert get_args(Signal) and set(get_args(Signal)) == SIGNALS
+    assert get_args(Signal) and set(get_args(Signal)) == set(WIDTHS)
+    assert set(SCORED) == SCORED_SIGNALS
 
 
 def test_half_of_the_weights_and_weights_that_are_no_numbers_are_bad_input(caller, tmp_path):

@@ -1,15 +1,17 @@
 """The switch: environment steps and updates a second, and what a decision of a restored policy takes.
 
-    python benchmarks/switching.py                          # all three parts
+    python benchmarks/switching.py                          # all four parts
     python benchmarks/switching.py --only env               # TextGame: batches, one at a time, answers kept
     python benchmarks/switching.py --only updates           # our training iteration beside RLlib's defaults
     python benchmarks/switching.py --only latency           # SwitchPolicy.load and a decision
+    python benchmarks/switching.py --only signals           # what each signal costs
     python benchmarks/switching.py --json switching.json    # the numbers too
 
 ``env``: tiny-quick and tiny-deepthink, who calls is random. ``updates``: both sides play the same tabular game, whose
 steps take next to nothing and whose observations are as wide as hashed text, with the same network widths, batch size
 and updates an environment step; the rest of RLlib's side is its default, with an ``EpisodeReplayBuffer``. Rounds
-alternate, medians count. Everything is for one thread.
+alternate, medians count. ``signals``: the same episodes whatever is seen, with calls at a third of the steps; CPU time
+is of reading a state whose answer by QUICK is there, FLOPs are of both models. Everything is for one thread.
 """
 
 import argparse
@@ -29,6 +31,7 @@ import torch
 
 from atlas_ray import envs
 from atlas_ray.agents.rollout import env_spec
+from atlas_ray.cluster.worker_state import WorkerState
 from atlas_ray.errors import InputError
 from atlas_ray.models.encoders import make_encoder
 from atlas_ray.recipe.loading import Recipe, Switch
@@ -40,10 +43,12 @@ from atlas_ray.switching.environment import SwitchingVectorEnv
 from atlas_ray.switching.evaluate import evaluate_policy
 from atlas_ray.switching.players import open_players
 from atlas_ray.switching.policy import SwitchConfig
+from atlas_ray.switching.signals import WIDTHS
 from atlas_ray.switching.text_game import TextGame
 
-PARTS = ("env", "updates", "latency")
+PARTS = ("env", "updates", "latency", "signals")
 LEVEL, MAX_STEPS, WIDTH, HIDDEN, BATCH = "GoToLocalS6N4", 20, 256, (128, 64), 64
+REPEATS = 10
 
 
 def recipe_of(rows):
@@ -71,7 +76,7 @@ def env_part(options):
     recipe = recipe_of(options.rows)
     specs = [env_spec(recipe, LEVEL, MAX_STEPS, "train")]
     # one engine holds as many slots as it has rows, so a row alone has models of its own
-    players = {rows: open_players(recipe_of(rows), {}) for rows in (options.rows, 1)}
+    players = {rows: open_players(recipe_of(rows), WorkerState()) for rows in (options.rows, 1)}
     seed = 0
 
     def steps_a_second(rows):
@@ -299,6 +304,36 @@ def latency_part(options):
     return {"decisions": found, "fresh_process_ms": fresh}
 
 
+# Signals
+def signals_part(options):
+    recipe, found = recipe_of(options.rows), {}
+    specs, players = [env_spec(recipe, LEVEL, MAX_STEPS, "train")], open_players(recipe, WorkerState())
+
+    def play(signals):
+        game = TextGame(specs, players, options.rows, make_encoder("hashing", WIDTH), signals)
+        rng, rows, seconds, read = np.random.default_rng(0), range(options.rows), 0.0, 0
+        for row in rows:
+            game.begin(row, row)
+        while playing := [row for row in rows if not game.episodes[row].over]:
+            game.observe(playing)  # QUICK is asked
+            begun = time.process_time()
+            for _ in range(REPEATS):
+                game.observe(playing)
+            seconds, read = seconds + time.process_time() - begun, read + REPEATS * len(playing)
+            calls = rng.random(options.rows) < 1 / 3
+            game.advance({row: int(calls[row]) for row in playing})
+        used = [game.usage(row) for row in rows]
+        flops = sum(u.flops for models in used for u in models) / options.rows
+        return {"cpu_us": 1e6 * seconds / read, "mflops_per_episode": flops / 1e6}
+
+    play(())  # models and texts are warm
+    found = {name or "none": play((name,) if name else ()) for name in ("", *WIDTHS)}
+    base = found["none"]
+    rows = [[n, r["cpu_us"] - base["cpu_us"], r["mflops_per_episode"]] for n, r in found.items()]
+    show("Signals", ["signal", "CPU a state, µs more", "MFLOPs an episode"], rows)
+    return found
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
@@ -311,7 +346,7 @@ def main():
     parser.add_argument("--json", help="file for the numbers")
     options = parser.parse_args()
     torch.set_num_threads(1)  # passes are so small that more only hurt
-    parts = {"env": env_part, "updates": updates_part, "latency": latency_part}
+    parts = {"env": env_part, "updates": updates_part, "latency": latency_part, "signals": signals_part}
     found = {name: parts[name](options) for name in options.only}
     if options.json:
         files.write_json(options.json, found)

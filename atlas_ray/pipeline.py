@@ -80,7 +80,8 @@ def _however_reached(resolved: dict[str, Any]) -> dict[str, Any]:
     """A resolved recipe without what says how endpoints are reached, and not what they answer."""
     made = copy.deepcopy(resolved)
     oracle = (made.get("select") or {}).get("oracle") or {}
-    for table in (oracle, *((made.get("switch") or {}).get("models") or [])):
+    agent = (made.get("collect") or {}).get("agent") or {}
+    for table in (oracle, agent, *((made.get("switch") or {}).get("models") or [])):
         for field in REACHING:
             table.pop(field, None)
         table["base_url"] = bool(table.get("base_url"))  # another address may be the same server

@@ -20,7 +20,7 @@ from .recipe.loading import Recipe, Switch
 from .recipe.select import TEXT_ENCODERS
 from .rundir.tracking import check as check_trackers
 from .selection.oracle_stage import check_oracle
-from .stages.collect_policy import FIELD, collecting_policy, playing_recipe
+from .stages.collect_policy import AGENT, FIELD, collecting_policy, playing_recipe
 from .stages.table import STAGES, models
 from .switching.players import check_players
 
@@ -34,7 +34,7 @@ def _check_switch(recipe: Recipe, settings: Switch) -> None:
 
 
 def _check_collecting(recipe: Recipe) -> None:
-    """The policy that collects can play the levels here."""
+    """The policy or the model that collects can play the levels here."""
     policy = collecting_policy(recipe)
     playing = playing_recipe(recipe, policy)
     assert playing.switch is not None
@@ -44,6 +44,9 @@ def _check_collecting(recipe: Recipe) -> None:
         else:
             check_players(playing)
     except InputError as error:
+        if recipe.collect and recipe.collect.agent:
+            field = (error.field or AGENT).replace("switch.models.0", AGENT)
+            raise InputError(error.message, error.path, error.line, field, error.code) from None
         raise InputError(f"{error.message} ({error.field})", policy.name, None, FIELD) from None
 
 
@@ -95,7 +98,8 @@ def check(recipe: Recipe) -> None:
         check_vllm()
     if recipe.switch:
         _check_switch(recipe, recipe.switch)
-    if recipe.collect and recipe.collect.switch:
+    by_models = bool(recipe.collect and (recipe.collect.switch or recipe.collect.agent))
+    if by_models:
         _check_collecting(recipe)
     check_oracle(recipe)
     if recipe.select and "distilled" in recipe.select.selectors and recipe.select.distilled.encoder in TEXT_ENCODERS:
@@ -106,7 +110,7 @@ def check(recipe: Recipe) -> None:
             make_renderer(load_tokenizer(name), recipe.style, "chat")
     for field, name, split, want in (each for stage in STAGES for each in stage.environments(recipe)):
         spec = env_spec(recipe, name, None, split)
-        plays = field == "collect.levels" and not (recipe.collect and recipe.collect.switch)
+        plays = field == "collect.levels" and not by_models
         if plays and envs.environment_class(name).expert is envs.TextEnv.expert:
             raise InputError(f"{spec.id} has no expert: read its trajectories from a file", field=f"{field}.{name}")
         try:

@@ -102,6 +102,8 @@ def scorer_request(recipe: Recipe, stage: str = "", part: str = "") -> ResourceR
 def _collect(recipe: Recipe) -> Iterator[ResourceRequest]:
     if recipe.collect and recipe.collect.switch:
         yield from player_requests(recipe, "collect", "episodes", _models_of_policy(recipe.collect.switch))
+    elif recipe.collect and recipe.collect.agent:
+        yield from player_requests(recipe, "collect", "episodes", int(not recipe.collect.agent.base_url))
     elif recipe.collect and recipe.collect.levels and recipe.workers:
         yield ResourceRequest("collect", "experts", "workers", recipe.workers, 1.0, 0.0, recipe.placement.workers)
 

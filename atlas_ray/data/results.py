@@ -219,6 +219,8 @@ class Results(_Strict):
     ) = None
     """Replies that no arm or policy above counts, by stage and by who asked, and by outcome; left out where there are
     none."""
+    collected: dict[Literal["successes", "failures", "unknown"], Count] | None = None
+    """How the episodes ended that were learnt from; left out where all are successes."""
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from itertools import groupby
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from ..data.kept import Keep
 from .base import ConfigModel, Environment, Positive, distinct
+from .endpoint import EndpointFields
+from .switch import EXPERT
 
 
 class ExpertBias(ConfigModel):
@@ -40,16 +43,32 @@ class ExpertBias(ConfigModel):
         return tuple(said)
 
 
+class CollectingAgent(EndpointFields):
+    """A model that plays in place of the experts. `"tiny-quick"` is short for `{ model = "tiny-quick" }`."""
+
+    @property
+    def source(self) -> str:
+        """How trajectories name it: its model, and its temperature where it is not greedy."""
+        return self.model if self.temperature == 0 else f"{self.model}, temperature {_shown(self.temperature)}"
+
+
+def _shown(temperature: float | str | None) -> str:
+    return f"{temperature:g}" if isinstance(temperature, float) else str(temperature)
+
+
 class Collect(ConfigModel):
-    """Episodes to learn from: of an expert, of a learned switch, or from a file."""
+    """Episodes to learn from: of an expert, of a model, of a learned switch, or from a file."""
 
     levels: dict[Environment, Positive] = {}
     """Environments and how many episodes of each."""
     switch: str | None = Field(default=None, min_length=1)
     """Who plays in place of the environments' experts: a policy of another run, `RUN/switch-cost0.05-seed0`, or one of
     its models alone, `RUN/always-deepthink`."""
-    keep: Literal["success", "all"] = "success"
-    """switch: keep its successes only, or all its episodes."""
+    agent: CollectingAgent | None = None
+    """Who plays in place of the environments' experts: a model, whose failures are kept too."""
+    keep: Keep = "successes"
+    """Which episodes of a switch, an agent or a file are kept: `all`, `successes` or `failures`. Without it successes
+    of a switch and all of an agent or a file. An episode of unknown outcome is neither a success nor a failure."""
     file: str | None = None
     """Take the trajectories from this file, or from this folder: our own JSONL, AgentTraj-L or OpenAI messages."""
     on_bad: Literal["stop", "skip"] = "stop"
@@ -70,6 +89,22 @@ class Collect(ConfigModel):
     expert: ExpertBias = ExpertBias()
     """How far the expert of an environment is biased; by default not at all."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, given: Any) -> Any:
+        """Data with what short forms stand for: an agent's name, and what is kept where nothing is said."""
+        if not isinstance(given, dict):
+            return given
+        made = dict(given)
+        if isinstance(made.get("agent"), str):
+            made["agent"] = {"model": made["agent"]}
+        keep = made.get("keep")
+        if keep == "success":  # of the release before, where recipes without a switch had it too, as the default
+            keep = None if "switch" in made and made["switch"] is None else "successes"
+        if keep is None:
+            keep = "all" if made.get("file") or made.get("agent") else "successes"
+        return {**made, "keep": keep}
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         distinct(self.levels, "levels")
@@ -82,12 +117,21 @@ class Collect(ConfigModel):
             raise ValueError("expert: says how the experts of levels play, and a file is read")
         if self.switch and self.file:
             raise ValueError("switch: plays levels, and a file is read: give either")
-        if not self.switch and self._is_set("keep"):
-            raise ValueError("keep: says what is kept of a switch's episodes, and there is no switch")
-        if self.switch:
+        if self.agent and (self.file or self.switch):
+            other = "a file is read" if self.file else "a switch does too"
+            raise ValueError(f"agent: plays levels, and {other}: give either")
+        if self.agent and self.agent.model == EXPERT and not self.agent.base_url:
+            raise ValueError("agent: the environments' own experts play without it")
+        if self._is_set("keep") and not (self.switch or self.agent or self.file):
+            raise ValueError(
+                "keep: says what is kept of the episodes of a switch, an agent or a file, and experts are collected "
+                "where they succeed"
+            )
+        if self.switch or self.agent:
             for name in ("cpu_seconds", "expert"):
                 if self._is_set(name):
-                    raise ValueError(f"{name}: is of the environments' experts, and a switch plays")
+                    who = "a switch" if self.switch else "an agent"
+                    raise ValueError(f"{name}: is of the environments' experts, and {who} plays")
         return self
 
     def _is_set(self, name: str) -> bool:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..errors import InputError
 from .base import ConfigModel, GivenTwiceError, Renamed, below, table_of
-from .collect import Collect, ExpertBias
+from .collect import Collect, CollectingAgent, ExpertBias
 from .finetune import Arm, Finetune, NewModel
 from .gateway import Gateway, GatewayModel
 from .rounds import Rounds
@@ -34,6 +34,7 @@ __all__ = [
     "Act",
     "Arm",
     "Collect",
+    "CollectingAgent",
     "ConfigModel",
     "Engine",
     "Evaluate",

@@ -22,7 +22,7 @@ from ..rundir.files import write_text
 from ..rundir.layout import RunLayout
 from . import arm_headlines, sweep_headlines, switch_headlines
 from .claims import claims
-from .collected import collected_part
+from .collected import collected_part, outcomes_part
 from .distilled import distilled_part
 from .episode_view import RecordedEpisode, SwitchStep, switch_episode_view
 from .forgetting import COULD
@@ -74,6 +74,7 @@ _TABLES: tuple[Part, ...] = (
     rounds_part,
     arms_part,
     lambda run: collected_part(run.layout),
+    lambda run: outcomes_part(run.marks) if run.marks else [],
     lambda run: _agreement(run),
     lambda run: distilled_part(run.layout),
     lambda run: _starts(run),

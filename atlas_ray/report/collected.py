@@ -1,4 +1,4 @@
-"""The part of the report on what it took to collect the episodes of a switch."""
+"""The parts of the report on what it took to collect the episodes of models, and on how collected episodes ended."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..data.kept import Outcomes, outcome, outcomes_of
 from ..data.records import first_problem
 from ..errors import InputError
 from ..rundir.layout import RunLayout
-from .page import Html, el, short, table
+from .page import NOTHING, Html, el, short, table
+from .selection import Marks
 
 _Count = Annotated[int, Field(ge=0)]
+_SELECTORS = 8  # in a table
 
 
 class CollectingUsage(BaseModel):
@@ -35,7 +38,7 @@ class CollectingUsage(BaseModel):
 
 
 def read_collecting_usage(layout: RunLayout) -> CollectingUsage | None:
-    """What collecting took; None where no switch collected.
+    """What collecting took; None where no model collected.
 
     Raises:
         InputError: the file is not what it should be; names the field.
@@ -51,7 +54,7 @@ def read_collecting_usage(layout: RunLayout) -> CollectingUsage | None:
 
 
 def collected_part(layout: RunLayout) -> list[Html]:
-    """How many episodes and calls it took to collect with a switch, and who acted; nothing of other runs."""
+    """How many episodes and calls it took to collect with models, and who acted; nothing of other runs."""
     usage = read_collecting_usage(layout)
     if usage is None:
         return []
@@ -69,13 +72,39 @@ def collected_part(layout: RunLayout) -> list[Html]:
         "money": f"{usage.money:.2f}",
     }
     shown = {k: v for k, v in cells.items() if k not in ("lost", "money") or getattr(usage, k)}
+    note = "Over all episodes that were played, not only those that are kept."
+    if len(usage.models) > 1:
+        note += f" Steps of each model: {by_model}. Calls are the steps of any model but the first."
+    else:
+        del shown["calls"]
     return [
         el("h3", "What it took to collect the episodes"),
         table(list(shown), [list(shown.values())]),
+        el("p", note, cls="note"),
+    ]
+
+
+def outcomes_part(marks: Marks) -> list[Html]:
+    """How the collected episodes ended, and how much of each kind the selectors marked; nothing if all succeeded."""
+    ended = outcomes_of(marks.trajectories)
+    if not ended.mixed:
+        return []
+    names = list(marks.found)[:_SELECTORS]
+    rows: list[list[str | Html]] = []
+    for kind in (kind for kind in Outcomes._fields if getattr(ended, kind)):
+        of_kind = [t for t in marks.trajectories if outcome(t.success) == kind]
+        shares = []
+        for name in names:
+            found = marks.found[name]
+            there = [(len(found[t.id].critical), len(t.steps)) for t in of_kind if t.id in found]
+            marked, steps = (sum(column) for column in zip(*there, strict=True)) if there else (0, 0)
+            shares.append(f"{marked / steps:.1%}" if steps else NOTHING)
+        steps = sum(len(t.steps) for t in of_kind)
+        rows.append(["unknown outcome" if kind == "unknown" else kind, f"{len(of_kind):,}", f"{steps:,}", *shares])
+    return [
+        el("h3", "How the collected episodes ended"),
+        table(["", "episodes", "steps", *names], rows),
         el(
-            "p",
-            f"Over all episodes that were played, not only those that are kept. Steps of each model: {by_model}. Calls "
-            "are the steps of any model but the first.",
-            cls="note",
+            "p", "Of each selector the share of these steps that it marked, where it annotated the episode.", cls="note"
         ),
     ]

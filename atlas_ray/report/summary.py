@@ -16,7 +16,9 @@ def summary(run: Run) -> str:
     parts = []
     if recipe.collect:
         levels = recipe.collect.levels
-        by = f" played by {recipe.collect.switch}" if recipe.collect.switch else ""
+        agent = recipe.collect.agent
+        player = agent.source if agent else recipe.collect.switch
+        by = f" played by {player}" if player else ""
         parts.append(f"{sum(levels.values()):,} {'' if by else 'expert '}episodes of {', '.join(levels)}{by}")
     if recipe.select:
         parts.append(f"at most {recipe.select.fraction:.0%} of each episode's steps marked as critical")

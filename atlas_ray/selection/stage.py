@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ..data.kept import Outcomes, outcomes_of
 from ..data.records import Annotation, Trajectory, read_annotations, read_trajectories, write_annotations
-from ..errors import AtlasError, InputError
+from ..errors import InputError
 from ..recipe.loading import Recipe
 from ..recipe.select import matched, members
 from ..rundir.files import RunLog
@@ -116,8 +117,7 @@ def select(recipe: Recipe, run_dir: Path) -> AnnotationsBySelector:
     """Annotate ``trajectories/expert.jsonl`` by each selector into ``annotations/SELECTOR.jsonl``.
 
     Raises:
-        AtlasError: a selector marked nothing at all.
-        InputError: annotations of the user's own cannot be read.
+        InputError: a selector marked nothing at all, or annotations of the user's own cannot be read.
     """
     config = recipe.select
     assert config is not None
@@ -137,19 +137,43 @@ def select(recipe: Recipe, run_dir: Path) -> AnnotationsBySelector:
         RunLog(run_dir).metric("select", selector=selector, seconds=round(time.perf_counter() - begun, 3))
         marked = sum(bool(a.critical) for a in made)
         if not marked:
-            raise AtlasError(f"the selector {selector} marked no step in any of {len(trajectories)} trajectories")
+            why = f"the selector {selector} marked no step in any of {len(trajectories)} trajectories"
+            raise InputError(why, None, None, "select.selectors", "empty_selection")
         if marked < len(made):
             RunLog(run_dir).event("select", "empty", selector=selector, trajectories=len(made) - marked)
             say(f"  {selector}: {len(made) - marked} of {len(made)} trajectories have no step to select")
+        _note_outcomes(run_dir, selector, trajectories, made)
         write_annotations(target, made)
         done[selector] = made
-    lengths = {t.id: len(t.steps) for t in trajectories}
     for name, made in done.items():
-        share = sum(len(a.critical) for a in made) / sum(lengths[a.trajectory_id] for a in made)
-        say(f"  {name}: {share:.1%} of the steps")
+        say(f"  {name}: {_shares(trajectories, made)}")
     if config.start_after and not RunLayout(run_dir).start_after.exists():
         start_after(recipe, run_dir, trajectories, done)
     return done
+
+
+def _shares(trajectories: list[Trajectory], made: list[Annotation]) -> str:
+    """The share of the steps that a selector marked, and where not all are successes that of each kind of episode."""
+    by_id = {t.id: t for t in trajectories}
+    steps, marked = Outcomes(), Outcomes()
+    for annotation in made:
+        trajectory = by_id[annotation.trajectory_id]
+        steps = steps.add(trajectory.success, len(trajectory.steps))
+        marked = marked.add(trajectory.success, len(annotation.critical))
+    said = f"{sum(marked) / sum(steps):.1%} of the steps"
+    if not steps.mixed:
+        return said
+    kinds = [
+        (name.replace("unknown", "unknown outcome"), getattr(marked, name), n) for name, n in steps._asdict().items()
+    ]
+    return f"{said} ({', '.join(f'{m / n:.1%} of {name}' for name, m, n in kinds if n)})"
+
+
+def _note_outcomes(run_dir: Path, selector: str, trajectories: list[Trajectory], made: list[Annotation]) -> None:
+    """Log how the episodes ended that a selector marked, where not all of them are successes."""
+    marked = {a.trajectory_id for a in made if a.critical}
+    if (ended := outcomes_of(t for t in trajectories if t.id in marked)).mixed:
+        RunLog(run_dir).event("select", "outcomes", selector=selector, **ended._asdict())
 
 
 def compare(run_dir: Path, first: str, second: str) -> Agreement:

@@ -1,4 +1,4 @@
-"""Stage 1: expert episodes, with the expert's sub-goals as thoughts."""
+"""Stage 1: episodes to learn from; here those of experts, with the expert's sub-goals as thoughts."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from ..agents.rollout import TRAIN, EnvSpec, EpisodeStarter, env_spec, seed_bloc
 from ..cluster.result_file import ResultFile, log_lost_workers
 from ..cluster.worker_state import WorkerState
 from ..cluster.workers import ActorPool, chunks
+from ..data.kept import outcomes_of
 from ..data.reasons import Reasons, counted, told
 from ..data.records import Trajectory, read_trajectories, write_trajectories
-from ..recipe.loading import Recipe
+from ..recipe.loading import Collect, Recipe
 from ..rundir.files import RunLog
 from ..rundir.layout import RunLayout
 from ..rundir.progress import say, track
@@ -61,28 +62,38 @@ def _reasons(rows: Iterable[dict[str, Any]]) -> Reasons:
 
 
 def collect(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
-    """Expert episodes by ``recipe.collect`` into ``trajectories/expert.jsonl``.
+    """Episodes by ``recipe.collect`` into ``trajectories/expert.jsonl``: of experts, a model, a switch or a file.
 
     Of every environment the first n solved seeds are taken, whatever order the actors finish in. Episodes that the
-    expert gave up are counted in ``events.jsonl``, with the reasons.
+    expert gave up are counted in ``events.jsonl``, with the reasons, and how episodes ended that are no successes.
 
     Raises:
         AtlasError: the expert solves too few seeds of an environment; says why, and what helps.
         EnvironmentGoneError: an environment begins no episode any more.
     """
-    config, log = recipe.collect, RunLog(run_dir)
+    config = recipe.collect
     assert config is not None
     target = RunLayout(run_dir).expert
-    part = ResultFile(RunLayout(run_dir).expert_part)
     if target.exists():
         return read_trajectories(target)
     if config.file:
         import_collected(recipe, run_dir)
-        return read_trajectories(target)
-    if config.switch:
+        made = read_trajectories(target)
+    elif config.switch or config.agent:
         from .collect_switch import collect_by_switch  # (imports torch)
 
-        return collect_by_switch(recipe, run_dir)
+        made = collect_by_switch(recipe, run_dir)
+    else:
+        return _of_experts(recipe, run_dir, config)
+    if (ended := outcomes_of(made)).mixed:
+        RunLog(run_dir).event("collect", "outcomes", **ended._asdict())
+        say(f"  of the {len(made):,} episodes: {ended.words()}")
+    return made
+
+
+def _of_experts(recipe: Recipe, run_dir: Path, config: Collect) -> list[Trajectory]:
+    log, target = RunLog(run_dir), RunLayout(run_dir).expert
+    part = ResultFile(RunLayout(run_dir).expert_part)
     first = seed_block(recipe.seed, TRAIN)
     specs = {name: env_spec(recipe, name, config.max_steps, "train") for name in config.levels}
     there = {name: spec.episodes() for name, spec in specs.items()}

@@ -45,7 +45,12 @@ def import_collected(recipe: Recipe, run_dir: Path) -> None:
     assert config.file is not None
     try:
         count = import_file(
-            config.file, run_dir, options=_options(recipe, config), on_bad=config.on_bad, notices=notices
+            config.file,
+            run_dir,
+            options=_options(recipe, config),
+            on_bad=config.on_bad,
+            keep=config.keep,
+            notices=notices,
         )
     except InputError as error:
         raise _with_way_out(error, config) from None

@@ -1,35 +1,52 @@
-"""A policy of another run that collects: who it is, and whether this recipe lets it play as it learned to.
+"""A policy of another run, or a model, that collects: who it is, and whether this recipe lets it play as it learned to.
 
 Looked at without torch or Ray.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from .. import envs
+from ..data.results import ALWAYS_QUICK
 from ..errors import InputError
 from ..recipe.loading import Recipe
 from ..recipe.of_run import RunPolicy, policy_of
+from ..recipe.switch import Switch, SwitchModel
 from ..rundir.layout import RunLayout
 from ..switching.policy import SwitchPolicy
 from .same_models import policy_models, refuse_other_models
 
-FIELD = "collect.switch"
+FIELD, AGENT = "collect.switch", "collect.agent"
 
 
 def collecting_policy(recipe: Recipe) -> RunPolicy:
-    """The policy by which a recipe collects.
+    """The policy by which a recipe collects; an agent is one whose only model acts throughout, of this very recipe.
 
     Raises:
         InputError: it is not here.
     """
+    config = recipe.collect
+    assert config is not None
+    if config.agent is None:
+        assert config.switch is not None
+        return policy_of(config.switch, FIELD)
+    model = SwitchModel.model_validate(config.agent.model_dump())
+    pair = Switch(
+        models=[model, model],
+        levels=list(config.levels),
+        costs=[0.0],
+        unit="seconds" if model.base_url else "flops",  # the FLOPs behind an endpoint are unknown
+    )
+    alone = pair.model_copy(update={"models": [model]})
+    return RunPolicy(Path(), recipe.model_copy(update={"switch": alone}), ALWAYS_QUICK, 0)
+
+
+def source_of(recipe: Recipe, policy: RunPolicy) -> str:
+    """How trajectories name who collects: a policy by the name of its run's recipe and its own, an agent by itself."""
     assert recipe.collect is not None
-    assert recipe.collect.switch is not None
-    return policy_of(recipe.collect.switch, FIELD)
-
-
-def source_of(policy: RunPolicy) -> str:
-    """How trajectories name it: the name of its run's recipe, and its own."""
-    return f"{policy.recipe.name}/{policy.name}"
+    agent = recipe.collect.agent
+    return agent.source if agent else f"{policy.recipe.name}/{policy.name}"
 
 
 def playing_recipe(recipe: Recipe, policy: RunPolicy, *levels: str) -> Recipe:

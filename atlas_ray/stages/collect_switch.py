@@ -1,4 +1,4 @@
-"""Stage 1 by a policy of another run: a learned switch and its models play, or one of these models alone (ours)."""
+"""Stage 1 by models: a learned switch of another run and its models play, or one model alone, an agent (ours)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ..agents.rollout import TRAIN, env_spec, seed_block
 from ..agents.throughput import replies_told
 from ..cluster.result_file import ResultFile, log_lost_workers
 from ..cluster.workers import chunks, worker_pool
+from ..data.kept import is_kept
 from ..data.reasons import counted, told
 from ..data.records import Step, Trajectory, actor, write_trajectories
 from ..data.replies import Losses, Replies, summed
@@ -31,14 +32,14 @@ _TAKEN = ("steps", "calls", "calls_by_model", "tokens", "flops", "seconds", "mon
 
 
 def collect_by_switch(recipe: Recipe, run_dir: Path) -> list[Trajectory]:
-    """Episodes of ``recipe.collect.switch`` into ``trajectories/expert.jsonl``, and what they took beside it.
+    """Episodes of ``recipe.collect.switch`` or ``.agent`` into ``trajectories/expert.jsonl``, and what they took.
 
-    Of every environment the first n seeds are taken whose episode is a success, or did end with
-    ``collect.keep = "all"``, whatever order the actors finish in. ``trajectories/usage.json`` sums up all episodes that
+    Of every environment the first n seeds are taken whose episode ended as ``collect.keep`` says, whatever order the
+    actors finish in. ``trajectories/usage.json`` sums up all episodes that
     were played for them, at earlier starts too, and attempts that were lost.
 
     Raises:
-        AtlasError: it succeeds on too few seeds of an environment, or more of a model's answers than
+        AtlasError: too few seeds of an environment end so, or more of a model's answers than
             ``max_lost_answers`` are none; says why, and what helps.
         EnvironmentGoneError: an environment begins no episode any more.
         InputError: the policy is not here, or is another than the one with which collecting began.
@@ -58,7 +59,7 @@ class _Collecting:
         self.layout, self.log = RunLayout(run_dir), RunLog(run_dir)
         self.policy = collecting_policy(recipe)
         refuse_changed_switch(recipe, self.layout)
-        self.source = source_of(self.policy)
+        self.source = source_of(recipe, self.policy)
         self.playing = playing_recipe(recipe, self.policy)
         self.spec = self._open_policy()
         self.losses, self.replies, self.tally = Losses(recipe.max_lost_answers), Replies(), Tally()
@@ -91,7 +92,7 @@ class _Collecting:
         )
 
     def _is_of_use(self, row: Row) -> bool:
-        return bool(row["success"]) if self.config.keep == "success" else not row["lost"]
+        return not row["lost"] and is_kept(self.config.keep, row["success"])
 
     def _note(self, row: Row) -> None:
         """Count what an episode took, now or at an earlier start."""
@@ -166,10 +167,13 @@ class _Collecting:
         return [row | {"trajectory": self._trajectory(found).row()} if self._is_of_use(row) else row]
 
     def _trajectory(self, found: Row) -> Trajectory:
-        """The episode, with who took each step. The choice is greedy, so that it had probability 1."""
+        """The episode; of a policy with who took each step. The choice is greedy, so that it had probability 1."""
         episode, number, models = found["episode"], self.policy.number, len(self.policy.settings.models)
         more = {"probability": 1.0} if number is None else {"probability": 1.0, "actor": actor(number, models)}
-        steps = ({name: value for name, value in step.items() if name != "values"} for step in episode["steps"])
+        leave_out = {"values"}
+        if self.config.agent:  # nobody else could have acted
+            more, leave_out = {}, {"values", "actor"}
+        steps = ({name: value for name, value in step.items() if name not in leave_out} for step in episode["steps"])
         return Trajectory(
             id=f"{episode['env']}/{found['seed']}",
             env=episode["env"],
@@ -185,7 +189,7 @@ class _Collecting:
     def _too_few(self, name: str, rows: list[Row]) -> str:
         lost = [row.get("error", "") for row in rows if row["lost"]]
         found = sum(self._is_of_use(row) for row in rows)
-        what = "succeeded in" if self.config.keep == "success" else "ended"
+        what = {"all": "ended", "successes": "succeeded in", "failures": "failed in"}[self.config.keep]
         message = (
             f"{self.source} {what} {found} of {len(rows)} episodes of {name}, {self.config.levels[name]} are asked for"
         )
@@ -193,6 +197,8 @@ class _Collecting:
             message += f"; {len(lost)} were lost: {told(counted(lost))}"
         if self.config.keep == "all" or len(lost) > len(rows) / 2:
             return f"{message}. To go on, see that what plays runs, a server or a JVM, or ask for fewer"
+        if self.config.keep == "failures":
+            return f'{message}. To go on, ask for fewer, or keep its successes too (collect.keep = "all")'
         return (
             f"{message}. To go on, ask for fewer, leave this environment out, keep its failures too "
             '(collect.keep = "all"), or take a better switch or model'
@@ -246,7 +252,8 @@ class _Collecting:
     def _report(self, usage: dict[str, Any]) -> None:
         for name, level in usage["levels"].items():
             if failed := level["episodes"] - level["kept"]:
-                self.log.event("collect", "dropped", env=name, episodes=failed, why="no success")
+                why = "a success" if self.config.keep == "failures" else "no success"
+                self.log.event("collect", "dropped", env=name, episodes=failed, why=why)
         if lost := usage["lost"]:
             say(f"  {lost} episodes were lost to their environment or for want of an answer, others took their place")
         if reissued := self.tally["engine answers"]:
@@ -254,9 +261,14 @@ class _Collecting:
         numbers = {name: usage[name] for name in ("episodes", "kept", "successes", "lost", "steps", "calls", "seconds")}
         asked, cached = self.tally["asked"], self.tally["answered from the cache"]
         self.log.metric("collect", **numbers, **({"cache_share": cached / asked} if asked else {}))
+        took = (
+            f"{usage['steps']:,} steps"
+            if self.config.agent
+            else f"{usage['calls']:,} calls in {usage['steps']:,} steps"
+        )
         say(
             f"  {usage['kept']:,} of {usage['episodes']:,} episodes of {self.source} kept, {usage['successes']:,} were "
-            f"successes; they took {usage['calls']:,} calls in {usage['steps']:,} steps"
+            f"successes; they took {took}"
         )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..data.kept import outcomes_of
+from ..data.records import iter_trajectories
 from ..data.results import Results, write_results
 from ..errors import InputError
 from ..report import build_report
@@ -34,6 +36,8 @@ def write_report(run_dir: Path) -> Path:
         )
     if replies := replies_of(run_dir):
         parts["replies"] = {"select": replies}
+    if parts and layout.expert.exists() and (ended := outcomes_of(iter_trajectories(layout.expert))).mixed:
+        parts["collected"] = ended._asdict()
     if parts:
         write_results(layout.results, Results.model_validate(parts))
     return build_report(run_dir)

@@ -74,6 +74,8 @@ def _collect(recipe: Recipe, run_dir: Path) -> None:
 
 
 def _models_of_collect(recipe: Recipe) -> Names:
+    if recipe.collect and (agent := recipe.collect.agent) and not agent.base_url:
+        yield "collect.agent.model", agent.model
     if recipe.collect and recipe.collect.switch:
         yield from (("collect.switch", name) for name in policy_of(recipe.collect.switch, "collect.switch").local)
 

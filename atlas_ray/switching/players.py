@@ -18,7 +18,7 @@ from ..engines.endpoint import open_endpoint
 from ..errors import InputError
 from ..recipe.endpoint import EndpointFields
 from ..recipe.loading import Recipe
-from ..recipe.switch import EXPERT, SCORED, SwitchModel
+from ..recipe.switch import EXPERT, SCORED, Switch, SwitchModel
 
 # what a model of ours has no use for
 _ENDPOINT_FIELDS = sorted(
@@ -135,7 +135,9 @@ def check_players(recipe: Recipe) -> None:
                     f"the FLOPs of {model.model} are unknown, since it is behind an endpoint: take seconds or money",
                     field="switch.unit",
                 )
-        elif endpoint_only := [name for name in _ENDPOINT_FIELDS if _is_set(model, name)]:
+        elif endpoint_only := [
+            name for name in _ENDPOINT_FIELDS if _is_set(model, name) and not _draws(settings, name)
+        ]:
             raise InputError("is a server's, and base_url is missing", field=f"{where}.{endpoint_only[0]}")
     last = settings.models[-1]
     if settings.unit == "money" and not last.price_prompt and not last.price_completion:
@@ -146,6 +148,11 @@ def check_players(recipe: Recipe) -> None:
     reads = [s for s in settings.signals if s in SCORED] + ["threshold"] * ("threshold" in settings.baselines)
     if reads and recipe.agent.decide != "score":
         raise InputError(f"{reads[0]} needs a first model that scores the actions (score)", field="agent.decide")
+
+
+def _draws(settings: Switch, name: str) -> bool:
+    """Whether a field may say how a model of ours draws its actions: where it plays alone, and no switch learns."""
+    return name == "temperature" and len(settings.models) == 1 and settings.models[0].warmth is not None
 
 
 def _is_set(model: SwitchModel, name: str) -> bool:
@@ -215,7 +222,8 @@ def open_players(
                     )
                 )
             else:
-                players.append(agent_spec(recipe, model.model).new_agent(engines[model.model], price))
+                spec = agent_spec(recipe, model.model, model.warmth or 0.0)
+                players.append(spec.new_agent(engines[model.model], price))
         held.settings, held.players, held.opened = asked, tuple(players), opened.pop_all()
         return held.players
 

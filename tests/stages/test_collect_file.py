@@ -94,3 +94,41 @@ def test_a_run_of_a_version_without_these_fields_goes_on(tmp_path):
     path.write_text(json.dumps(record()))
     pipeline.run(recipe(path), run, ("collect", "select"))
     assert collected(run)[0].success is True
+
+
+OUTCOMES = [{"won": True}, {"won": False}, {}, {"won": True}]
+
+
+def kept(tmp_path, **fields):
+    rows = [record(BUY, BUY, item_id=f"w_{n}") | more for n, more in enumerate(OUTCOMES)]
+    own = recipe(write(tmp_path / "a.jsonl", *rows), **fields)
+    pipeline.run(own, tmp_path / "run", ("collect",))
+    return [(t.id, t.success) for t in collected(tmp_path / "run")]
+
+
+@pytest.mark.parametrize(
+    ("keep", "ids", "left_out"),
+    [
+        ("all", ["w_0", "w_1", "w_2", "w_3"], None),
+        ("successes", ["w_0", "w_3"], {"successes": 0, "failures": 1, "unknown": 1}),
+        ("failures", ["w_1"], {"successes": 2, "failures": 0, "unknown": 1}),
+    ],
+)
+def test_an_episode_of_unknown_outcome_is_neither_kind_and_what_is_left_out_is_counted(
+    tmp_path, capsys, keep, ids, left_out
+):
+    made = kept(tmp_path, keep=keep)
+    assert [name for name, _ in made] == ids
+    rows = [e for e in events(tmp_path / "run") if e["event"] == "left out"]
+    assert [{k: e[k] for k in left_out or ()} for e in rows] == ([left_out] if left_out else [])
+    said = capsys.readouterr().out
+    assert ("left out by collect.keep" in said) == bool(left_out)
+    assert ("1 of unknown outcome" in said) == (keep != "none")
+
+
+def test_a_stated_outcome_counts_and_none_of_a_kind_is_an_error(tmp_path):
+    assert [n for n, _ in kept(tmp_path, keep="successes", success=True)] == ["w_0", "w_2", "w_3"]
+    path = write(tmp_path / "b.jsonl", record(BUY, BUY) | {"won": True}, record(BUY, item_id="x"))
+    error = refused(pipeline.run, recipe(path, keep="failures"), tmp_path / "other", ("collect",))
+    assert error.exit_code == 2 and "1 success, 1 of unknown outcome" in error.message
+    assert not (tmp_path / "other" / "trajectories").exists()

@@ -291,7 +291,7 @@ def test_a_switch_that_was_trained_again_meanwhile_is_refused(tmp_path, monkeypa
         ({"switch": "a/b", "file": "x.jsonl", "levels": {}}, "switch: plays levels, and a file is read"),
         ({"switch": "a/b", "file": "x.jsonl"}, "give either levels to play or a file"),
         ({"switch": "a/b", "levels": {}}, "give either levels"),
-        ({"switch": None, "keep": "all"}, "keep: says what is kept of a switch's episodes"),
+        ({"switch": None, "keep": "all"}, "keep: says what is kept of the episodes of a switch"),
         ({"cpu_seconds": 1.0}, "cpu_seconds: is of the environments' experts"),
         ({"expert": {"noise": 0.5}}, "expert: is of the environments' experts"),
         ({"success": True}, "success: says how a file is read"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import InputError
+from ..kept import Outcomes
 from ..records import Trajectory
 from .conversations import Conversation, Options
 from .outcomes import at_field
@@ -33,7 +34,7 @@ class Notices:
     ``conversations``: records with turns; ``without_field``: those without the field of the outcome.
 
     ``counts`` has turns and ``records`` of it trajectories, by kind; ``unknown`` are trajectories without an outcome,
-    ``bad`` the errors of records that were left out.
+    ``bad`` the errors of records that were left out, and ``left_out`` the episodes that were not to be kept.
     """
 
     records: int = 0
@@ -43,16 +44,26 @@ class Notices:
     counts: Counter[str] = field(default_factory=Counter)
     of: Counter[str] = field(default_factory=Counter)
     bad: list[InputError] = field(default_factory=list)
+    left_out: Outcomes = field(default_factory=Outcomes)
+
+    def leave_out(self, conversation: Conversation | None, item: Trajectory, options: Options) -> None:
+        """Count a trajectory that is not kept."""
+        self.left_out = self.left_out.add(item.success)
+        self._count_record(conversation, options)
+
+    def _count_record(self, conversation: Conversation | None, options: Options) -> None:
+        if conversation is not None:
+            self.conversations += 1
+            if options.success_field is not None:
+                self.without_field += at_field(conversation.record.value, options.success_field) is None
 
     def add(self, conversation: Conversation | None, item: Trajectory, options: Options) -> None:
         """Count a trajectory, and the record it was read from."""
         self.records += 1
         self.unknown += item.success is None
+        self._count_record(conversation, options)
         if conversation is None:
             return
-        self.conversations += 1
-        if options.success_field is not None:
-            self.without_field += at_field(conversation.record.value, options.success_field) is None
         said = [conversation.agent_turns[n] for n in conversation.action_turns]
         found = {
             "invented": sum(s.invented for s in said),
@@ -70,6 +81,8 @@ class Notices:
         if self.bad:
             yield f"{_many(len(self.bad), 'record', 'records')} could not be read and left out; the first:"
             yield from (f"  {error}" for error in self.bad[:_SHOWN])
+        if any(self.left_out):
+            yield f"left out by collect.keep: {self.left_out.words()}"
         if self.without_field:
             yield f"{self.without_field} of {self.conversations} records do not have the field of collect.success_field"
         if self.unknown:
@@ -86,6 +99,8 @@ class Notices:
         """(kind, values) of what goes to ``events.jsonl``."""
         if self.bad:
             yield "dropped", {"records": len(self.bad), "why": [str(error) for error in self.bad[:_SHOWN]]}
+        if any(self.left_out):
+            yield "left out", {**self.left_out._asdict(), "why": "collect.keep"}
         if self.unknown:
             yield "unknown outcome", {"trajectories": self.unknown}
         for kind in _WORDS:

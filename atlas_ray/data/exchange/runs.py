@@ -12,6 +12,7 @@ from typing import cast
 from ...errors import InputError
 from ...rundir.files import RunLog, replacing
 from ...rundir.layout import RunLayout
+from ..kept import Keep, is_kept
 from ..records import Annotation, OnError, Trajectory, read_annotations, read_trajectories, write_annotations
 from .agenttraj import write_agenttraj
 from .conversations import Conversation, Options, read_conversation
@@ -85,6 +86,7 @@ def import_file(
     *,
     options: Options | None = None,
     on_bad: OnError = "stop",
+    keep: Keep = "all",
     notices: Notices | None = None,
 ) -> int:
     """Make a run directory's expert episodes out of a file of either format, or of our own, or a folder of such files.
@@ -103,6 +105,7 @@ def import_file(
         run_dir: the run directory.
         options: how records are read where they leave it open.
         on_bad: ``"stop"`` raises at the first bad record, ``"skip"`` goes on without it.
+        keep: which episodes; one of unknown outcome is neither a success nor a failure. The others are counted.
         notices: gets what was left out or is unknown.
 
     Returns:
@@ -110,7 +113,7 @@ def import_file(
 
     Raises:
         InputError: the run has expert episodes already; a file is wrong; the flags come from several selectors; a
-            folder holds no file to read; no record has ``options.success_field``.
+            folder holds no file to read; no record has ``options.success_field``; no episode is kept.
     """
     path, run_dir = Path(path), Path(run_dir)
     target = RunLayout(run_dir).expert
@@ -122,11 +125,11 @@ def import_file(
         with replacing(target) as part:  # in its place last: a run that has it counts as collected
             flagged, verbatim = FlaggedSteps(), dict[str, Verbatim]()
             with part.open("w", encoding="utf-8") as file:
-                for item in _usable(_Reading(path, options, on_bad), flagged, notices):
+                for item in _usable(_Reading(path, options, on_bad), flagged, notices, keep):
                     if kept := verbatim_of(item):
                         verbatim[item.id] = kept
                     file.write(json.dumps(item.row(), ensure_ascii=False) + "\n")
-            _check(path, options, notices)
+            _check(path, options, notices, keep)
             annotations = _one_selector(path, flagged.annotations())
             if annotations:
                 write_annotations(RunLayout(run_dir).annotations(annotations[0].selector), annotations)
@@ -142,8 +145,11 @@ def import_file(
     return notices.records
 
 
-def _usable(reading: _Reading, flagged: FlaggedSteps, notices: Notices) -> Iterator[Trajectory]:
+def _usable(reading: _Reading, flagged: FlaggedSteps, notices: Notices, keep: Keep) -> Iterator[Trajectory]:
     for file, conversation, item in reading.items(notices.bad):
+        if not is_kept(keep, item.success):
+            notices.leave_out(conversation, item, reading.options)
+            continue
         try:
             if conversation:
                 flagged.add(conversation, item)
@@ -156,12 +162,14 @@ def _usable(reading: _Reading, flagged: FlaggedSteps, notices: Notices) -> Itera
         yield item
 
 
-def _check(path: Path, options: Options, notices: Notices) -> None:
-    if not notices.records:
+def _check(path: Path, options: Options, notices: Notices, keep: Keep) -> None:
+    if not notices.records and notices.bad and not any(notices.left_out):
         raise InputError(f"holds no record that can be read; the first of {len(notices.bad)}: {notices.bad[0]}", path)
     if options.success_field is not None and notices.without_field == notices.conversations:
         message = f"no record of {path} has the field {options.success_field!r}"
         raise InputError(message, None, None, "collect.success_field")
+    if not notices.records:
+        raise InputError(f"has none of the {keep}, which are to be kept: it holds {notices.left_out.words()}", path)
 
 
 def _one_selector(path: Path, annotations: list[Annotation]) -> list[Annotation]:

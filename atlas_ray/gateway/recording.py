@@ -11,11 +11,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from ..data.gateway_record import Expense, PricedModel, Record, SessionUsage, StepUsage
 from ..data.records import Step, Trajectory, actor, write_trajectories
 from ..recipe.gateway import Gateway
 from ..rundir.files import write_json
 from ..switching.spending import Usage, cost, dollars
-from .recorded import Expense, PricedModel, Record, SessionUsage, StepUsage
 from .replies import ApiError
 from .store import Store
 from .tables import ANSWERED, sessions, steps

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 
+from ..data.gateway_record import Record, Recorded, StepUsage
 from ..data.records import FIRST_ACTOR
 from ..data.results import interval, tenths
 from ..errors import InputError
@@ -25,7 +26,6 @@ from ..rundir.files import write_text
 from ..rundir.layout import RunLayout
 from ..rundir.progress import say
 from ..switching.spending import Usage, cost, dollars
-from .recorded import Record, Recorded, StepUsage
 
 _MOST_DAYS = 60
 

@@ -7,7 +7,7 @@ import pytest
 from gateway_parts import ask, chat, gateway, recipe, said
 
 from atlas_ray.cli import main
-from atlas_ray.gateway.recorded import Record
+from atlas_ray.data.gateway_record import Record
 from atlas_ray.gateway.report import Totals, build_report, money
 
 DAY = 1_790_000_000.0  # 2026-09-21

@@ -12,8 +12,8 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..data.records import Trajectory, iter_trajectories, load_json
 from ..errors import InputError
+from .records import Trajectory, iter_trajectories, load_json
 
 Money = Annotated[str, Field(pattern=r"^-?\d{1,20}(\.\d{1,12})?$")]
 """Dollars as an exact text."""

@@ -30,6 +30,11 @@ def actor(number: int, models: int) -> str:
     return FIRST_ACTOR if not number else "deepthink" if number == models - 1 else f"model {number}"
 
 
+def actor_number(name: str, models: int) -> int | None:
+    """The number of the model that :func:`actor` calls so; None where none of so many has this name."""
+    return next((n for n in range(models) if actor(n, models) == name), None)
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -201,6 +206,13 @@ def iter_trajectories(
     Raises:
         InputError: names file, line and field; also when the file is missing or holds nothing usable.
     """
+    return (item for _, item in iter_numbered(path, on_error, dropped))
+
+
+def iter_numbered(
+    path: str | Path, on_error: OnError = "stop", dropped: list[InputError] | None = None
+) -> Iterator[tuple[int, Trajectory]]:
+    """:func:`iter_trajectories` with the 1-based line of each."""
     seen: dict[str, int] = {}
     for number, item in _read(Trajectory, path, on_error, dropped):
         if item.id in seen:
@@ -208,7 +220,7 @@ def iter_trajectories(
             _refuse(error, on_error, dropped)
             continue
         seen[item.id] = number
-        yield item
+        yield number, item
 
 
 def read_trajectories(

@@ -314,19 +314,14 @@ def _inspect_selection(recipe: Recipe, run_dir: Path, arguments: argparse.Namesp
     """Print what was asked about the selectors; nothing is written."""
     from .rundir.progress import say
     from .selection.agreement import agreement_text
-    from .selection.oracle_stage import estimate_oracle
+    from .selection.oracle_stage import estimates
     from .selection.stage import compare, expert_trajectories
 
     if arguments.compare:
         say(agreement_text(compare(run_dir, *arguments.compare)))
     if arguments.estimate:
-        made, money = estimate_oracle(recipe, run_dir, expert_trajectories(run_dir))
-        say(
-            f"{made.trajectories} trajectories to ask about: {made.calls} requests, {made.cache_hits} from the cache, "
-            f"{made.prompt_tokens:,} prompt tokens, at most {made.completion_tokens:,} written"
-            + (f", {made.too_long} too long for any window" if made.too_long else "")
-            + (f"; at the given prices {money:.2f}" if money else "")
-        )
+        for line in estimates(recipe, run_dir, expert_trajectories(run_dir)):
+            say(line)
 
 
 def _flush(asked: bool) -> None:

@@ -11,6 +11,7 @@ from ..errors import InputError
 from ..recipe.finetune import Tuning
 from ..recipe.loading import Recipe
 from ..recipe.of_run import policy_of
+from ..recipe.select import ASK_ORACLE, BY_BASE
 
 Who = Literal["workers", "engines", "trainers", "env-runners"]
 
@@ -121,9 +122,9 @@ def _select(recipe: Recipe) -> Iterator[ResourceRequest]:
     if config is None:
         return
     for selector in config.selectors:
-        if selector in ("value", "deviation") or (selector == "oracle" and not config.oracle.base_url):
+        if selector in ("value", "deviation") or (selector in ASK_ORACLE and not config.oracle.base_url):
             yield from player_requests(recipe, "select", selector)
-        elif selector in ("perplexity", "distilled") and recipe.workers:
+        elif selector in (*BY_BASE, "distilled") and recipe.workers:
             yield scorer_request(recipe, "select", selector)
     if config.start_after:
         yield from player_requests(recipe, "select", "start_after")

@@ -23,7 +23,13 @@ SELECTORS = (
     "oracle",
     "calls",
     "distilled",
+    "mistakes",
+    "entropy",
 )
+ASK_ORACLE = ("oracle", "mistakes")
+"""Selectors that ask the oracle."""
+BY_BASE = ("perplexity", "entropy")
+"""Selectors that the model to be tuned scores."""
 KINDS = ("intersection", "union", "rank-mean")
 """Of ensembles."""
 MATCHED = ("random", "non-critical")
@@ -129,11 +135,13 @@ class Select(ConfigModel):
     """Which steps are critical."""
 
     selectors: list[Selector] = Field(default=["all", "random", "non-critical", "value"], min_length=1)
-    """all, random, non-critical, value, deviation, perplexity, uniform, last, oracle, calls, distilled, a name of
-    `files`, or several joined by union_, intersection_ or rank-mean_: `union_value_oracle`. `random_value` and
-    `non-critical_value` draw as many steps of each trajectory as value marked, of all or of those it left."""
+    """all, random, non-critical, value, deviation, perplexity, uniform, last, oracle, calls, distilled, mistakes,
+    entropy, a name of `files`, or several joined by union_, intersection_ or rank-mean_: `union_value_oracle`.
+    `random_value` and `non-critical_value` draw as many steps of each trajectory as value marked, of all or of those it
+    left."""
     fraction: float = Field(default=0.3, gt=0, le=1)
-    """At most this share of a trajectory's steps is selected (ATLaS: 0.3); `all` and `calls` have no such cap."""
+    """At most this share of a trajectory's steps is selected (ATLaS: 0.3); `all`, `calls` and `mistakes` have no
+    such cap."""
     rest_of: Selector = "value"
     """The selector from whose rest `non-critical` draws."""
     files: dict[str, str] = {}
@@ -151,7 +159,7 @@ class Select(ConfigModel):
     threshold: float = Field(default=0.0, ge=0)
     """value: a step is critical where the value jumps by more than this."""
     oracle: Oracle = Oracle()
-    """oracle: who is asked, and how."""
+    """oracle, mistakes: who is asked, and how."""
     distilled: Distill = Distill()
     """distilled: whose marks are learnt, and from what."""
     start_after: list[Selector] = []

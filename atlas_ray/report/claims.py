@@ -105,6 +105,11 @@ def _selectors(recipe: Recipe | None) -> list[str]:
         f"refused are ours (here {s.oracle.model}).",
         "perplexity": "Perplexity selector: the steps that surprise the model that is to be tuned most are a control "
         "of ATLaS; which tokens count is ours.",
+        "mistakes": "Mistakes selector: that a model calls each step good, unnecessary, a mistake or a recovery, and "
+        "that the loss leaves out mistakes, is SRFT's (arXiv 2605.10674); that unnecessary steps are left out too, the "
+        f"wording and what is refused are ours (here {s.oracle.model}).",
+        "entropy": "Entropy selector: to mark the steps at which the model that is to be tuned is least sure of its "
+        "action is ours.",
         "deviation": "Deviation selector: that a step is critical where the base's own move costs most is ours (here "
         f"{s.model}; the environment's expert plays on, else {s.play_on or s.model}).",
         "uniform": "Uniform selector: evenly spaced steps as a control are ours.",

@@ -97,9 +97,11 @@ def marked_episode(trajectory: Trajectory, annotations: Mapping[str, Annotation]
 
 
 def _mark(selector: str, annotation: Annotation, step: int) -> _Mark:
+    category = (annotation.categories or {}).get(step)
     if step not in annotation.critical:
-        return _Mark(f"{selector}: {NOTHING}", False)
-    category = (annotation.categories or {}).get(step) or "critical"
+        said = short(category, _CATEGORY) if category else NOTHING
+        return _Mark(f"{selector}: {said}", False, (annotation.reasons or {}).get(step, ""))
+    category = category or "critical"
     return _Mark(f"{selector}: {short(category, _CATEGORY)}", True, (annotation.reasons or {}).get(step, ""))
 
 

@@ -1,8 +1,9 @@
-"""Critical steps by a language model that reads the whole trajectory: ATLaS's semantic oracle.
+"""Marks by a language model that reads the whole trajectory: ATLaS's semantic oracle, and one that finds mistakes.
 
 From the paper (our notes on it): the whole expert trajectory is read together with four categories, the plan with its
 sub-goals comes first, then at most a share m of the steps is marked. Ours: wording, JSON, 0-based steps, temperature 0,
-windows, what is refused, and what becomes of it. A trajectory whose answers stay invalid is left unannotated.
+windows, what is refused, and what becomes of it. A trajectory whose answers stay invalid is left unannotated. What is
+asked of the steps is an :class:`.oracle_task.OracleTask`; all else is the same for all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from ..engines.chat_endpoint import Completion
 from ..errors import AtlasError, EndpointError
 from .chat_backend import ChatBackend, tokens_of
 from .oracle_answer import (
-    CATEGORIES,
     CriticalStep,
     OracleAnswer,
     OracleCache,
@@ -35,6 +35,7 @@ from .oracle_answer import (
 from .oracle_counts import Estimate, OracleConfig, OracleUsage, Unannotated
 from .oracle_prompt import OraclePrompt, Questions, TokenBudget, UnfitError, prompt_sha256, questions, reprompt
 from .oracle_stop import FailureStreak, NoAnswer, no_answer_kind
+from .oracle_task import CRITICAL, OracleTask
 
 FEWEST, FAR, ERRORS = 8, 0.15, 3.0
 """A share is far from another from so many trajectories on, by so much, and so many standard errors."""
@@ -89,6 +90,7 @@ class Oracle:
         config: how.
         cache: file of valid answers (:class:`OracleCache`), which are not asked for again.
         count: tokens of a text; give the model's own tokenizer where there is one.
+        task: what is asked about the steps.
 
     Attributes:
         usage: what was asked so far.
@@ -101,12 +103,14 @@ class Oracle:
         config: OracleConfig,
         cache: str | Path | None = None,
         count: Callable[[str], int] = tokens_of,
+        task: OracleTask = CRITICAL,
     ) -> None:
         self.backend, self.config, self.usage = backend, config, OracleUsage()
+        self.task = task
         self.replies: dict[str, Replies] = {}
         self._budget = TokenBudget(config.context, config.max_tokens, count)
         self._cache = None if cache is None else OracleCache(cache, config.thinking)
-        self._prompt_sha256 = prompt_sha256()
+        self._prompt_sha256 = prompt_sha256(task)
         self._streak = FailureStreak(config.stop_after)
 
     def annotate(self, trajectories: Iterable[Trajectory]) -> Iterator[Annotation | Unannotated]:
@@ -165,7 +169,8 @@ class Oracle:
         return _supposed(prompt)
 
     def _questions(self, t: Trajectory) -> Questions:
-        return questions(t, max_critical_steps(self.config.fraction, len(t.steps)), self._budget)
+        most = len(t.steps) if self.task.every else max_critical_steps(self.config.fraction, len(t.steps))
+        return questions(t, most, self._budget, self.task)
 
     def _key(self, prompt: OraclePrompt) -> str:
         return prompt.key(self.backend.model, self.config.temperature)
@@ -286,11 +291,11 @@ class Oracle:
         self._streak.trajectory_ended(None)
         return Annotation(
             trajectory_id=trajectory.id,
-            selector="oracle",
-            fraction=self.config.fraction,
-            critical=tuple(step.index for step in critical_steps),
+            selector=self.task.selector,
+            fraction=1.0 if self.task.every else self.config.fraction,
+            critical=tuple(step.index for step in critical_steps if step.category in self.task.marked),
             categories={step.index: step.category for step in critical_steps},
-            reasons={step.index: step.reason for step in critical_steps},
+            reasons={step.index: step.reason for step in critical_steps if step.reason},
             prompt_sha256=self._prompt_sha256,
             model=self.backend.model,
         )
@@ -305,7 +310,9 @@ def _supposed(prompt: OraclePrompt) -> OracleAnswer:
     limits, goal = prompt.limits, "find the key of the locked door and bring it to the room behind it"
     cuts = [limits.first + i * (limits.last + 1 - limits.first) // limits.goals for i in range(limits.goals + 1)]
     plan = [SubGoal(goal, a, b - 1) for a, b in pairwise(cuts)] if limits.plan else []
-    return OracleAnswer(tuple(plan), (CriticalStep(limits.first, CATEGORIES[0], "-"),) if limits.most else ())
+    named = range(limits.first, limits.last + 1) if limits.task.every else range(limits.first, limits.first + 1)
+    steps = [CriticalStep(i, limits.task.names[0], "-") for i in named] if limits.most else []
+    return OracleAnswer(tuple(plan), tuple(steps))
 
 
 def share_warnings(annotations: Iterable[Annotation], trajectories: Iterable[Trajectory]) -> list[str]:

@@ -17,6 +17,7 @@ from ..data.parsing import LONGEST_REPLY, LONGEST_THINKING
 from ..data.thinking import THINKING, split_thinking, strip_specials
 from ..errors import InputError
 from ..rundir.files import append_jsonl, recover_jsonl
+from .oracle_task import CRITICAL, OracleTask
 
 Refusal = Literal[
     "empty",
@@ -31,9 +32,8 @@ Refusal = Literal[
     "repeated step",
     "unknown category",
     "nothing marked",
+    "missing step",
 ]
-CATEGORIES = ("plan creation", "critical observation", "critical action", "self correction")
-"""ATLaS's four, by the names in our notes."""
 MOST_GOALS = 8
 """Sub-goals of one answer."""
 LONGEST_GOAL = 160
@@ -57,7 +57,7 @@ class SubGoal:
 
 @dataclass(frozen=True)
 class CriticalStep:
-    """A critical step, its category and why."""
+    """A step that is named, its category or label, and why."""
 
     index: int
     category: str
@@ -66,7 +66,7 @@ class CriticalStep:
 
 @dataclass(frozen=True)
 class OracleAnswer:
-    """An answer that was read: the plan in order, the critical steps by index. What was not asked for is empty."""
+    """An answer that was read: the plan in order, the steps by index. What was not asked for is empty."""
 
     plan: tuple[SubGoal, ...]
     critical_steps: tuple[CriticalStep, ...]
@@ -77,7 +77,8 @@ class Limits:
     """What an answer may hold.
 
     It is about the steps ``first`` to ``last``. ``plan``: it begins with sub-goals that cover them. ``most`` and
-    ``least`` bound the critical steps; with ``most`` 0 none are asked for.
+    ``least`` bound the critical steps; with ``most`` 0 none are asked for. ``task``: what is asked of steps; where that
+    is of every one, ``most`` is their number.
     """
 
     first: int
@@ -85,6 +86,7 @@ class Limits:
     plan: bool
     most: int
     least: int = 0
+    task: OracleTask = CRITICAL
 
     @property
     def goals(self) -> int:
@@ -106,19 +108,19 @@ class RefusedError(Exception):
 
 
 def answer_schema(limits: Limits) -> dict[str, Any]:
-    """The JSON schema of an answer: the plan first, so that the critical steps are written behind it."""
+    """The JSON schema of an answer: the plan first, so that the steps are written behind it."""
     # OpenAI's strict mode knows neither lengths nor bounds on all models, and refuses what it does not know
     goal = _object({"goal": {"type": "string"}, "first": {"type": "integer"}, "last": {"type": "integer"}})
     mark = _object(
         {
             "step": {"type": "integer"},
-            "category": {"type": "string", "enum": list(CATEGORIES)},
+            limits.task.named: {"type": "string", "enum": list(limits.task.names)},
             "reason": {"type": "string"},
         }
     )
     parts = {"plan": goal} if limits.plan else {}
     if limits.most:
-        parts["critical"] = mark
+        parts[limits.task.listed] = mark
     return _object({name: {"type": "array", "items": item} for name, item in parts.items()})
 
 
@@ -145,7 +147,7 @@ def read_answer(text: str, limits: Limits, cut: bool = False, thinking: Sequence
         names = answer_schema(limits)["required"]
         _fields(value, names, "the answer")
         plan = _plan(value["plan"], limits) if "plan" in names else ()
-        critical_steps = _critical_steps(value["critical"], limits) if "critical" in names else ()
+        critical_steps = _named_steps(value[limits.task.listed], limits) if limits.task.listed in names else ()
     except RefusedError as error:
         if cut and error.kind in ("empty", "not JSON"):
             raise RefusedError("cut off", "it was too long and broke off; be brief") from None
@@ -233,16 +235,17 @@ def _plan(value: Any, limits: Limits) -> tuple[SubGoal, ...]:
     return tuple(found)
 
 
-def _critical_steps(value: Any, limits: Limits) -> tuple[CriticalStep, ...]:
-    items, found = _list(value, "critical"), dict[int, CriticalStep]()
-    if len(items) > limits.most:
+def _named_steps(value: Any, limits: Limits) -> tuple[CriticalStep, ...]:
+    task = limits.task
+    items, found = _list(value, task.listed), dict[int, CriticalStep]()
+    if len(items) > limits.most and not task.every:
         raise RefusedError(
             "too many",
             f"it marks {len(items)} steps; at most {limits.most} are allowed, so keep those that matter most",
         )
     for number, item in enumerate(items):
-        what = f"critical[{number}]"
-        _fields(item, ("step", "category", "reason"), what)
+        what = f"{task.listed}[{number}]"
+        _fields(item, ("step", task.named, "reason"), what)
         step = _integer(item["step"], f"{what}.step")
         if not limits.first <= step <= limits.last:
             raise RefusedError(
@@ -250,11 +253,17 @@ def _critical_steps(value: Any, limits: Limits) -> tuple[CriticalStep, ...]:
             )
         if step in found:
             raise RefusedError("repeated step", f"step {step} is marked twice")
-        if item["category"] not in CATEGORIES:
-            raise RefusedError("unknown category", f"{what}.category must be one of: {', '.join(CATEGORIES)}")
-        found[step] = CriticalStep(step, item["category"], _line(item["reason"], LONGEST_REASON, f"{what}.reason"))
+        name, reason = item[task.named], item["reason"]
+        if name not in task.names:
+            raise RefusedError("unknown category", f"{what}.{task.named} must be one of: {', '.join(task.names)}")
+        silent = name in task.silent and isinstance(reason, str) and not reason.strip()
+        found[step] = CriticalStep(step, name, "" if silent else _line(reason, LONGEST_REASON, f"{what}.reason"))
     if len(found) < limits.least:
         raise RefusedError("nothing marked", "it marks no step, but an expert's episode has one that decided it")
+    if task.every and (left := [step for step in range(limits.first, limits.last + 1) if step not in found]):
+        raise RefusedError(
+            "missing step", f"it leaves out step {left[0]}; each of the steps {limits.first} to {limits.last} needs one"
+        )
     return tuple(found[step] for step in sorted(found))
 
 

@@ -1,4 +1,7 @@
-"""The oracle of a recipe: an endpoint asked from here, or a model on Ray actors; every outcome is kept as it comes."""
+"""The oracle of a recipe: an endpoint asked from here, or a model on Ray actors; every outcome is kept as it comes.
+
+The same oracle marks critical steps (``oracle``) and labels all of them (``mistakes``).
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,7 @@ from .oracle import Oracle, Prices, price, share_warnings
 from .oracle_counts import Estimate, OracleConfig, OracleUsage, Unannotated
 from .oracle_prompt import whole_prompt
 from .oracle_stop import NoAnswer, too_many_lost, way_out
+from .oracle_task import CRITICAL, TASKS, OracleTask
 from .scored_stage import scores_path
 
 _PLAIN = schema_select.Oracle()
@@ -61,14 +65,20 @@ def _endpoint(recipe: Recipe) -> ChatEndpoint:
     return open_endpoint(asked, asked.concurrency, "select.oracle", recipe.agent.thinking)
 
 
+def tasks_of(recipe: Recipe) -> list[OracleTask]:
+    """What the oracle of a recipe is asked for by its selectors."""
+    return [TASKS[name] for name in recipe.select.selectors if name in TASKS] if recipe.select else []
+
+
 def check_oracle(recipe: Recipe) -> None:
     """Refuse an oracle that cannot be asked, before anything is begun. Sends and loads nothing.
 
     Raises:
         InputError: names the field.
     """
-    if recipe.select is None or "oracle" not in recipe.select.selectors:
+    if not tasks_of(recipe):
         return
+    assert recipe.select is not None
     try:
         oracle_config(recipe)
     except InputError as error:
@@ -80,14 +90,14 @@ def check_oracle(recipe: Recipe) -> None:
         raise InputError("is a server's, and base_url is missing", field=f"select.oracle.{of_servers[0]}")
 
 
-def _cache(run_dir: Path) -> Path:
-    return RunLayout(run_dir).scores("oracle-answers")
+def _cache(run_dir: Path, task: OracleTask) -> Path:
+    return RunLayout(run_dir).scores(f"{task.selector}-answers")
 
 
-def _from_endpoint(recipe: Recipe, run_dir: Path, todo: list[Trajectory]) -> OutcomeStream:
-    endpoint = _endpoint(recipe)
+def _from_endpoint(recipe: Recipe, run_dir: Path, todo: list[Trajectory], asked: OracleTask) -> OutcomeStream:
+    endpoint, name = _endpoint(recipe), asked.selector
     try:
-        oracle = Oracle(endpoint, oracle_config(recipe), _cache(run_dir))
+        oracle = Oracle(endpoint, oracle_config(recipe), _cache(run_dir, asked), task=asked)
         yield (
             None,
             oracle.usage,
@@ -97,42 +107,44 @@ def _from_endpoint(recipe: Recipe, run_dir: Path, todo: list[Trajectory]) -> Out
             yield outcome, oracle.usage, oracle.replies
     finally:
         endpoint.close()
-        RunLog(run_dir).event("select", "endpoint", selector="oracle", model=endpoint.model, **asdict(endpoint.usage))
+        RunLog(run_dir).event("select", "endpoint", selector=name, model=endpoint.model, **asdict(endpoint.usage))
         for note in endpoint.notes:
-            RunLog(run_dir).event("select", "left out", selector="oracle", why=note)
-            say(f"  oracle: {note}")
+            RunLog(run_dir).event("select", "left out", selector=name, why=note)
+            say(f"  {name}: {note}")
 
 
-def _job(
-    task: tuple[list[Trajectory], AgentSpec, OracleConfig], state: WorkerState
-) -> Iterator[tuple[OracleOutcome, OracleUsage, Replies]]:
-    trajectories, spec, config = task
+_Task = tuple[list[Trajectory], AgentSpec, OracleConfig, OracleTask]
+
+
+def _job(task: _Task, state: WorkerState) -> Iterator[tuple[OracleOutcome, OracleUsage, Replies]]:
+    trajectories, spec, config, asked = task
     backend = EngineBackend(spec.open_engine(state), spec.model)
-    oracle = Oracle(backend, replace(config, context=min(config.context, backend.engine.context)), None, backend.count)
+    fitting = replace(config, context=min(config.context, backend.engine.context))
+    oracle = Oracle(backend, fitting, None, backend.count, asked)
     for outcome in oracle.annotate(trajectories):
         yield outcome, oracle.usage, oracle.replies[outcome.trajectory_id]
 
 
-def _rest(task: tuple[list[Trajectory], AgentSpec, OracleConfig], received: list[Any]) -> Any:
+def _rest(task: _Task, received: list[Any]) -> Any:
     done = {outcome.trajectory_id for outcome, *_ in received}
     left = [t for t in task[0] if t.id not in done]
     return (left, *task[1:]) if left else None
 
 
-def _from_actors(recipe: Recipe, run_dir: Path, todo: list[Trajectory]) -> OutcomeStream:
+def _from_actors(recipe: Recipe, run_dir: Path, todo: list[Trajectory], asked: OracleTask) -> OutcomeStream:
     config, log = oracle_config(recipe), RunLog(run_dir)
     assert recipe.select is not None
     model = recipe.select.oracle.model
     spec = replace(agent_spec(recipe, model), slots=config.batch)
     with model_workers(recipe, spec, log_lost_workers(log, "select")) as (pool, leased):
-        tasks = [(part, leased, config) for part in chunks(todo, 2 * config.batch)]
+        tasks = [(part, leased, config, asked) for part in chunks(todo, 2 * config.batch)]
         usages, replies = dict[int, OracleUsage](), dict[str, Replies]()
         for task, (outcome, usage, all_replies) in pool.stream(_job, tasks, _rest):
             usages[id(task)], replies[outcome.trajectory_id] = usage, all_replies
             yield outcome, _sum(usages.values()), replies
 
 
-def _check_words(recipe: Recipe, log: RunLog, todo: list[Trajectory]) -> None:
+def _check_words(recipe: Recipe, log: RunLog, todo: list[Trajectory], task: OracleTask) -> None:
     """Say which words of its prompts a local model's tokenizer does not know.
 
     Raises:
@@ -146,15 +158,15 @@ def _check_words(recipe: Recipe, log: RunLog, todo: list[Trajectory]) -> None:
         return
     for t in todo:
         steps = (text or "" for step in t.steps for text in (step.observation, step.thought, step.action))
-        asked = (message["content"] for message in whole_prompt(t, 1).messages("word"))
+        asked = (message["content"] for message in whole_prompt(t, 1, task).messages("word"))
         for counts, texts in ((said, (t.instruction, *steps)), (prompts, asked)):
             for text in texts:
                 counts.note(text, len(tokenizer(text, add_special_tokens=False)["input_ids"]))
     if said.tokens >= Reader.enough:
         refuse(said.row(), recipe.unknown_share, model, "Let a model that knows them be the oracle")
     if why := warning(prompts.row(), model):
-        log.event("select", "unknown tokens", selector="oracle", why=why)
-        say(f"  oracle: {why}")
+        log.event("select", "unknown tokens", selector=task.selector, why=why)
+        say(f"  {task.selector}: {why}")
 
 
 def _sum(parts: Any) -> OracleUsage:
@@ -252,8 +264,16 @@ class _OutcomeFile:
         return summed({**self._before, **self.replies}.values())
 
 
-def by_oracle(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> list[Annotation]:
+def by_oracle(
+    recipe: Recipe, run_dir: Path, trajectories: list[Trajectory], task: OracleTask = CRITICAL
+) -> list[Annotation]:
     """Ask about every trajectory that was not asked about; what stays invalid is unannotated, said and counted.
+
+    Args:
+        recipe: has the oracle's table.
+        run_dir: answers and outcomes are kept in its ``annotations/scores/``, by the name of the selector.
+        trajectories: to ask about.
+        task: what is asked.
 
     Raises:
         AtlasError: too many answers are none, or refused alike; what was answered well is kept.
@@ -261,53 +281,68 @@ def by_oracle(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> 
         InputError: a local model's tokenizer knows too little of the trajectories.
     """
     assert recipe.select is not None
-    log, asked = RunLog(run_dir), recipe.select.oracle
-    outcomes = _OutcomeFile(recipe, run_dir, scores_path(run_dir, "oracle"))
+    log, asked, name = RunLog(run_dir), recipe.select.oracle, task.selector
+    outcomes = _OutcomeFile(recipe, run_dir, scores_path(run_dir, name))
     rows = outcomes.rows
     todo = [t for t in trajectories if t.id not in rows]
     answers = _from_endpoint if asked.base_url else _from_actors
     if todo:
         if not asked.base_url:
-            _check_words(recipe, log, todo)
+            _check_words(recipe, log, todo, task)
         try:
-            with track("oracle", len(trajectories), len(rows)) as progress:
-                for outcome, outcomes.usage, replies in answers(recipe, run_dir, todo):
+            with track(name, len(trajectories), len(rows)) as progress:
+                for outcome, outcomes.usage, replies in answers(recipe, run_dir, todo, task):
                     outcomes.replies = replies
                     if outcome is not None:
                         outcomes.add(outcome)
                         progress.advance(1, _progress_text(outcomes.usage, outcomes.all_replies()))
         finally:
             usage = outcomes.usage
-            log.metric("select", selector="oracle", **_numbers(usage))
-            log.event("select", "answers", selector="oracle", **asdict(usage))
-            log.event("select", "replies", selector="oracle", **outcomes.all_replies().row())
-            say(f"  oracle: {_summary(usage, Prices(asked.price_prompt, asked.price_completion))}")
+            log.metric("select", selector=name, **_numbers(usage))
+            log.event("select", "answers", selector=name, **asdict(usage))
+            log.event("select", "replies", selector=name, **outcomes.all_replies().row())
+            say(f"  {name}: {_summary(usage, Prices(asked.price_prompt, asked.price_completion))}")
         outcomes.finish(len(trajectories))
     made = [Annotation.model_validate(rows[t.id]["annotation"]) for t in trajectories if "annotation" in rows[t.id]]
     if len(made) < len(trajectories):
-        say(f"  oracle: {len(trajectories) - len(made)} of {len(trajectories)} trajectories stay unannotated")
+        say(f"  {name}: {len(trajectories) - len(made)} of {len(trajectories)} trajectories stay unannotated")
     for line in share_warnings(made, trajectories):
-        log.event("select", "unlike the others", selector="oracle", why=line)
-        say(f"  oracle: look at {line}")
+        log.event("select", "unlike the others", selector=name, why=line)
+        say(f"  {name}: look at {line}")
     return made
 
 
-def estimate_oracle(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> tuple[Estimate, float]:
+def estimate_oracle(
+    recipe: Recipe, run_dir: Path, trajectories: list[Trajectory], task: OracleTask = CRITICAL
+) -> tuple[Estimate, float]:
     """What the oracle would be asked now, and what it would cost, without asking. A local model is not loaded."""
     assert recipe.select is not None
     asked = recipe.select.oracle
-    done = _OutcomeFile(recipe, run_dir, scores_path(run_dir, "oracle")).rows
+    done = _OutcomeFile(recipe, run_dir, scores_path(run_dir, task.selector)).rows
     todo = [t for t in trajectories if t.id not in done]
     if asked.base_url:
         backend: Any = _endpoint(recipe)
-        oracle = Oracle(backend, oracle_config(recipe), _cache(run_dir), tokens_of)
+        oracle = Oracle(backend, oracle_config(recipe), _cache(run_dir, task), tokens_of, task)
         backend.close()
     else:
         tokenizer = load_tokenizer(asked.model)
         count = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731
-        oracle = Oracle(_NoBackend(asked.model), oracle_config(recipe), None, count)
+        oracle = Oracle(_NoBackend(asked.model), oracle_config(recipe), None, count, task)
     made = oracle.estimate(todo)
     return made, price(made, Prices(asked.price_prompt, asked.price_completion))
+
+
+def estimates(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> Iterator[str]:
+    """A line for each selector that asks the oracle: what it would be asked, and what that would cost."""
+    for task in tasks_of(recipe) or [CRITICAL]:
+        made, money = estimate_oracle(recipe, run_dir, trajectories, task)
+        yield (
+            ("" if task == CRITICAL else f"{task.selector}: ")
+            + f"{made.trajectories} trajectories to ask about: {made.calls} requests, {made.cache_hits} from the "
+            f"cache, {made.prompt_tokens:,} prompt tokens, at most {made.completion_tokens:,} written"
+            + (f", {made.too_long} too long for any window" if made.too_long else "")
+            + (f"; at the given prices {money:.2f}" if money else "")
+        )
 
 
 class _NoBackend:

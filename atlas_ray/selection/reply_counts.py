@@ -8,7 +8,7 @@ from ..data.replies import summed
 from ..rundir.files import jsonl_rows
 from .scored_stage import scores_path
 
-WHO = ("oracle", "value", "deviation", "start-after")
+WHO = ("oracle", "mistakes", "value", "deviation", "start-after")
 """Who asks models here; the names of their files in ``annotations/scores``, too."""
 
 

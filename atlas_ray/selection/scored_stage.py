@@ -1,4 +1,4 @@
-"""Selectors that give every step a number first: value and perplexity. The numbers stay in ``annotations/scores``."""
+"""Selectors that give every step a number first: value, perplexity, entropy. They stay in ``annotations/scores``."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ from ..data.replies import Losses, Replies, summed
 from ..errors import AtlasError
 from ..models.loading import load_model, load_tokenizer
 from ..recipe.loading import Recipe
-from ..rundir.files import RunLog, recover_jsonl
+from ..recipe.select import BY_BASE, with_members
+from ..rundir.files import RunLog, append_jsonl, recover_jsonl
 from ..rundir.layout import RunLayout
 from ..rundir.progress import say, track
-from .perplexity import select_by_perplexity, step_perplexities
+from .entropy import entropies, select_by_entropy
+from .perplexity import perplexities, select_by_perplexity
 from .replays import replay_all, replay_specs, rewarded
+from .turn_pass import Measure, measured_steps
 from .value import ValueConfig, estimate_values, gains, select_by_value
 
 StepScores = dict[str, list[float]]
@@ -54,7 +57,7 @@ def saved_rewards(run_dir: Path) -> StepScores:
 
 def step_scores(run_dir: Path, selector: str, trajectories: list[Trajectory]) -> StepScores | None:
     """How critical each step is by a selector, higher is more; None for one that only marks."""
-    if selector not in ("value", "perplexity", "deviation", "distilled"):
+    if selector not in ("value", *BY_BASE, "deviation", "distilled"):
         return None
     found = saved_scores(run_dir, selector)
     here = [t for t in trajectories if t.id in found]
@@ -173,18 +176,23 @@ class _Scorer:
     loaded: tuple[Any, Renderer] | None = None
 
 
-def _perplexity_job(
-    task: tuple[list[Trajectory], str, Style, Prompt, tuple[int | None, str]], state: WorkerState
-) -> Iterator[tuple[StepScores, list[str]]]:
-    trajectories, name, style, prompt, context = task
+_MEASURES: dict[str, Measure] = {"perplexity": perplexities, "entropy": entropies}
+_MARK = {"perplexity": select_by_perplexity, "entropy": select_by_entropy}
+
+
+def _measure_job(
+    task: tuple[list[Trajectory], tuple[str, ...], str, Style, Prompt, tuple[int | None, str]], state: WorkerState
+) -> Iterator[tuple[dict[str, StepScores], list[str]]]:
+    trajectories, names, model_name, style, prompt, context = task
     scorer = state.get_or_create(_Scorer)
     if scorer.loaded is None:
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        scorer.loaded = load_model(name).to(device).eval(), make_renderer(load_tokenizer(name), style, prompt)
-    model, renderer = scorer.loaded
-    yield step_perplexities(model, renderer, trajectories, _MICRO_TOKENS, *context)
+        model = load_model(model_name).to(device).eval()
+        scorer.loaded = model, make_renderer(load_tokenizer(model_name), style, prompt)
+    measures = {name: _MEASURES[name] for name in names}
+    yield measured_steps(*scorer.loaded, trajectories, measures, _MICRO_TOKENS, *context)
 
 
 def perplexity_model(recipe: Recipe) -> str:
@@ -202,36 +210,49 @@ def _context(recipe: Recipe) -> tuple[int | None, str]:
     return recipe.engine.context, "engine.context"
 
 
-def by_perplexity(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> list[Annotation]:
-    """One pass over every trajectory, then the steps of the highest perplexity under the base model."""
+def by_base(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory], selector: str) -> list[Annotation]:
+    """One pass over every trajectory, then the steps of the highest perplexity or entropy under the base model.
+
+    Where the recipe names both, the pass is made once for both.
+    """
     config, log, model = recipe.select, RunLog(run_dir), perplexity_model(recipe)
     assert config is not None
-    file, found = ResultFile(scores_path(run_dir, "perplexity")), saved_scores(run_dir, "perplexity")
+    used = {part for name in config.selectors for part in with_members(name)}
+    names = tuple(name for name in BY_BASE if name in used or name == selector)
+    found = {name: saved_scores(run_dir, name) for name in names}
+    others = {name: ResultFile(scores_path(run_dir, name)) for name in names if name != selector}
     # chunks are the same in a run that goes on, because padding shows in the last digits
-    parts = [part for part in chunks(trajectories, 4 * _CHUNK) if any(t.id not in found for t in part)]
+    parts = [part for part in chunks(trajectories, 4 * _CHUNK) if any(t.id not in found[selector] for t in part)]
     if parts:
-        check_words(recipe, log, "perplexity", model, trajectories)
+        check_words(recipe, log, selector, model, trajectories)
 
-    def new_rows(_: Any, result: tuple[StepScores, list[str]]) -> list[dict[str, Any]]:
-        return [{"id": i, "scores": v} for i, v in result[0].items() if i not in found]
+    def new_rows(measured: StepScores, name: str) -> list[dict[str, Any]]:
+        return [{"id": i, "scores": v} for i, v in measured.items() if i not in found[name]]
 
     one = scorer_request(recipe)
     asked = recipe.placement.resource_request("engines" if one.who == "engines" else "workers")
     with (
-        track("perplexities", len(trajectories), len(found)) as progress,
+        track(selector, len(trajectories), len(found[selector])) as progress,
         ActorPool[Any, Any](
             one.count, on_retry=log_lost_workers(log, "select"), cpus=one.cpus, gpus=one.gpus, resources=asked
         ) as pool,
     ):
-        tasks = [(part, model, recipe.style, recipe.prompt, _context(recipe)) for part in parts]
-        for task, (measured, problems) in file.stream(pool, _perplexity_job, tasks, new_rows):
-            found.update(measured)
+        tasks = [(part, names, model, recipe.style, recipe.prompt, _context(recipe)) for part in parts]
+        file = ResultFile(scores_path(run_dir, selector))
+        for task, (measured, problems) in file.stream(
+            pool, _measure_job, tasks, lambda _, result: new_rows(result[0][selector], selector)
+        ):
+            for name, other in others.items():
+                if rows := new_rows(measured[name], name):
+                    append_jsonl(other.path, rows)
+            for name in names:
+                found[name].update(measured[name])
             for problem in problems:
                 log.event("select", "dropped", why=problem)
             progress.advance(len(task[0]))
-    annotated = [t for t in trajectories if t.id in found]
-    _say_missing("perplexity", f"do not fit {model}", len(trajectories) - len(annotated))
-    return [select_by_perplexity(t, found[t.id], config.fraction, model) for t in annotated]
+    annotated = [t for t in trajectories if t.id in found[selector]]
+    _say_missing(selector, f"do not fit {model}", len(trajectories) - len(annotated))
+    return [_MARK[selector](t, found[selector][t.id], config.fraction, model) for t in annotated]
 
 
 def _say_missing(selector: str, why: str, count: int) -> None:

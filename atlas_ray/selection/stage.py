@@ -29,7 +29,8 @@ from .deviation_stage import by_deviation
 from .distilled_stage import by_distilled
 from .ensembles import AnnotationsBySelector, mark_scores, select_intersection, select_rank_mean, select_union
 from .oracle_stage import by_oracle
-from .scored_stage import by_perplexity, by_value, step_scores
+from .oracle_task import LABELS
+from .scored_stage import by_base, by_value, step_scores
 from .start_after import start_after
 
 
@@ -73,8 +74,10 @@ def _make(
         "non-critical": lambda: select_non_critical(trajectories, done[config.rest_of], config.fraction, recipe.seed),
         "value": lambda: by_value(recipe, run_dir, trajectories),
         "deviation": lambda: by_deviation(recipe, run_dir, trajectories),
-        "perplexity": lambda: by_perplexity(recipe, run_dir, trajectories),
+        "perplexity": lambda: by_base(recipe, run_dir, trajectories, selector),
+        "entropy": lambda: by_base(recipe, run_dir, trajectories, selector),
         "oracle": lambda: by_oracle(recipe, run_dir, trajectories),
+        "mistakes": lambda: by_oracle(recipe, run_dir, trajectories, LABELS),
         "distilled": lambda: by_distilled(recipe, run_dir, trajectories),
         "calls": lambda: _by_calls(run_dir, trajectories),
     }
@@ -106,7 +109,7 @@ def _own(path: Path, selector: str, trajectories: list[Trajectory]) -> list[Anno
 def fraction_of(recipe: Recipe, run_dir: Path, selector: str) -> float:
     """The cap m of a selector, 1 where it has none; what is made from others' marks and one's own say it themselves."""
     assert recipe.select is not None
-    if selector in ("all", "calls"):
+    if selector in ("all", "calls", "mistakes"):
         return 1.0
     if members(selector) or selector in recipe.select.files:
         return max(a.fraction for a in read_annotations(annotations_path(run_dir, selector)))

@@ -1,18 +1,21 @@
 """What a model computes at the tokens of every turn, in one pass over each whole trajectory, many trajectories a pass.
 
-Prompts are prefixes of the training sequence, so this equals asking behind every prompt of every step.
+From it follow numbers of every step (perplexity, entropy), and which steps have the highest. Prompts are prefixes of
+the training sequence, so this equals asking behind every prompt of every step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..agents.rendering import Rendered, Renderer
-from ..data.records import Trajectory
+from ..data.records import Annotation, Trajectory, max_critical_steps
+from ..models.loading import context_of
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,71 @@ class TurnPass:
     logits_NV: torch.Tensor
     targets_N: torch.Tensor
     lengths: tuple[int, ...]
+
+
+Measure = Callable[[TurnPass, Renderer, Trajectory], list[float]]
+"""A number for each of the T steps of a trajectory."""
+_PLURALS = {"perplexity": "perplexities", "entropy": "entropies"}
+
+
+def measured_steps(
+    model: Any,
+    renderer: Renderer,
+    trajectories: Sequence[Trajectory],
+    measures: Mapping[str, Measure],
+    micro_tokens: int = 4096,
+    asked: int | None = None,
+    field: str = "finetune.context",
+) -> tuple[dict[str, dict[str, list[float]]], list[str]]:
+    """Numbers of every step, in one pass over each whole trajectory, many trajectories to a pass.
+
+    Args:
+        model: a loaded causal LM in evaluation mode, on the device where it shall run.
+        renderer: of the model's tokenizer.
+        trajectories: with distinct ids.
+        measures: by name.
+        micro_tokens: most tokens, padding included, of a pass over more than one trajectory.
+        asked: most tokens of a trajectory where the model's configuration states none.
+        field: of the recipe that says so.
+
+    Returns:
+        (numbers, problems): by measure, T numbers for each trajectory id, in the order of ``trajectories``; why others
+        have none, because they are longer than the model's context or because it gives no finite numbers.
+
+    Raises:
+        InputError: nobody says how long a trajectory may be.
+    """
+    passes, long = turn_passes(model, renderer, trajectories, micro_tokens, context_of(model, asked, field))
+    problems = [f"{why}, so it has no {' and '.join(_PLURALS.get(m, m) for m in measures)}" for why in long]
+    by_id, found = {t.id: t for t in trajectories}, dict[str, dict[str, list[float]]]()
+    for name, turns in passes:
+        for kind, measure in measures.items():
+            found.setdefault(kind, {})[name] = measure(turns, renderer, by_id[name])
+    for kind, numbers in found.items():
+        for name in [name for name, each in numbers.items() if not all(map(math.isfinite, each))]:
+            step = next(t for t, number in enumerate(numbers.pop(name)) if not math.isfinite(number))
+            problems.append(f"{name}: the model gives step {step} no finite {kind}")
+    ordered = {kind: found.get(kind, {}) for kind in measures}
+    return {kind: {t.id: n[t.id] for t in trajectories if t.id in n} for kind, n in ordered.items()}, problems
+
+
+def mark_highest(
+    trajectory: Trajectory, numbers: Sequence[float], fraction: float, selector: str, model: str, reason: str
+) -> Annotation:
+    """The ``max_critical_steps(fraction, T)`` steps of the highest numbers; the earlier wins ties.
+
+    ``reason``: says of a step why, with its number: ``"perplexity {:.1f}"``.
+    """
+    ranked = sorted(range(len(trajectory.steps)), key=lambda t: (-numbers[t], t))
+    critical = sorted(ranked[: max_critical_steps(fraction, len(ranked))])
+    return Annotation(
+        trajectory_id=trajectory.id,
+        selector=selector,
+        fraction=fraction,
+        critical=tuple(critical),
+        reasons={t: reason.format(numbers[t]) for t in critical},
+        model=model,
+    )
 
 
 def turn_passes(

@@ -12,7 +12,7 @@ from pathlib import Path
 from .. import envs
 from ..recipe.loading import Recipe
 from ..recipe.of_run import policy_of
-from ..recipe.select import TEXT_ENCODERS, with_members
+from ..recipe.select import ASK_ORACLE, BY_BASE, TEXT_ENCODERS, with_members
 from ..rundir.files import write_json
 from ..rundir.layout import RunLayout
 from ..rundir.progress import say
@@ -110,9 +110,9 @@ def _models_of_select(recipe: Recipe) -> Names:
         yield "select.model", config.model
     if "deviation" in used and config.play_on:
         yield "select.play_on", config.play_on
-    if "perplexity" in used or config.start_after:
+    if used.intersection(BY_BASE) or config.start_after:
         yield from list(_base(recipe)) or [("select.model", config.model)]
-    if "oracle" in used and not config.oracle.base_url:
+    if used.intersection(ASK_ORACLE) and not config.oracle.base_url:
         yield "select.oracle.model", config.oracle.model
     if "distilled" in used and config.distilled.encoder not in TEXT_ENCODERS:
         yield "select.distilled.encoder", config.distilled.encoder

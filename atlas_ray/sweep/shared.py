@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .. import pipeline
 from ..recipe.loading import Recipe
-from ..recipe.select import with_members
+from ..recipe.select import BY_BASE, with_members
 from ..rundir.files import replacing
 from ..rundir.layout import RunLayout
 from ..rundir.logs import run_logging
@@ -21,7 +21,7 @@ from .trials import Trial
 _STAGES = ATLAS[:-1]
 # what follows from the numbers behind a selection, and not the other way round
 _AFTER_SCORES = ("select.fraction", "select.selectors", "select.rest_of", "select.threshold")
-_SCORES = ("value", "perplexity", "deviation")
+_SCORES = ("value", *BY_BASE, "deviation")
 # grows after it was copied, so a link would let one trial write into the others
 _GROWS = ("scores", "evaluation")
 
@@ -33,7 +33,7 @@ def first_stage(recipe: Recipe, field: str) -> str:
         return "finetune" if recipe.finetune and recipe.finetune.validation else "evaluate"
     if table == "finetune":
         wanted = recipe.select.selectors if recipe.select else []
-        by_base = any("perplexity" in with_members(name) for name in wanted)
+        by_base = any({*BY_BASE}.intersection(with_members(name)) for name in wanted)
         return "select" if by_base and field.startswith(("finetune.base", "finetune.scratch")) else "finetune"
     return "select" if table in ("select", "engine", "agent", "style", "prompt") else "collect"
 

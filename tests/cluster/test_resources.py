@@ -95,7 +95,7 @@ def test_each_selector_asks_for_what_is_said(actors, tmp_path, monkeypatch, tabl
     asks = recipe(**SELECT, **tables)
     stages = {
         "value": lambda: scored.by_value(asks, tmp_path, [t]),
-        "perplexity": lambda: scored.by_perplexity(asks, tmp_path, []),
+        "perplexity": lambda: scored.by_base(asks, tmp_path, [], "perplexity"),
         "oracle": lambda: list(asking._from_actors(asks, tmp_path, [])),
         "start_after": lambda: start_after.start_after(asks, tmp_path, [], {"value": []}),
     }

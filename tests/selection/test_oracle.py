@@ -1,6 +1,7 @@
 """The oracle without a model: what answers are taken, what a prompt holds, how long trajectories fall into windows."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,6 @@ from oracle_script import EVERY_STEP, INJECTIONS, LINE, RECORD, goal, mark, traj
 
 from atlas_ray.selection import oracle_prompt
 from atlas_ray.selection.oracle_answer import (
-    CATEGORIES,
     LONGEST_REASON,
     Limits,
     RefusedError,
@@ -26,6 +26,7 @@ from atlas_ray.selection.oracle_prompt import (
     step_lines,
     whole_prompt,
 )
+from atlas_ray.selection.oracle_task import CATEGORIES, CRITICAL
 from atlas_ray.trajectory import Step
 
 WHOLE = Limits(0, 5, plan=True, most=2, least=1)
@@ -264,7 +265,9 @@ def test_the_word_is_new_each_time_not_in_the_record_and_not_in_the_key(monkeypa
 def test_the_prompt_has_a_version(monkeypatch):
     before = prompt_sha256()
     assert before == prompt_sha256() and len(before) == 64
-    for name in ("SYSTEM", "_PLAN", "_MARKS", "_NONE", "_OPEN", "AGAIN"):
+    for name in ("system", "head", "brief", "plan", "marks", "some", "none"):
+        assert prompt_sha256(replace(CRITICAL, **{name: getattr(CRITICAL, name) + " Please."})) != before, name
+    for name in ("_OPEN", "AGAIN"):
         with monkeypatch.context() as patch:
             patch.setattr(oracle_prompt, name, getattr(oracle_prompt, name) + " Please.")
             assert prompt_sha256() != before, name

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from chat_server import ChatServer, answer, drop, status, vanish
@@ -10,12 +11,12 @@ from oracle_script import EVERY_STEP, INJECTIONS, RECORD, asked, goal, good, mar
 from atlas_ray.engines import retry
 from atlas_ray.engines.chat_endpoint import ChatEndpoint
 from atlas_ray.errors import EndpointError
-from atlas_ray.selection import oracle_prompt
 from atlas_ray.selection.oracle import Oracle, OracleConfig, Unannotated
-from atlas_ray.selection.oracle_answer import CATEGORIES
-from atlas_ray.selection.oracle_prompt import SYSTEM, prompt_sha256
+from atlas_ray.selection.oracle_prompt import prompt_sha256
+from atlas_ray.selection.oracle_task import CATEGORIES, CRITICAL
 from atlas_ray.trajectory import Annotation, Step, max_critical_steps, read_annotations, write_annotations
 
+SYSTEM = CRITICAL.system
 LONG = OracleConfig(context=4000, max_tokens=1000)
 
 
@@ -32,10 +33,10 @@ def server(monkeypatch):
 def make(server, tmp_path):
     endpoints = []
 
-    def start(script=good, config=None, model="m", cache="answers.jsonl", **kwargs):
+    def start(script=good, config=None, model="m", cache="answers.jsonl", task=CRITICAL, **kwargs):
         server.script = script
         endpoints.append(ChatEndpoint(server.url, model, concurrency=4, **kwargs))
-        return Oracle(endpoints[-1], config or OracleConfig(), tmp_path / cache if cache else None)
+        return Oracle(endpoints[-1], config or OracleConfig(), tmp_path / cache if cache else None, task=task)
 
     yield start
     for endpoint in endpoints:
@@ -252,7 +253,7 @@ def test_a_second_run_asks_nothing_and_says_the_same(make, server, tmp_path):
     assert {(r["model"], r["temperature"], r["prompt_tokens"]) for r in rows} == {("m", 0.0, 10)}
 
 
-def test_what_changes_the_question_is_asked_again(make, server, monkeypatch):
+def test_what_changes_the_question_is_asked_again(make, server):
     def sent(**kwargs):
         before = len(server.requests)
         (made,) = make(**kwargs).annotate([trajectory(12)])
@@ -266,9 +267,9 @@ def test_what_changes_the_question_is_asked_again(make, server, monkeypatch):
     assert (asked_again, len(made.critical)) == (1, 6)
     same_cap, made = sent(config=OracleConfig(fraction=0.33))
     assert (same_cap, made.fraction, len(made.critical)) == (0, 0.33, 4), "4 of 12 steps were asked for before"
-    monkeypatch.setattr(oracle_prompt, "SYSTEM", SYSTEM + " Please.")
-    asked_again, made = sent()
-    assert asked_again == 1 and made.prompt_sha256 == prompt_sha256()
+    politely = replace(CRITICAL, system=SYSTEM + " Please.")
+    asked_again, made = sent(task=politely)
+    assert asked_again == 1 and made.prompt_sha256 == prompt_sha256(politely)
 
 
 def test_outcomes_come_one_by_one_and_a_killed_run_asks_only_for_the_rest(make, server):

@@ -18,8 +18,8 @@ from ..recipe.loading import Recipe
 from .attempts import MOST_ATTEMPTS, Attempts
 from .token_agent import LostAnswer, Player
 
-# Seeds of a run lie in blocks that never meet: training episodes, evaluation, the switch, validation, rounds.
-TRAIN, EVALUATE, SWITCH_TRAIN, SWITCH_SELECT, SWITCH_TEST, VALIDATE, SWITCH_JUDGE = range(7)
+# Seeds of a run lie in blocks that never meet: training, evaluation, the switch, validation, rounds, play-offs.
+TRAIN, EVALUATE, SWITCH_TRAIN, SWITCH_SELECT, SWITCH_TEST, VALIDATE, SWITCH_JUDGE, SWITCH_PLAYOFF = range(8)
 
 MAX_FAILED_STARTS = 5
 """Different episodes of an environment that do not begin, one after the other, after which it is taken for gone."""

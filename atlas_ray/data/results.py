@@ -167,6 +167,9 @@ class Policy(_Strict):
     """Training seeds of a learned switch, one switch each."""
     success_by_seed: tuple[Share, ...] = ()
     """Success of each of them, in their order."""
+    chosen_success: Share | None = None
+    """Success in the episodes that chose the policies of a learned switch, mean over its training seeds; left out where
+    it is not known."""
     replies: ReplyCounts | None = None
     """Replies of models that write, over all episodes, by outcome; left out where no model writes."""
     lost_episodes: Count = 0

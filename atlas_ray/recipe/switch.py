@@ -108,6 +108,9 @@ class Switch(ConfigModel):
     """Environment steps between greedy evaluations, of which the best is kept."""
     evaluate_episodes: Positive = 48
     """Episodes of such an evaluation."""
+    playoff_episodes: int = Field(default=0, ge=0)
+    """Other episodes that the four best of these policies play at the end, of which the best there is kept; with 0 the
+    evaluations decide."""
     keep_replay_buffer: bool = True
     """Whether the replay buffer is part of what a killed training goes on from."""
     test_episodes: Positive = 300

@@ -59,7 +59,7 @@ def read_londi(policies: Sequence[Policy]) -> dict[str, list[str]]:
             about = [] if pair is None else [_line(policy, *pair)]
             about += _versus(policy, twins(policy, policies))
             about += [] if pair is None else [_saving(policy, pair[1])]
-            told[policy.name] = about + _spread(policy)
+            told[policy.name] = about + _spread(policy) + _chosen(policy)
     return {name: sentences for name, sentences in told.items() if sentences}
 
 
@@ -129,6 +129,13 @@ def _spread(policy: Policy) -> list[str]:
     low, high = min(policy.success_by_seed), max(policy.success_by_seed)
     each = ", ".join(f"{s:.2f}" for s in policy.success_by_seed)
     return [f"Over {len(policy.seeds)} training seeds its success goes from {low:.2f} to {high:.2f} ({each})."]
+
+
+def _chosen(policy: Policy) -> list[str]:
+    if policy.chosen_success is None:
+        return []
+    more = policy.chosen_success - policy.success
+    return [f"In the episodes that chose it its success was {policy.chosen_success:.2f}, {signed(-more)} here."]
 
 
 def _interval(policy: Policy) -> str:

@@ -52,6 +52,8 @@ def _note(policies: Sequence[Policy]) -> str:
         "on average; p: the rate of calls that a rule was set to. All policies play the same episodes. Return is "
         "without the costs of calls. Seconds are those that the models took. Seeds: how often a switch was trained."
     )
+    if any(p.chosen_success is not None for p in policies):
+        note += " Success when chosen: in other episodes, by which the policy was chosen among those of its training."
     if any(p.budget_fraction is not None for p in policies):
         note += " Of use: the budget is this share of the calls that the first cost's switch makes."
     if any(p.calls_by_model for p in policies):
@@ -71,7 +73,9 @@ def policies_table(policies: Sequence[Policy]) -> Html:
     """The policies with their success against random mixing, and what they took."""
     pair = ends(policies)
     several = any(p.calls_by_model for p in policies)
-    heads = ["policy", "success", "above random mixing", "return", "calls per episode"]
+    chosen = any(p.chosen_success is not None for p in policies)
+    heads = ["policy", "success", *(["success when chosen"] if chosen else [])]
+    heads += ["above random mixing", "return", "calls per episode"]
     heads += [*(["calls of each model"] if several else []), "share of steps", f"compute ({policies[0].compute_unit})"]
     heads += ["seconds per episode", "budget exceeded", "seeds", "episodes", *told_heads(policies)]
     rows: list[list[str | Html]] = []
@@ -87,6 +91,7 @@ def policies_table(policies: Sequence[Policy]) -> Html:
                 if policy.budget_fraction is None
                 else f"{policy.name}, {policy.budget_fraction:.0%} of use",
                 rate(policy),
+                *([NOTHING if policy.chosen_success is None else f"{policy.chosen_success:.2f}"] if chosen else []),
                 line,
                 f"{policy.mean_return:.3f}",
                 f"{policy.deepthink_calls_per_episode:.2f}",

@@ -15,12 +15,13 @@ from ..data.results import interval, tenths
 from ..errors import AtlasError
 from ..recipe.loading import Switch
 from ..recipe.switch import MEASURED
+from ..rundir import files
 from ..rundir.layout import RunLayout
 from .baselines import Always, EveryKth, Oracle, Random, Shadowed, Threshold, Triggers
 from .calibration import Calibration
 from .evaluate import Policy
 from .fitted import Classifier, EscalateOnce
-from .policy import SwitchPolicy
+from .policy import CHOSEN, SwitchPolicy
 
 Row = dict[str, Any]
 UNITS = {"flops": "FLOPs/episode", "seconds": "seconds/episode", "money": "money/episode"}
@@ -241,7 +242,17 @@ def summarize_policy(
     if policy_spec.seeds:
         row["seeds"] = list(policy_spec.seeds)
         row["success_by_seed"] = [fmean(r["success"] for r in run) for run in runs]
+        if (chosen := _chosen_success(policy_spec)) is not None:
+            row["chosen_success"] = chosen
     return row
+
+
+def _chosen_success(policy_spec: PolicySpec) -> float | None:
+    """Success in the episodes that chose a switch's policies, where each of its trainings says so."""
+    paths = [policy_spec.directory(seed) / CHOSEN for seed in policy_spec.seeds]
+    found = [files.read_json(path) for path in paths if path.is_file()]
+    told = [row["success"] for row in found if "success" in row]
+    return fmean(told) if len(told) == len(paths) else None
 
 
 def call_histogram(rows: Sequence[Row]) -> list[float] | None:

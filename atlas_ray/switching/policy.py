@@ -29,6 +29,8 @@ if TYPE_CHECKING:  # a saved switch decides without the agents
     from ..agents.decisions import Decision
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+CHOSEN = "chosen.json"
+"""Beside them: which policy of its training it is, and how it did in the episodes that chose it."""
 
 
 class Situation(NamedTuple):

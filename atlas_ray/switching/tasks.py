@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean
 from typing import Any
 
-from ..agents.rollout import SWITCH_SELECT, SWITCH_TRAIN, EnvSpec, env_spec, seed_block
+from ..agents.rollout import SWITCH_PLAYOFF, SWITCH_SELECT, SWITCH_TRAIN, EnvSpec, env_spec, seed_block
 from ..cluster.remote_rundir import open_run_dir
 from ..cluster.worker_state import WorkerState
 from ..data.replies import Losses, summed
@@ -190,6 +191,7 @@ class TrainingSetup:
     evaluate: Callable[[SwitchPolicy], dict[str, Any]]
     first_episode: int
     seed: int
+    playoff: Callable[[SwitchPolicy], dict[str, Any]] | None = None
 
 
 def build_training(task: TrainTask, index: int) -> TrainingSetup:
@@ -202,13 +204,13 @@ def build_training(task: TrainTask, index: int) -> TrainingSetup:
     players = open_players(recipe, _state, task.leases)
     cost, weights = policy_spec.cost_terms(settings)
 
-    def evaluate(policy: SwitchPolicy) -> dict[str, Any]:
-        first = seed_block(recipe.seed, SWITCH_SELECT)
+    def evaluate(policy: SwitchPolicy, block: int = SWITCH_SELECT, count: int | None = None) -> dict[str, Any]:
+        first = seed_block(recipe.seed, block)
         rows = evaluate_policy(
             policy,
             players,
             _specs(recipe, "dev"),
-            range(first, first + settings.evaluate_episodes),
+            range(first, first + (count or settings.evaluate_episodes)),
             policy_spec.budget,
             cost,
             weights=weights,
@@ -235,7 +237,9 @@ def build_training(task: TrainTask, index: int) -> TrainingSetup:
     )
     first_episode = seed_block(recipe.seed, SWITCH_TRAIN) + task.training * BETWEEN_SEEDS
     seed = recipe.seed * 100 + task.training
-    return TrainingSetup(settings, config, TaskEnvCreator(task, index), evaluate, first_episode, seed)
+    others = settings.playoff_episodes
+    playoff = partial(evaluate, block=SWITCH_PLAYOFF, count=others) if others else None
+    return TrainingSetup(settings, config, TaskEnvCreator(task, index), evaluate, first_episode, seed, playoff)
 
 
 def train(task: TrainTask, state: WorkerState) -> Iterator[Tally]:
@@ -273,6 +277,7 @@ def train(task: TrainTask, state: WorkerState) -> Iterator[Tally]:
         resources=task.recipe.placement.resource_request("workers"),
         who=task.who,
         max_lost_answers=task.recipe.max_lost_answers,
+        playoff=setup.playoff,
     )
     at.send(name)
     at.drop(f"{name}.train")

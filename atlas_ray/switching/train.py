@@ -13,12 +13,14 @@ from ..data.replies import Losses, Replies, summed
 from ..errors import AtlasError
 from ..recipe.loading import Switch
 from ..rundir import files
-from .policy import CONFIG, SwitchConfig, SwitchPolicy
+from .policy import CHOSEN, CONFIG, SwitchConfig, SwitchPolicy
 
 if TYPE_CHECKING:
     from .env_runners import EnvCreator
 
-STATE, HISTORY, BEST, LAST = "state", "history.json", "best", "last"
+STATE, HISTORY, BEST, LAST, CANDIDATES = "state", "history.json", "best", "last", "candidates"
+FINALISTS = 4
+"""Policies that a play-off is between."""
 DUAL_RATE = 0.5
 """Step of the Lagrangian's price, as a share of itself (at least of ``DUAL_LEAST``), for twice the calls asked for."""
 DUAL_LEAST = 0.02
@@ -38,6 +40,7 @@ def train_switch(
     resources: dict[str, float] | None = None,
     who: str = "training",
     max_lost_answers: float = 1.0,
+    playoff: Callable[[SwitchPolicy], dict[str, Any]] | None = None,
 ) -> SwitchPolicy:
     """Train a switch with RLlib's DQN or SAC inside this process.
 
@@ -49,6 +52,9 @@ def train_switch(
     With ``config.average`` (Lagrangian) the price of a call is a dual variable: after each evaluation it rises where
     the greedy policy calls more often than that, and falls where it calls less. A policy that keeps to the average is
     better than one that does not, and then the one with the higher objective.
+
+    The best of several noisy evaluations looks better than it is. With a ``playoff`` the four best policies play other
+    episodes, all the same, and the best of these is kept; ``chosen.json`` says how it did there [ours].
 
     Args:
         directory: where the policy goes.
@@ -67,6 +73,7 @@ def train_switch(
         resources: custom ones of Ray that each environment runner asks for.
         who: name in messages.
         max_lost_answers: share of a model's answers that may be none.
+        playoff: scores a policy as ``evaluate`` does, on other episodes.
 
     Returns:
         The best policy.
@@ -99,12 +106,30 @@ def train_switch(
             if (restarts := algorithm.num_restarted_env_runners()) > restarted:
                 on_fault(restarts - restarted)
                 restarted = restarts
+            if playoff is not None:
+                work.keep_candidate(policy, history[-1]["step"])
             work.save(algorithm, policy, is_best, history)
             on_evaluation(history[-1])
     finally:
         algorithm.stop()
-    work.finish()
+    work.finish(_choose(work, history, config, playoff))
     return work.policy()
+
+
+def _choose(
+    work: _WorkDirectory,
+    history: list[dict[str, Any]],
+    config: SwitchConfig,
+    playoff: Callable[[SwitchPolicy], dict[str, Any]] | None,
+) -> dict[str, Any]:
+    """The evaluation, or the episodes of the play-off, whose policy is kept. Of equal ones the later counts."""
+    ranked = sorted(reversed(history), key=lambda row: _rank(row, config), reverse=True)
+    if playoff is None:
+        return ranked[0]
+    played = [{"step": row["step"], **playoff(work.candidate(row["step"]))} for row in ranked[:FINALISTS]]
+    best = max(played, key=lambda row: _rank(row, config))
+    work.promote(best["step"])
+    return {**best, "finalists": [{name: row[name] for name in ("step", "objective")} for row in played]}
 
 
 class _WorkDirectory:
@@ -147,8 +172,22 @@ class _WorkDirectory:
             algorithm.save_to_path(str(temporary.resolve()))
             files.write_json(temporary / HISTORY, history)
 
-    def finish(self) -> None:
-        """Put the best policy, and the last one within it, where the policy goes, by one rename."""
+    def keep_candidate(self, policy: SwitchPolicy, step: int) -> None:
+        """Write a policy that may have to play again."""
+        policy.save(self._work / CANDIDATES / str(step))
+
+    def candidate(self, step: int) -> SwitchPolicy:
+        """The policy of the evaluation at a step."""
+        return SwitchPolicy.load(self._work / CANDIDATES / str(step))
+
+    def promote(self, step: int) -> None:
+        """Make it the best."""
+        self.candidate(step).save(self._work / BEST)
+
+    def finish(self, chosen: dict[str, Any]) -> None:
+        """Put the best policy, why it is, and the last one, where the policy goes, by one rename."""
+        told = ("step", "objective", "return", "success", "calls", "finalists")
+        files.write_json(self._work / BEST / CHOSEN, {name: chosen[name] for name in told if name in chosen})
         SwitchPolicy.load(self._work / LAST).save(self._work / BEST / LAST)
         (self._work / BEST).rename(self.directory)
         shutil.rmtree(self._work)

@@ -15,7 +15,19 @@ from atlas_ray.switching.train import train_switch
 GAMMA = 0.98
 
 
-def learn(directory, steps, name="chain-12", *, cost=None, budget=None, average=None, stop_after=None, seed=0, **more):
+def learn(
+    directory,
+    steps,
+    name="chain-12",
+    *,
+    cost=None,
+    budget=None,
+    average=None,
+    stop_after=None,
+    seed=0,
+    playoff=None,
+    **more,
+):
     """Train on one of the games; the policy, what was told of the evaluations, and the share of the optimum."""
     mdp, rows = MDPS[name], []
     defaults = {"num_envs": switch_mdps.ROWS, "gamma": GAMMA, "evaluate_every": 500}
@@ -34,7 +46,7 @@ def learn(directory, steps, name="chain-12", *, cost=None, budget=None, average=
             raise KeyboardInterrupt
 
     make_env = switch_mdps.maker(name, budget, cost or 0.0)
-    policy = train_switch(directory, settings, terms, make_env, evaluate, 1000 * seed, seed, note)
+    policy = train_switch(directory, settings, terms, make_env, evaluate, 1000 * seed, seed, note, playoff=playoff)
     best = switch_mdps.optimum(mdp, GAMMA, cost or 0.0, budget)[0, -1]
     return policy, rows, switch_mdps.value(mdp, policy.greedy, GAMMA, cost or 0.0, budget) / best
 
@@ -99,6 +111,29 @@ def test_a_mean_number_of_calls_is_kept(ray_session, tmp_path):
     none = switch_mdps.value(mdp, lambda features: [0] * len(features), GAMMA)
     assert max(kept) > 3 * none
     assert max(row["price"] for row in rows) > 0
+
+
+def test_a_playoff_decides_among_the_best_of_the_evaluations(ray_session, tmp_path):
+    played = []
+
+    def playoff(policy):
+        played.append(policy)
+        return {"objective": float(len(played) == 3), "success": 0.25}
+
+    short = {"cost": 0.05, "updates_per_step": 0.05, "evaluate_every": 100}
+    policy, rows, _ = learn(tmp_path / "switch", 800, playoff=playoff, **short)
+    assert len(rows) > len(played) == 4
+    ranked = sorted(reversed(rows), key=lambda row: row["objective"], reverse=True)
+    chosen = files.read_json(tmp_path / "switch" / "chosen.json")
+    finalists = [{"step": row["step"], "objective": float(n == 2)} for n, row in enumerate(ranked[:4])]
+    assert chosen == {"step": ranked[2]["step"], "objective": 1.0, "success": 0.25, "finalists": finalists}
+    assert all((policy.tensors[name] == tensor).all() for name, tensor in played[2].tensors.items())
+    _, rows, _ = learn(tmp_path / "plain", 500, **short)
+    chosen, best = files.read_json(tmp_path / "plain" / "chosen.json"), max(row["objective"] for row in rows)
+    assert (chosen["objective"], chosen["step"]) == (best, [r["step"] for r in rows if r["objective"] == best][-1])
+    assert sorted(path.name for path in (tmp_path / "switch").iterdir()) == [
+        *("chosen.json", "config.json", "last", "model.safetensors")
+    ]
 
 
 def test_a_killed_training_goes_on(ray_session, tmp_path):

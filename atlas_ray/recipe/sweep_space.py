@@ -203,6 +203,9 @@ def _check_trial(sweep: Sweep, trial: Recipe) -> None:
         raise _refusal(f"{terms[0]!r} is measured with other policies than a trial's own", "space")
     if len(switch.seeds) > 1:
         raise _refusal("a trial trains one switch: name one of switch.seeds, or sweep them", "space")
+    for name in ("boundary_episodes", "playoff_episodes"):
+        if getattr(switch, name):
+            raise _refusal(f"a trial trains without switch.{name}", "space")
 
 
 def _words(problem: Any) -> str:

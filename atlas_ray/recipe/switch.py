@@ -108,6 +108,11 @@ class Switch(ConfigModel):
     """Environment steps between greedy evaluations, of which the best is kept."""
     evaluate_episodes: Positive = 48
     """Episodes of such an evaluation."""
+    boundary_episodes: int = Field(default=0, ge=0)
+    """Training begins with so many seeds that QUICK and DEEPTHINK each play alone; these steps count."""
+    boundary_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of the later training episodes that are of those seeds at which one of the two succeeds and the other does
+    not."""
     playoff_episodes: int = Field(default=0, ge=0)
     """Other episodes that the four best of these policies play at the end, of which the best there is kept; with 0 the
     evaluations decide."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LI
 from .. import ray_private
 from ..recipe.loading import Switch
 from ..rundir import logs
+from .boundary import Transitions
 from .env_runners import (
     EnvCreator,
     SwitchRunner,
@@ -61,6 +63,16 @@ class _OffPolicy:
         buffer: TransitionBuffer = self.buffer  # type: ignore[attr-defined]
         return buffer.count + buffer.dropped
 
+    def warm_start(self, played: Sequence[Transitions]) -> None:
+        """Fill the buffer with episodes of one model each; updates for their steps are due."""
+        algorithm: Any = self
+        for episode in played:
+            count = len(episode.rewards)
+            algorithm.buffer.add_arrays(
+                episode.observations, np.full(count, episode.model), episode.rewards, episode.terminated
+            )
+            algorithm._pending_updates += count * algorithm.config.env_config["updates_per_step"]
+
     def training_step(self) -> None:
         """Sample, store, update."""
         algorithm: Any = self
@@ -71,8 +83,11 @@ class _OffPolicy:
         buffer.add(episodes)
         steps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: algorithm.steps}
         if len(buffer) >= config.num_steps_sampled_before_learning_starts:
-            algorithm._pending_updates += (buffer.count - before) * config.env_config["updates_per_step"]
-            updates, algorithm._pending_updates = int(algorithm._pending_updates), algorithm._pending_updates % 1
+            due = (buffer.count - before) * config.env_config["updates_per_step"]
+            algorithm._pending_updates += due
+            # those of a warm start are spread out: their batches are made at once
+            updates = min(int(algorithm._pending_updates), int(4 * due) + 1)
+            algorithm._pending_updates -= updates
             if updates:
                 size = config.train_batch_size
                 batch = MultiAgentBatch({DEFAULT_MODULE_ID: buffer.sample(updates * size)}, env_steps=updates * size)

@@ -7,6 +7,7 @@ number of the model, and each has a weight that its calls cost in c [ours].
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -98,6 +99,9 @@ class SwitchingVectorEnv(gym.vector.VectorEnv[Vector, NDArray[np.int64], NDArray
             game says that the step used (:attr:`Outcome.used`).
         stride: between the seeds of episodes, for several environments that share them out.
 
+    Attributes:
+        repeated: seeds that a ``repeated_share`` of the episodes has in place of its own; drawn by its own seed alone.
+
     ``info`` holds for every row ``calls`` and ``overrides`` of the episode so far, and ``success``; where there is one
     :attr:`Outcome.lost`, and the step is then none to learn from
     (:class:`atlas_ray.switching.replay_buffer.TransitionBuffer` leaves it out); and where models write ``replies`` of
@@ -118,6 +122,8 @@ class SwitchingVectorEnv(gym.vector.VectorEnv[Vector, NDArray[np.int64], NDArray
         self.game, self.cost, self.stride = game, cost, stride
         self.weights = [0.0] + [1.0] * (game.models - 1) if weights == () else weights
         self.num_envs = game.rows
+        self.repeated: tuple[int, ...] = ()
+        self.repeated_share = 0.0
         self.budget = BudgetGuard(budget, game.rows)
         self.next_seed = first_seed
         self.single_observation_space = spaces.Box(-np.inf, np.inf, (game.width + EXTRA,), np.float32)
@@ -161,14 +167,19 @@ class SwitchingVectorEnv(gym.vector.VectorEnv[Vector, NDArray[np.int64], NDArray
             if outcome.lost is not None:
                 rewards[row], truncated[row] = 0.0, True
                 continue
-            units = outcome.used if self.weights is None else self.weights[choices[row]]
-            rewards[row] += outcome.reward - self.cost * units
+            rewards[row] += self.reward(outcome, choices[row])
             terminated[row] = outcome.ended or outcome.timeout
             truncated[row] = outcome.cut and not terminated[row]
         return self._observations(), rewards, terminated, truncated, self._info(outcomes)
 
+    def reward(self, outcome: Outcome, choice: int) -> float:
+        """What a step by a model is worth: the environment's reward less what it costs."""
+        return outcome.reward - self.cost * (outcome.used if self.weights is None else self.weights[choice])
+
     def _begin(self, row: int) -> None:
-        self.game.begin(row, self.next_seed)
+        drawn = random.Random(f"repeat {self.next_seed}") if self.repeated else None
+        again = drawn is not None and drawn.random() < self.repeated_share
+        self.game.begin(row, drawn.choice(self.repeated) if drawn is not None and again else self.next_seed)
         self.budget.start(row)
         self._over[row] = False
         self.next_seed += self.stride

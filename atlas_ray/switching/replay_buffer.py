@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.policy.sample_batch import SampleBatch
@@ -77,14 +77,24 @@ class TransitionBuffer(ReplayBufferInterface):
             length -= lost
             if not length:
                 continue
-            places = (self.count + np.arange(length)) % self.capacity
-            self._arrays[Columns.OBS][places] = observations[:length]
-            self._arrays[Columns.NEXT_OBS][places] = observations[1 : length + 1]
-            self._arrays[Columns.ACTIONS][places] = np.asarray(episode.get_actions(slice(0, length)))
-            self._arrays[Columns.REWARDS][places] = np.asarray(episode.get_rewards(slice(0, length)), np.float32)
-            self._arrays[Columns.TERMINATEDS][places] = False
-            self._arrays[Columns.TERMINATEDS][places[-1]] = episode.is_terminated
-            self.count += length
+            actions, rewards = (np.asarray(get(slice(0, length))) for get in (episode.get_actions, episode.get_rewards))
+            self.add_arrays(observations[: length + 1], actions, rewards, episode.is_terminated)
+
+    def add_arrays(
+        self, observations: NDArray[np.float32], actions: NDArray[Any], rewards: ArrayLike, terminated: bool
+    ) -> None:
+        """Append steps ``[T]`` that follow each other, with observations ``[T + 1, F]``; the last may end it."""
+        length = len(actions)
+        if not length:
+            return
+        places = (self.count + np.arange(length)) % self.capacity
+        self._arrays[Columns.OBS][places] = observations[:-1]
+        self._arrays[Columns.NEXT_OBS][places] = observations[1:]
+        self._arrays[Columns.ACTIONS][places] = actions
+        self._arrays[Columns.REWARDS][places] = np.asarray(rewards, np.float32)
+        self._arrays[Columns.TERMINATEDS][places] = False
+        self._arrays[Columns.TERMINATEDS][places[-1]] = terminated
+        self.count += length
 
     def _take_infos(self, episode: SingleAgentEpisode, length: int) -> bool:
         """Count what the models wrote in the steps of a chunk; whether the last of these is none."""

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cluster.workers import ensure_ray
 from ..data.replies import Losses, Replies, summed
-from ..errors import AtlasError
+from ..errors import AtlasError, InputError
 from ..recipe.loading import Switch
 from ..rundir import files
+from .boundary import Repeating, Transitions, differing, play_boundary
 from .policy import CHOSEN, CONFIG, SwitchConfig, SwitchPolicy
 
 if TYPE_CHECKING:
     from .env_runners import EnvCreator
 
 STATE, HISTORY, BEST, LAST, CANDIDATES = "state", "history.json", "best", "last", "candidates"
+REPEATED = "repeated.json"
 FINALISTS = 4
 """Policies that a play-off is between."""
 DUAL_RATE = 0.5
@@ -53,6 +55,9 @@ def train_switch(
     the greedy policy calls more often than that, and falls where it calls less. A policy that keeps to the average is
     better than one that does not, and then the one with the higher objective.
 
+    With ``settings.boundary_episodes`` QUICK and the last model first play so many training seeds alone, see
+    :mod:`atlas_ray.switching.boundary`. These steps count, in the replay buffer and for updates.
+
     The best of several noisy evaluations looks better than it is. With a ``playoff`` the four best policies play other
     episodes, all the same, and the best of these is kept; ``chosen.json`` says how it did there [ours].
 
@@ -84,7 +89,19 @@ def train_switch(
     work = _WorkDirectory(Path(directory))
     if work.is_done():
         return work.policy()
-    history = work.history()
+    history, played = work.history(), list[Transitions]()
+    repeated: tuple[int, ...] = ()
+    if settings.boundary_episodes and config.budget != 0:
+        repeated = work.repeated()
+        if not history:
+            seeds = range(first_episode, first_episode + settings.boundary_episodes)
+            played = play_boundary(make_env(first_episode, 1), seeds)
+            if (taken := sum(len(episode.rewards) for episode in played)) >= settings.steps:
+                what = f"the steps of these episodes are {taken:,}, and the training has {settings.steps:,}"
+                raise InputError(what, field="switch.boundary_episodes")
+            repeated = differing(played)
+        make_env = Repeating(make_env, repeated, settings.boundary_share)
+        first_episode += settings.boundary_episodes
     start = history[-1] if history else {"step": 0, "next_seed": first_episode}
 
     ensure_ray(1 + settings.env_runners)
@@ -96,6 +113,7 @@ def train_switch(
     try:
         if history:
             work.restore(algorithm)
+        algorithm.warm_start(played)
         training = Training(algorithm, settings, config, evaluate, first_episode, history, who, max_lost_answers)
         while not training.over:
             try:
@@ -108,7 +126,7 @@ def train_switch(
                 restarted = restarts
             if playoff is not None:
                 work.keep_candidate(policy, history[-1]["step"])
-            work.save(algorithm, policy, is_best, history)
+            work.save(algorithm, policy, is_best, history, repeated)
             on_evaluation(history[-1])
     finally:
         algorithm.stop()
@@ -163,7 +181,19 @@ class _WorkDirectory:
         """Bring a new algorithm to the state of the last evaluation."""
         algorithm.restore_from_path(str((self._work / STATE).resolve()))
 
-    def save(self, algorithm: Any, policy: SwitchPolicy, is_best: bool, history: list[dict[str, Any]]) -> None:
+    def repeated(self) -> tuple[int, ...]:
+        """Seeds of training episodes that come more often."""
+        path = self._work / STATE / REPEATED
+        return tuple(files.read_json(path)) if path.is_file() else ()
+
+    def save(
+        self,
+        algorithm: Any,
+        policy: SwitchPolicy,
+        is_best: bool,
+        history: list[dict[str, Any]],
+        repeated: Sequence[int] = (),
+    ) -> None:
         """Write the policy, as the best too if it is, then the state to go on from."""
         if is_best:
             policy.save(self._work / BEST)
@@ -171,6 +201,7 @@ class _WorkDirectory:
         with files.atomic_directory(self._work / STATE) as temporary:
             algorithm.save_to_path(str(temporary.resolve()))
             files.write_json(temporary / HISTORY, history)
+            files.write_json(temporary / REPEATED, list(repeated))
 
     def keep_candidate(self, policy: SwitchPolicy, step: int) -> None:
         """Write a policy that may have to play again."""

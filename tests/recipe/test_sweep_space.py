@@ -123,6 +123,11 @@ def test_values_reach_the_recipe_of_a_trial(write):
         ('choice = ["hashing"', 'grid = [1], choice = ["hashing"', 14, "switch.encoder", "got grid, choice"),
         ("[0.01, 0.05]", "[0.01, -0.05]", 12, "switch.costs", "at least 0"),
         ("[0.01, 0.05]", '["measured"]', 11, "", "measured with other policies"),
+        (
+            'switch.encoder = { choice = ["hashing", "hidden"]',
+            "switch.playoff_episodes = { choice = [5, 9]",
+            *(11, "", "trains without switch.playoff_episodes"),
+        ),
         ("switch.encoder = { choice", "switch.seeds = { grid", 14, "switch.seeds", "valid integer"),
         (
             'switch.encoder = { choice = ["hashing", "hidden"]',

@@ -1,6 +1,7 @@
 """The report on the switches: what it says of made-up numbers, and what its pictures show."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from report_runs import POLICIES, check, policy, write_run
@@ -70,6 +71,35 @@ def test_a_switch_is_set_against_the_baselines_at_its_rate_and_under_its_budget(
     assert "random(p=0.35) +0.260 [" in sentence and "], better (4.20 calls per episode); every(p=0.35)" in sentence
     assert "threshold(p=0.35) +0.140 [+0.069, +0.211], better (4.60 calls per episode)." in sentence
     assert not any("baselines" in s for s in read_londi(rows)["londi(c=0.1)"])
+
+
+def test_triggers_are_set_beside_a_switch_at_their_own_rate_and_its_budget():
+    more = [
+        policy("classifier(p=0.35)", 0.6, 4.0),
+        policy("escalate(p=0.35)", 0.6, 4.0),
+        policy("triggers", 0.6, 7.0),
+        policy("triggers(n=3)", 0.5, 2.9, budget=3),
+    ]
+    rows = as_policies(*FULL, *more)
+    by_name = {p.name: p for p in rows}
+    names = [p.name for p in twins(by_name["londi(c=0.02)"], rows)]
+    assert names[3:] == ["classifier(p=0.35)", "escalate(p=0.35)", "triggers"]
+    assert [p.name for p in twins(by_name["londi-b(n=3)"], rows)][1:] == ["triggers(n=3)"]
+    sentence = read_londi(rows)["londi(c=0.02)"][1]
+    assert sentence.startswith("Against baselines at its rate of calls, and triggers at their own: random")
+
+
+def test_what_chose_a_switch_stands_beside_its_test():
+    chosen = policy("londi(c=0.02)", 0.6, 4.2, cost=0.02, seeds=[0], success_by_seed=[0.6], chosen_success=0.69)
+    rows = as_policies(*FULL[:2], chosen)
+    assert read_londi(rows)["londi(c=0.02)"][-1] == (
+        "In the episodes that chose it its success was 0.69, \N{MINUS SIGN}0.090 here."
+    )
+    _, part, note = policies_part(SimpleNamespace(policies=rows))
+    assert ">success when chosen</th>" in part and ">0.69</td>" in part
+    assert "Success when chosen" in note
+    _, part, note = policies_part(SimpleNamespace(policies=rows[:2]))
+    assert "when chosen" not in part + note
 
 
 def test_a_switch_is_set_against_the_large_model_with_what_it_saves():

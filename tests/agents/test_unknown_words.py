@@ -1,5 +1,7 @@
 """Words that a tokenizer does not know: counted where they are trained on or read, said, and refused above a share."""
 
+from functools import partial
+
 import pytest
 from finetune_examples import note
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -179,9 +181,10 @@ def test_all_of_it_may_be_unknown_if_the_recipe_says_so(tmp_path):
     assert read_json(run_dir / "checkpoints" / "all-s0" / "run.json")["unknown"]["words"]["fridge"] == 6
 
 
-@pytest.mark.parametrize(("by", "count"), [(scored.by_perplexity, 1), (scored.by_value, 60)])
-def test_selectors_that_read_whole_trajectories_refuse_them_before_they_begin(tmp_path, by, count):
-    recipe = recipe_of("perplexity" if by is scored.by_perplexity else "value")
+@pytest.mark.parametrize(("selector", "count"), [("perplexity", 1), ("entropy", 1), ("value", 60)])
+def test_selectors_that_read_whole_trajectories_refuse_them_before_they_begin(tmp_path, selector, count):
+    recipe = recipe_of(selector)
+    by = scored.by_value if selector == "value" else partial(scored.by_base, selector=selector)
     items = [trajectory(str(n), FOREIGN) for n in range(count)]
     with pytest.raises(InputError, match="^unknown_share: .*tiny-quick: .*fridge.*Let a model that knows them read"):
         by(recipe, tmp_path, items)
@@ -205,7 +208,7 @@ def test_a_local_oracle_and_starts_after_marks_refuse_them_before_they_begin(tmp
 
 def test_a_selector_says_which_words_it_does_not_know(tmp_path, capsys):
     items = [trajectory(name) for name in "abcdefgh"] + [trajectory("z", "You see a fridge", steps=1)]
-    made = scored.by_perplexity(recipe_of("perplexity"), tmp_path, items)
+    made = scored.by_base(recipe_of("perplexity"), tmp_path, items, "perplexity")
     assert len(made) == 9
     [event] = [row for row in jsonl_rows(tmp_path / "events.jsonl") if row["event"] == "unknown tokens"]
     assert event["selector"] == "perplexity" and "fridge (1 times)" in event["why"]

@@ -18,6 +18,7 @@ from atlas_ray.recipe.loading import Recipe, load
 from atlas_ray.selection import oracle_stage as asking
 from atlas_ray.selection import scored_stage as scored
 from atlas_ray.selection import start_after
+from atlas_ray.selection.oracle_task import CRITICAL
 
 PLACES = ("environments", "engines", "trainers")
 LARGE = {"workers": 5, "worker_cpus": 0.5, "engine": {"kind": "vllm", "actors": 2, "cpus": 3.0, "gpus": 4.0}}
@@ -96,7 +97,7 @@ def test_each_selector_asks_for_what_is_said(actors, tmp_path, monkeypatch, tabl
     stages = {
         "value": lambda: scored.by_value(asks, tmp_path, [t]),
         "perplexity": lambda: scored.by_base(asks, tmp_path, [], "perplexity"),
-        "oracle": lambda: list(asking._from_actors(asks, tmp_path, [])),
+        "oracle": lambda: list(asking._from_actors(asks, tmp_path, [], CRITICAL)),
         "start_after": lambda: start_after.start_after(asks, tmp_path, [], {"value": []}),
     }
     assert [part for stage, part, _ in by_part(resource_requests(asks)) if stage == "select"] == list(stages)

@@ -29,15 +29,18 @@ VARIANTS: dict[str, dict[str, object]] = {
     "proposal": {"signals": ["proposal"]},
     "loops": {"signals": LOOPS},
     "all": {"signals": ["margin", "entropy", "proposal", "catch-up", *LOOPS]},
-    "boundary": {"boundary_episodes": 90},
+    "boundary": {"boundary_episodes": 60},
     "playoff": {"playoff_episodes": 200},
 }
 """What each variant sets in ``[switch]``, beside the recipe."""
+SMALL = {"boundary_episodes": 6, "playoff_episodes": 8}
+"""The same in the small form."""
 
 
 def run(name: str, directory: Path, quick: bool) -> None:
     """Run one variant, or go on with it."""
     settings = {**({} if name == next(iter(VARIANTS)) else {"baselines": ["random"], "rates": []}), **VARIANTS[name]}
+    settings |= {key: SMALL[key] for key in settings if quick and key in SMALL}
     words = [word for key, value in settings.items() for word in (f"--switch.{key}", json.dumps(value))]
     command = [sys.executable, "-m", "atlas_ray", "run", RECIPE, "--out", str(directory), *["--quick"] * quick, *words]
     print(f"{name}: {' '.join(command[3:])}", flush=True)

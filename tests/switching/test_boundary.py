@@ -84,7 +84,7 @@ def test_the_buffer_holds_their_steps_one_by_one():
     assert state["terminateds"][:start].tolist() == [False] * (start - 1) + [True]
 
 
-@pytest.mark.parametrize("budget", [None, 1])
+@pytest.mark.parametrize("budget", [pytest.param(None, marks=pytest.mark.slow), 1])
 def test_a_training_begins_with_both_ends_and_goes_on_after_them(ray_session, tmp_path, budget):
     settings = Switch(
         levels=["GoToLocal"], costs=[0.05], steps=800, num_envs=ROWS, evaluate_every=300, updates_per_step=0.05,

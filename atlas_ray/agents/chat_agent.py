@@ -17,6 +17,8 @@ from ..engines.chat_endpoint import ChatEndpoint, Completion
 from ..errors import EndpointError, InputError
 from .token_agent import Decision, LostAnswer, TokenCost, counted, digest
 
+PER_MESSAGE, PER_REQUEST = 64, 256
+"""Tokens that a server's template may put around a message, and around a conversation."""
 LONGEST_LIST = 4000
 """Characters; a longer list of admissible actions is not shown, and not insisted on."""
 _FORMS: dict[Style, str] = {
@@ -160,6 +162,26 @@ class ChatAgent:
                 made.append({"role": "assistant", "content": turn.reply})
         return made
 
+    def worst_case(self, slot: int, offered: Sequence[str]) -> tuple[int, int]:
+        """Most tokens that a decision in ``slot`` reads and writes, with all that is asked for again and repeated.
+
+        A byte-level tokenizer makes no more tokens of a text than it has bytes.
+        """
+        messages = self.messages(slot)
+        listed = len(json.dumps(list(offered), ensure_ascii=False).encode("utf-8", "replace"))
+        size = _size(messages) + listed + len(messages) * PER_MESSAGE + PER_REQUEST
+        # what was said is cut, and no character is longer than six bytes in JSON
+        again = 6 * LONGEST_ACTION + max(map(len, _WRONG.values())) + len(_FORMS[self.style]) + 2 * PER_MESSAGE + 256
+        asked = range(self.reasks + 1)
+        prompts = sum(size + again * number for number in asked)
+        repeated = self.engine.retries + 1
+        return repeated * prompts, repeated * len(asked) * self.max_tokens
+
+    def tokens_of(self, slot: int, decision: Decision) -> tuple[int, int] | None:
+        """Tokens that the server counted for a decision; None where it did not, or what failed before may be billed."""
+        cost = decision.token_cost
+        return (cost.read, cost.written) if cost.counted and not cost.failed else None
+
     def prompt(self, slot: int) -> str:
         """All that the model would read now, in one text."""
         return json.dumps(self.messages(slot), ensure_ascii=False)[1:-1]
@@ -299,6 +321,7 @@ def _more(token_cost: TokenCost, answer: Completion, first: bool) -> TokenCost:
         token_cost.written + (counts[1] or 0),
         first=counts[0] if first else token_cost.first,
         counted=token_cost.counted and None not in counts,
+        failed=token_cost.failed + answer.failed,
     )
 
 

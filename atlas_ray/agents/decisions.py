@@ -17,7 +17,8 @@ class TokenCost:
     Of an :class:`Agent`: ``written`` went through the model to continue the prompt, and ``read`` besides it and the
     prompt (a thought that is read again, the tree of candidates); ``tail`` is then kept behind the prompt. Of an
     endpoint: ``read`` and ``written`` are the server's counts of prompts and completions, what was asked again
-    included, ``first`` is that of the first prompt, and ``counted`` tells whether the server counted all of them.
+    included, ``first`` is that of the first prompt, ``counted`` tells whether the server counted all of them, and
+    ``failed`` how many requests failed before, which may be billed.
     """
 
     read: int = 0
@@ -25,6 +26,7 @@ class TokenCost:
     tail: tuple[int, ...] = ()
     first: int | None = None
     counted: bool = True
+    failed: int = 0
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,8 @@ Decide = Literal["score", "generate"]
 _CUES: dict[Style, str] = {"react": "Thought:", "action": "Action:"}
 NO_ANSWER = "(no answer)"
 """The action of one that has none to say: the environment answers it."""
+_MOST_RETOLD = 4
+"""Most tokens of a thought that is read again, for each that was written: tokenizers cut a text anew."""
 _LONGEST_OFFER = 64
 """Tokens kept free for the separator and the longest action that is scored."""
 
@@ -214,9 +216,27 @@ class Agent:
     def fits(self, slot: int) -> bool:
         """Whether one more turn fits into the model's context."""
         more = self._longest_reply if self.decide == "generate" else self.thought_tokens + _LONGEST_OFFER
+        return self._shown(slot) + more <= self.engine.context
+
+    def _shown(self, slot: int) -> int:
+        """Length of :meth:`prompt`."""
         episode = self._episodes[slot]
-        shown = len(episode.header) + sum(map(len, episode.past)) + len(episode.present)
-        return shown + more <= self.engine.context
+        return len(episode.header) + sum(map(len, episode.past)) + len(episode.present)
+
+    def worst_case(self, slot: int, offered: Sequence[str]) -> tuple[int, int]:
+        """Most tokens that a decision in ``slot`` reads and writes, the whole prompt included."""
+        shown, separator = self._shown(slot), self.renderer.separator
+        if self.decide == "generate":
+            return shown, self._longest_reply
+        candidates = sum(len(self.renderer.action(action)) for action in offered)
+        return (
+            shown + candidates + (self._longest_tail if separator else 0),
+            self.thought_tokens if separator else 0,
+        )
+
+    def tokens_of(self, slot: int, decision: Decision) -> tuple[int, int]:
+        """Tokens that a decision in ``slot`` has read and written, the whole prompt included."""
+        return self._shown(slot) + decision.token_cost.read, decision.token_cost.written
 
     def act(
         self, slots: Sequence[int], actions: Sequence[Sequence[str]], seeds: Sequence[int]
@@ -264,7 +284,8 @@ class Agent:
             written = self.engine.generate(prompts, slots, stop, self.thought_tokens, self.temperature, seeds)
             thoughts = [self.renderer.decode(w) for w in written]
             # the recorded thought, not the raw ids: the action is scored behind what would be trained
-            tails = [self.renderer.thought(t or "") + separator for t in thoughts]
+            most = self._longest_tail - len(separator)
+            tails = [self.renderer.thought(t or "")[:most] + separator for t in thoughts]
             prompts = [p + tail for p, tail in zip(prompts, tails, strict=True)]
         candidates = [[self.renderer.action(a) for a in offered] for offered in actions]
         scores = self.engine.score(prompts, slots, candidates)
@@ -281,6 +302,11 @@ class Agent:
     def needs_list(self) -> bool:
         """Whether the offered actions are all that it can do."""
         return self.decide == "score"
+
+    @property
+    def _longest_tail(self) -> int:
+        """Tokens of a thought as it is read again, and of the separator; a bound that no thought gets to."""
+        return _MOST_RETOLD * self.thought_tokens + len(self.renderer.separator)
 
     @property
     def _longest_reply(self) -> int:

@@ -123,14 +123,23 @@ def _cost(given: Any) -> float | str:
     raise ValueError("must be a number of at least 0, or 'measured'")
 
 
+def _budget(given: Any) -> int | float:
+    if isinstance(given, int | float) and not isinstance(given, bool) and 0 <= given < math.inf:
+        budget: int | float = given
+        return budget
+    raise ValueError("must be a number of at least 0")
+
+
 class Policy(_Strict):
     """One way to decide between the models, over the same episodes as the others."""
 
     name: str = Field(min_length=1)
     """``always-quick``, ``always-deepthink``, ``random(...)`` and other baselines; those of learned switches begin with
     ``londi``."""
-    budget: Count | None = None
-    """Most DEEPTHINK calls per episode (LONDI-B)."""
+    budget: Annotated[int | float, PlainValidator(_budget)] | None = None
+    """Most DEEPTHINK calls per episode (LONDI-B), or most of ``budget_unit``."""
+    budget_unit: Literal["tokens", "usd"] | None = None
+    """What the budget is in, of all models; without it calls."""
     cost: Annotated[float | str, PlainValidator(_cost)] | None = None
     """Price c of a DEEPTHINK call in training (LONDI); ``measured`` charged what each call really took."""
     average: float | None = Field(default=None, gt=0)
@@ -159,8 +168,12 @@ class Policy(_Strict):
     """FLOPs, seconds or money, the same for all policies."""
     seconds_per_episode: float | None = Field(default=None, ge=0)
     """Mean wall time of the models per episode, in seconds."""
+    tokens_per_episode: float | None = Field(default=None, ge=0)
+    """Mean tokens of all models that an episode is paid for; there where a budget of the recipe is not in calls."""
+    usd_per_episode: float | None = Field(default=None, ge=0)
+    """The same in dollars."""
     budget_violations: Count
-    """Episodes with more calls than the budget."""
+    """Episodes that exceeded the budget."""
     episodes: int = Field(ge=1)
     """Episodes played, over all training seeds."""
     seeds: tuple[int, ...] = ()
@@ -192,6 +205,8 @@ class Policy(_Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         _check_interval(self.success, self.ci95)
+        if self.budget_unit != "usd" and isinstance(self.budget, float):
+            raise ValueError("budget: must be a whole number of calls or tokens")
         if len(self.success_by_seed) not in (0, len(self.seeds)):
             raise ValueError(f"success_by_seed: must hold one for each of the {len(self.seeds)} seeds")
         return self

@@ -35,7 +35,7 @@ class Completion:
 
     ``text`` is what it meant as its answer; what it thought before, where the server tells that apart, is
     ``reasoning``. ``finish_reason`` is ``"stop"``, ``"length"`` (cut off), or what the server calls it; a text without
-    characters always ends with ``"stop"``.
+    characters always ends with ``"stop"``. ``failed``: requests that failed before it.
     """
 
     text: str
@@ -43,6 +43,7 @@ class Completion:
     completion_tokens: int | None
     finish_reason: str | None
     reasoning: str | None = None
+    failed: int = 0
 
 
 class NoCompletionError(Exception):

@@ -274,7 +274,8 @@ class ChatEndpoint:
                 parts = request.parts() - self._unknown
             sent += 1
             try:
-                return self._attempt(request, parts, min(self.timeout, max(until - retry.now(), 0.01)))
+                made = self._attempt(request, parts, min(self.timeout, max(until - retry.now(), 0.01)))
+                return replace(made, failed=sent - 1) if sent > 1 else made
             except _RequestFailed as error:
                 trouble, times = error, f" (attempt {attempt + 1} of {self.retries + 1})" if error.retryable else ""
             read, written = trouble.tokens

@@ -96,8 +96,8 @@ class Admission:
     ) -> None:
         self.settings, self.store, self._decider, self._clock = settings, store, decider, clock
         self._counters, self.owner = tuple(counters), store.owner.name
-        limits = Limits.of(settings.budget)
-        self.limits = limits._replace(calls=decider.budget) if limits.calls is None else limits
+        said = zip(Limits.of(settings.budget), decider.limits, strict=True)
+        self.limits = Limits(*(learned if own is None else own for own, learned in said))
         self.daily = Limits.of(settings.daily)
 
     def admit(self, request: ChatRequest, key: str) -> Admitted | Known:
@@ -156,7 +156,8 @@ class Admission:
         if known is not None and allowed[known.model]:
             choice = Choice(known.model, known.probability)  # it was decided already
         else:
-            choice = self._choose(request, session.id, step, allowed, account.left.calls)
+            left = getattr(account.left, self._decider.unit)
+            choice = self._choose(request, session.id, step, allowed, left)
         reservation = tx.reserve(account, step, worst[choice.number], now)
         if reservation is None:
             raise _empty(account.left)
@@ -181,9 +182,9 @@ class Admission:
     def _choose(
         self, request: ChatRequest, session: str, step: int, allowed: Sequence[bool], left: int | None
     ) -> Choice:
-        calls = shown(left, allowed)  # a switch sees calls only
         text, share = f"{request.goal}\n{request.observation}", min(1.0, step / self.settings.max_steps)
-        return self._decider.choose(request.policy, allowed, Situation(text, calls, share, session, step))
+        situation = Situation(text, shown(left, allowed), share, session, step)
+        return self._decider.choose(request.policy, allowed, situation)
 
     def _content(self, text: str) -> str:
         return text if self.settings.record is not None and self.settings.record_content else ""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PER_MESSAGE, PER_REQUEST = 64, 256
 """Tokens that a server's template may put around a message, and around a conversation and its tools."""
+_READ = ("tools", "functions", "response_format", "structured_outputs", "guided_choice")
 MARGIN = 16
 """Tokens around a message where a tokenizer counts its text."""
 
@@ -90,7 +91,7 @@ def worst_case(model: GatewayModel, request: ChatRequest, count: Callable[[str],
     if count is None:
         prompt = request.size + len(json.dumps(model.extra)) + around * PER_MESSAGE + PER_REQUEST
     else:
-        tools = [request.body[name] for name in ("tools", "functions", "response_format") if name in request.body]
+        tools = [request.body[name] for name in _READ if name in request.body]
         texts = [json.dumps(message, ensure_ascii=False) for message in [*request.messages, *tools, model.extra]]
         prompt = sum(map(count, texts)) + around * MARGIN + PER_REQUEST
     if model.context is not None:

@@ -11,6 +11,7 @@ from ..recipe.gateway import FIXED, Gateway
 from ..recipe.of_run import policy_of
 from ..switching.budget import QUICK
 from ..switching.policy import Situation, SwitchPolicy
+from ..switching.spending import Limits, Unit
 
 FIELD = "gateway.switch"
 
@@ -56,9 +57,14 @@ class Decider:
         switch.encoder([""])  # what it needs is loaded, or missed, now
 
     @property
-    def budget(self) -> int | None:
-        """Calls of a session that the switch was trained with; None where it was trained without a budget."""
-        return None if self._switch is None else self._switch.config.budget
+    def unit(self) -> Unit:
+        """What the budget is in that the switch was trained with, and of which it sees the share that is left."""
+        return "calls" if self._switch is None else self._switch.config.unit
+
+    @property
+    def limits(self) -> Limits:
+        """The budget of a session that the switch was trained with; none where it was trained without."""
+        return Limits() if self._switch is None else Limits(**{self.unit: self._switch.config.cap})
 
     def choose(self, policy: str, allowed: Sequence[bool], situation: Situation) -> Choice:
         """Who acts.

@@ -17,6 +17,7 @@ from ..recipe.of_run import recipe_of, switch_policies
 from ..recipe.switch import EXPERT
 from ..rundir.layout import RunLayout
 from ..stages.same_models import policy_models, refuse_other_models
+from ..switching.policy import SwitchPolicy
 from .admission import Admission, Counter
 from .answering import Answering
 from .deciding import Decider
@@ -25,6 +26,9 @@ from .metrics import Metrics
 from .recording import Recorder
 from .store import Store
 from .upstream import HttpUpstream, Upstream
+
+_SEPARATOR = 16
+"""Tokens between a thought and an action."""
 
 
 def recipe_of_gateway(run_dir: Path, name: str | None = None) -> Recipe:
@@ -52,6 +56,12 @@ def recipe_of_gateway(run_dir: Path, name: str | None = None) -> Recipe:
         raise InputError("one of its models is the environment's expert, who plays in environments of ours", run_dir)
     refuse_other_models(run_dir, policy_models(policy))
     models = [{field: getattr(model, field) for field in EndpointFields.model_fields} for model in table.models]
+    if policy.directory is not None and SwitchPolicy.load(policy.directory).config.unit != "calls":
+        # what is reserved for a local model is then near what it takes
+        longest = recipe.agent.thought_tokens + recipe.agent.action_tokens + _SEPARATOR
+        for model, its in zip(table.models, models, strict=True):
+            if not model.base_url:
+                its |= {"tokenizer": model.model, "max_tokens": longest}
     switch = f"{run_dir}/{name}"
     if policy.number is not None:
         ends = {0: "quick", len(models) - 1: "deepthink"}

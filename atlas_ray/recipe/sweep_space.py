@@ -200,7 +200,12 @@ def _check_trial(sweep: Sweep, trial: Recipe) -> None:
         hint = "name one cost, budget or average, or sweep switch.costs, switch.budgets or switch.averages"
         raise _refusal(f"a trial trains one switch: {hint}", "space")
     if isinstance(terms[0], str):
-        raise _refusal(f"{terms[0]!r} is measured with other policies than a trial's own", "space")
+        why = (
+            "a sweep has budgets of calls only"
+            if "=" in terms[0]
+            else "measured with other policies than a trial's own"
+        )
+        raise _refusal(f"{terms[0]!r}: {why}", "space")
     if len(switch.seeds) > 1:
         raise _refusal("a trial trains one switch: name one of switch.seeds, or sweep them", "space")
     for name in ("boundary_episodes", "playoff_episodes"):

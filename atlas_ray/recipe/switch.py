@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import Field, PlainValidator, ValidationError, model_validator
 
 from ..data.results import ALWAYS_DEEPTHINK, ALWAYS_QUICK
 from .base import ConfigModel, Environment, Positive, distinct
 from .endpoint import EndpointFields
+from .gateway import Budget
 
 EXPERT = "expert"
 """A model of this name is the environment's own expert."""
@@ -17,6 +19,7 @@ MEASURED = "measured"
 """A cost of this name is what each call really took."""
 ENCODERS = ("hashing", "hidden", "minilm")
 """Of a switch, that are no names of models."""
+Unit = Literal["calls", "tokens", "usd"]
 Baseline = Literal["random", "every", "threshold", "classifier", "escalate", "triggers", "oracle"]
 Signal = Literal["entropy", "margin", "catch-up", "proposal", "visits", "unchanged", "since-call"]
 SCORED = ("entropy", "margin")
@@ -34,7 +37,38 @@ def _budget(given: Any) -> int | str:
         return given
     if isinstance(given, str) and re.fullmatch(r"[1-9]\d?%", given):
         return given
-    raise ValueError(f"must be a whole number of at least 0, or a percentage as in '50%' (got {given!r})")
+    unit: Any
+    amount: Any
+    if isinstance(given, dict) and len(given) == 1:
+        ((unit, amount),) = given.items()
+    elif isinstance(given, str) and "=" in given:
+        unit, _, amount = given.partition("=")
+        with suppress(ValueError):
+            amount = float(amount) if unit == "usd" else int(amount)
+    else:
+        unit, amount = "", None
+    if unit not in Budget.model_fields:
+        raise ValueError(
+            "must be a whole number of calls, a percentage as in '50%', or one of { calls = 2 }, { tokens = 2000 } and "
+            f"{{ usd = 0.02 }}, in one unit (got {given!r})"
+        )
+    try:
+        made = getattr(Budget.model_validate({unit: amount}), unit)
+    except ValidationError as error:
+        raise ValueError(f"{unit}: {error.errors(include_url=False)[0]['msg']} (got {amount!r})") from None
+    if made is None:
+        raise ValueError(f"{unit}: must be a number (got {amount!r})")
+    return int(made) if unit == "calls" else f"{unit}={made!r}"
+
+
+def budget_terms(given: int | str) -> tuple[Unit, int | float | None]:
+    """Unit and amount of one of ``switch.budgets``, as in the recipe; None for a percentage."""
+    if isinstance(given, int):
+        return "calls", given
+    unit, _, amount = given.partition("=")
+    if unit == "tokens":
+        return "tokens", int(amount)
+    return ("usd", float(amount)) if unit == "usd" else ("calls", None)
 
 
 Cost = Annotated[float | str, PlainValidator(_cost)]
@@ -66,8 +100,8 @@ class Switch(ConfigModel):
     costs: list[Cost] = []
     """LONDI: one switch is trained for each cost c of a call. `measured` charges what every call really took."""
     budgets: list[Limit] = []
-    """LONDI-B: one switch is trained for each budget of calls an episode. `50%` is of what the first cost's switch
-    uses."""
+    """LONDI-B: one switch is trained for each budget of an episode: of calls, where `50%` is of what the first cost's
+    switch uses; or, of all models, `{ tokens = 2000 }` or `{ usd = 0.02 }`."""
     averages: list[Annotated[float, Field(gt=0)]] = []
     """Lagrangian: one switch is trained for each mean number of calls an episode that it is to keep to."""
     unit: Literal["flops", "seconds", "money"] = "flops"
@@ -153,17 +187,39 @@ class Switch(ConfigModel):
         distinct(self.levels, "levels")
         if not self.costs and not self.budgets and not self.averages:
             raise ValueError("costs: name at least one cost, budget or average")
-        if any(isinstance(n, str) for n in self.budgets) and not self.costs:
+        if any(isinstance(n, str) and n.endswith("%") for n in self.budgets) and not self.costs:
             raise ValueError("budgets: a percentage is of what the first cost's switch uses, and costs is empty")
         for name in ("costs", "budgets", "averages", "seeds", "rates"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name}: one stands twice")
+        for given in self.budgets:
+            if (unit := budget_terms(given)[0]) != "calls":
+                self._check_unit(given, unit)
         if self.models[0].model == EXPERT or self.models[0].base_url:
             needs = [s for s in self.signals if s in SCORED] + ["hidden"] * (self.encoder == "hidden")
             needs += ["threshold"] * ("threshold" in self.baselines)
             if needs:
                 raise ValueError(f"models.0: {needs[0]} needs a first model whose probabilities can be read")
         return self
+
+    def _check_unit(self, budget: int | str, unit: str) -> None:
+        """Refuse a budget of tokens or money that cannot be kept."""
+        asks = [s for s in self.signals if s in (*SCORED, "proposal")] + ["hidden"] * (self.encoder == "hidden")
+        asks += ["threshold"] * ("threshold" in self.baselines) + ["critical"] * bool(self.critical)
+        if asks:
+            raise ValueError(f"budgets: {budget} cannot be kept with {asks[0]}, for which QUICK is asked at every step")
+        if self.boundary_episodes:
+            raise ValueError(f"budgets: {budget} cannot be learnt from boundary_episodes, which have no budget: give 0")
+        last, number = self.models[-1], len(self.models) - 1
+        if unit == "tokens" and last.model == EXPERT:
+            raise ValueError(f"models.{number}: {budget} in budgets, and the expert reads and writes no tokens")
+        if unit == "usd" and not last.price_prompt and not last.price_completion:
+            raise ValueError(f"models.{number}: {budget} in budgets needs prices: give price_completion")
+
+    @property
+    def bills(self) -> bool:
+        """Whether a budget is in another unit than calls."""
+        return any(budget_terms(given)[0] != "calls" for given in self.budgets)
 
     @property
     def local(self) -> list[str]:

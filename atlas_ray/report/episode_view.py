@@ -29,12 +29,15 @@ class SwitchStep(Step):
 
 
 class RecordedEpisode(BaseModel):
-    """``switch/replay.json``: one episode under a switch policy, and others; ``budget`` null is none."""
+    """``switch/replay.json``: one episode under a switch policy, and others.
+
+    ``budget``: of calls, or ``tokens=2000`` and the like; null is none.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     policy: str
-    budget: int | None = None
+    budget: int | str | None = None
     env: str
     seed: int
     instruction: str

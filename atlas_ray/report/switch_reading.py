@@ -46,7 +46,7 @@ def twins(policy: Policy, policies: Sequence[Policy]) -> list[Policy]:
         rate = re.search(r"\(p=([\d.]+)", other.name)
         return rate is not None and float(rate[1]) == round(policy.deepthink_share, 2)
 
-    rivals = [p for p in policies if p.budget == policy.budget]
+    rivals = [p for p in policies if (p.budget, p.budget_unit) == (policy.budget, policy.budget_unit)]
     return [p for p in rivals if family(p) == TRIGGERS or (family(p) in MATCHED and at_its_rate(p))]
 
 

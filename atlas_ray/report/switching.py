@@ -56,6 +56,11 @@ def _note(policies: Sequence[Policy]) -> str:
         note += " Success when chosen: in other episodes, by which the policy was chosen among those of its training."
     if any(p.budget_fraction is not None for p in policies):
         note += " Of use: the budget is this share of the calls that the first cost's switch makes."
+    if any(p.tokens_per_episode is not None for p in policies):
+        note += (
+            " Tokens and dollars per episode: what all models are paid for, each prompt counted whole, as budgets in "
+            "tokens and money count; tokens=, usd=: such a budget."
+        )
     if any(p.calls_by_model for p in policies):
         note += " Calls and shares are of all models but QUICK; calls of each model go from QUICK to DEEPTHINK."
     if any(p.lost_episodes for p in policies):
@@ -69,6 +74,10 @@ def _note(policies: Sequence[Policy]) -> str:
     return note
 
 
+def _spend(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def policies_table(policies: Sequence[Policy]) -> Html:
     """The policies with their success against random mixing, and what they took."""
     pair = ends(policies)
@@ -77,7 +86,15 @@ def policies_table(policies: Sequence[Policy]) -> Html:
     heads = ["policy", "success", *(["success when chosen"] if chosen else [])]
     heads += ["above random mixing", "return", "calls per episode"]
     heads += [*(["calls of each model"] if several else []), "share of steps", f"compute ({policies[0].compute_unit})"]
-    heads += ["seconds per episode", "budget exceeded", "seeds", "episodes", *told_heads(policies)]
+    spends = any(p.tokens_per_episode is not None for p in policies)
+    heads += [
+        *(["tokens per episode", "dollars per episode"] if spends else []),
+        "seconds per episode",
+        "budget exceeded",
+        "seeds",
+        "episodes",
+        *told_heads(policies),
+    ]
     rows: list[list[str | Html]] = []
     for policy in policies:
         line: str | Html = NOTHING
@@ -98,6 +115,7 @@ def policies_table(policies: Sequence[Policy]) -> Html:
                 *([each] if several else []),
                 f"{policy.deepthink_share:.1%}",
                 f"{policy.compute:.2e}" if policy.compute >= 1e4 else f"{policy.compute:.3g}",
+                *([_spend(policy.tokens_per_episode), _spend(policy.usd_per_episode)] if spends else []),
                 NOTHING if policy.seconds_per_episode is None else f"{policy.seconds_per_episode:.3g}",
                 NOTHING if policy.budget is None else f"{policy.budget_violations:,}",
                 f"{len(policy.seeds)}" if policy.seeds else NOTHING,

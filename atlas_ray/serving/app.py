@@ -63,7 +63,8 @@ def serve(run_dir: Path, name: str | None = None, port: int = 8008, max_sessions
     except ImportError:
         raise InputError("serving needs the extra 'serve': pip install 'atlas-ray[serve]'") from None
     with listen(port) as sock, open_sessions(run_dir, name, max_sessions) as sessions:
-        limit = "" if sessions.budget is None else f", at most {sessions.budget} calls per episode"
+        budget = sessions.budget if sessions.calls is None else f"{sessions.calls} calls"
+        limit = "" if budget is None else f", at most {budget} per episode"
         say(f"serving {sessions.name} ({', '.join(sessions.models)}{limit}) on http://{HOST}:{sock.getsockname()[1]}")
         batcher = RequestBatcher(sessions)
         config = uvicorn.Config(

@@ -65,9 +65,11 @@ def open_sessions(run_dir: Path, name: str | None = None, max_sessions: int | No
         stack.callback(close_players, state)
         players = open_players(recipe.model_copy(update={"switch": playing}), state)
         policy: Policy = SwitchPolicy.load(served.directory) if served.directory else Always(0)
-        budget = policy.config.budget if isinstance(policy, SwitchPolicy) else None
+        learned = policy.config if isinstance(policy, SwitchPolicy) else None
+        budget, unit = (learned.budget, learned.unit) if learned else (None, "calls")
         decision_cache = DecisionCache() if settings.cache else None
-        yield SessionManager(name, policy, players, [model.model for model in chosen], budget, decision_cache)
+        names = [model.model for model in chosen]
+        yield SessionManager(name, policy, players, names, budget, decision_cache, unit=unit)
 
 
 def _only(run_dir: Path, known: Mapping[str, Path | RunPolicy]) -> str:

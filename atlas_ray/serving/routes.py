@@ -59,7 +59,7 @@ def build(sessions: SessionManager, batcher: RequestBatcher, hosts: list[str]) -
     async def begin(request: Request) -> Response:
         body = await _body(request, NewEpisode)
         key = await batcher.call(sessions.open, body.instruction, body.max_steps)
-        return Json({"id": key, "max_steps": body.max_steps, "calls_left": sessions.budget}, 201)
+        return Json({"id": key, "max_steps": body.max_steps, "calls_left": sessions.calls}, 201)
 
     async def act(key: str, request: Request) -> Response:
         body = await _body(request, ActBody)

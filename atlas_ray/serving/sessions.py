@@ -14,10 +14,12 @@ from typing import Any
 
 from ..agents.token_agent import Agent, Decision, LostAnswer
 from ..errors import EndpointError
+from ..switching.billing import paid_for
 from ..switching.budget import BudgetGuard
 from ..switching.decision_cache import DecisionCache
 from ..switching.evaluate import Policy, make_game, situations
 from ..switching.players import SwitchPlayer
+from ..switching.spending import Unit, dollars
 from .client_env import ClientEnv, ClientEnvSpec
 from .messages import ActRequest, Answer, Refused, check_request, check_task
 
@@ -63,9 +65,14 @@ class SessionManager:
         policy: who acts when.
         players: from QUICK to DEEPTHINK.
         models: their names.
-        budget: calls per episode.
+        budget: of an episode, in the unit.
         decision_cache: decisions made before, for the same question to the same model; None asks every time.
         clock: seconds that pass.
+        unit: of the budget.
+
+    Attributes:
+        budget: of an episode: calls, or by its unit.
+        calls: most calls of an episode; None without a budget of calls.
     """
 
     def __init__(
@@ -74,15 +81,19 @@ class SessionManager:
         policy: Policy,
         players: Sequence[SwitchPlayer],
         models: Sequence[str],
-        budget: int | None = None,
+        budget: float | None = None,
         decision_cache: DecisionCache | None = None,
         clock: Any = time.monotonic,
+        unit: Unit = "calls",
     ) -> None:
-        self.name, self.policy, self.models, self.budget = name, policy, tuple(models), budget
+        self.name, self.policy, self.models = name, policy, tuple(models)
         self.max_sessions = min(player.engine.slots for player in players)
         self._spec = ClientEnvSpec("outside")
         self._game = make_game(policy, players, [self._spec], self.max_sessions, {"decision_cache": decision_cache})
-        self._guard = BudgetGuard(budget, self.max_sessions)
+        self._guard = BudgetGuard(budget, self.max_sessions, unit)
+        calls = unit == "calls" or budget is None
+        self.budget: float | dict[str, float] | None = budget if calls or budget is None else {unit: budget}
+        self.calls = self._guard.cap if calls else None
         self._clock, self._begun = clock, 0
         self._sessions: dict[str, _Session] = {}
         self._needs_list = any(player.needs_list for player in players)
@@ -133,7 +144,8 @@ class SessionManager:
             "steps": self._steps(session),
             "max_steps": session.limit,
             "calls": self._guard.made[session.row],
-            "calls_left": self._guard.left[session.row],
+            "calls_left": self._calls_left(session.row),
+            **self._left(session.row),
             "over": session.over or None,
             "usage": [{"model": model, **asdict(usage)} for model, usage in zip(self.models, used, strict=False)],
         }
@@ -166,6 +178,11 @@ class SessionManager:
                 live.append(session)
             except Refused as error:
                 found[key] = error
+        if self._guard.quotes:
+            for session in live:
+                if not self._pays(session):
+                    found[session.id] = session.end("the episode's budget allows no further step")
+            live = [session for session in live if session.id not in found]
         found |= self._batch_or_each([session for session in live if session.choice is None], self._decide)
         for number in range(len(self.models)):
             own = [session for session in live if session.choice == number and session.id not in found]
@@ -300,10 +317,29 @@ class SessionManager:
     def _to_answer(self, session: _Session, number: int, decision: Decision | LostAnswer) -> Answer | Refused:
         if not isinstance(decision, Decision):
             return _lost(session, decision.reason, decision.kind)
-        made, left = self._guard.made[session.row], self._guard.left[session.row]
+        if self._guard.quotes:
+            self._guard.settle(session.row, paid_for(self._game.agents, session.row, number, decision))
+        made, left = self._guard.made[session.row], self._calls_left(session.row)
         about = (self.models[number], bool(number), made, left, self._steps(session))
         session.answer = Answer(decision.action, decision.thought, *about)
         return session.answer
+
+    def _pays(self, session: _Session) -> bool:
+        """Whether the budget allows a step, or another attempt at one, whose last stays paid."""
+        if session.choice is not None:
+            return self._guard.again(session.row)
+        self._guard.quote(session.row, self._game.worst_cases(session.row))
+        return not self._guard.is_empty(session.row)
+
+    def _calls_left(self, row: int) -> int | None:
+        return None if self._guard.quotes else self._guard.left[row]
+
+    def _left(self, row: int) -> dict[str, Any]:
+        """What is left of a budget that is not in calls."""
+        left = self._guard.left[row]
+        if left is None or not self._guard.quotes:
+            return {}
+        return {"budget_left": {self._guard.unit: float(dollars(left)) if self._guard.unit == "usd" else left}}
 
     def _steps(self, session: _Session) -> int:
         return len(self._game.episodes[session.row].steps) if session.env else 0

@@ -85,6 +85,7 @@ class _Collecting:
             self.source,
             "learned",
             budget=config.budget,
+            unit=config.unit,
             cost=config.cost,
             average=config.average,
             directories=(str(copy),),

@@ -364,6 +364,7 @@ def _one_seed(term: PolicySpec, seed: int) -> PolicySpec:
         term.name,
         term.kind,
         budget=term.budget,
+        unit=term.unit,
         cost=term.cost,
         average=term.average,
         directories=(str(term.directory(seed)),),

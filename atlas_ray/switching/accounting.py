@@ -120,6 +120,12 @@ def total_in_unit(usages: Sequence[ModelUsage], unit: Unit) -> float:
     return float(sum(getattr(usage, unit) for usage in usages))
 
 
+def time_shares(tokens: Sequence[int]) -> list[float]:
+    """Of the time of a batch, by the tokens of each."""
+    total = sum(tokens)
+    return [n / total if total else 1 / len(tokens) for n in tokens]
+
+
 def check_unit(players: Sequence[SwitchPlayer], unit: Unit) -> None:
     """Refuse FLOPs where they cannot be known.
 

@@ -54,7 +54,9 @@ class _OffPolicy:
                 raise_init_error(group)
             raise
         context, seed = algorithm.config.env_config, algorithm.config.seed
-        algorithm.buffer = TransitionBuffer(CAPACITY, context["width"], seed, context["budget"])
+        algorithm.buffer = TransitionBuffer(
+            CAPACITY, context["width"], seed, context["budget"], context.get("unit", "calls") == "calls"
+        )
         algorithm._pending_updates = 0.0
 
     @property
@@ -187,7 +189,7 @@ def algorithm_config(
                 module_class=SACModule if sac else DQNModule,
                 model_config={
                     "hidden": HIDDEN,
-                    "budget": config.budget,
+                    "budget": config.cap,
                     "epsilon": [[0, 1.0], [settings.steps // 2, 0.5]],
                 },
             )
@@ -203,7 +205,8 @@ def _env_config(name: str, settings: Switch, config: SwitchConfig, first_episode
         "name": name,
         "first_episode": first_episode,
         "width": config.features + EXTRA,
-        "budget": config.budget,
+        "budget": config.cap,
+        "unit": config.unit,
         "updates_per_step": settings.updates_per_step,
         "keep_replay": settings.keep_replay_buffer,
         "logs": logs.folder(),

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ..models.hashed_words import Vector
 from .budget import BudgetGuard
 from .features import EXTRA, with_shares
+from .spending import Amount, Unit
 
 # What a request over the budget costs. Redundant [ours]: the guard overrides it and the mask keeps it from being made.
 PENALTY = 1.0
@@ -32,7 +33,8 @@ class Outcome:
 
     ``used`` is what the step took, in mean calls of DEEPTHINK, where that is measured. ``lost`` says why the model gave
     no answer, so that there was no step and the episode is over. ``replies``: what each model wrote for it, nothing
-    where none writes (:class:`atlas_ray.data.replies.Replies`).
+    where none writes (:class:`atlas_ray.data.replies.Replies`). ``spent``: what the step is paid for; None where nobody
+    tells, or nobody asks.
 
     The step limit belongs to the task (it is in the reward, and the policy sees the share of it that is used), so
     learning treats a timeout as an end and not as something to bootstrap from; a cut is bootstrapped from.
@@ -46,6 +48,7 @@ class Outcome:
     used: float = 0.0
     lost: str | None = None
     replies: tuple[Mapping[str, int], ...] = ()
+    spent: Amount | None = None
 
     @property
     def over(self) -> bool:
@@ -73,8 +76,16 @@ class Game(Protocol):
         """Share of the episode's steps that is used, 0..1."""
         ...
 
+    def worst_cases(self, row: int) -> Sequence[Amount]:
+        """What the next step may cost at most, by each model; asked for where the budget is not in calls."""
+        ...
+
     def advance(self, choices: Mapping[int, int]) -> dict[int, Outcome]:
         """One step of the rows in ``choices``, each by the model of that number."""
+        ...
+
+    def stop(self, row: int) -> None:
+        """The episode in ``row`` is over, since its budget allows no further step."""
         ...
 
 
@@ -93,11 +104,12 @@ class SwitchingVectorEnv(gym.vector.VectorEnv[Vector, NDArray[np.int64], NDArray
     Args:
         game: where the models act.
         first_seed: seed of the first episode unless ``reset`` gives one.
-        budget: most calls per episode, None for no limit. A call is a step of any model but the first.
+        budget: most calls per episode, or of the unit; None for no limit. A call is a step of any model but the first.
         cost: c, taken from the reward for each call made.
         weights: what a step of each model costs in c; by default 0 for the first and 1 for the others. None: what the
             game says that the step used (:attr:`Outcome.used`).
         stride: between the seeds of episodes, for several environments that share them out.
+        unit: of the budget. An episode whose budget of tokens or money allows no further step ends there.
 
     Attributes:
         repeated: seeds that a ``repeated_share`` of the episodes has in place of its own; drawn by its own seed alone.
@@ -114,17 +126,18 @@ class SwitchingVectorEnv(gym.vector.VectorEnv[Vector, NDArray[np.int64], NDArray
         self,
         game: Game,
         first_seed: int,
-        budget: int | None = None,
+        budget: float | None = None,
         cost: float = 0.0,
         weights: Sequence[float] | None = (),
         stride: int = 1,
+        unit: Unit = "calls",
     ) -> None:
         self.game, self.cost, self.stride = game, cost, stride
         self.weights = [0.0] + [1.0] * (game.models - 1) if weights == () else weights
         self.num_envs = game.rows
         self.repeated: tuple[int, ...] = ()
         self.repeated_share = 0.0
-        self.budget = BudgetGuard(budget, game.rows)
+        self.budget = BudgetGuard(budget, game.rows, unit)
         self.next_seed = first_seed
         self.single_observation_space = spaces.Box(-np.inf, np.inf, (game.width + EXTRA,), np.float32)
         self.single_action_space = spaces.Discrete(game.models)
@@ -150,10 +163,14 @@ class SwitchingVectorEnv(gym.vector.VectorEnv[Vector, NDArray[np.int64], NDArray
         """Decide for every row; rows whose episode is over begin a new one instead."""
         rewards = np.zeros(self.num_envs, np.float64)
         terminated, truncated = (np.zeros(self.num_envs, np.bool_) for _ in range(2))
-        choices = {}
+        choices, quotes = {}, self.budget.quotes
         for row in range(self.num_envs):
             if self._over[row]:
                 self._begin(row)
+                continue
+            if quotes and self.budget.is_empty(row):
+                self._stop(row)
+                terminated[row] = True
                 continue
             wanted = int(actions[row])
             choices[row] = self.budget.grant(row, wanted)
@@ -164,12 +181,17 @@ class SwitchingVectorEnv(gym.vector.VectorEnv[Vector, NDArray[np.int64], NDArray
         outcomes = self.game.advance(choices)
         for row, outcome in outcomes.items():
             self._over[row] = outcome.over
+            if quotes:
+                self.budget.settle(row, outcome.spent)
             if outcome.lost is not None:
                 rewards[row], truncated[row] = 0.0, True
                 continue
             rewards[row] += self.reward(outcome, choices[row])
             terminated[row] = outcome.ended or outcome.timeout
             truncated[row] = outcome.cut and not terminated[row]
+            if quotes and not outcome.over and self._quote(row):
+                self._stop(row)
+                terminated[row] = True
         return self._observations(), rewards, terminated, truncated, self._info(outcomes)
 
     def reward(self, outcome: Outcome, choice: int) -> float:
@@ -183,6 +205,17 @@ class SwitchingVectorEnv(gym.vector.VectorEnv[Vector, NDArray[np.int64], NDArray
         self.budget.start(row)
         self._over[row] = False
         self.next_seed += self.stride
+        if self.budget.quotes:
+            self._quote(row)
+
+    def _quote(self, row: int) -> bool:
+        """Tell the guard what the next step may cost; whether the budget allows none."""
+        self.budget.quote(row, self.game.worst_cases(row))
+        return self.budget.is_empty(row)
+
+    def _stop(self, row: int) -> None:
+        self.game.stop(row)
+        self._over[row] = True
 
     def _observations(self) -> Vector:
         return features(self.game, self.budget, list(range(self.num_envs)))

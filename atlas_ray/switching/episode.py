@@ -14,6 +14,7 @@ from ..data.records import Step
 from ..data.replies import Replies
 from ..errors import InputError
 from .past import Past
+from .spending import NOTHING, Amount
 
 NOBODY = -1
 """Number of the model that has lost an episode whose environment died."""
@@ -45,6 +46,8 @@ class Episode:
     lost_by: int = 0
     charged: float = 0.0
     """Units of :class:`ModelUsage` that outcomes have told of."""
+    spent: Amount = NOTHING
+    """What all models are paid for, where the game counts it; at worst where nobody tells."""
 
     @property
     def id(self) -> str:

@@ -19,6 +19,7 @@ from .episode import Episode
 from .players import SwitchPlayer
 from .policy import Situation, SwitchPolicy
 from .signals import total_width
+from .spending import Unit, dollars
 from .text_game import TextGame
 
 encoder_of = lru_cache(maxsize=1)(make_encoder)
@@ -60,11 +61,12 @@ def rollout_policy(
     agents: Sequence[SwitchPlayer],
     specs: Sequence[EnvSpec],
     seeds: Sequence[int],
-    budget: int | None = None,
+    budget: float | None = None,
     cost: float = 0.0,
     record: bool = False,
     weights: Sequence[float] | None = (),
     max_lost_answers: float = 1.0,
+    budget_unit: Unit = "calls",
     **game_options: Any,
 ) -> Iterator[dict[str, Any]]:
     """Play the episodes of ``seeds``, as many side by side as the engines have slots.
@@ -74,11 +76,13 @@ def rollout_policy(
         agents: from QUICK to DEEPTHINK.
         specs: seed s plays ``specs[s % len(specs)]``.
         seeds: one episode each.
-        budget: most calls per episode; the guard turns down what is over it.
+        budget: most of an episode, in its unit; the guard turns down what is over it, and ends the episode where it
+            allows no step.
         cost: c, for ``objective`` only.
         record: also keep the steps.
         weights: what a step of each model costs in c; by default 0 for the first and 1 for the others. None: what the
             step really took.
+        budget_unit: of the budget; what is in tokens or dollars needs a game that ``bills``.
         max_lost_answers: share of a model's answers above which episodes without one are not played again.
         **game_options: of :class:`TextGame`.
 
@@ -86,10 +90,11 @@ def rollout_policy(
         A row per episode, as they end: ``level``, ``seed``, ``success``, ``return`` (of the environment),
         ``objective`` (return less c times the weights or what was used), ``calls`` (steps of any model but the first),
         ``calls_by_model`` (steps of each), ``called_at`` (which steps were calls), ``steps``, ``overrides``,
-        ``violations`` (calls over the budget: 0, or the guard is broken), ``tokens`` (fed to each model), ``flops``,
-        ``seconds`` and ``money`` (of all models), with a policy that needs them the ``margins`` of all steps and what
-        QUICK ``proposed`` at each (nothing where it gave no answer), and with
-        ``record`` the ``episode`` itself: ``env``, ``instruction`` and the ``steps`` with the ``actor`` of each, and
+        ``violations`` (by how much the budget was exceeded, in whole units: 0, or the guard is broken), ``tokens`` (fed
+        to each model), ``flops``, ``seconds`` and ``money`` (of all models), of a game that bills ``spent`` (``tokens``
+        and ``usd``), with a policy that needs them the ``margins`` of all steps and what QUICK ``proposed`` at each
+        (nothing where it gave no answer), and with ``record`` the ``episode`` itself: ``env``, ``instruction`` and the
+        ``steps`` with the ``actor`` of each, and
         with the ``values`` that a switch gave a step by each model (None where the budget had no call left); and its
         ``score``.
         ``lost``: a model gave no answer, so the episode says nothing; then ``error`` says why and ``lost_by`` is the
@@ -101,7 +106,9 @@ def rollout_policy(
     rows = min(*(agent.engine.slots for agent in agents), len(seeds))
     game = make_game(policy, agents, specs, rows, game_options)
     weights = [0.0] + [1.0] * (len(agents) - 1) if weights == () else weights
-    rollouts = _Rollouts(policy, game, BudgetGuard(budget, rows), seeds, weights, Losses(max_lost_answers), record)
+    rollouts = _Rollouts(
+        policy, game, BudgetGuard(budget, rows, budget_unit), seeds, weights, Losses(max_lost_answers), record
+    )
     for row in rollouts.ended():
         yield rollouts.result(row, cost)
 
@@ -185,6 +192,8 @@ class _Rollouts:
 
     def _step(self, playing: list[int]) -> list[int]:
         """Let the policy decide and the models act in these rows; those whose episode is over."""
+        stopped = self._stop_empty(playing) if self._guard.quotes else []
+        playing = [row for row in playing if row not in stopped]
         seen = situations(self._policy, self._game, self._guard, playing)
         for row, situation in zip(playing, seen, strict=True):
             if situation.margin is not None:
@@ -198,8 +207,19 @@ class _Rollouts:
                 self._guard.record(row)
         outcomes = self._game.advance(choices)
         for row, outcome in outcomes.items():
+            self._guard.settle(row, outcome.spent)
             self._charged[row] += outcome.used if self._weights is None else self._weights[choices[row]]
-        return [row for row, outcome in outcomes.items() if outcome.over]
+        return [*stopped, *(row for row, outcome in outcomes.items() if outcome.over)]
+
+    def _stop_empty(self, playing: list[int]) -> list[int]:
+        """Tell the guard what the next steps may cost, and end the episodes whose budget allows none."""
+        stopped = []
+        for row in playing:
+            self._guard.quote(row, self._game.worst_cases(row))
+            if self._guard.is_empty(row):
+                self._game.stop(row)
+                stopped.append(row)
+        return stopped
 
     def _decide(self, playing: list[int], seen: list[Situation]) -> list[int]:
         if not self._record or not isinstance(self._policy, SwitchPolicy):
@@ -255,7 +275,7 @@ def situations(policy: Policy, game: TextGame, guard: BudgetGuard, rows: list[in
     pasts = [game.episodes[row].past for row in rows] if "past" in policy.needs else [None] * len(rows)
     answers = [p or NO_PROPOSAL for p in game.proposals(rows)] if "proposal" in policy.needs else [None] * len(rows)
     return [
-        Situation(e.text, guard.left[row], game.step_share(row), e.id, len(e.steps), *told)
+        Situation(e.text, guard.shown(row), game.step_share(row), e.id, len(e.steps), *told)
         for row, e, told in zip(
             rows,
             (game.episodes[row] for row in rows),
@@ -296,9 +316,18 @@ def _episode_row(game: TextGame, guard: BudgetGuard, row: int, charge: float) ->
         "called_at": called_at,
         "steps": taken.pop("steps"),
         "overrides": guard.overrides[row],
-        "violations": 0 if guard.calls is None else max(0, len(called_at) - guard.calls),
+        "violations": _over_budget(guard, len(called_at), episode),
         **taken,
+        **({"spent": {"tokens": episode.spent.tokens, "usd": float(dollars(episode.spent.usd))}} if game.bills else {}),
     }
+
+
+def _over_budget(guard: BudgetGuard, calls: int, episode: Episode) -> int:
+    """By how much an episode went over its budget, counted behind the guard."""
+    if guard.cap is None:
+        return 0
+    spent: int = calls if guard.unit == "calls" else getattr(episode.spent, guard.unit)
+    return max(0, spent - guard.cap)
 
 
 def _episode_record(episode: Episode, models: int, values: Sequence[list[float | None]]) -> dict[str, Any]:

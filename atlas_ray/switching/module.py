@@ -15,6 +15,8 @@ from .features import BUDGET_ENTRY, STEP_ENTRY
 from .network import SwitchNetwork
 
 QF_PREDS = "qf_preds"
+_FINEST = 2**31
+"""Most parts of a budget of which some may be held back; money has more picodollars."""
 
 
 class SwitchModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, QNetAPI):
@@ -86,7 +88,7 @@ class SwitchModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, QNetAPI):
         """
         explores_B = torch.rand(count) < self.epsilon_schedule.get_current_value()
         random_B, calls_B, release_B = torch.rand(3, count)
-        budget = self.model_config["budget"] or 0
+        budget = min(self.model_config["budget"] or 0, _FINEST)
         held_B = torch.randint(budget + 1, (count,)) / max(1, budget)
         if budget:
             calls_B = calls_B**3

@@ -55,6 +55,14 @@ class SwitchPlayer(Player, Protocol):
         """Called when a cached decision is taken in place of a request."""
         ...
 
+    def worst_case(self, slot: int, offered: Sequence[str]) -> tuple[int, int]:
+        """Most tokens that a decision in ``slot`` reads and writes, the whole prompt included."""
+        ...
+
+    def tokens_of(self, slot: int, decision: Decision) -> tuple[int, int] | None:
+        """Tokens that a decision in ``slot`` has read and written, the whole prompt included; None where unknown."""
+        ...
+
 
 @dataclass(frozen=True)
 class _Slots:
@@ -108,6 +116,14 @@ class ExpertPlayer:
 
     def on_cache_hit(self, slot: int, decision: Decision) -> None:
         """Never called: its decisions are not cached."""
+
+    def worst_case(self, slot: int, offered: Sequence[str]) -> tuple[int, int]:
+        """None: it is no model."""
+        return 0, 0
+
+    def tokens_of(self, slot: int, decision: Decision) -> tuple[int, int]:
+        """None: it is no model."""
+        return 0, 0
 
 
 def check_players(recipe: Recipe) -> None:

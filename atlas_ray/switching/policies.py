@@ -14,7 +14,7 @@ from ..data.replies import summed
 from ..data.results import interval, tenths
 from ..errors import AtlasError
 from ..recipe.loading import Switch
-from ..recipe.switch import MEASURED
+from ..recipe.switch import MEASURED, budget_terms
 from ..rundir import files
 from ..rundir.layout import RunLayout
 from .baselines import Always, EveryKth, Oracle, Random, Shadowed, Threshold, Triggers
@@ -22,6 +22,7 @@ from .calibration import Calibration
 from .evaluate import Policy
 from .fitted import Classifier, EscalateOnce
 from .policy import CHOSEN, SwitchPolicy
+from .spending import Unit
 
 Row = dict[str, Any]
 UNITS = {"flops": "FLOPs/episode", "seconds": "seconds/episode", "money": "money/episode"}
@@ -35,6 +36,7 @@ class PolicySpec:
     ``action``, or a rule that calls it: ``random``, ``every``, ``threshold`` (below ``tau``), ``triggers`` (with its
     ``critical`` actions), ``classifier`` and ``escalate`` (both below ``tau``, by ``weights``, the latter ``after`` so
     many steps), ``oracle``; ``shadowed`` is ``always`` with QUICK asked too.
+    ``budget`` is in ``unit``, money in dollars.
     """
 
     name: str
@@ -42,7 +44,8 @@ class PolicySpec:
     action: int = 0
     rate: float = 0.0
     tau: float = 0.0
-    budget: int | None = None
+    budget: float | None = None
+    unit: Unit = "calls"
     cost: float | str | None = None
     average: float | None = None
     budget_fraction: float | None = None
@@ -51,6 +54,13 @@ class PolicySpec:
     critical: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
     after: int = 0
+
+    @property
+    def limit(self) -> int | str | None:
+        """Its budget as people say it: calls, or ``tokens=2000``; None without one."""
+        if self.budget is None:
+            return None
+        return int(self.budget) if self.unit == "calls" else f"{self.unit}={self.budget:.12g}"
 
     @property
     def training_seeds(self) -> tuple[int | None, ...]:
@@ -107,13 +117,19 @@ def learned_policies(settings: Switch, run_dir: Path, resolved: dict[str, int] |
 
     found = [switch(f"londi(c={_cost_word(c)})", f"cost{_cost_word(c)}", cost=c) for c in settings.costs]
     shares: dict[int, float | None] = {}
+    other: list[PolicySpec] = []
     for given in settings.budgets:
+        unit, amount = budget_terms(given)
         if isinstance(given, int):
             shares.setdefault(given, None)
+        elif amount is not None:
+            number = f"{amount:.12g}"
+            other.append(switch(f"londi-b({unit}={number})", f"{unit}{number}", budget=amount, unit=unit))
         elif resolved is not None:
             n = resolved[given]
             shares[n] = shares.get(n) or percentage_as_fraction(given)
     found += [switch(f"londi-b(n={n})", f"budget{n}", budget=n, budget_fraction=share) for n, share in shares.items()]
+    found += other
     found += [switch(f"londi-l(calls={a:g})", f"average{a:g}", average=a) for a in settings.averages]
     return found
 
@@ -173,24 +189,33 @@ def baselines(
         calibration: what rules are set by.
     """
     last = len(settings.models) - 1
-    wanted = [(call_rate([r for r in rows if r["policy"] == c.name]), c.budget) for c in learned]
+    wanted = [(call_rate([r for r in rows if r["policy"] == c.name]), c) for c in learned]
     found: dict[str, PolicySpec] = {}
+    unlimited = PolicySpec("", "always")
     for kind in settings.baselines:
         if kind == "oracle":
             found[kind] = PolicySpec(kind, kind, action=last)
             continue
         if kind == "triggers":
-            for budget in [None, *dict.fromkeys(n for _, n in wanted if n)]:
-                name = kind if budget is None else f"{kind}(n={budget})"
-                found[name] = PolicySpec(name, kind, last, budget=budget, critical=tuple(settings.critical))
+            for under in [unlimited, *{c.limit: c for _, c in wanted if c.limit}.values()]:
+                name = kind if under.limit is None else f"{kind}({_limit_word(under)})"
+                terms: dict[str, Any] = {"budget": under.budget, "unit": under.unit}
+                found[name] = PolicySpec(name, kind, last, critical=tuple(settings.critical), **terms)
             continue
-        for rate, budget in [*wanted, *((rate, None) for rate in settings.rates)]:
+        for rate, under in [*wanted, *((rate, unlimited) for rate in settings.rates)]:
             if rate:
                 digits = f"{rate:.2f}" if round(rate, 2) == rate else f"{rate:g}"
-                name = f"{kind}(p={digits}{'' if budget is None else f', n={budget}'})"
-                terms: dict[str, Any] = calibration.terms(kind, rate, budget)
-                found[name] = PolicySpec(name, kind, action=last, rate=rate, budget=budget, **terms)
+                name = f"{kind}(p={digits}{'' if under.limit is None else f', {_limit_word(under)}'})"
+                calls = under.limit if isinstance(under.limit, int) else None
+                terms = calibration.terms(kind, rate, calls)
+                terms |= {"budget": under.budget, "unit": under.unit}
+                found[name] = PolicySpec(name, kind, action=last, rate=rate, **terms)
     return list(found.values())
+
+
+def _limit_word(policy_spec: PolicySpec) -> str:
+    """Its budget in the name of a baseline."""
+    return f"n={policy_spec.limit}" if policy_spec.unit == "calls" else f"{policy_spec.limit}"
 
 
 def summarize_policy(
@@ -223,6 +248,7 @@ def summarize_policy(
     row = {
         "name": policy_spec.name,
         **{k: v for k, v in terms.items() if v is not None},
+        **({"budget_unit": policy_spec.unit} if policy_spec.unit != "calls" else {}),
         "success": success,
         "return": mean("return"),
         "ci95": ci95,
@@ -234,6 +260,8 @@ def summarize_policy(
         "budget_violations": sum(r["violations"] > 0 for r in rows),
         "episodes": len(rows),
     }
+    if all("spent" in r for r in rows):
+        row |= {f"{unit}_per_episode": fmean(r["spent"][unit] for r in rows) for unit in ("tokens", "usd")}
     if (tenths := call_histogram(rows)) is not None:
         row["called_at"] = tenths
     if models > 2:

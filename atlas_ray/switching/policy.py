@@ -20,10 +20,11 @@ from ..errors import InputError
 from ..models.encoders import Encoder, make_encoder
 from ..models.hashed_words import Vector
 from ..rundir import files
-from .budget import QUICK, as_integer, share
+from .budget import QUICK, amount, share, whole
 from .features import BUDGET_ENTRY, EXTRA, with_shares
 from .past import Past
 from .signals import WIDTHS
+from .spending import Unit
 
 if TYPE_CHECKING:  # a saved switch decides without the agents
     from ..agents.decisions import Decision
@@ -36,7 +37,8 @@ CHOSEN = "chosen.json"
 class Situation(NamedTuple):
     r"""What a switch may know when it decides.
 
-    ``text``: ``"goal\nobservation"``. ``left``: calls left. ``step_share``: share of the steps that is used.
+    ``text``: ``"goal\nobservation"``. ``left``: calls, tokens or picodollars left. ``step_share``: share of the steps
+    that is used.
     ``episode`` and ``step``: whose turn it is, for policies that draw. ``encoded``: ``[width]``, what its encoder and
     signals say, where the text alone does not tell. ``margin``: of QUICK's answer. ``agrees``: whether QUICK does what
     the expert would. ``past``: the episode so far. ``proposal``: what QUICK is about to think and do, an empty action
@@ -60,7 +62,8 @@ class SwitchConfig:
     """Shape and terms of a switch.
 
     ``encoder`` and ``signals``: as in the recipe. ``features``: width of what they give. ``hidden``: widths of the
-    hidden layers. ``models``: how many there are. ``budget`` n, ``cost`` c of a call, or ``average`` calls per episode.
+    hidden layers. ``models``: how many there are. ``budget`` n in ``unit`` (``usd``: dollars), ``cost`` c of a call, or
+    ``average`` calls per episode.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
@@ -68,11 +71,17 @@ class SwitchConfig:
     features: Annotated[int, Field(ge=0)]
     hidden: tuple[Annotated[int, Field(ge=1)], ...]
     models: Annotated[int, Field(ge=2)] = 2
-    budget: Annotated[int, Field(ge=0)] | None = None
+    budget: Annotated[int | float, Field(ge=0, le=10**12)] | None = None
     cost: float | str | None = None
     average: float | None = None
     encoder: str = "hashing"
     signals: tuple[str, ...] = ()
+    unit: Unit = "calls"
+
+    @property
+    def cap(self) -> int | None:
+        """The budget in whole calls, tokens or picodollars."""
+        return None if self.budget is None else whole(self.budget, self.unit)
 
 
 class SwitchPolicy:
@@ -98,6 +107,10 @@ class SwitchPolicy:
             raise InputError(f"the tensors must have the shapes {shapes}")
         if not all(tensor.dtype == np.float32 and np.isfinite(tensor).all() for tensor in tensors.values()):
             raise InputError("the tensors must be float32, without NaN and infinities")
+
+    @cached_property
+    def _cap(self) -> int | None:
+        return self.config.cap
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -132,7 +145,7 @@ class SwitchPolicy:
         """``[N, models]``: what it expects of a step by each model; minus infinity where there is no call left."""
         known = [s.encoded for s in situations if s.encoded is not None]
         encoded = np.stack(known) if len(known) == len(situations) else self._read([s.text for s in situations])
-        shares = [share(s.left, self.config.budget) for s in situations]
+        shares = [share(s.left, self._cap) for s in situations]
         return self.numbers(with_shares(encoded, shares, [s.step_share for s in situations]))
 
     def decide(self, situations: Sequence[Situation]) -> list[int]:
@@ -148,7 +161,7 @@ class SwitchPolicy:
     def __call__(
         self,
         observation: str,
-        budget_left: int | None = None,
+        budget_left: float | None = None,
         step_share: float = 0.0,
         encoded: Vector | None = None,
     ) -> int:
@@ -156,7 +169,8 @@ class SwitchPolicy:
 
         Args:
             observation: ``"goal\nobservation"``.
-            budget_left: calls left in this episode, a whole number; None: the full budget, and so is more than that.
+            budget_left: what is left in this episode, in its budget's unit: whole calls or tokens, or dollars; 0 where
+                no call fits. None: the full budget, and so is more than that.
             step_share: steps taken so far, as a share of the limit, 0..1.
             encoded: ``[features]``, what is read in place of the text by a switch with signals or with QUICK's hidden
                 state, in this order.
@@ -169,7 +183,7 @@ class SwitchPolicy:
         """
         if not isinstance(observation, str):
             raise InputError(f"must be a str, is {type(observation).__name__}", field="observation")
-        left = self.config.budget if budget_left is None else as_integer(budget_left, "budget_left")
+        left = self._cap if budget_left is None else amount(budget_left, self.config.unit, "budget_left")
         step_share = _share(step_share)
         if encoded is not None:
             encoded = _vector(encoded, self.config.features)
@@ -181,7 +195,10 @@ class SwitchPolicy:
         """Write the switch, atomically."""
         with files.atomic_directory(directory) as temporary:
             save_file(self.tensors, temporary / WEIGHTS)
-            files.write_json(temporary / CONFIG, asdict(self.config))
+            config = asdict(self.config)
+            if self.config.unit == "calls":  # so that earlier versions read it
+                del config["unit"]
+            files.write_json(temporary / CONFIG, config)
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:
@@ -201,6 +218,11 @@ class SwitchPolicy:
             raise InputError(what, directory / CONFIG, field=field) from None
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror}", directory / CONFIG) from None
+        try:
+            _ = config.cap
+        except InputError as error:
+            what = f"is no configuration of a switch: {error.message}"
+            raise InputError(what, directory / CONFIG, field="budget") from None
         if unknown := set(config.signals) - set(WIDTHS):
             what = f"{min(unknown)!r} is no signal of this version: the switch was saved by another"
             raise InputError(what, directory / CONFIG, field="signals")

@@ -30,6 +30,8 @@ class TransitionBuffer(ReplayBufferInterface):
         budget: most calls of an episode. What a model does to a state does not depend on the calls left, so whatever is
             drawn is shown with any number of them that allows it, and one episode teaches every budget [ours; the idea
             is that of counterfactual experience for reward machines, Toro Icarte et al. 2022].
+        counts_calls: whether the budget is in calls; in tokens or money nothing says what another budget would have
+            allowed, and a transition is shown as it was.
 
     A step whose model gave no answer (``info["lost"]`` says why) was none: it is left out, what came before it in the
     episode is kept, and its state is bootstrapped from like that of any cut [ours].
@@ -44,8 +46,10 @@ class TransitionBuffer(ReplayBufferInterface):
             that changes holds for old transitions too.
     """
 
-    def __init__(self, capacity: int, width: int, seed: int, budget: int | None = None) -> None:
-        self.capacity, self.budget = capacity, budget
+    def __init__(
+        self, capacity: int, width: int, seed: int, budget: int | None = None, counts_calls: bool = True
+    ) -> None:
+        self.capacity, self.budget, self.counts_calls = capacity, budget, counts_calls
         self.count = self.dropped = self.ended = 0
         self.replies: dict[int, Replies] = {}
         self.reasons: dict[int, str] = {}
@@ -118,7 +122,7 @@ class TransitionBuffer(ReplayBufferInterface):
         batch = {name: array[drawn] for name, array in self._arrays.items()}
         if self.charge is not None:
             batch[Columns.REWARDS] -= self.charge[batch[Columns.ACTIONS]]
-        if self.budget:
+        if self.budget and self.counts_calls:
             called = batch[Columns.ACTIONS] > 0
             left = self._rng.integers(called, self.budget + 1)
             batch[Columns.OBS][:, BUDGET_ENTRY] = left / self.budget

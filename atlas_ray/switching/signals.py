@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,17 @@ WIDTHS = {
 """Entries of each signal, as the recipe names them."""
 SCORED = frozenset({"entropy", "margin"})
 """Those for which QUICK has to score the actions; as in the recipe, whose module takes a second to import."""
+
+
+class Confidence(NamedTuple):
+    """Of QUICK's answer: normalised entropy of its choice and margin of the likeliest action, 0..1 each."""
+
+    entropy: float
+    margin: float
+
+
+OVER = Confidence(0.0, 1.0)
+"""Of an episode that is over, where nothing is asked any more."""
 
 
 def total_width(signals: Sequence[str]) -> int:

@@ -9,12 +9,14 @@ than its worst case, no limit is exceeded, whatever dies in between (ours).
 from __future__ import annotations
 
 from decimal import ROUND_CEILING, Decimal
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from ..recipe.gateway import Budget
 
 PER_DOLLAR = 10**12
+Unit = Literal["calls", "tokens", "usd"]
+"""What a budget is in; as in the recipe, whose module takes a second to import."""
 
 
 class Amount(NamedTuple):
@@ -121,6 +123,13 @@ class Usage(NamedTuple):
     def tokens(self) -> int:
         """Both."""
         return self.prompt + self.completion
+
+
+class Prices(NamedTuple):
+    """In dollars per million tokens that are read, and that are written."""
+
+    price_prompt: float
+    price_completion: float
 
 
 class Priced(Protocol):

@@ -150,7 +150,7 @@ def _train_all(context: StageContext, selection: EpisodeFile) -> list[PolicySpec
         context.mean_call = usage["mean_call"] = _mean_call(context, selection)
     _train_missing(context, learned_policies(settings, context.run_dir))
     budgets: dict[str, int] = {}
-    if any(isinstance(budget, str) for budget in settings.budgets):
+    if any(isinstance(budget, str) and budget.endswith("%") for budget in settings.budgets):
         calls, budgets = _resolve_budgets(context, selection)
         usage |= {"calls": calls, "budgets": budgets}
     learned = learned_policies(settings, context.run_dir, budgets)
@@ -185,7 +185,9 @@ def _resolve_budgets(context: StageContext, selection: EpisodeFile) -> tuple[flo
     first = learned_policies(settings, context.run_dir)[:1]
     rows = scorable_episodes(selection.play(first), first[0].name)
     calls = fmean(row["calls"] for row in rows)
-    budgets = {given: resolve_budget(given, calls) for given in settings.budgets if isinstance(given, str)}
+    budgets = {
+        given: resolve_budget(given, calls) for given in settings.budgets if isinstance(given, str) and "%" in given
+    }
     said = ", ".join(f"{given} is {budget}" for given, budget in budgets.items())
     context.say(f"  {said} of {calls:.2f} calls per episode")
     return calls, budgets
@@ -324,7 +326,7 @@ def record_episodes(context: StageContext, learned: Sequence[PolicySpec], rows: 
         if row["lost"]:
             context.log.event("switch", "no replay", policy=task.who, seed=row["seed"], why=row["error"])
             continue
-        about = {"policy": spec.name, "budget": spec.budget, "seed": row["seed"], "success": row["success"]}
+        about = {"policy": spec.name, "budget": spec.limit, "seed": row["seed"], "success": row["success"]}
         found[row["seed"]] = {**about, **row["episode"]}
     if episodes := [found[seed] for seed in seeds if seed in found]:
         files.write_json(context.layout.switch_replay, {**episodes[0], "others": episodes[1:]})

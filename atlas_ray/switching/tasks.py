@@ -109,7 +109,9 @@ def _specs(recipe: Recipe, split: str) -> list[EnvSpec]:
 def _game_options(recipe: Recipe, mean_call: float | None) -> dict[str, Any]:
     settings = switch_of(recipe)
     cache = _state.get_or_create(DecisionCache) if settings.cache else None
-    return {"decision_cache": cache, "unit": settings.unit, "mean_call": mean_call, "absorb_env_deaths": True}
+    return {"decision_cache": cache, "unit": settings.unit, "mean_call": mean_call, "absorb_env_deaths": True} | (
+        {"bills": True} if settings.bills else {}
+    )
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class TaskEnvCreator:
         options = {"encoder": encoder, "signals": settings.signals, **_game_options(recipe, self.task.mean_call)}
         game = TextGame(_specs(recipe, "train"), players, settings.num_envs, **options)
         cost, weights = policy_spec.cost_terms(settings)
-        return SwitchingVectorEnv(game, first_seed, policy_spec.budget, cost, weights, stride)
+        return SwitchingVectorEnv(game, first_seed, policy_spec.budget, cost, weights, stride, policy_spec.unit)
 
 
 def rollout_chunk(task: PlayTask, state: WorkerState) -> Iterator[tuple[Row, Tally]]:
@@ -159,6 +161,7 @@ def rollout_chunk(task: PlayTask, state: WorkerState) -> Iterator[tuple[Row, Tal
         task.record,
         weights,
         task.recipe.max_lost_answers,
+        task.policy_spec.unit,
         **_game_options(task.recipe, task.mean_call),
     ):
         now = _current_tally(players)
@@ -215,6 +218,7 @@ def build_training(task: TrainTask, index: int) -> TrainingSetup:
             cost,
             weights=weights,
             max_lost_answers=recipe.max_lost_answers,
+            budget_unit=policy_spec.unit,
             **_game_options(recipe, task.mean_call),
         )
         losses = Losses(recipe.max_lost_answers)
@@ -234,6 +238,7 @@ def build_training(task: TrainTask, index: int) -> TrainingSetup:
         average=policy_spec.average,
         encoder=settings.encoder,
         signals=tuple(settings.signals),
+        unit=policy_spec.unit,
     )
     first_episode = seed_block(recipe.seed, SWITCH_TRAIN) + task.training * BETWEEN_SEEDS
     seed = recipe.seed * 100 + task.training

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
@@ -18,25 +17,16 @@ from ..data.replies import Replies, because
 from ..errors import EndpointError, InputError
 from ..models.encoders import Encoder, normalized
 from ..models.hashed_words import Vector
-from .accounting import ComputeAccountant, ModelUsage, Unit, check_unit, total_in_unit
+from .accounting import ComputeAccountant, ModelUsage, Unit, check_unit, time_shares, total_in_unit
+from .billing import most_of_each, paid_for
 from .decision_cache import CachedDecision, DecisionCache
 from .environment import Outcome
 from .episode import Episode, expert_action, expert_of, restore_env, take_step, with_recovery
 from .players import ExpertPlayer, SwitchPlayer
-from .signals import SCORED, of_past, of_proposal, total_width
+from .signals import OVER, SCORED, Confidence, of_past, of_proposal, total_width
+from .spending import NOTHING, Amount
 
 HIDDEN = "hidden"
-
-
-class Confidence(NamedTuple):
-    """Of QUICK's answer: normalised entropy of its choice and margin of the likeliest action, 0..1 each."""
-
-    entropy: float
-    margin: float
-
-
-OVER = Confidence(0.0, 1.0)
-"""Of an episode that is over, where nothing is asked any more."""
 
 
 @dataclass
@@ -68,6 +58,7 @@ class TextGame:
         mean_call: what a mean call of DEEPTHINK takes; None leaves ``Outcome.used`` at 0.
         absorb_env_deaths: an episode whose environment dies too often, or does not begin it, is over and lost; its next
             step says so. Without it :class:`envs.EnvironmentDiedError` is raised.
+        bills: whether to count what every step is paid for, ``Outcome.spent`` and ``Episode.spent``.
 
     Raises:
         InputError: a signal, the encoder or the unit cannot be had of these models.
@@ -87,6 +78,7 @@ class TextGame:
         unit: Unit = "flops",
         mean_call: float | None = None,
         absorb_env_deaths: bool = False,
+        bills: bool = False,
     ) -> None:
         if min(agent.engine.slots for agent in agents) < rows:
             raise ValueError(f"{rows} episodes side by side need as many slots in all engines")
@@ -94,7 +86,8 @@ class TextGame:
         self.agents: tuple[SwitchPlayer, ...] = tuple(agent.fork() for agent in agents)
         self.rows, self.models = rows, len(self.agents)
         self.encoder, self.signals, self.decision_cache = encoder, tuple(signals), decision_cache
-        self.unit, self.mean_call, self.absorb_env_deaths = unit, mean_call, absorb_env_deaths
+        self.unit, self.mean_call = unit, mean_call
+        self.absorb_env_deaths, self.bills = absorb_env_deaths, bills
         if mean_call is not None:
             check_unit(self.agents, unit)
         for agent in self.agents:
@@ -215,6 +208,19 @@ class TextGame:
         """What each model has used in this episode."""
         return self._accountant.usage(row)
 
+    def worst_cases(self, row: int) -> list[Amount]:
+        """What the next step may cost at most, by each model; nothing where its environment is gone."""
+        offered: list[str] = []
+        with self._absorbing_env_death(row):
+            # whoever needs it; a longer list than a model is shown is a worse case
+            offered = self._admissible(row, max(self.agents, key=lambda agent: agent.needs_list))
+        over = self.episodes[row].over
+        return [NOTHING] * self.models if over else most_of_each(self.agents, row, offered)
+
+    def stop(self, row: int) -> None:
+        """The episode is over, since its budget allows no further step."""
+        self.episodes[row].over, self.episodes[row].success = True, False
+
     def decisions(self, choices: Mapping[int, int]) -> dict[int, Decision | LostAnswer]:
         """What the chosen model of every row would do now; one batch for each model.
 
@@ -240,7 +246,10 @@ class TextGame:
         return {row: self._step_row(row, choices[row], found.get(row)) for row in sorted(choices)}
 
     def _step_row(self, row: int, number: int, decision: Decision | LostAnswer | None) -> Outcome:
-        episode = self.episodes[row]
+        episode, spent = self.episodes[row], None
+        if self.bills and not episode.over:
+            spent = paid_for(self.agents, row, number, decision)
+            episode.spent = episode.spent.plus(self.worst_cases(row)[number] if spent is None else spent)
         asked = self._state_caches[row].replies
         replies = tuple(asked.get(n, Replies()) for n in range(self.models)) if asked else ()
         if isinstance(decision, LostAnswer):
@@ -264,7 +273,7 @@ class TextGame:
         if self.mean_call is not None:
             total = total_in_unit(self.usage(row), self.unit)
             used, episode.charged = (total - episode.charged) / self.mean_call, total
-        outcome = Outcome(reward, terminated, truncated, full, info["success"], used, replies=replies)
+        outcome = Outcome(reward, terminated, truncated, full, info["success"], used, replies=replies, spent=spent)
         episode.over = outcome.over
         return outcome
 
@@ -301,7 +310,7 @@ class TextGame:
         decisions = self._query_batch(agent, missing, offers, absorb)
         seconds = time.perf_counter() - begun
         tokens = [self._accountant.tokens(r, number, d.token_cost) for r, d in zip(missing, decisions, strict=True)]
-        for row, decision, key, share in zip(missing, decisions, keys, _time_shares(tokens), strict=True):
+        for row, decision, key, share in zip(missing, decisions, keys, time_shares(tokens), strict=True):
             self._record_decision(row, number, decision, seconds * share)
             if isinstance(decision, LostAnswer):
                 lost[row] = decision
@@ -336,7 +345,7 @@ class TextGame:
             begun = time.perf_counter()
             states = normalized(self._quick.hidden(asked).numpy())
             seconds = time.perf_counter() - begun
-            shares = _time_shares([self._accountant.tokens(row, 0, None) for row in asked])
+            shares = time_shares([self._accountant.tokens(row, 0, None) for row in asked])
             for row, state, share in zip(asked, states, shares, strict=True):
                 self._state_caches[row].hidden = state
                 self._accountant.charge(row, 0, None, seconds * share)
@@ -383,9 +392,3 @@ class TextGame:
         advice = self._expert_action(row)
         self.expert_failures += advice is None and not self.episodes[row].over
         return Decision(None, advice or NO_ANSWER)
-
-
-def _time_shares(tokens: Sequence[int]) -> list[float]:
-    """Of the time of a batch."""
-    total = sum(tokens)
-    return [n / total if total else 1 / len(tokens) for n in tokens]

@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import fake_vllm
@@ -21,9 +22,9 @@ from atlas_ray.models.tiny import build_tokenizer
 from atlas_ray.recipe.loading import Recipe
 from atlas_ray.rundir.files import write_json
 from atlas_ray.switching.evaluate import evaluate_policy
-from atlas_ray.switching.policy import Situation
+from atlas_ray.switching.policy import Situation, SwitchPolicy
 
-STEPS = 7
+STEPS, TOKENS = 7, 2000
 EXAMPLE = Path(__file__).parents[2] / "examples" / "gateway_agent.py"
 
 
@@ -47,6 +48,9 @@ def run(request, tmp_path_factory):
     write_json(folder / "recipe.resolved.json", made.model_dump(mode="json"))
     switch_that_calls().save(folder / "checkpoints" / "switch-budget2-seed0")
     switch(2).save(folder / "checkpoints" / "switch-cost0.05-seed0")
+    calls = switch_that_calls()
+    config = replace(calls.config, budget=TOKENS, unit="tokens")
+    SwitchPolicy(config, calls.tensors).save(folder / "checkpoints" / f"switch-tokens{TOKENS}-seed0")
     return folder
 
 
@@ -77,6 +81,29 @@ def test_an_agent_gets_the_actions_and_calls_of_the_switch_stages_own_play(run, 
         assert client.actions == [step["action"] for step in row["episode"]["steps"]]
         assert client.called_at == row["called_at"]
     assert any(client.called_at for client in clients)
+
+
+def test_a_budget_of_tokens_is_guarded_in_tokens_as_in_training(run, tmp_path):
+    made, spent, who = recipe_of_gateway(run, f"switch-tokens{TOKENS}-seed0"), 0, []
+    with gateway(made, tmp_path) as (port, answering):
+        assert answering.admission.limits == (None, TOKENS, None), "what the switch was trained with"
+        client, status = Client(1), 200
+        messages = [{"role": "user", "content": client.goal}]
+        while status == 200 and len(who) < 30:
+            messages.append({"role": "user", "content": client.observation})
+            body = {
+                "model": "londi",
+                "messages": messages,
+                "structured_outputs": {"choice": ["go forward", "turn left"]},
+            }
+            status, headers, text = ask(port, body, {"x-atlas-session": "one"})
+            if status == 200:
+                spent += json.loads(text)["usage"]["total_tokens"]
+                assert headers["x-atlas-budget-left"] == f"tokens={TOKENS - spent}"
+                who.append(headers["x-atlas-model"])
+                messages.append({"role": "assistant", "content": json.loads(text)["choices"][0]["message"]["content"]})
+    assert status == 402 and TOKENS / 4 < spent <= TOKENS
+    assert who[-1].endswith("quick"), "once no call fits, QUICK acts as long as it does"
 
 
 def test_the_example_plays_as_the_switch_stage_does(run, tmp_path, monkeypatch, capsys):

@@ -13,6 +13,7 @@ from atlas_ray.agents.rollout import SWITCH_TEST, SWITCH_TRAIN, seed_block
 from atlas_ray.data.results import Londi, interval
 from atlas_ray.models.tiny import build_tokenizer
 from atlas_ray.recipe.loading import Recipe
+from atlas_ray.report.episode_view import switch_episode_view
 from atlas_ray.rundir import files
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.baselines import Always, EveryKth, Oracle, Random, Threshold
@@ -233,6 +234,23 @@ def test_a_switch_is_trained_for_each_seed_and_not_again(ray_session, make, tmp_
     switch_stage(recipe, tmp_path, again.append)
     assert not any("training" in line for line in again)
     assert [(path / "model.safetensors").read_bytes() for path in paths] == weights
+
+
+def test_a_budget_of_tokens_is_kept_and_told_by_every_policy_under_it(make, tmp_path):
+    recipe = make(costs=[], budgets=[{"tokens": 300}], baselines=["random"], test_episodes=12)
+    save_random_switch(tmp_path / "checkpoints/switch-tokens300-seed0", 3, budget=300, unit="tokens")
+    rows = {row["name"]: row for row in switch_stage(recipe, tmp_path, lambda line: None)}
+    Londi.model_validate({"policies": list(rows.values())})
+    learned = rows["londi-b(tokens=300)"]
+    assert (learned["budget"], learned["budget_unit"]) == (300, "tokens")
+    assert any(name.startswith("random(p=") and name.endswith(", tokens=300)") for name in rows)
+    for name, row in rows.items():
+        assert row["budget_violations"] == 0 and row["usd_per_episode"] == 0
+        assert row["tokens_per_episode"] <= 300 or "tokens=300" not in name
+    episodes = lines(tmp_path / "switch" / "episodes.jsonl")
+    assert max(e["spent"]["tokens"] for e in episodes if "tokens=300" in e["policy"]) <= 300
+    assert files.read_json(tmp_path / "switch" / "replay.json")["budget"] == "tokens=300"
+    assert "budget tokens=300" in str(switch_episode_view(tmp_path)[0])
 
 
 @pytest.mark.slow

@@ -1,13 +1,16 @@
 """What the report says of episodes that a switch has collected."""
 
+import re
+
 import pytest
 from collecting_runs import collects
 
 from atlas_ray.errors import InputError
 from atlas_ray.report import build_report
 from atlas_ray.report.collected import collected_part, read_collecting_usage
-from atlas_ray.rundir.files import write_json
+from atlas_ray.rundir.files import append_jsonl, read_json, write_json
 from atlas_ray.rundir.layout import RunLayout
+from atlas_ray.stages.report import write_report
 from atlas_ray.trajectory import Annotation, Step, Trajectory, write_annotations, write_trajectories
 
 USAGE = {
@@ -63,3 +66,32 @@ def test_other_runs_say_nothing_of_it_and_a_wrong_file_is_an_error(run):
     with pytest.raises(InputError) as caught:
         read_collecting_usage(RunLayout(run))
     assert caught.value.field == "calls"
+
+
+def test_how_episodes_ended_is_told_where_not_all_are_successes(run):
+    write_json(run / "trajectories/usage.json", {**USAGE, "models": ["m"], "calls_by_model": [5000], "calls": 0})
+    append_jsonl(run / "annotations/scores/oracle.jsonl", [{"id": "a", "replies": {"ok": 1}}])
+    page = write_report(run).read_text()
+    assert "How the collected episodes ended" not in page and ">calls</th>" not in page.split("It took")[0]
+    assert "collected" not in read_json(run / "results.json")
+    about = {"env": "e", "task": "t", "seed": 0, "instruction": "i", "source": "m"}
+    steps = tuple(Step(observation="o", action=str(n)) for n in range(4))
+    outcomes = {"a": True, "b": False, "c": False, "d": None}
+    made = [Trajectory(id=name, steps=steps, score=None, success=ended, **about) for name, ended in outcomes.items()]
+    write_trajectories(run / "trajectories/expert.jsonl", made)
+    marks = {"a": (0, 1), "b": (2,)}
+    write_annotations(
+        run / "annotations/calls.jsonl",
+        [Annotation(trajectory_id=name, selector="calls", fraction=1.0, critical=at) for name, at in marks.items()],
+    )
+    page = write_report(run).read_text()
+    part = page[page.index("How the collected episodes ended") :]
+    cells = [
+        re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", part[: part.index("</table>")])
+    ]
+    assert [row for row in cells if row] == [
+        ["successes", "1", "4", "50.0%"],
+        ["failures", "2", "8", "25.0%"],
+        ["unknown outcome", "1", "4", "\N{EN DASH}"],
+    ]
+    assert read_json(run / "results.json")["collected"] == {"successes": 1, "failures": 2, "unknown": 1}

@@ -26,7 +26,8 @@ from .switching.players import check_players
 
 
 def _check_switch(recipe: Recipe, settings: Switch) -> None:
-    check_players(recipe)
+    if settings.levels:
+        check_players(recipe)
     if settings.encoder != "hidden":
         make_encoder(settings.encoder, settings.features)
     elif recipe.engine.kind == "vllm":

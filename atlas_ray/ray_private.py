@@ -144,6 +144,14 @@ def given_by_tune(trainable: Any) -> tuple[Any, Any]:
 
 LOGGERS = ("ray.rllib", "ray.tune", "ray._common.deprecation")
 """They tell of RLlib's own deprecations, metrics and start, which are of no use to a user."""
+DATA_LOGGERS = ("ray.data",)
+"""They tell of every plan that is executed."""
+
+
+def learn_offline(config: Any) -> Any:
+    """A configuration of RLlib without environments and runners, as MARWIL and BC have it."""
+    config._is_online = False
+    return config
 
 
 def log_temperature(learner: Any, module_id: str) -> Any:

@@ -150,13 +150,23 @@ def test_parts_of_rllib():
         assert f"self.{name}: " in inspect.getsource(SACLearner), name
 
 
+def test_a_configuration_that_learns_offline():
+    from ray.rllib.algorithms.bc import BCConfig
+    from ray.rllib.algorithms.dqn import DQNConfig
+
+    assert DQNConfig().is_online and not BCConfig().is_online
+    assert not ray_private.learn_offline(DQNConfig()).is_online
+
+
 def test_loggers_that_say_what_is_of_no_use():
     from ray._common import deprecation
+    from ray.data import dataset
     from ray.rllib.algorithms import algorithm
     from ray.tune import registry
 
     for module in (deprecation, algorithm, registry):
         assert module.logger.name.startswith(ray_private.LOGGERS), module
+    assert dataset.logger.name.startswith(ray_private.DATA_LOGGERS)
 
 
 def test_the_group_that_was_being_made_is_found_in_a_traceback():

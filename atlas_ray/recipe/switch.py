@@ -93,10 +93,19 @@ class Switch(ConfigModel):
 
     models: list[SwitchModel] = Field(min_length=2)
     """From the smallest (QUICK) to the largest (DEEPTHINK). `quick = A`, `deepthink = B` is short for two of them."""
-    levels: list[Environment] = Field(min_length=1)
-    """Environments, drawn in turn."""
+    levels: list[Environment] = []
+    """Environments, drawn in turn. With `logs` there may be none, and nothing is played."""
     max_steps: Positive | None = None
-    """Own step limit of an episode; without it the level's."""
+    """Own step limit of an episode; without it the level's. With `logs` it is that of the logged agent, too."""
+    logs: list[str] = []
+    """Learn from these directories or files in place of play: records of a gateway, or trajectories that say who acted
+    and how likely that was. One alone may be given as a text."""
+    behaviour: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """`logs`: the constant probability of a call at steps that do not say theirs; without it they are refused."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """`logs`: share of the logged episodes that are not learned from, by which what was learned is estimated."""
+    pessimism: Annotated[float, Field(ge=0)] = 1.0
+    """`logs`: how strongly what the logs hardly say anything of is drawn to the least that it may be worth."""
     costs: list[Cost] = []
     """LONDI: one switch is trained for each cost c of a call. `measured` charges what every call really took."""
     budgets: list[Limit] = []
@@ -177,6 +186,8 @@ class Switch(ConfigModel):
         pair = [made.pop(name, None) for name in ("quick", "deepthink")]
         if "models" in made and pair != [None, None]:
             raise ValueError("models: give either models, or quick and deepthink")
+        if isinstance(made.get("logs"), str):
+            made["logs"] = [made["logs"]]
         models = made.setdefault("models", [pair[0] or "tiny-quick", pair[1] or "tiny-deepthink"])
         if isinstance(models, list):
             made["models"] = [{"model": m} if isinstance(m, str) else m for m in models]
@@ -185,6 +196,7 @@ class Switch(ConfigModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         distinct(self.levels, "levels")
+        self._check_logs()
         if not self.costs and not self.budgets and not self.averages:
             raise ValueError("costs: name at least one cost, budget or average")
         if any(isinstance(n, str) and n.endswith("%") for n in self.budgets) and not self.costs:
@@ -220,6 +232,28 @@ class Switch(ConfigModel):
     def bills(self) -> bool:
         """Whether a budget is in another unit than calls."""
         return any(budget_terms(given)[0] != "calls" for given in self.budgets)
+
+    def _check_logs(self) -> None:
+        if not self.logs:
+            if not self.levels:
+                raise ValueError("levels: name at least one, or logs to learn from")
+            return
+        if self.max_steps is None:
+            raise ValueError("max_steps: with logs, give the step limit of the logged agent")
+        cannot = {
+            "algorithm": self.algorithm != "dqn",
+            "averages": bool(self.averages),
+            "signals": bool(self.signals),
+            "encoder": self.encoder == "hidden",
+            "costs": MEASURED in self.costs,
+            "budgets": any(isinstance(n, str) for n in self.budgets),
+            "boundary_episodes": self.boundary_episodes > 0,
+            "playoff_episodes": self.playoff_episodes > 0,
+        }
+        if field := next((name for name, asked in cannot.items() if asked), None):
+            raise ValueError(
+                f"{field}: nothing is played to learn from logs; take dqn, numbers, an encoder of text, and no play"
+            )
 
     @property
     def local(self) -> list[str]:

@@ -25,6 +25,7 @@ from .claims import claims
 from .collected import collected_part, outcomes_part
 from .distilled import distilled_part
 from .episode_view import RecordedEpisode, SwitchStep, switch_episode_view
+from .estimates import estimates_part
 from .forgetting import COULD
 from .headlines import WITHIN, Headline, answers_part, picture
 from .journal import events, stage_times
@@ -71,6 +72,7 @@ _PICTURES: tuple[Part, ...] = (
 
 _TABLES: tuple[Part, ...] = (
     policies_part,
+    lambda run: estimates_part(run.layout),
     rounds_part,
     arms_part,
     lambda run: collected_part(run.layout),

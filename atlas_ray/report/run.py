@@ -103,4 +103,6 @@ def _results(run_dir: Path) -> Results | None:
         empty = True
     except ValueError:
         empty = False  # and not JSON, as the reader says better
-    return None if empty and (annotated(run_dir) or RunLayout(run_dir).sweep_json.is_file()) else load_results(path)
+    layout = RunLayout(run_dir)
+    others = annotated(run_dir) or layout.sweep_json.is_file() or layout.switch_estimates.is_file()
+    return None if empty and others else load_results(path)

@@ -266,6 +266,21 @@ class RunLayout:
         return self.root / "switch" / "episodes.jsonl"
 
     @property
+    def switch_logs(self) -> Path:
+        """Logged transitions that switches learn from."""
+        return self.root / "switch" / "logs.parquet"
+
+    @property
+    def switch_logs_note(self) -> Path:
+        """Which logs those are of."""
+        return self.root / "switch" / "logs.json"
+
+    @property
+    def switch_estimates(self) -> Path:
+        """What policies are worth by logs alone."""
+        return self.root / "switch" / "estimates.json"
+
+    @property
     def switch_usage(self) -> Path:
         """What calls of the models take."""
         return self.root / "switch" / "usage.json"

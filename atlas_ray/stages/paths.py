@@ -21,6 +21,8 @@ def files(recipe: Recipe, annotations: bool = True) -> Iterator[tuple[str, str]]
     """(field, path) of every file or folder that is read; with ``annotations`` also those of annotations."""
     if recipe.collect and recipe.collect.file:
         yield "collect.file", recipe.collect.file
+    if recipe.switch:
+        yield from (("switch.logs", path) for path in recipe.switch.logs)
     if recipe.select and annotations:
         yield from ((f"select.files.{name}", path) for name, path in recipe.select.files.items())
 

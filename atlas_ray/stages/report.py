@@ -28,9 +28,10 @@ def write_report(run_dir: Path) -> Path:
     parts: dict[str, Any] = {}
     if layout.atlas_scores.exists():
         parts["atlas"] = read_json(layout.atlas_scores)
-    if layout.switch_policies.exists():
-        parts["londi"] = {"policies": read_json(layout.switch_policies)}
-    if not parts and not layout.selectors and not layout.sweep_json.exists():
+    if layout.switch_policies.exists() and (policies := read_json(layout.switch_policies)):
+        parts["londi"] = {"policies": policies}
+    others = layout.sweep_json.exists() or layout.switch_estimates.exists()
+    if not parts and not layout.selectors and not others:
         raise InputError(
             "holds neither scores nor annotations: run its select, evaluate or switch stage first", run_dir
         )

@@ -9,12 +9,9 @@ import torch
 from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
 from ray.rllib.algorithms.sac.torch.sac_torch_learner import SACTorchLearner
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.core.columns import Columns
 
 from ..ray_private import log_temperature, target_entropy
-from .updates import Batch, dqn_loss, sac_losses
-
-COLUMNS = (Columns.OBS, Columns.NEXT_OBS, Columns.ACTIONS, Columns.REWARDS, Columns.TERMINATEDS)
+from .updates import Batch, doubt_loss, dqn_loss, sac_losses
 
 
 class _ManyUpdates:
@@ -67,8 +64,8 @@ class _ManyUpdates:
 
 
 def _minibatches(columns: Any, size: int) -> Iterator[Batch]:
-    tensors = {name: torch.from_numpy(columns[name]) for name in COLUMNS}
-    for start in range(0, len(tensors[Columns.ACTIONS]), size):
+    tensors = {name: torch.from_numpy(columns[name]) for name in columns}
+    for start in range(0, len(columns["actions"]), size):
         yield {name: tensor[start : start + size] for name, tensor in tensors.items()}
 
 
@@ -82,6 +79,17 @@ class SwitchDQNLearner(_ManyUpdates, DQNTorchLearner):
     def one(self, module: Any, batch: Batch) -> None:
         """One update."""
         loss = dqn_loss(module.net, module.target, batch, self.config.gamma)
+        self.descend("q", loss, list(module.net.parameters()))
+
+
+class LoggedDQNLearner(SwitchDQNLearner):
+    """Double DQN on logs: what they hardly say anything of is drawn to the least that it may be worth."""
+
+    def one(self, module: Any, batch: Batch) -> None:
+        """One update."""
+        context = self.config.env_config
+        loss = dqn_loss(module.net, module.target, batch, self.config.gamma)
+        loss = loss + context["pessimism"] * doubt_loss(module.net, batch, -torch.from_numpy(context["charge"]))
         self.descend("q", loss, list(module.net.parameters()))
 
 

@@ -6,7 +6,7 @@ everything else in an update.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,11 @@ class TransitionBuffer(ReplayBufferInterface):
         self._arrays[Columns.TERMINATEDS][places] = False
         self._arrays[Columns.TERMINATEDS][places[-1]] = terminated
         self.count += length
+
+    def fill(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        """Hold these transitions, as many as there is room for, in place of all others; further columns come along."""
+        self._arrays = {name: np.ascontiguousarray(column) for name, column in columns.items()}
+        self.count = self.capacity
 
     def _take_infos(self, episode: SingleAgentEpisode, length: int) -> bool:
         """Count what the models wrote in the steps of a chunk; whether the last of these is none."""

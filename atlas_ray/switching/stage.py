@@ -24,6 +24,7 @@ from ..rundir.progress import duration, say
 from .calibration import FITTED, Calibration
 from .episode_file import EpisodeFile
 from .fitted import BLANK
+from .logged_stage import learn_from_logs
 from .policies import (
     PolicySpec,
     Row,
@@ -50,13 +51,16 @@ def switch_stage(recipe: Recipe, run_dir: str | Path, say: Callable[[str], None]
     ``switch/episodes.jsonl``, a row per test episode; ``switch/policies.json``, the rows returned; and
     ``switch/replay.json``, a few episodes of the last budget's switch, or of the last switch, step by step.
 
+    With ``logs`` switches are learned from them first, see :func:`atlas_ray.switching.logged_stage.learn_from_logs`;
+    without ``levels`` nothing is played.
+
     Args:
         recipe: one with a ``[switch]`` table.
         run_dir: the run directory.
         say: told a line of progress now and then.
 
     Returns:
-        A row per policy, as in ``results.json``.
+        A row per policy, as in ``results.json``; none where nothing is played.
 
     Raises:
         AtlasError: more of a model's answers than ``max_lost_answers`` are none, or no episode is left to score. What
@@ -64,6 +68,11 @@ def switch_stage(recipe: Recipe, run_dir: str | Path, say: Callable[[str], None]
         InputError: the cost is measured in something that no call takes any of.
     """
     context = StageContext(recipe, Path(run_dir), say)
+    if context.settings.logs:
+        learn_from_logs(context)
+    if not context.settings.levels:
+        files.write_json(context.layout.switch_policies, [])
+        return []
     with replies_told(context.log, "switch", context.replies, say):
         with _workers(context):
             count = context.settings.evaluate_episodes

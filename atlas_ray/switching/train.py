@@ -86,7 +86,7 @@ def train_switch(
     Raises:
         AtlasError: more of a model's answers are none. A later call goes on from the last evaluation.
     """
-    work = _WorkDirectory(Path(directory))
+    work = WorkDirectory(Path(directory))
     if work.is_done():
         return work.policy()
     history, played = work.history(), list[Transitions]()
@@ -135,7 +135,7 @@ def train_switch(
 
 
 def _choose(
-    work: _WorkDirectory,
+    work: WorkDirectory,
     history: list[dict[str, Any]],
     config: SwitchConfig,
     playoff: Callable[[SwitchPolicy], dict[str, Any]] | None,
@@ -150,7 +150,7 @@ def _choose(
     return {**best, "finalists": [{name: row[name] for name in ("step", "objective")} for row in played]}
 
 
-class _WorkDirectory:
+class WorkDirectory:
     """Files of one training: its state and its policies in ``DIRECTORY.train``, and at the end the best in DIRECTORY.
 
     Args:

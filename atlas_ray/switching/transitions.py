@@ -8,8 +8,9 @@ too, where steps without a choice have the probability 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from zlib import crc32
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..models.encoders import Encoder
 from ..models.hashed_words import Vector
+from ..rundir.files import replacing
 from .features import with_shares
 from .logs import LoggedEpisode
 
@@ -106,7 +108,20 @@ class Transitions:
         }
 
 
-UNCERTAINTY = "uncertainty"
+def write_transitions(path: Path, columns: Mapping[str, NDArray[np.generic]]) -> None:
+    """Write :meth:`Transitions.columns` as a Parquet file for Ray Data, atomically; rows know their place."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    arrays = {INDEX: pa.array(np.arange(len(columns["actions"])))}
+    for name, column in columns.items():
+        flat = pa.array(column.ravel())
+        arrays[name] = flat if column.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, column.shape[1])
+    with replacing(path) as temporary:
+        parquet.write_table(pa.table(arrays), temporary)
+
+
+UNCERTAINTY, INDEX = "uncertainty", "index"
 
 
 def split(episodes: Sequence[LoggedEpisode], share: float) -> tuple[list[LoggedEpisode], list[LoggedEpisode]]:

@@ -37,6 +37,19 @@ def dqn_loss(net: SwitchNetwork, target: SwitchNetwork, batch: Batch, gamma: flo
     return huber_loss(action_values(now_BK, batch["actions"]), aim_B)
 
 
+def doubt_loss(net: SwitchNetwork, batch: Batch, least_K: torch.Tensor) -> torch.Tensor:
+    """Draws each model's value in each state to the least it may be worth, as strongly as little is known of it [ours].
+
+    ``batch["uncertainty"]`` ``[B, K]`` is about one over the like steps of a model that were logged, so this adds a few
+    steps of the worst outcome to the data, of models that were not chosen too: a fitted Q with a lower bound, whose
+    bias falls with the data. CQL (Kumar et al. 2020) draws down whatever was chosen less often than the policy would,
+    however much is known of it: a rare call that pays would stay too dear.
+    """
+    q_BK = net(batch["obs"])
+    above_BK = zero_masked(q_BK) - least_K.where(q_BK > -torch.inf, 0.0)
+    return 0.5 * (batch["uncertainty"] * above_BK**2).sum(-1).mean()
+
+
 def sac_losses(
     pi: SwitchNetwork,
     critics: tuple[SwitchNetwork, SwitchNetwork],

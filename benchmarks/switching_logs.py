@@ -1,0 +1,99 @@
+"""The switch learnt from N logged episodes of random calls, for several N, to set beside one that learnt at play.
+
+    python benchmarks/switching_logs.py                       # runs/switching-logs/{250,500,1000,2000}
+    python benchmarks/switching_logs.py --episodes 100 --seeds 0 --steps 500 --test 20
+    atlas-ray run switching                                   # the same terms at play: its rows stand beside these
+
+Plays the most episodes once, on training seeds, with a call at a known share of the steps, and learns from the first N
+of them under the terms of the recipe `switching`. What is there is kept. Each row: success on the test episodes, and
+what the estimate from the held-out logs said before.
+"""
+
+import argparse
+from pathlib import Path
+from statistics import fmean
+
+from atlas_ray.agents.rollout import SWITCH_TRAIN, seed_block
+from atlas_ray.cluster.worker_state import WorkerState
+from atlas_ray.data.records import Trajectory, read_trajectories, write_trajectories
+from atlas_ray.recipe.loading import load
+from atlas_ray.rundir.files import read_json
+from atlas_ray.rundir.layout import RunLayout
+from atlas_ray.switching.policies import PolicySpec
+from atlas_ray.switching.stage import switch_stage
+from atlas_ray.switching.tasks import PlayTask, engine_leases, rollout_chunk
+
+AT_A_TIME = 64
+
+
+def play(recipe, count, rate):
+    """Episodes of random calls as trajectories that say who acted and how likely that was."""
+    first = seed_block(recipe.seed, SWITCH_TRAIN) + 50_000
+    policy = PolicySpec("random", "random", action=1, rate=rate)
+    with engine_leases(recipe) as leases:
+        for begin in range(first, first + count, AT_A_TIME):
+            seeds = tuple(range(begin, min(begin + AT_A_TIME, first + count)))
+            task = PlayTask(recipe, policy, None, seeds, "train", None, leases, record=True)
+            for row, _ in rollout_chunk(task, WorkerState()):
+                if not row["lost"]:
+                    yield trajectory(row, rate)
+
+
+def trajectory(row, rate):
+    """A line of our format."""
+    steps = [
+        {**step, "probability": rate if step["actor"] != "quick" else 1 - rate} for step in row["episode"]["steps"]
+    ]
+    return Trajectory.model_validate(
+        {
+            "id": f"{row['level']}/{row['seed']}",
+            "env": row["episode"]["env"],
+            "task": row["level"],
+            "seed": row["seed"],
+            "instruction": row["episode"]["instruction"],
+            "steps": steps,
+            "score": row["score"],
+            "success": row["success"],
+            "source": "random",
+        }
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--episodes", nargs="+", type=int, default=[250, 500, 1000, 2000])
+    parser.add_argument("--rate", type=float, default=0.3, help="share of the steps that are calls in the logs")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--steps", type=int, default=6_000)
+    parser.add_argument("--test", type=int, default=200)
+    parser.add_argument("--out", type=Path, default=Path("runs/switching-logs"))
+    options = parser.parse_args()
+    given = load("switching")
+    whole = options.out / f"log-{options.rate:g}-{max(options.episodes)}.jsonl"
+    if not whole.is_file():
+        write_trajectories(whole, play(given, max(options.episodes), options.rate))
+    trajectories = read_trajectories(whole)
+    print("| logged episodes | policy | success | calls | the logs said of success | effective episodes |")
+    print("|---|---|---|---|---|---|")
+    for count in options.episodes:
+        root = options.out / str(count)
+        log = root / "log" / "log.jsonl"
+        if not log.is_file():
+            write_trajectories(log, trajectories[:count])
+        terms = {"logs": [str(log.parent)], "seeds": options.seeds, "steps": options.steps, "budgets": [1, 2, 3]}
+        terms |= {"test_episodes": options.test, "baselines": ["random"], "rates": []}
+        recipe = given.model_copy(update={"workers": 0, "switch": given.switch.model_copy(update=terms)})
+        rows = switch_stage(recipe, root / "run", lambda line: None)
+        told = read_json(RunLayout(root / "run").switch_estimates)
+        for row in rows:
+            said = [t for t in told if t["policy"] == row["name"] and t.get("doubly_robust", {}).get("success")]
+            low, high = row["ci95"]
+            cells = [f"{count:,}", row["name"], f"{row['success']:.2f} [{low:.2f}, {high:.2f}]"]
+            cells.append(f"{row['deepthink_calls_per_episode']:.2f}")
+            cells.append(", ".join(f"{t['doubly_robust']['success']['mean']:.2f}" for t in said) or "–")
+            cells.append(f"{fmean(t['ess'] for t in said):.0f}" if said else "–")
+            print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -87,11 +87,17 @@ def _options() -> list[str]:
 
 def _client(settings: Any) -> Any:
     from py4j.java_gateway import GatewayClient
+    from py4j.protocol import Py4JNetworkError
+
+    owner = os.getpid()
 
     class Client(GatewayClient):
         """py4j's, without the second attempt that could repeat a step, and without printing what we raise."""
 
         def send_command(self, command: str, retry: bool = True, binary: bool = False) -> Any:
+            # py4j tells the JVM of every object that is collected, in a forked child too, over its parent's connection
+            if os.getpid() != owner:
+                raise Py4JNetworkError("the JVM belongs to the process from which this one was forked")
             connection = self._get_connection()
             try:
                 response = connection.send_command(command)
@@ -167,7 +173,7 @@ class _Machine:
         logging.getLogger("py4j.java_gateway").setLevel(logging.CRITICAL)
         folder = os.path.dirname(str(find_spec(simulator.package).origin))  # type: ignore[union-attr]
         jar = next(os.path.join(folder, f) for f in os.listdir(folder) if f.endswith(".jar"))
-        self.simulator, self.users = simulator, 0
+        self.simulator, self.users, self.owner = simulator, 0, os.getpid()
         try:
             port, token, self.process = _launch(jar)
         except (OSError, EnvironmentDiedError) as error:
@@ -191,7 +197,9 @@ class _Machine:
         self._random.setSeed(zlib.crc32(text.encode()) >> 1)
 
     def end(self) -> None:
-        """Kill the JVM."""
+        """Kill the JVM, unless it is that of the process from which this one was forked."""
+        if os.getpid() != self.owner:
+            return
         with contextlib.suppress(Exception):
             self.gateway.close()
         self.process.kill()

@@ -93,6 +93,28 @@ def test_killing_the_jvm_ends_every_episode_on_it_with_one_typed_error_and_reset
     b.close()
 
 
+def test_a_forked_child_leaves_the_jvm_to_its_parent():
+    env = TextWorldExpress("coin-v0")
+    env.reset(seed=1)
+    pid = env.pid
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            env._simulator._object = None  # py4j has the JVM forget what is collected
+            gc.collect()
+            env._simulator._guarded("fork", env._simulator._machine.interface)
+        except envs.EnvironmentDiedError:
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    observation, *_, info = env.step("look around")
+    assert observation and "look around" in info["admissible"]()
+    assert env.pid == pid and pid in jvm.machines()
+    env.close()
+
+
 def test_a_jvm_that_hangs_is_given_up_and_killed():
     env = TextWorldExpress("coin")
     env.reset(seed=0)

@@ -42,7 +42,7 @@ def learn(folder, name, episodes, *, steps, cost=None, budget=None, seed=0, call
     return policy, rows, switch_mdps.value(mdp, policy.greedy, GAMMA, cost or 0.0, budget) / best
 
 
-@pytest.mark.parametrize("terms", [{"cost": 0.05}, {"budget": 1}], ids=str)
+@pytest.mark.parametrize("terms", [pytest.param({"cost": 0.05}, marks=pytest.mark.slow), {"budget": 1}], ids=str)
 def test_logs_of_a_random_mix_teach_the_best_switch(ray_session, tmp_path, terms):
     """2,000 episodes of a coin at every step; the whole table is the slow one below."""
     policy, rows, share = learn(tmp_path, "chain-6", 2000, steps=1500, evaluate_every=500, **terms)

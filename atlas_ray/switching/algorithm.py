@@ -163,7 +163,7 @@ def algorithm_config(
     known_as = register_environment(name, make_env, remote=settings.env_runners > 0)
     sac = settings.algorithm == "sac"
     rllib_config = _sac_config(settings) if sac else _dqn_config(settings)
-    return (
+    played = (
         rllib_config.environment(known_as, env_config=_env_config(name, settings, config, first_episode))
         .env_runners(
             env_runner_cls=SwitchRunner,
@@ -173,12 +173,39 @@ def algorithm_config(
             custom_resources_per_env_runner=resources or {},
             rollout_fragment_length=4,
         )
-        .learners(num_learners=0, learner_class=SwitchSACLearner if sac else SwitchDQNLearner)
         .fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=1.0)
+        .training(num_steps_sampled_before_learning_starts=min(500, settings.steps // 10))
+    )
+    return learned(
+        played,
+        settings,
+        learner=SwitchSACLearner if sac else SwitchDQNLearner,
+        module=SACModule if sac else DQNModule,
+        budget=config.cap,
+        epsilon=[[0, 1.0], [settings.steps // 2, 0.5]],
+        seed=seed,
+    )
+
+
+def learned(
+    played: Any, settings: Switch, *, learner: type, module: type, budget: float | None, epsilon: Any, seed: int
+) -> Any:
+    """RLlib's configuration of how a switch learns, whether it plays or reads logs.
+
+    Args:
+        played: RLlib's configuration of where steps come from.
+        settings: the hyper-parameters.
+        learner: class of the learner.
+        module: class of the network.
+        budget: as the network sees it; None without one.
+        epsilon: share of random choices, or its schedule.
+        seed: of weights, exploration and replay.
+    """
+    return (
+        played.learners(num_learners=0, learner_class=learner)
         .training(
             gamma=settings.gamma,
             train_batch_size=settings.batch_size,
-            num_steps_sampled_before_learning_starts=min(500, settings.steps // 10),
             target_network_update_freq=_NEVER,  # the learner moves them after every update
             tau=TARGET_TAU,
             grad_clip=10.0,
@@ -186,12 +213,7 @@ def algorithm_config(
         )
         .rl_module(
             rl_module_spec=RLModuleSpec(
-                module_class=SACModule if sac else DQNModule,
-                model_config={
-                    "hidden": HIDDEN,
-                    "budget": config.cap,
-                    "epsilon": [[0, 1.0], [settings.steps // 2, 0.5]],
-                },
+                module_class=module, model_config={"hidden": HIDDEN, "budget": budget, "epsilon": epsilon}
             )
         )
         .reporting(min_time_s_per_iteration=0, min_sample_timesteps_per_iteration=0)

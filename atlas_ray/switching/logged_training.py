@@ -18,7 +18,6 @@ from gymnasium import spaces
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.dqn import DQN, DQNConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.offline.offline_data import OfflineData
 from ray.rllib.policy.sample_batch import MultiAgentBatch
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
@@ -27,7 +26,7 @@ from .. import ray_private
 from ..cluster.workers import ensure_ray
 from ..recipe.loading import Switch
 from ..rundir import logs
-from .algorithm import HIDDEN, TARGET_TAU, action_costs
+from .algorithm import action_costs, learned
 from .env_runners import silence_rllib
 from .features import BUDGET_ENTRY, EXTRA
 from .learner import LoggedDQNLearner
@@ -39,7 +38,6 @@ from .transitions import INDEX
 
 _ROWS = 8_192
 _UPDATES_AT_A_TIME = 100
-_NEVER = 10**15
 _STATE = "logged_training"
 
 
@@ -184,7 +182,7 @@ def _config(settings: Switch, config: SwitchConfig, data: Path, seed: int) -> An
         "updates": updates,
     }
     width = config.features + EXTRA
-    return (
+    read = (
         ray_private.learn_offline(DQNConfig(algo_class=LoggedDQN))
         .environment(
             observation_space=spaces.Box(-np.inf, np.inf, (width,), np.float32),
@@ -197,22 +195,8 @@ def _config(settings: Switch, config: SwitchConfig, data: Path, seed: int) -> An
             input_read_method_kwargs={"override_num_blocks": 1},
             offline_data_class=LoggedData,
         )
-        .learners(num_learners=0, learner_class=LoggedDQNLearner)
-        .training(
-            lr=[[0, settings.learning_rate], [updates, settings.learning_rate / 10]],
-            gamma=settings.gamma,
-            train_batch_size=settings.batch_size,
-            target_network_update_freq=_NEVER,  # the learner moves it after every update
-            tau=TARGET_TAU,
-            grad_clip=10.0,
-            replay_buffer_config={"type": "EpisodeReplayBuffer", "no_local_replay_buffer": True},
-        )
-        .rl_module(
-            rl_module_spec=RLModuleSpec(
-                module_class=DQNModule,
-                model_config={"hidden": HIDDEN, "budget": config.budget, "epsilon": 0.0},
-            )
-        )
-        .reporting(min_time_s_per_iteration=0, min_sample_timesteps_per_iteration=0)
-        .debugging(seed=seed, log_level="ERROR")
+        .training(lr=[[0, settings.learning_rate], [updates, settings.learning_rate / 10]])
+    )
+    return learned(
+        read, settings, learner=LoggedDQNLearner, module=DQNModule, budget=config.budget, epsilon=0.0, seed=seed
     )

@@ -220,14 +220,7 @@ def _wilson(mean: float, ess: float) -> tuple[float, float]:
 
 
 def _student(mean: float, error: float, ess: float, whole: float) -> tuple[float, float]:
-    half = math.hypot(error * _quantile(max(1.0, ess - 1)), whole / ess)
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
+
+    half = math.hypot(error * float(stdtrit(max(1.0, ess - 1), 0.975)), whole / ess)
     return mean - half, mean + half
-
-
-def _quantile(freedom: float) -> float:
-    """97.5 % quantile of Student's t by Cornish and Fisher's expansion; exact for one degree of freedom."""
-    if freedom < 2:
-        return 12.706 / freedom
-    z = _Z
-    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + sum(term / freedom ** (n + 1) for n, term in enumerate(terms))

@@ -7,6 +7,7 @@ from typing import Any
 
 from .data.exchange.agenttraj import export_agenttraj, import_agenttraj
 from .data.exchange.openai_messages import export_messages, import_messages
+from .data.pairs import Pair, Turn, iter_pairs, read_pairs, write_pairs
 from .data.records import (
     Annotation,
     Step,
@@ -22,18 +23,23 @@ from .data.records import (
 
 __all__ = [
     "Annotation",
+    "Pair",
     "Step",
     "Trajectory",
+    "Turn",
     "export_agenttraj",
     "export_messages",
     "first_problem",
     "import_agenttraj",
     "import_messages",
+    "iter_pairs",
     "iter_trajectories",
     "max_critical_steps",
     "read_annotations",
+    "read_pairs",
     "read_trajectories",
     "write_annotations",
+    "write_pairs",
     "write_trajectories",
 ]
 

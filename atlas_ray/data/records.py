@@ -129,10 +129,20 @@ def load_json(kind: type[LineT], path: str | Path) -> LineT:
         raise InputError(message, path, None, field or None) from None
 
 
-def _read(
+def numbered_rows(
     kind: type[LineT], path: str | Path, on_error: OnError, dropped: list[InputError] | None
 ) -> Iterator[tuple[int, LineT]]:
-    """Every row with its 1-based line."""
+    """Every row of a file with its 1-based line.
+
+    Args:
+        kind: of the rows.
+        path: the file.
+        on_error: ``"stop"`` raises at the first bad line, ``"skip"`` goes on.
+        dropped: with ``"skip"``, gets the error of every line that was left out.
+
+    Raises:
+        InputError: names file, line and field; also when the file is missing or holds nothing usable.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError("no such file", path)
@@ -144,7 +154,7 @@ def _read(
             try:
                 row = _parse(kind, raw, path, number)
             except InputError as error:
-                _refuse(error, on_error, dropped)
+                refuse_row(error, on_error, dropped)
                 continue
             found += 1
             yield number, row
@@ -152,7 +162,8 @@ def _read(
         raise InputError(f"holds no {kind.__name__.lower()} that can be read", path)
 
 
-def _refuse(error: InputError, on_error: OnError, dropped: list[InputError] | None) -> None:
+def refuse_row(error: InputError, on_error: OnError, dropped: list[InputError] | None) -> None:
+    """Raise the error of a row, or note it and go on."""
     if on_error == "stop":
         raise error
     if dropped is not None:
@@ -214,10 +225,10 @@ def iter_numbered(
 ) -> Iterator[tuple[int, Trajectory]]:
     """:func:`iter_trajectories` with the 1-based line of each."""
     seen: dict[str, int] = {}
-    for number, item in _read(Trajectory, path, on_error, dropped):
+    for number, item in numbered_rows(Trajectory, path, on_error, dropped):
         if item.id in seen:
             error = InputError(f"id {item.id!r} stands already on line {seen[item.id]}", path, number, "id")
-            _refuse(error, on_error, dropped)
+            refuse_row(error, on_error, dropped)
             continue
         seen[item.id] = number
         yield number, item
@@ -248,7 +259,7 @@ def read_annotations(
     """
     lengths = None if trajectories is None else {t.id: len(t.steps) for t in trajectories}
     items = []
-    for number, item in _read(Annotation, path, on_error, dropped):
+    for number, item in numbered_rows(Annotation, path, on_error, dropped):
         error = None
         if lengths is not None and item.trajectory_id not in lengths:
             error = InputError(f"no trajectory has the id {item.trajectory_id!r}", path, number, "trajectory_id")
@@ -259,7 +270,7 @@ def read_annotations(
             )
             error = InputError(message, path, number, "critical")
         if error:
-            _refuse(error, on_error, dropped)
+            refuse_row(error, on_error, dropped)
         else:
             items.append(item)
     return items

@@ -168,6 +168,15 @@ class RunLayout:
         return self._marker("annotations", selector)
 
     @property
+    def pairs_dir(self) -> Path:
+        """Directory of all pairs of turns."""
+        return self.root / "pairs"
+
+    def pairs(self, name: str) -> Path:
+        """The pairs that a selector has made, or that were read from a file under that name."""
+        return self.pairs_dir / f"{name}.jsonl"
+
+    @property
     def selectors(self) -> list[str]:
         """Names of the selectors whose annotations are there, sorted."""
         found = self.annotations_dir.glob("*.jsonl")

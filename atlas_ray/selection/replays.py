@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import gymnasium as gym
+
 from .. import envs
 from ..agents.attempts import Attempts
 from ..agents.rollout import EnvSpec, EpisodeStart, env_spec, failed_start, start_episode, train_specs
@@ -25,6 +27,10 @@ Begin = Callable[[EnvSpec, int, str | None], EpisodeStart]
 
 class ReplayError(RuntimeError):
     """The environment no longer answers the recorded actions as it did."""
+
+
+class Unreplayable(str):
+    """Why a trajectory cannot be replayed, where it or the recipe is at fault: another attempt would not help."""
 
 
 class Restorable(Protocol):
@@ -134,14 +140,20 @@ def replayed(trajectory: Trajectory, specs: Specs, begin: Begin = start_episode)
 def replay_all(
     trajectories: Iterable[Trajectory], specs: Specs, begin: Begin
 ) -> tuple[dict[str, Replay], dict[str, str]]:
-    """Every trajectory that can be replayed, and why the others cannot, by id."""
+    """Every trajectory that can be replayed, and why the others cannot, by id.
+
+    A reason is :class:`Unreplayable` unless the environment died.
+    """
     found: dict[str, Replay] = {}
     left_out: dict[str, str] = {}
     for trajectory in trajectories:
         try:
             found[trajectory.id] = replayed(trajectory, specs, begin)
         except (ReplayError, envs.EnvironmentDiedError) as error:
-            left_out[trajectory.id] = str(error).removeprefix(f"{trajectory.id}: ")
+            why = str(error).removeprefix(f"{trajectory.id}: ")
+            # an episode that the environment says it does not have is an error of the file, not a death
+            amiss = isinstance(error, ReplayError) or isinstance(error.__cause__, ValueError | gym.error.Error)
+            left_out[trajectory.id] = Unreplayable(why) if amiss else why
     return found, left_out
 
 
@@ -184,7 +196,7 @@ def replay_specs(recipe: Recipe, trajectories: Iterable[Trajectory]) -> tuple[Sp
         module = envs.foreign_module(name)
         if module and module not in sys.modules and name not in named:
             # a file of data must not choose what is imported
-            problems[name] = (
+            problems[name] = Unreplayable(
                 f"its environment is of the module {module}: name {name!r} in [environments] to have it played"
             )
             continue
@@ -193,7 +205,7 @@ def replay_specs(recipe: Recipe, trajectories: Iterable[Trajectory]) -> tuple[Sp
             _first(found[name]).episodes()
         except (envs.MissingExtraError, ValueError) as error:
             found.pop(name, None)
-            problems[name] = f"{name} cannot be played here: {error}"
+            problems[name] = Unreplayable(f"{name} cannot be played here: {error}")
     return found, problems
 
 

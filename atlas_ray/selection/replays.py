@@ -16,7 +16,7 @@ import gymnasium as gym
 from .. import envs
 from ..agents.attempts import Attempts
 from ..agents.rollout import EnvSpec, EpisodeStart, env_spec, failed_start, start_episode, train_specs
-from ..data.records import Trajectory
+from ..data.records import Step, Trajectory
 from ..recipe.loading import Recipe
 
 Specs = Mapping[str, EnvSpec | tuple[EnvSpec, ...]]
@@ -71,13 +71,26 @@ class ReplayState:
 class Replay:
     """A replayed episode: the environment before every step, to be cloned, and the reward of every step.
 
-    ``spec`` is how it was played, ``limit`` the most steps that it may have.
+    ``spec`` is how it was played, ``limit`` the most steps that it may have, ``success`` whether it ended in one.
     """
 
     states: Sequence[Restorable]
     rewards: tuple[float, ...]
     spec: EnvSpec
     limit: int
+    success: bool = False
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an episode ended: whether it is a success, and after how many steps in all."""
+
+    success: bool
+    steps: int
+
+    def is_better_than(self, other: Ending) -> bool:
+        """Whether only this one is a success, or one after fewer steps."""
+        return self.success and (not other.success or self.steps < other.steps)
 
 
 def _same(shown: str, recorded: str) -> bool:
@@ -99,12 +112,12 @@ def _replay(trajectory: Trajectory, spec: EnvSpec, begin: Begin) -> Replay:
             if not _same(observation, step.observation):
                 raise ReplayError(f"{trajectory.id}: step {index} shows another observation than the recorded one")
             states.append(env.clone() if env.cheap_clone else ReplayState(spec, trajectory.seed, actions[:index]))
-            observation, reward, terminated, truncated, _ = env.step(step.action)
+            observation, reward, terminated, truncated, info = env.step(step.action)
             rewards.append(float(reward))
             over = terminated or truncated
     finally:
         envs.release(env)
-    return Replay(states, tuple(rewards), spec, env.limit)
+    return Replay(states, tuple(rewards), spec, env.limit, bool(info["success"]))
 
 
 def checkpoint_states(trajectory: Trajectory, spec: EnvSpec) -> Sequence[Restorable]:
@@ -170,6 +183,23 @@ def start_at(trajectory: Trajectory, state: Restorable, index: int, episode_id: 
         observation=trajectory.steps[index].observation,
         steps=list(trajectory.steps[:index]),
     )
+
+
+def start_behind(start: EpisodeStart, action: str, thought: str | None) -> EpisodeStart | Ending:
+    """A start one step later, with this action made, or how its episode ended with that; a lost one stays as it is."""
+    if start.lost:
+        return start
+    try:
+        following, reward, terminated, truncated, info = start.env.step(action)
+    except Exception as error:
+        envs.release(start.env)
+        return failed_start(start.id, str(error))
+    if terminated or truncated:
+        envs.release(start.env)
+        return Ending(bool(info["success"]), len(start.steps) + 1)
+    start.steps.append(Step(observation=start.observation, thought=thought, action=action, reward=reward))
+    start.observation = following
+    return start
 
 
 def rewarded(trajectory: Trajectory, rewards: Sequence[float] | None) -> Trajectory:

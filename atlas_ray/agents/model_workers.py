@@ -11,7 +11,7 @@ from ..engines import EnginePool
 from ..recipe.loading import Recipe
 from .spec import AgentSpec, EndpointSpec
 
-Spec = TypeVar("Spec", AgentSpec, EndpointSpec)
+Spec = TypeVar("Spec", AgentSpec, EndpointSpec, AgentSpec | EndpointSpec)
 
 
 @contextmanager

@@ -233,7 +233,10 @@ class Results(_Strict):
     atlas: Atlas | None = None
     londi: Londi | None = None
     replies: (
-        dict[Literal["select"], dict[Literal["oracle", "mistakes", "value", "deviation", "start-after"], ReplyCounts]]
+        dict[
+            Literal["select"],
+            dict[Literal["oracle", "mistakes", "value", "deviation", "verified", "start-after"], ReplyCounts],
+        ]
         | None
     ) = None
     """Replies that no arm or policy above counts, by stage and by who asked, and by outcome; left out where there are

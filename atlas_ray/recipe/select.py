@@ -28,6 +28,7 @@ SELECTORS = (
     "mistakes",
     "entropy",
     "verified",
+    "successes",
 )
 ASK_ORACLE = ("oracle", "mistakes")
 """Selectors that ask the oracle."""
@@ -181,18 +182,19 @@ class Select(ConfigModel):
 
     selectors: list[Selector] = Field(default=["all", "random", "non-critical", "value"], min_length=1)
     """all, random, non-critical, value, deviation, perplexity, uniform, last, oracle, calls, distilled, mistakes,
-    entropy, verified, a name of `files`, or several joined by union_, intersection_ or rank-mean_:
+    entropy, verified, successes, a name of `files`, or several joined by union_, intersection_ or rank-mean_:
     `union_value_oracle`. `random_value` and `non-critical_value` draw as many steps of each trajectory as value
     marked, of all or of those it left."""
     fraction: float = Field(default=0.3, gt=0, le=1)
-    """At most this share of a trajectory's steps is selected (ATLaS: 0.3); `all`, `calls`, `mistakes` and `verified`
-    have no such cap."""
+    """At most this share of a trajectory's steps is selected (ATLaS: 0.3); `all`, `successes`, `calls`, `mistakes` and
+    `verified` have no such cap."""
     rest_of: Selector = "value"
     """The selector from whose rest `non-critical` draws."""
     files: dict[str, str] = {}
     """Annotations of your own: the name of a selector, and its file."""
     model: str = "tiny-quick"
-    """value: the model whose counterfactual roll-outs estimate values. deviation: the one whose moves are weighed."""
+    """value: the model whose counterfactual roll-outs estimate values. deviation: the one whose moves are weighed.
+    verified: who plays on where a file is read."""
     play_on: str | None = None
     """deviation: the model that plays on where the environment's expert cannot, DEEPTHINK say; without it `model`."""
     rollouts: Positive = 5

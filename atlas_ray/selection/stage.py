@@ -23,6 +23,7 @@ from .controls import (
     select_matched,
     select_non_critical,
     select_random,
+    select_successes,
     select_uniform,
 )
 from .deviation_stage import by_deviation
@@ -72,6 +73,7 @@ def _make(
         return select_rank_mean(trajectories, scores, config.fraction)
     by_name: dict[str, Callable[[], list[Annotation]]] = {
         "all": lambda: select_all(trajectories),
+        "successes": lambda: select_successes(trajectories),
         "random": lambda: select_random(trajectories, config.fraction, recipe.seed),
         "uniform": lambda: select_uniform(trajectories, config.fraction),
         "last": lambda: select_last(trajectories, config.fraction),
@@ -114,7 +116,7 @@ def _own(path: Path, selector: str, trajectories: list[Trajectory]) -> list[Anno
 def fraction_of(recipe: Recipe, run_dir: Path, selector: str) -> float:
     """The cap m of a selector, 1 where it has none; what is made from others' marks and one's own say it themselves."""
     assert recipe.select is not None
-    if selector in ("all", "calls", "mistakes", "verified"):
+    if selector in ("all", "successes", "calls", "mistakes", "verified"):
         return 1.0
     if members(selector) or selector in recipe.select.files:
         return max(a.fraction for a in read_annotations(annotations_path(run_dir, selector)))

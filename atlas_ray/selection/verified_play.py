@@ -23,7 +23,7 @@ Part = tuple[Trajectory, Mapping[int, Step], tuple[Branch, ...]]
 
 
 @dataclass(frozen=True)
-class Asked:
+class MoveRequest:
     """Trajectories, and the steps at which a model, or for None each environment's expert, is asked what else to do."""
 
     trajectories: tuple[Trajectory, ...]
@@ -58,7 +58,7 @@ def _counted(finished: EpisodeResult) -> dict[str, Any]:
     return said | ({"replies": counts} if (counts := finished.replies.row()) else {})
 
 
-def ask(task: Asked, state: WorkerState) -> Iterator[Result]:
+def ask(task: MoveRequest, state: WorkerState) -> Iterator[Result]:
     """The first pass: what somebody else would do at the proposed steps."""
     result, begin = Result(), state.get_or_create(EpisodeStarter).begin
     replays, result.left_out = replay_all(task.trajectories, task.specs, begin)

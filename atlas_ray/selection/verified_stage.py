@@ -43,7 +43,7 @@ from .verified import (
     proposed_steps,
     select_by_verified,
 )
-from .verified_play import Asked, Cost, Model, Part, Result, Work, ask, key_of, play, rest
+from .verified_play import Cost, Model, MoveRequest, Part, Result, Work, ask, key_of, play, rest
 
 _CHUNK = 8
 
@@ -104,7 +104,7 @@ class _Stage:
             return
         with self._workers("what else to do", len(todo), spec, todo) as (pool, leased, advance):
             cpu_seconds = self.recipe.collect.cpu_seconds if self.recipe.collect else 0.0
-            tasks = [Asked(tuple(p), self.steps, self.specs, leased, cpu_seconds) for p in chunks(todo, _CHUNK)]
+            tasks = [MoveRequest(tuple(p), self.steps, self.specs, leased, cpu_seconds) for p in chunks(todo, _CHUNK)]
             for task, result in self.file.stream(pool, ask, tasks, lambda _, found: found.rows):
                 self._take(result)
                 advance(len(task.trajectories))
@@ -275,8 +275,8 @@ def _annotated(stage: _Stage, there: list[Trajectory], failures: int) -> list[An
         f"does the same, at {silent:,} it has no move, at {open_steps:,} roll-outs were lost"
     )
     say(
-        f"  verified: {len(pairs):,} of {tried_steps:,} steps that were tried; if no action mattered, "
-        f"{config.significance * tried_steps:.1f} at most were to be expected"
+        f"  verified: {len(pairs):,} of the other {tried_steps:,} are verified; if no action mattered, at most "
+        f"{config.significance * tried_steps:.1f} were to be expected"
     )
     say(f"  verified: {stage.cost.words()}")
     stage.log.metric(

@@ -5,6 +5,7 @@ import random
 
 import pytest
 from bridges_env import COUNT, DEATHS, LIMIT, Bridges, fatal
+from chat_server import ChatServer
 from scipy.stats import fisher_exact
 
 from atlas_ray.agents.rollout import decision_seed
@@ -352,3 +353,21 @@ def test_the_recipe_says_who_plays_on_and_what_that_takes():
     assert named == {"collect.agent.model": "tiny-quick"}
     assert dict(models(recipe(collect={"file": "x"})))["select.model"] == "tiny-quick"
     assert dict(models(recipe(agent="tiny-deepthink")))["select.verified.agent.model"] == "tiny-deepthink"
+
+
+def test_alternative_and_agent_may_be_behind_endpoints_whose_tokens_are_counted(tmp_path):
+    servers = [ChatServer(lambda body, side=side: f"Thought: well\nAction: {side}") for side in ("left", "right")]
+    try:
+        agent, other = ({"model": "m", "base_url": s.url, "key_variable": None, "retries": 0} for s in servers)
+        made = recipe(agent=agent, alternative={**other, "model": "big"})
+        annotated, pairs = run(made, tmp_path, [failed(4, ("left",))])
+    finally:
+        for server in servers:
+            server.kill()
+    assert annotated["b4"].critical == (0,) and annotated["b4"].model == "big"
+    assert (pairs[0].chosen.thought, pairs[0].evidence["played_by"]) == ("well", "m")
+    calls = 1 + 5 * (COUNT - 1) + 5 * (LIMIT - 1)
+    numbers = told(tmp_path)
+    assert (numbers["calls"], numbers["tokens_read"], numbers["tokens_written"]) == (calls, 10 * calls, 2 * calls)
+    assert {body["temperature"] for _, body, _ in servers[0].requests} == {1.0}, "a greedy agent has to draw"
+    assert [body["temperature"] for _, body, _ in servers[1].requests] == [0.0]

@@ -8,6 +8,7 @@ from bridges_env import COUNT, DEATHS, LIMIT, Bridges, fatal
 from chat_server import ChatServer
 from scipy.stats import fisher_exact
 
+from atlas_ray import pipeline
 from atlas_ray.agents.rollout import decision_seed
 from atlas_ray.agents.token_agent import Decision, LostAnswer
 from atlas_ray.cluster import result_file
@@ -371,3 +372,27 @@ def test_alternative_and_agent_may_be_behind_endpoints_whose_tokens_are_counted(
     assert (numbers["calls"], numbers["tokens_read"], numbers["tokens_written"]) == (calls, 10 * calls, 2 * calls)
     assert {body["temperature"] for _, body, _ in servers[0].requests} == {1.0}, "a greedy agent has to draw"
     assert [body["temperature"] for _, body, _ in servers[1].requests] == [0.0]
+
+
+@pytest.mark.slow  # starts Ray
+def test_on_ray_actors_every_roll_out_ends_as_in_one_process_whatever_else_is_played(tmp_path, monkeypatch):
+    monkeypatch.undo()  # actors hold models of their own
+    config = {
+        "name": "x",
+        "num_envs": 4,
+        "collect": {
+            "levels": {"GoToLocalS5N2": 12},
+            "max_steps": 10,
+            "agent": {"model": "tiny-quick", "temperature": 3.0},
+        },
+        "select": {"selectors": ["verified"], "verified": {"rollouts": 4, "wins": 2, "most_steps": 3}},
+    }
+    found = []
+    for workers in (0, 2):
+        made = Recipe.model_validate({**config, "workers": workers})
+        pipeline.run(made, tmp_path / str(workers), ("collect", "select"))
+        found.append([{**row, "replayed": 0} for row in rows_of(tmp_path / str(workers))])
+    one, two = (sorted(rows, key=json.dumps) for rows in found)
+    assert one == two and any(row.get("success") for row in one)
+    for name in ("annotations/verified.jsonl", "pairs/verified.jsonl"):
+        assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name

@@ -32,9 +32,7 @@ ReplyCounts = dict[ReplyOutcome, Count]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, defer_build=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Cell(_Strict):
@@ -70,6 +68,8 @@ class Arm(_Strict):
     """The cap m on the share of a trajectory's steps; 0 for ``none``."""
     anchor: float = Field(default=0.0, ge=0)
     """Weight of the KL anchor to the base model; left out of the file when 0."""
+    pairs: Literal["sigmoid", "sigmoid_norm"] | None = None
+    """Loss of an arm that is trained on the selector's pairs of turns; left out of the file otherwise."""
     seeds: tuple[int, ...]
     """Training seeds, one model each; empty for ``none``."""
     steps_share: Share
@@ -92,6 +92,8 @@ class Arm(_Strict):
     @property
     def name(self) -> str:
         """Name of the arm in files and tables, the same as in the recipe."""
+        if self.pairs:
+            return f"{self.selector}+pairs"
         return self.selector if not self.anchor else f"{self.selector}+anchor{self.anchor:g}"
 
     @model_validator(mode="after")
@@ -112,7 +114,7 @@ class Atlas(_Strict):
     def _unique(self) -> Self:
         keys = [(a.name, a.fraction) for a in self.arms]
         if len(set(keys)) != len(keys):
-            raise ValueError("the same arm (selector, fraction, anchor) stands twice")
+            raise ValueError("the same arm (selector, fraction, anchor, pairs) stands twice")
         return self
 
 
@@ -235,10 +237,7 @@ class Results(_Strict):
     atlas: Atlas | None = None
     londi: Londi | None = None
     replies: (
-        dict[
-            Literal["select"],
-            dict[Literal["oracle", "mistakes", "value", "deviation", "verified", "start-after"], ReplyCounts],
-        ]
+        dict[Literal["select"], dict[Literal["oracle", "mistakes", "value", "deviation", "start-after"], ReplyCounts]]
         | None
     ) = None
     """Replies that no arm or policy above counts, by stage and by who asked, and by outcome; left out where there are

@@ -27,13 +27,17 @@ def card(recipe: Recipe, about: dict[str, Any], scores: dict[str, str] | None = 
     if base != "none" and base == config.base:
         head.append(f"base_model: {base}")
     head += ["tags:", "- atlas-ray", "- atlas", *(["- lora"] if adapter else []), "---"]
+    pairs = about.get("pairs")
     anchor = f", anchored to the base with weight {about['anchor']:g} elsewhere" if about["anchor"] else ""
+    what = "pairs" if pairs else "trajectories"
+    how = "supervised fine-tuning on expert trajectories with the loss on selected steps only"
+    how = "direct preference optimisation (DPO) on pairs of turns, each on the same history" if pairs else how
     rows = {
         "base": "a new model" if config.scratch else kind,
-        "trained on": f"the steps of selector `{about['selector']}`{anchor}",
+        "trained on": _on_pairs(about) if pairs else f"the steps of selector `{about['selector']}`{anchor}",
         "share of steps": f"{about['steps_share']:.1%}",
-        "trajectories": f"{about['examples']} of {about['trajectories']}",
-        "trajectories, sha256": f"`{about['data_sha256']}`",
+        f"{what}": f"{about['examples']} of {about['trajectories']}",
+        f"{what}, sha256": f"`{about['data_sha256']}`",
         "optimiser steps": f"{about['steps']:,}",
         "trained tokens": f"{about['trained_tokens']:,}",
         "context tokens": f"{about['context_tokens']:,}",
@@ -53,7 +57,7 @@ def card(recipe: Recipe, about: dict[str, Any], scores: dict[str, str] | None = 
             "",
             f"# {recipe.name}: {about['selector']}, seed {about['seed']}",
             "",
-            "Made by atlas-ray: supervised fine-tuning on expert trajectories with the loss on selected steps only.",
+            f"Made by atlas-ray: {how}.",
             "It acts in text environments, prompted as the recipe says, and is no chat model.",
             "",
             *table,
@@ -66,3 +70,9 @@ def card(recipe: Recipe, about: dict[str, Any], scores: dict[str, str] | None = 
             "",
         ]
     )
+
+
+def _on_pairs(about: dict[str, Any]) -> str:
+    pairs = about["pairs"]
+    beside = f", with {pairs['sft']:g} times the cross entropy of the chosen turns" if pairs["sft"] else ""
+    return f"pairs of `{about['selector']}`: loss {pairs['loss']}, beta {pairs['beta']:g}{beside}"

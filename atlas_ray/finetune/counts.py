@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..recipe.loading import Finetune
-from .data import Example
+from .data import Trained
 from .flops import Shape, plain_flops, training_flops
 
 
@@ -34,7 +34,7 @@ class Counts:
     scores: list[tuple[int, float]] = field(default_factory=list)
     best: int | None = None
 
-    def add_tokens(self, chosen: Sequence[Example], plan: Sequence[Sequence[Sequence[int]]]) -> None:
+    def add_tokens(self, chosen: Sequence[Trained], plan: Sequence[Sequence[Sequence[int]]]) -> None:
         """Add the tokens of an optimiser step.
 
         Args:
@@ -44,13 +44,13 @@ class Counts:
         trained, anchored = trained_tokens(chosen), anchored_tokens(chosen)
         self.trained_tokens += trained
         self.anchored_tokens += anchored
-        self.context_tokens += sum(len(e.ids) for e in chosen) - trained - anchored
-        self.cut_tokens += sum(e.cut for e in chosen)
+        self.context_tokens += sum(e.size for e in chosen) - trained - anchored
+        self.cut_tokens += sum(part.cut for e in chosen for part in e.parts)
         for micros in zip(*plan, strict=True):
-            loads = [sum(len(chosen[i].ids) for i in micro) for micro in micros]
+            loads = [sum(chosen[i].size for i in micro) for micro in micros]
             self.idle_tokens += sum(max(loads) - load for load in loads)
 
-    def add_flops(self, shape: Shape | None, chosen: Sequence[Example], config: Finetune, narrow: bool) -> None:
+    def add_flops(self, shape: Shape | None, chosen: Sequence[Trained], config: Finetune, narrow: bool) -> None:
         """Add the FLOPs of an optimiser step; none for a model of unknown ``shape``.
 
         Args:
@@ -62,9 +62,10 @@ class Counts:
         if shape is None:
             return
         lora, again = config.lora is not None, config.gradient_checkpointing
-        lengths, head = [len(e.ids) for e in chosen], trained_tokens(chosen) + anchored_tokens(chosen)
+        parts, head = [p for e in chosen for p in e.parts], trained_tokens(chosen) + anchored_tokens(chosen)
+        lengths = [p.size for p in parts]
         self.flops += training_flops(shape, lengths, head, head if narrow else None, lora, again)
-        self.plain_flops += plain_flops(shape, [len(e.ids) + e.cut for e in chosen], lora, again)
+        self.plain_flops += plain_flops(shape, [p.size + p.cut for p in parts], lora, again)
 
     def add_score(self, step: int, score: float, patience: int | None) -> bool:
         """Add the score of a validation after ``step``; returns whether training should stop.
@@ -79,11 +80,11 @@ class Counts:
         return patience is not None and sum(s > self.best for s, _ in self.scores) >= patience
 
 
-def trained_tokens(chosen: Sequence[Example]) -> int:
+def trained_tokens(chosen: Sequence[Trained]) -> int:
     """Tokens with loss."""
-    return sum(len(e.trained) for e in chosen)
+    return sum(len(part.trained) for e in chosen for part in e.parts)
 
 
-def anchored_tokens(chosen: Sequence[Example]) -> int:
+def anchored_tokens(chosen: Sequence[Trained]) -> int:
     """Tokens that are held to the base."""
-    return sum(len(e.anchored) for e in chosen)
+    return sum(len(part.anchored) for e in chosen for part in e.parts)

@@ -29,6 +29,43 @@ class Example:
     cut: int
     base: Any = None
 
+    @property
+    def parts(self) -> tuple[Example, ...]:
+        """The sequences that are read for it."""
+        return (self,)
+
+    @property
+    def size(self) -> int:
+        """Tokens that are read for it."""
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class PairExample:
+    """The two sequences of a pair, ready to train on: of each the tokens of the last turn are trained.
+
+    ``reference`` holds the reference model's log-probability of the chosen and of the rejected turn, sums over their
+    tokens.
+    """
+
+    chosen: Example
+    rejected: Example
+    reference: tuple[float, float]
+
+    @property
+    def parts(self) -> tuple[Example, ...]:
+        """The sequences that are read for it."""
+        return self.chosen, self.rejected
+
+    @property
+    def size(self) -> int:
+        """Tokens that are read for it."""
+        return self.chosen.size + self.rejected.size
+
+
+Trained = Example | PairExample
+"""What an optimiser step has so many of, and a micro-batch at least one."""
+
 
 class Examples(Sequence[Example]):
     """One example a trajectory that has an annotation with at least one step, made when it is asked for.

@@ -10,6 +10,7 @@ import torch
 
 from ..agents.rendering_chat import make_renderer
 from ..agents.unknown_words import refuse, warning
+from ..data.pairs import iter_pairs
 from ..data.records import iter_trajectories
 from ..errors import InputError
 from ..models.loading import note_base
@@ -19,12 +20,15 @@ from ..rundir.files import read_json
 from ..rundir.layout import RunLayout
 from . import output
 from .base_logps import base_logps, worth_keeping
+from .pairs import build_pair_store, reference_logps
+from .process_group import use_bf16
 from .store import TokenStore, build_store, store_key
 
 
-def data_digest(run_dir: Path) -> str:
-    """SHA-256 of the trajectories' file."""
-    with RunLayout(run_dir).expert.open("rb") as file:
+def data_digest(run_dir: Path, pairs: str | None = None) -> str:
+    """SHA-256 of the trajectories' file, or of that of a selector's pairs."""
+    layout = RunLayout(run_dir)
+    with (layout.expert if pairs is None else layout.pairs(pairs)).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -57,37 +61,37 @@ def new_words(recipe: Recipe, run_dir: Path) -> list[str]:
     return frequent_words(texts, config.scratch.words)
 
 
-def open_store(run_dir: Path) -> TokenStore:
-    """The token ids that :func:`prepare` left."""
-    return TokenStore(_store_dir(run_dir))
+def open_store(run_dir: Path, pairs: str | None = None) -> TokenStore:
+    """The token ids that :func:`prepare` left: of the trajectories, or of a selector's pairs."""
+    return TokenStore(_store_dir(run_dir, pairs))
 
 
-def _store_dir(run_dir: Path) -> Path:
-    return RunLayout(run_dir).training_scratch / "tokens"
+def _store_dir(run_dir: Path, pairs: str | None = None) -> Path:
+    return RunLayout(run_dir).training_scratch / ("tokens" if pairs is None else f"pairs-{pairs}")
 
 
-def prepare(recipe: Recipe, run_dir: Path, device: torch.device) -> TokenStore:
-    """Render all trajectories, and keep what the base says of them if an arm is anchored and it is little enough.
+def prepare(recipe: Recipe, run_dir: Path, device: torch.device) -> list[TokenStore]:
+    """Render all trajectories and pairs that arms are trained on, and keep what the base says of them.
+
+    Of trajectories that is kept if an arm is anchored and it is little enough, of pairs it always is.
 
     Call it in one process before any :func:`atlas_ray.finetune.run.train_arm`; what is there already stays.
 
     Raises:
-        ContextOverflowError: a trajectory is too long and shall not lose steps.
+        ContextOverflowError: a trajectory or a pair is too long and shall not lose steps.
         StorageError: the disk is full.
-        InputError: the tokenizer knows too little of the trajectories.
+        InputError: the tokenizer knows too little of them, or a pair cannot be trained on.
+        EmptySelectionError: no pair is short enough.
     """
     config = recipe.finetune
     assert config is not None
+    made = [_prepare_pairs(recipe, run_dir, device, name) for name in _of_pairs(config)]
+    if all(arm.pairs for arm in config.arms):
+        return made
     words = new_words(recipe, run_dir)
     outline, tokenizer = output.outline(recipe, words)
     context = output.context(recipe, outline)
-    key = store_key(
-        data=data_digest(run_dir),
-        tokenizer=_tokenizer_digest(tokenizer),
-        renderer=[recipe.style, recipe.prompt],
-        context=context,
-        too_long=config.truncation,  # (this word stands in the digest of stores that are there)
-    )
+    key = _key(recipe, tokenizer, context, data=data_digest(run_dir))
     store = build_store(
         _store_dir(run_dir),
         iter_trajectories(RunLayout(run_dir).expert),
@@ -100,7 +104,53 @@ def prepare(recipe: Recipe, run_dir: Path, device: torch.device) -> TokenStore:
     if any(arm.anchor for arm in config.arms) and not config.lora and worth_keeping(outline, store):
         model, _ = output.make_model(recipe, device, words)
         base_logps(base_logps_file(recipe, run_dir, key), model, store, config.micro_tokens)
+    return [store, *made]
+
+
+def _of_pairs(config: Finetune) -> list[str]:
+    return list(dict.fromkeys(arm.selector for arm in config.arms if arm.pairs))
+
+
+def _key(recipe: Recipe, tokenizer: Any, context: int, **data: str) -> str:
+    assert recipe.finetune is not None
+    return store_key(
+        **data,
+        tokenizer=_tokenizer_digest(tokenizer),
+        renderer=[recipe.style, recipe.prompt],
+        context=context,
+        too_long=recipe.finetune.truncation,  # (this word stands in the digest of stores that are there)
+    )
+
+
+def _prepare_pairs(recipe: Recipe, run_dir: Path, device: torch.device, name: str) -> TokenStore:
+    """Render the pairs of a selector, and keep what the base says of them."""
+    config = recipe.finetune
+    assert config is not None
+    outline, tokenizer = output.outline(recipe)
+    context = output.context(recipe, outline)
+    key = _key(recipe, tokenizer, context, pairs=data_digest(run_dir, name), without=config.on_all_truncated)
+    store = build_pair_store(
+        _store_dir(run_dir, name),
+        iter_pairs(RunLayout(run_dir).pairs(name)),
+        make_renderer(tokenizer, recipe.style, recipe.prompt),
+        context,
+        config.truncation,
+        config.on_all_truncated,
+        key,
+    )
+    refuse(store.unknown, recipe.unknown_share, _reader(config), _way_out(config))
+    path = reference_file(recipe, run_dir, key)
+    if not path.exists():
+        model, _ = output.make_model(recipe, device)
+        reference_logps(path, model, store, config.pairs, config.micro_tokens, use_bf16(config.precision, device))
     return store
+
+
+def reference_file(recipe: Recipe, run_dir: Path, store_digest: str) -> Path:
+    """Where the base's log-probabilities of the turns of pairs lie: named after the tokens and the base."""
+    assert recipe.finetune is not None
+    name = store_key(tokens=store_digest, base=recipe.finetune.base)
+    return RunLayout(run_dir).training_scratch / f"reference-{name}.npy"
 
 
 def base_logps_file(recipe: Recipe, run_dir: Path, store_digest: str) -> Path:

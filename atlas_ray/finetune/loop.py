@@ -6,14 +6,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..recipe.loading import Finetune
+from ..recipe.loading import Finetune, Pairs
 from .counts import Counts, trained_tokens
-from .data import Example, batches, share_out
+from .data import Trained, batches, share_out
 from .flops import shape_of
 from .process_group import ProcessGroup
 from .trainer import Trainer
@@ -21,7 +21,10 @@ from .trainer import Trainer
 
 @dataclass(frozen=True)
 class Progress:
-    """One optimiser step: counts are over all workers, ``seconds`` since the run (re)started."""
+    """One optimiser step: counts are over all workers, ``seconds`` since the run (re)started.
+
+    ``noted`` holds what else a loss says of the step, by name.
+    """
 
     step: int
     steps: int
@@ -30,6 +33,7 @@ class Progress:
     learning_rate: float
     grad_norm: float
     seconds: float
+    noted: dict[str, float] = field(default_factory=dict)
 
 
 def rate(config: Finetune, step: int, steps: int) -> float:
@@ -44,12 +48,13 @@ def rate(config: Finetune, step: int, steps: int) -> float:
 
 def train_run(
     model: Any,
-    examples: Sequence[Example],
+    examples: Sequence[Trained],
     config: Finetune,
     steps: int,
     seed: int,
     state_dir: Path,
     anchor: float = 0.0,
+    pairs: Pairs | None = None,
     group: ProcessGroup | None = None,
     on_step: Callable[[Progress], None] = lambda progress: None,
     validate: Callable[[Any], float] | None = None,
@@ -70,6 +75,7 @@ def train_run(
         seed: of the data order and of dropout.
         state_dir: for training states.
         anchor: weight of the KL divergence to the base at anchored tokens (ours).
+        pairs: the loss of examples that are pairs; None where they are none.
         group: the workers that train this model; this process alone by default.
         on_step: called after every optimiser step, on the first worker.
         validate: gives the score of the model; called on every worker, every ``config.validation.every`` steps.
@@ -83,7 +89,7 @@ def train_run(
         InputError: FSDP2 cannot shard this kind of model.
     """
     group = group or ProcessGroup()
-    trainer = Trainer(model, examples, config, anchor, group)
+    trainer = Trainer(model, examples, config, anchor, group, pairs)
     done, counts = _resumed(trainer, state_dir)
     clock, shape = _Clock(counts.seconds), shape_of(trainer.model.config)
     trainer.model.train()
@@ -91,15 +97,16 @@ def train_run(
         if step < done:
             continue
         chosen = [examples[i] for i in indices]
-        plan = share_out([len(e.ids) for e in chosen], group.size, config.micro_tokens)
+        plan = share_out([e.size for e in chosen], group.size, config.micro_tokens)
         learning_rate = rate(config, step, steps)
-        loss, norm = trainer.step(step, chosen, plan, learning_rate, seed)
+        taken = trainer.step(step, chosen, plan, learning_rate, seed)
 
         counts.add_tokens(chosen, plan)
         counts.add_flops(shape, chosen, config, trainer.narrow)
         counts.steps, counts.seconds = step + 1, clock.total()
         passed = clock.passed()
-        now = Progress(step + 1, steps, loss, trained_tokens(chosen), learning_rate, norm, passed)
+        tokens = trained_tokens(chosen)
+        now = Progress(step + 1, steps, taken.loss, tokens, learning_rate, taken.norm, passed, taken.noted)
         group.run_all_or_raise(partial(on_step, now), leader=True)
         last = step + 1 == steps
         if validate and config.validation and ((step + 1) % config.validation.every == 0 or last):

@@ -15,7 +15,7 @@ from ..models.config import text_config
 from .data import Example
 from .packing import hidden_at, packs
 
-_LOGITS = 1 << 24
+MOST_LOGITS = 1 << 24
 """Most logits at a time: 64 MiB in float32."""
 
 
@@ -110,7 +110,7 @@ class MaskedModel(nn.Module):
         self.lockstep = lockstep and base is not None
         self.adapters = base if base is not None and hasattr(base, "disable_adapter") else None
         self.base = None if self.adapters is not None else base
-        self.narrow, self.rows = True, max(16, _LOGITS // text_config(model.config).vocab_size)
+        self.narrow, self.rows = True, max(16, MOST_LOGITS // text_config(model.config).vocab_size)
 
     def forward(self, batch: Sequence[Example], scale: Scale) -> torch.Tensor:
         """The share of one micro-batch in the loss of an optimiser step.
@@ -133,8 +133,8 @@ class MaskedModel(nn.Module):
         device = next(self.model.parameters()).device
         ids_T = torch.cat([torch.as_tensor(e.ids, dtype=torch.long) for e in batch])
         starts = torch.tensor([0, *(len(e.ids) for e in batch)]).cumsum(0)[:-1].tolist()
-        trained_N = _positions(batch, starts, [e.trained for e in batch])
-        anchored_M = _positions(batch, starts, [e.anchored if scale.anchored else () for e in batch])
+        trained_N = positions(starts, [e.trained for e in batch])
+        anchored_M = positions(starts, [e.anchored if scale.anchored else () for e in batch])
         at = (torch.cat([trained_N, anchored_M]) - 1).to(device)
         targets_N, ids_T, lengths = ids_T[trained_N].to(device), ids_T.to(device), [len(e.ids) for e in batch]
         hidden_ND = hidden_at(self.model, ids_T, lengths, at, self.narrow)
@@ -187,6 +187,7 @@ class MaskedModel(nn.Module):
         return loss
 
 
-def _positions(batch: Sequence[Example], starts: Sequence[int], chosen: Sequence[Any]) -> torch.Tensor:
+def positions(starts: Sequence[int], chosen: Sequence[Any]) -> torch.Tensor:
+    """Positions in a row of sequences, of positions in each of them and of where each begins."""
     parts = [torch.as_tensor(c, dtype=torch.long) + start for c, start in zip(chosen, starts, strict=True)]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)

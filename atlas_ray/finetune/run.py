@@ -6,12 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
 from ..cluster.remote_rundir import LocalRunDir, open_run_dir
-from ..data.records import read_annotations
 from ..data.replies import Replies
 from ..models.loading import note_base
 from ..recipe.loading import Arm, Recipe
@@ -19,10 +17,11 @@ from ..rundir.disk import writing
 from ..rundir.files import atomic_directory
 from ..rundir.layout import RunLayout
 from . import output
+from .arm_data import arm_data, items
 from .counts import Counts
-from .data import Examples, steps_of
+from .data import steps_of
 from .flops import device_peak
-from .inputs import base_logps_file, data_digest, new_words, open_store
+from .inputs import new_words
 from .loop import Progress, train_run
 from .packing import causal_lm
 from .process_group import ProcessGroup, use_bf16
@@ -49,12 +48,13 @@ def train_arm(recipe: Recipe, run_dir: Path, arm: Arm, seed: int, group: Process
     run = _ArmRun(recipe, open_run_dir(run_dir), arm, seed, group, number)
     counts = train_run(
         run.model,
-        run.examples,
+        run.data.examples,
         run.config,
         run.steps,
         seed,
         run.state_dir,
         anchor=arm.anchor,
+        pairs=run.config.pairs if arm.pairs else None,
         group=group,
         on_step=run.note_step,
         validate=run.validate if run.config.validation else None,
@@ -78,27 +78,30 @@ class _ArmRun:
 
     def __init__(self, recipe: Recipe, at: LocalRunDir, arm: Arm, seed: int, group: ProcessGroup, number: int) -> None:
         assert recipe.finetune is not None
-        self.recipe, self.config, self.at, self.group, self.number = recipe, recipe.finetune, at, group, number
+        self.recipe, self.config, self.at, self.group, self.number = (
+            recipe,
+            recipe.finetune.of_arm(arm),
+            at,
+            group,
+            number,
+        )
         self.arm, self.seed, self._step = arm, seed, 0
         self._states = str(_HERE.training_states(arm.name, seed))
         self._best = str(_HERE.best_weights(arm.name, seed))
         for name in (self._states, self._best):
             at.fetch(name)
         self.state_dir = at.root / self._states
-        self.store = open_store(at.root)
-        self.annotations = read_annotations(RunLayout(at.root).annotations(arm.selector))
         self._words = new_words(recipe, at.root)
         self.model, self.tokenizer = output.make_model(recipe, group.device, self._words)
-        logps = base_logps_file(recipe, at.root, self.store.key)
-        base = np.load(logps, mmap_mode="r") if arm.anchor and logps.exists() else None
-        self.examples = Examples(self.store, self.annotations, arm.anchor > 0, base, self.config.on_all_truncated)
-        self.steps = steps_of(len(self.store), self.config.batch_size, self.config.epochs)
+        self.data = arm_data(recipe, at.root, arm)
+        self.steps = steps_of(items(at.root, arm), self.config.batch_size, self.config.epochs)
 
     def note_step(self, progress: Progress) -> None:
         """Write what an optimiser step did into the run's metrics."""
         self._step = progress.step
         row = {**self._row(), "loss": progress.loss, "trained_tokens": progress.trained_tokens}
         row |= {"learning_rate": progress.learning_rate, "grad_norm": progress.grad_norm, "seconds": progress.seconds}
+        row |= progress.noted
         self.at.append(str(_HERE.metrics), [row])
         self.at.write_json(str(progress_file(Path(), self.number)), {"step": progress.step})
 
@@ -169,28 +172,20 @@ class _ArmRun:
 
     def _record(self, counts: Counts) -> dict[str, Any]:
         """What stands in ``run.json``: how the model was made."""
-        device, entries = self.group.device, self.store.entries
+        device = self.group.device
         read = counts.trained_tokens + counts.anchored_tokens + counts.context_tokens
         dtype = torch.bfloat16 if use_bf16(self.config.precision, device) else torch.float32
         peak = device_peak(device.type, dtype, torch.get_num_threads()) * self.group.size
-        selected = sum(len(a.critical) for a in self.annotations)
         return {
             "selector": self.arm.selector,
             "anchor": self.arm.anchor,
             "seed": self.seed,
             **asdict(counts),
-            "examples": len(self.examples),
-            "trajectories": len(self.store),
-            "emptied": self.examples.all_truncated,
-            "lost_critical_steps": self.examples.lost,
-            "shortened": sum(entry.kept < entry.steps for entry in entries),
+            **self.data.about,
             "idle_share": counts.idle_tokens / (read + counts.idle_tokens),
             "tokens_per_second": read / counts.seconds,
             "flops_saved": 1 - counts.flops / counts.plain_flops if counts.plain_flops else None,
             "peak_share": counts.flops / counts.seconds / peak if counts.flops else None,
             "workers": self.group.size,
-            "data_sha256": data_digest(self.at.root),
-            "unknown": self.store.unknown,
             "base": None if self.config.scratch else note_base(self.config.base),
-            "steps_share": selected / sum(entry.steps for entry in entries),
         }

@@ -21,6 +21,7 @@ from ..cluster.capacity import check_room, resources_of, wait_for_groups
 from ..cluster.causes import culprit, described
 from ..cluster.remote_rundir import LocalRunDir, open_run_dir
 from ..cluster.workers import ensure_ray
+from ..data.pairs import read_pairs, write_pairs
 from ..data.records import iter_trajectories, read_annotations
 from ..errors import AtlasError, InputError
 from ..models.loading import load_tokenizer
@@ -30,6 +31,7 @@ from ..rundir.files import RunLog, read_json
 from ..rundir.following import polling
 from ..rundir.layout import CHECKPOINT_RECORD, RunLayout
 from ..rundir.progress import duration, say, track
+from .arm_data import items
 from .data import steps_of
 from .inputs import prepare, refuse_other_base, unknown_warning
 from .process_group import ProcessGroup, make_process_group, threads
@@ -79,6 +81,7 @@ def _worker(config: dict[str, Any]) -> None:
         with at.alone():
             at.fetch(str(RunLayout().trajectories_dir))
             at.fetch(str(RunLayout().annotations_dir))
+            at.fetch(str(RunLayout().pairs_dir))
             prepare(recipe, at.root, group.device)
     for number, arm, seed in config["runs"][group.replica :: config["replicas"]]:
         if at.exists(str(RunLayout().checkpoint_record(Arm(**arm).name, seed))):
@@ -118,19 +121,23 @@ def _check_disk(recipe: Recipe, at: LocalRunDir, group: ProcessGroup) -> None:
 
 
 @contextmanager
-def _shown(run_dir: Path, runs: list[_Run], total: int, per_run: int) -> Iterator[None]:
-    """Show the progress that the first worker of every group writes, while the block lasts."""
+def _shown(run_dir: Path, runs: list[_Run], steps_of_runs: list[int]) -> Iterator[None]:
+    """Show the progress that the first worker of every group writes, while the block lasts.
+
+    ``steps_of_runs`` has the optimiser steps of every model, of those too that are there.
+    """
     steps = {number: 0 for number, _, _ in runs}
-    with track("optimiser steps", total, total - per_run * len(runs)) as progress:
+    before = sum(count for number, count in enumerate(steps_of_runs) if number not in steps)
+    with track("optimiser steps", sum(steps_of_runs), before) as progress:
 
         def look() -> None:
             for number, arm, seed in runs:
                 path = progress_file(run_dir, number)
                 if RunLayout(run_dir).checkpoint_record(arm.name, seed).exists():
-                    steps[number] = per_run
+                    steps[number] = steps_of_runs[number]
                 elif path.exists():
                     steps[number] = read_json(path)["step"]
-            progress.advance(total - per_run * len(runs) + sum(steps.values()) - progress.done)
+            progress.advance(before + sum(steps.values()) - progress.done)
 
         with polling(look, 0.5):
             yield
@@ -150,14 +157,15 @@ def finetune(recipe: Recipe, run_dir: Path) -> list[Path]:
     if not missing:
         return targets
     _check_inputs(recipe, layout)
-    per_run = steps_of(sum(1 for _ in iter_trajectories(layout.expert)), config.batch_size, config.epochs)
-    say(f"  {len(missing)} of {len(targets)} models to train, {per_run} optimiser steps each")
+    per_arm = {arm.name: _steps(run_dir, config.of_arm(arm), arm) for arm in config.arms}
+    steps = " or ".join(map(str, dict.fromkeys(per_arm[arm.name] for _, arm, _ in missing)))
+    say(f"  {len(missing)} of {len(targets)} models to train, {steps} optimiser steps each")
     scratch = layout.training_scratch
     for path in (*scratch.glob("progress-*.json"), *scratch.glob("failed-*.json")):
         path.unlink()
     start = time.monotonic()
     try:
-        with _shown(run_dir, missing, len(targets) * per_run, per_run):
+        with _shown(run_dir, missing, [per_arm[arm.name] for arm, _ in _runs(config)]):
             (_fit if config.workers else _train_here)(recipe, run_dir, config, missing)
     except AtlasError as error:
         RunLog(run_dir).event("finetune", "failed", code=error.code, why=str(error))
@@ -167,15 +175,36 @@ def finetune(recipe: Recipe, run_dir: Path) -> list[Path]:
     return targets
 
 
+def _steps(run_dir: Path, config: Finetune, arm: Arm) -> int:
+    return steps_of(items(run_dir, arm), config.batch_size, config.epochs)
+
+
 def _check_inputs(recipe: Recipe, layout: RunLayout) -> None:
-    """Raise here and now what would otherwise fail in every worker."""
+    """Raise here and now what would otherwise fail in every worker, and take over pairs of the user's own."""
     config = recipe.finetune
     assert config is not None
     if not config.scratch:
         refuse_other_base(recipe, layout.root)
         load_tokenizer(config.base)
-    for selector in dict.fromkeys(arm.selector for arm in config.arms):
+    for name in dict.fromkeys(arm.selector for arm in config.arms if arm.pairs):
+        _take_pairs(config, layout, name)
+    for selector in dict.fromkeys(arm.selector for arm in config.arms if not arm.pairs):
         read_annotations(layout.annotations(selector), iter_trajectories(layout.expert))
+
+
+def _take_pairs(config: Finetune, layout: RunLayout, name: str) -> None:
+    """Read the pairs of an arm, or those of a file, which the run keeps.
+
+    Raises:
+        InputError: they cannot be read, or there are none.
+    """
+    path = layout.pairs(name)
+    if name in config.pairs.files and not path.exists():
+        write_pairs(path, read_pairs(config.pairs.files[name]))
+    elif not path.exists():
+        raise InputError(f"{name} has left no pairs, so there is nothing to train on", path, None, "finetune.arms")
+    else:
+        read_pairs(path)
 
 
 def _train_here(recipe: Recipe, run_dir: Path, config: Finetune, missing: list[_Run]) -> None:
@@ -186,8 +215,8 @@ def _train_here(recipe: Recipe, run_dir: Path, config: Finetune, missing: list[_
         train_arm(recipe, run_dir, arm, seed, ProcessGroup(), number)
 
 
-def _say_unknown(recipe: Recipe, run_dir: Path, store: TokenStore) -> None:
-    if why := unknown_warning(recipe, store):
+def _say_unknown(recipe: Recipe, run_dir: Path, stores: list[TokenStore]) -> None:
+    for why in filter(None, (unknown_warning(recipe, store) for store in stores)):
         RunLog(run_dir).event("finetune", "unknown tokens", why=why)
         say(f"  {why}")
 
@@ -196,19 +225,26 @@ def _sum_up(run_dir: Path, made: list[Path], seconds: float) -> None:
     """Say what was trained, and say loudly what was left out."""
     log, about = RunLog(run_dir), {path.name: read_json(path / CHECKPOINT_RECORD) for path in made}
     for name, run in about.items():
-        if run["lost_critical_steps"] or run["shortened"]:
+        if run["lost_critical_steps"] or run["shortened"] or run["emptied"]:
             lost = {key: run[key] for key in ("shortened", "lost_critical_steps", "emptied")}
             log.event("finetune", "shortened", model=name, **lost)
-            say(
-                f"  {name}: {run['shortened']} of {run['trajectories']} trajectories were too long and lost steps, "
-                f"{run['lost_critical_steps']} critical ones among them; {run['emptied']} had none left"
-            )
+            say(f"  {name}: {_left_out(run)}")
     speed = fmean(run["tokens_per_second"] for run in about.values())
     parts = [f"{speed:,.0f} tokens/s per model"]
     if all(run["flops_saved"] is not None for run in about.values()):
         parts.append(f"{fmean(run['peak_share'] for run in about.values()):.0%} of this machine's peak")
         parts.append(f"{fmean(run['flops_saved'] for run in about.values()):.0%} fewer FLOPs than plain masking")
     say(f"  trained in {duration(seconds)}: {', '.join(parts)}")
+
+
+def _left_out(run: dict[str, Any]) -> str:
+    long = f"{run['shortened']} of {run['trajectories']}"
+    if "pairs" in run:
+        return f"{long} pairs were too long and lost steps; {run['emptied']} lost their turn and were left out"
+    return (
+        f"{long} trajectories were too long and lost steps, {run['lost_critical_steps']} critical ones among them; "
+        f"{run['emptied']} had none left"
+    )
 
 
 def _replicas(config: Finetune, runs: int, resources: dict[str, float]) -> int:

@@ -94,16 +94,36 @@ def build_store(
     Raises:
         ContextOverflowError: an episode is too long and shall not lose steps, or not even one step fits.
     """
+    fitted = ((trajectory, *fit(trajectory, renderer, context, truncation)) for trajectory in trajectories)
+    return stored(path, key) or write_store(path, fitted, renderer, context, key)
+
+
+def stored(path: Path, key: str) -> TokenStore | None:
+    """The store that lies there under this key, if there is one."""
     if (path / "store.json").exists():
         about = read_json(path / "store.json")
         if about["key"] == key and "unknown" in about:  # (older ones did not count)
             return TokenStore(path)
+    return None
+
+
+def write_store(
+    path: Path, fitted: Iterable[tuple[Trajectory, int, Rendered]], renderer: Renderer, context: int, key: str
+) -> TokenStore:
+    """Write what is kept of trajectories into ``path``.
+
+    Args:
+        path: directory of the store.
+        fitted: trajectories, each with the first step that is kept and the tokens from there on; read once.
+        renderer: which rendered them.
+        context: most tokens of a trajectory.
+        key: names what the store is made of.
+    """
     ids: list[Any] = []
     spans: list[tuple[int, int]] = []
     starts, turns, entries = [(0, 0)], [0], []
     total, unknown = 0, Unknown(renderer.tokenizer)
-    for trajectory in trajectories:
-        first, rendered = fit(trajectory, renderer, context, truncation)
+    for trajectory, first, rendered in fitted:
         kept = trajectory.steps[first : first + len(rendered.spans)]
         survey(renderer, [trajectory.model_copy(update={"steps": kept})], unknown)
         ids.append(np.asarray(rendered.ids, dtype=np.int32))

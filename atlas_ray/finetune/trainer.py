@@ -6,19 +6,28 @@ import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from ..errors import DivergedError, EmptySelectionError, InputError
-from ..recipe.loading import Finetune
+from ..recipe.loading import Finetune, Pairs
 from .counts import anchored_tokens, trained_tokens
-from .data import Example
+from .data import Trained
 from .loss import MaskedModel, Scale, packs_whole
 from .packing import causal_lm, packed
+from .preference import NOTED, PairScale, PreferenceModel, pair_scale
 from .process_group import ProcessGroup, share_model, sync, use_bf16
 from .state import load_state, save_state
+
+
+class Taken(NamedTuple):
+    """An optimiser step: loss and norm of the gradient over all workers, and what else the loss says by name."""
+
+    loss: float
+    norm: float
+    noted: dict[str, float]
 
 
 class Trainer:
@@ -30,6 +39,7 @@ class Trainer:
         config: of the recipe.
         anchor: weight of the KL divergence to the base at anchored tokens (ours).
         group: the workers that train this model.
+        pairs: the loss of examples that are pairs; None where they are none.
 
     Attributes:
         model: the causal LM itself, which holds the adapters if there are any.
@@ -40,9 +50,15 @@ class Trainer:
     """
 
     def __init__(
-        self, model: Any, examples: Sequence[Example], config: Finetune, anchor: float, group: ProcessGroup
+        self,
+        model: Any,
+        examples: Sequence[Trained],
+        config: Finetune,
+        anchor: float,
+        group: ProcessGroup,
+        pairs: Pairs | None = None,
     ) -> None:
-        self.config, self.anchor, self.group = config, anchor, group
+        self.config, self.anchor, self.group, self.pairs = config, anchor, group, pairs
         self.model = causal_lm(model)
         self.narrow = packs_whole(self.model)
         base = _base(model, self.model, examples) if anchor else None
@@ -54,12 +70,13 @@ class Trainer:
                 f"FSDP2 workers must pass together, and a {self.model.config.model_type} model, or one with an adapter "
                 'on its LM head, is trained one sequence at a time here: use finetune.strategy = "ddp"'
             )
-        masked = MaskedModel(self.model, base, self._sharded)
-        self._base = masked.base
-        layers = [part for part in masked.modules() if type(part).__name__ in (self.model._no_split_modules or ())]
+        whole: PreferenceModel | MaskedModel
+        whole = PreferenceModel(self.model, pairs) if pairs else MaskedModel(self.model, base, self._sharded)
+        self._base = whole.base
+        layers = [part for part in whole.modules() if type(part).__name__ in (self.model._no_split_modules or ())]
         bf16 = use_bf16(config.precision, group.device)
         self._autocast = bf16 and not self._sharded  # (FSDP2 casts the weights that it gathers)
-        self._module = share_model(masked, layers, group, config.strategy, bf16)
+        self._module = share_model(whole, layers, group, config.strategy, bf16)
         self._optimizer = torch.optim.AdamW(
             self._parameters(),
             lr=config.learning_rate,
@@ -84,8 +101,8 @@ class Trainer:
         save_state(state_dir, self.model, self._optimizer, self.group, self._sharded, about)
 
     def step(
-        self, step: int, chosen: Sequence[Example], plan: list[list[list[int]]], learning_rate: float, seed: int
-    ) -> tuple[float, float]:
+        self, step: int, chosen: Sequence[Trained], plan: list[list[list[int]]], learning_rate: float, seed: int
+    ) -> Taken:
         """Take the optimiser step ``step`` (from 0).
 
         Args:
@@ -95,14 +112,11 @@ class Trainer:
             learning_rate: of this step.
             seed: of dropout.
 
-        Returns:
-            Loss and norm of the gradient, over all workers.
-
         Raises:
             EmptySelectionError: no token is trained.
             DivergedError: the loss or the gradient is NaN or infinite.
         """
-        scale = _scale(chosen, self.anchor, step)
+        scale = pair_scale(chosen, self.pairs) if self.pairs else _scale(chosen, self.anchor, step)
         for parameters in self._optimizer.param_groups:
             parameters["lr"] = learning_rate
         # dropout must not depend on what was drawn before, or a resumed run would differ
@@ -110,32 +124,38 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         mine = [[chosen[i] for i in places] for places in plan[self.group.rank]]
         with packed(self.model), packed(self._base):
-            loss = self._backward(mine, chosen[0], scale)
+            loss, *noted = self._backward(mine, chosen[0], scale)
         norm = float(_whole(nn.utils.clip_grad_norm_(self._parameters(), self.config.clip)))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise DivergedError(_diverged(step, loss, norm, self.config))
         self._optimizer.step()
-        return loss, norm
+        return Taken(loss, norm, dict(zip(NOTED, noted, strict=False)))
 
-    def _backward(self, mine: list[list[Example]], spare: Example, scale: Scale) -> float:
-        """Forward and backward passes of this worker's micro-batches; returns the loss of the whole group."""
-        total = torch.zeros((), device=self.group.device)
+    def _backward(self, mine: list[list[Trained]], spare: Trained, scale: Scale | PairScale) -> list[float]:
+        """Forward and backward passes of this worker's micro-batches.
+
+        Returns:
+            The loss of the whole group, and behind it what else the model says.
+        """
+        total = torch.zeros(1 + len(NOTED) if self.pairs else 1, device=self.group.device)
+        nothing = PairScale(0.0, 0.0) if self.pairs else Scale(0.0, 0.0)
         for i, micro in enumerate(mine):
             with sync(self._module, last=i + 1 == len(mine)):
                 with torch.autocast(self.group.device.type, torch.bfloat16, enabled=self._autocast):
                     # a worker without a sequence of its own must still pass with the others
-                    part = self._module(micro, scale) if micro else self._module([spare], Scale(0.0, 0.0))
+                    said = self._module(micro, scale) if micro else self._module([spare], nothing)
+                    said = said.reshape(-1)
                 # gradients become the mean over the workers, and shares are to be added
-                (part * self.group.size).backward()
-            total += part.detach()
-        return float(self.group.sum(total))
+                (said[0] * self.group.size).backward()
+            total += said.detach()
+        return [float(value) for value in self.group.sum(total)]
 
 
 def _whole(value: torch.Tensor) -> torch.Tensor:
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
-def _base(model: Any, inner: Any, examples: Sequence[Example]) -> Any:
+def _base(model: Any, inner: Any, examples: Sequence[Trained]) -> Any:
     """What the anchor holds to: the adapters switched off, nothing where log-probabilities were kept, or a copy."""
     if model is not inner:
         return model
@@ -144,7 +164,7 @@ def _base(model: Any, inner: Any, examples: Sequence[Example]) -> Any:
     return copy.deepcopy(inner).eval().requires_grad_(False)
 
 
-def _scale(chosen: Sequence[Example], anchor: float, step: int) -> Scale:
+def _scale(chosen: Sequence[Trained], anchor: float, step: int) -> Scale:
     trained, anchored = trained_tokens(chosen), anchored_tokens(chosen)
     if not trained:
         raise EmptySelectionError(

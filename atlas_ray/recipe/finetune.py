@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from .base import ConfigModel, Positive
-from .select import Selector
+from .select import SELECTORS, Selector, is_own
 
 
 class Arm(ConfigModel):
@@ -17,10 +17,14 @@ class Arm(ConfigModel):
     """Whose steps carry the loss."""
     anchor: float = Field(default=0.0, ge=0)
     """Weight of the KL divergence to the base model on the unselected action tokens (ours)."""
+    pairs: bool = False
+    """Train on the selector's pairs of turns, by `[finetune.pairs]`, instead of its steps."""
 
     @property
     def name(self) -> str:
         """Name of the arm in files and tables."""
+        if self.pairs:
+            return f"{self.selector}+pairs"
         return self.selector if not self.anchor else f"{self.selector}+anchor{self.anchor:g}"
 
 
@@ -61,6 +65,30 @@ class Lora(ConfigModel):
     """Dropout before an adapter."""
     targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
     """Which matrices get one: all but the LM head, or those of these names."""
+
+
+class Pairs(ConfigModel):
+    """How arms with `pairs = true` are trained: direct preference optimisation on two turns of the same history."""
+
+    files: dict[str, str] = {}
+    """Pairs of your own: a name for an arm's `selector`, and its file."""
+    loss: Literal["sigmoid", "sigmoid_norm"] = "sigmoid"
+    """By TRL's names: `sigmoid` is DPO; `sigmoid_norm` divides each turn's log-ratio by its tokens."""
+    beta: float = Field(default=0.1, gt=0)
+    """How strongly the model is held to its base; `sigmoid_norm` needs a larger one (Tulu 3: 5)."""
+    sft: float = Field(default=0.0, ge=0)
+    """Weight of the mean cross entropy of the chosen turns' tokens, beside it."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Of these arms; without it that of all."""
+    epochs: Positive | None = None
+    """Passes over the pairs; without it as many as over trajectories."""
+
+    @model_validator(mode="after")
+    def _own_names(self) -> Self:
+        for name in self.files:
+            if name in SELECTORS or not is_own(name):
+                raise ValueError(f"files: {name!r} must be a new name of small letters, digits and hyphens")
+        return self
 
 
 class Validation(ConfigModel):
@@ -138,6 +166,13 @@ class Finetune(Tuning):
     """What to train, one model an arm and seed."""
     seeds: list[int] = Field(default=[0], min_length=1)
     """Seeds of the data order, one model each."""
+    pairs: Pairs = Pairs()
+    """Training on pairs."""
+
+    def of_arm(self, arm: Arm) -> Self:
+        """How an arm is trained, with what `pairs` says of those that train on pairs."""
+        own = {"learning_rate": self.pairs.learning_rate, "epochs": self.pairs.epochs} if arm.pairs else {}
+        return self.model_copy(update={name: value for name, value in own.items() if value is not None})
 
     @model_validator(mode="after")
     def _unique(self) -> Self:
@@ -152,4 +187,11 @@ class Finetune(Tuning):
     def _fits(self) -> Self:
         if self.scratch and self.lora:
             raise ValueError("lora: adapts a base, and scratch has none")
+        for number, arm in enumerate(self.arms):
+            if arm.pairs and arm.anchor:
+                raise ValueError(
+                    f"arms.{number}.anchor: pairs are held to the base by pairs.beta; remove one of the two"
+                )
+            if arm.pairs and self.scratch:
+                raise ValueError(f"arms.{number}.pairs: hold a model to its base, and scratch has none")
         return self

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from ..errors import InputError
 from .base import ConfigModel, GivenTwiceError, Renamed, below, table_of
 from .collect import Collect, CollectingAgent, ExpertBias
-from .finetune import Arm, Finetune, NewModel
+from .finetune import Arm, Finetune, NewModel, Pairs
 from .gateway import Gateway, GatewayModel
 from .rounds import Rounds
 from .schema import Act, Engine, Evaluate, Recipe
@@ -44,6 +44,7 @@ __all__ = [
     "GatewayModel",
     "NewModel",
     "Oracle",
+    "Pairs",
     "Recipe",
     "RenamedKeyWarning",
     "Rounds",

@@ -24,7 +24,7 @@ from .collect import Collect
 from .finetune import Finetune
 from .gateway import Gateway
 from .rounds import Rounds
-from .select import Select
+from .select import MAKE_PAIRS, Select
 from .sweep import Sweep, flat_space
 from .switch import EXPERT, Switch
 
@@ -241,9 +241,16 @@ class Recipe(ConfigModel):
         if self.finetune:
             if not self.select:
                 raise ValueError("finetune: needs a [select] table")
-            missing = {a.selector for a in self.finetune.arms} - set(self.select.selectors)
-            if missing:
+            own = self.finetune.pairs.files
+            missing = {a.selector for a in self.finetune.arms if not (a.pairs and a.selector in own)}
+            if missing := missing - set(self.select.selectors):
                 raise ValueError(f"finetune.arms: select.selectors lacks {', '.join(sorted(missing))}")
+            for number, arm in enumerate(self.finetune.arms):
+                if arm.pairs and arm.selector not in (*MAKE_PAIRS, *own):
+                    raise ValueError(
+                        f"finetune.arms.{number}.pairs: {arm.selector} makes no pairs; {', '.join(MAKE_PAIRS)} does, "
+                        "and finetune.pairs.files names files of your own"
+                    )
             if self.finetune.validation and not self.evaluate and not (self.collect and self.collect.levels):
                 raise ValueError("finetune.validation: needs levels to play, of [evaluate] or of [collect]")
         if self.evaluate and not self.finetune:

@@ -72,6 +72,8 @@ def shown(value: Any) -> str:
     if isinstance(value, list) and len(value) == 1:
         return shown(value[0])
     if isinstance(value, dict) and "selector" in value:
+        if value.get("pairs"):
+            return f"{value['selector']}+pairs"
         return value["selector"] + (f"+anchor{value['anchor']:g}" if value.get("anchor") else "")
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 

@@ -35,12 +35,14 @@ class Question:
 
 def critical(arms: Sequence[Arm]) -> list[Arm]:
     """The arms that are trained on critical steps, in their order."""
-    return [arm for arm in arms if not is_control(arm.selector)]
+    return [arm for arm in arms if not is_control(arm.selector) and not arm.pairs]
 
 
 def twin(arm: Arm, arms: Sequence[Arm], *selectors: str) -> Arm | None:
     """The arm of the first of these selectors that there is, with the same cap and anchor."""
-    like = {a.selector: a for a in reversed(arms) if (a.fraction, a.anchor) == (arm.fraction, arm.anchor)}
+    like = {
+        a.selector: a for a in reversed(arms) if not a.pairs and (a.fraction, a.anchor) == (arm.fraction, arm.anchor)
+    }
     return next((like[name] for name in selectors if name in like), None)
 
 
@@ -64,9 +66,16 @@ def _with_all(arms: Sequence[Arm]) -> list[Pair]:
 
 def _with_and_without(arms: Sequence[Arm]) -> list[Pair]:
     def plain(arm: Arm) -> Iterator[Arm]:
-        return (a for a in arms if not a.anchor and (a.selector, a.fraction) == (arm.selector, arm.fraction))
+        return (
+            a for a in arms if not a.anchor and not a.pairs and (a.selector, a.fraction) == (arm.selector, arm.fraction)
+        )
 
     return [(arm, other) for arm in arms if arm.anchor for other in plain(arm)]
+
+
+def _pairs_and_steps(arms: Sequence[Arm]) -> list[Pair]:
+    found = ((arm, twin(arm, arms, arm.selector, "all")) for arm in arms if arm.pairs)
+    return [(arm, other) for arm, other in found if other is not None]
 
 
 QUESTIONS = (
@@ -89,6 +98,7 @@ QUESTIONS = (
         _with_twins("non-critical_{}", "non-critical"),
     ),
     Question("all", "Can critical steps stand in for all steps?", "all steps", _with_all),
+    Question("pairs", "Do pairs of turns teach more than steps alone?", "the steps alone", _pairs_and_steps),
     Question("anchor", "Does the anchor help?", "the same without the anchor", _with_and_without),
 )
 """What is asked of the arms of a sweep, in this order."""

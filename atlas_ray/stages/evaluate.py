@@ -352,7 +352,10 @@ def evaluate(recipe: Recipe, run_dir: Path) -> Atlas:
         arms.append(_arm(ends, recipe, run_dir, ["none"], [], selector="none", fraction=0.0, seeds=()))
     for arm in tuning.arms:
         about = [read_json(RunLayout(run_dir).checkpoint_record(arm.name, seed)) for seed in tuning.seeds]
-        kind = {"selector": arm.selector, "fraction": fraction_of(recipe, run_dir, arm.selector), "anchor": arm.anchor}
+        own = arm.pairs and arm.selector in tuning.pairs.files
+        cap = 1.0 if own else fraction_of(recipe, run_dir, arm.selector)
+        kind = {"selector": arm.selector, "fraction": cap, "anchor": arm.anchor}
+        kind |= {"pairs": tuning.pairs.loss} if arm.pairs else {}
         keys = [f"{arm.name}/{seed}" for seed in tuning.seeds]
         arms.append(_arm(ends, recipe, run_dir, keys, about, seeds=tuple(tuning.seeds), **kind))
         for key, seed, run in zip(keys, tuning.seeds, about, strict=True):

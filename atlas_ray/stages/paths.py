@@ -18,13 +18,15 @@ from .table import models
 
 
 def files(recipe: Recipe, annotations: bool = True) -> Iterator[tuple[str, str]]:
-    """(field, path) of every file or folder that is read; with ``annotations`` also those of annotations."""
+    """(field, path) of every file or folder that is read; with ``annotations`` also those of annotations and pairs."""
     if recipe.collect and recipe.collect.file:
         yield "collect.file", recipe.collect.file
     if recipe.switch:
         yield from (("switch.logs", path) for path in recipe.switch.logs)
     if recipe.select and annotations:
         yield from ((f"select.files.{name}", path) for name, path in recipe.select.files.items())
+    if recipe.finetune and annotations:
+        yield from ((f"finetune.pairs.files.{name}", path) for name, path in recipe.finetune.pairs.files.items())
 
 
 def check_inputs(recipe: Recipe, fetched: bool = False, annotations: bool = True) -> None:
@@ -33,7 +35,7 @@ def check_inputs(recipe: Recipe, fetched: bool = False, annotations: bool = True
     Args:
         recipe: whose names are looked at.
         fetched: also refuse models that would have to be fetched first.
-        annotations: also look for files of annotations, which may be made when episodes are collected.
+        annotations: also look for files of annotations and pairs, which may be made when episodes are collected.
 
     Raises:
         InputError: names the field and what is missing, or does not go with the others.
@@ -43,7 +45,6 @@ def check_inputs(recipe: Recipe, fetched: bool = False, annotations: bool = True
     _under("collect.file", lambda: check_collected(recipe))
     check_collecting(recipe)
     _check_calls(recipe)
-    _check_failures(recipe)
     for field, name in models(recipe):
         if fetched or name not in known():
             _under(field, lambda name=name: resolve(name))  # type: ignore[misc]
@@ -64,21 +65,6 @@ def _check_calls(recipe: Recipe) -> None:
             "calls marks steps by who took them, and experts take all of theirs: give collect.switch",
             field="select.selectors",
         )
-
-
-def _check_failures(recipe: Recipe) -> None:
-    """What is verified are steps of failed episodes of an agent that can play on."""
-    config = recipe.collect
-    if config is None or recipe.select is None or "verified" not in recipe.select.selectors:
-        return
-    if config.levels and not config.agent:
-        who = "a switch, which does not play on" if config.switch else "experts, which succeed"
-        raise InputError(
-            f"verified plays on from failed episodes of an agent, and these are of {who}: give collect.agent",
-            field="select.selectors",
-        )
-    if config.keep == "successes":
-        raise InputError('verified needs failed episodes: keep "all" or "failures"', field="collect.keep")
 
 
 def _under(field: str, look: Callable[[], object]) -> None:

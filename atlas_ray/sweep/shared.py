@@ -118,7 +118,7 @@ def _share_untuned(recipe: Recipe, run_dir: Path, trials: Sequence[Trial], unfin
 def link(source: Path, target: Path) -> None:
     """The files of collect, select and finetune in another run directory, where they are not there yet."""
     layout = RunLayout(source)
-    for folder in (layout.trajectories_dir, layout.annotations_dir, layout.checkpoints):
+    for folder in (layout.trajectories_dir, layout.annotations_dir, layout.pairs_dir, layout.checkpoints):
         for path in sorted(folder.rglob("*")):
             inner = path.relative_to(source)
             if path.is_file() and not any(name.startswith(".") for name in inner.parts):

@@ -18,6 +18,8 @@ CASES = [
     "lora-fsdp:fsdp:lora:2:99:",
     "apart:ddp:full:1:99:",
     "moved@cut:fsdp:full:2:5:",
+    "pairs-ddp:ddp:pairs:2:99:",
+    "pairs-fsdp:fsdp:pairs:2:99:",
     "full-ddp:ddp:full:2:99:0",
     "full-fsdp:fsdp:full:2:99:1",
 ]
@@ -42,8 +44,8 @@ def spawn(out, world, cases):
 def runs(tmp_path_factory):
     """What one process and what two make of the same runs."""
     out = tmp_path_factory.mktemp("groups")
-    for name, lora in (("one", False), ("lora-one", True)):
-        finetune_group.train(out, name, "ddp", lora, ProcessGroup())
+    for name, kind in (("one", "full"), ("lora-one", "lora"), ("pairs-one", "pairs")):
+        finetune_group.train(out, name, "ddp", kind, ProcessGroup())
     spawn(out, 2, CASES)
     return out
 
@@ -51,7 +53,7 @@ def runs(tmp_path_factory):
 def assert_same(one, other, losses=slice(None)):
     assert one.keys() == other.keys()
     assert one["losses"][losses] == pytest.approx(other["losses"], rel=1e-6)
-    for name in one.keys() - {"losses"}:
+    for name in one.keys() - {"losses", "noted"}:
         assert float((one[name] - other[name]).abs().max()) < 2e-6, name
 
 
@@ -62,6 +64,14 @@ def test_two_workers_train_what_one_process_does(runs, strategy, kind):
     assert len(one["losses"]) == finetune_group.STEPS
     assert one["losses"][-1] < one["losses"][0]
     assert_same(one, two)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_workers_train_on_pairs_as_one_process_does(runs, strategy):
+    one, two = load_file(runs / "pairs-one-0.safetensors"), load_file(runs / f"pairs-{strategy}-0.safetensors")
+    assert_same(one, two)
+    assert one["noted"].shape == (finetune_group.STEPS, 6)
+    assert float((one["noted"] - two["noted"]).abs().max()) < 1e-5 * float(one["noted"].abs().max())
 
 
 @pytest.mark.slow
@@ -87,7 +97,7 @@ def test_a_run_of_two_sharing_workers_goes_on_with_another_number_of_them(runs):
     (cut,) = (runs / "moved-0").glob("[0-9]*")
     assert cut.name == "00000004"
     assert len(list(cut.glob("*.safetensors"))) == 2, "each worker writes its share"
-    finetune_group.train(runs, "moved", "ddp", False, ProcessGroup())
+    finetune_group.train(runs, "moved", "ddp", "full", ProcessGroup())
     assert_same(one, load_file(runs / "moved-0.safetensors"), slice(4, None))
 
 

@@ -2,8 +2,8 @@
 
     python finetune_group.py OUT PORT WORLD CASE...
 
-A case is ``name:strategy:lora:size:steps:fail``. The first worker of every group writes weights and losses to
-``OUT/name-TEAM.safetensors``; a case that raises writes ``OUT/name-RANK.error``.
+A case is ``name:strategy:kind:size:steps:fail``, of kind ``full``, ``lora`` or ``pairs``. The first worker of every
+group writes weights and losses to ``OUT/name-TEAM.safetensors``; a case that raises writes ``OUT/name-RANK.error``.
 """
 
 import random
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from preference_examples import random_pairs
 from safetensors.torch import save_file
 
 from atlas_ray.errors import AtlasError
@@ -23,9 +24,10 @@ from atlas_ray.finetune.output import weights
 from atlas_ray.finetune.packing import causal_lm
 from atlas_ray.finetune.process_group import own_process_group
 from atlas_ray.models.tiny import build_model, vocabulary
-from atlas_ray.recipe.loading import Arm, Finetune
+from atlas_ray.recipe.loading import Arm, Finetune, Pairs
 
 STEPS, ANCHOR = 6, 0.5
+PAIRS = Pairs(beta=0.5, sft=0.3)
 
 
 def examples():
@@ -58,23 +60,31 @@ def config(strategy):
     )
 
 
-def train(out, name, strategy, lora, group, steps=STEPS):
+def train(out, name, strategy, kind, group, steps=STEPS):
     """Train, from the state under ``out/name`` if there is one, and write what came of it."""
-    trained, losses = model(lora), []
+    trained, losses, noted, pairs = model(kind == "lora"), [], [], kind == "pairs"
+
+    def note(progress):
+        losses.append(progress.loss)
+        noted.append(list(progress.noted.values()))
+
     train_run(
         trained,
-        examples(),
+        random_pairs(17) if pairs else examples(),
         config(strategy),
         STEPS,
         seed=3,
         state_dir=out / f"{name.split('@')[0]}-{group.replica}",
-        anchor=ANCHOR,
+        anchor=0.0 if pairs else ANCHOR,
+        pairs=PAIRS if pairs else None,
         group=group,
-        on_step=lambda p: losses.append(p.loss) if p.step <= steps else stop(),
+        on_step=lambda p: note(p) if p.step <= steps else stop(),
     )
     found = weights(causal_lm(trained), group)
     if group.rank == 0:
         found["losses"] = torch.tensor(losses, dtype=torch.float64)
+        if pairs:
+            found["noted"] = torch.tensor(noted, dtype=torch.float64)
         save_file(found, out / f"{name}-{group.replica}.safetensors")
 
 
@@ -91,13 +101,13 @@ def _process(rank, out, port, world, cases):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     for case in cases:
-        name, strategy, lora, size, steps, fail = case.split(":")
+        name, strategy, kind, size, steps, fail = case.split(":")
         group = own_process_group(int(size), torch.device("cpu"))
         save = state.save_file
         if fail and rank == int(fail):
             state.save_file = _full
         try:
-            train(out, name, strategy, lora == "lora", group, int(steps))
+            train(out, name, strategy, kind, group, int(steps))
         except AtlasError as error:
             (out / f"{name}-{rank}.error").write_text(f"{type(error).__name__}: {error}")
         state.save_file = save

@@ -81,7 +81,9 @@ def _however_reached(resolved: dict[str, Any]) -> dict[str, Any]:
     made = copy.deepcopy(resolved)
     oracle = (made.get("select") or {}).get("oracle") or {}
     agent = (made.get("collect") or {}).get("agent") or {}
-    for table in (oracle, agent, *((made.get("switch") or {}).get("models") or [])):
+    verified = (made.get("select") or {}).get("verified") or {}
+    others = (verified.get(name) or {} for name in ("alternative", "agent"))
+    for table in (oracle, agent, *others, *((made.get("switch") or {}).get("models") or [])):
         for field in REACHING:
             table.pop(field, None)
         table["base_url"] = bool(table.get("base_url"))  # another address may be the same server

@@ -11,6 +11,7 @@ from . import envs
 from .agents.rendering_chat import make_renderer
 from .agents.rollout import TRAIN, env_spec, seed_block, start_episode, train_specs
 from .engines.base import own_context
+from .engines.endpoint import check_endpoint
 from .engines.vllm_setup import check_installed as check_vllm
 from .errors import InputError
 from .models.config import longest
@@ -20,6 +21,7 @@ from .recipe.loading import Recipe, Switch
 from .recipe.select import TEXT_ENCODERS
 from .rundir.tracking import check as check_trackers
 from .selection.oracle_stage import check_oracle
+from .selection.verified_stage import is_expert
 from .stages.collect_policy import AGENT, FIELD, collecting_policy, playing_recipe
 from .stages.table import STAGES, models
 from .switching.players import check_players
@@ -86,6 +88,24 @@ def _check_habit(recipe: Recipe) -> None:
                 )
 
 
+def _check_verified(recipe: Recipe) -> None:
+    """Who does otherwise and who plays on can be had, and there are failed episodes to play on from.
+
+    Raises:
+        InputError: names the field.
+    """
+    if recipe.select is None or "verified" not in recipe.select.selectors:
+        return
+    config = recipe.select.verified
+    if config.agent:
+        check_endpoint(config.agent, "select.verified.agent", ("temperature",))
+    if not is_expert(config.alternative):
+        check_endpoint(config.alternative, "select.verified.alternative", ("temperature",))
+    for level in recipe.collect.levels if recipe.collect and is_expert(config.alternative) else ():
+        if envs.environment_class(level).expert is envs.TextEnv.expert:
+            raise InputError(f"{envs.full_id(level)} has no expert: name a model", field="select.verified.alternative")
+
+
 def check(recipe: Recipe) -> None:
     """Refuse a recipe that cannot be run here.
 
@@ -103,6 +123,7 @@ def check(recipe: Recipe) -> None:
     if by_models:
         _check_collecting(recipe)
     check_oracle(recipe)
+    _check_verified(recipe)
     if recipe.select and "distilled" in recipe.select.selectors and recipe.select.distilled.encoder in TEXT_ENCODERS:
         make_encoder(recipe.select.distilled.encoder, 0, "select.distilled.encoder")
     _check_models(recipe)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 if __name__ == "envs":  # imported by its old name, in a checkout: there is one module, whatever it is called
     import sys
     import warnings
@@ -12,8 +14,6 @@ if __name__ == "envs":  # imported by its old name, in a checkout: there is one 
     globals().update(vars(sys.modules[__name__]))  # so that what follows imports nothing under the old name
 
 from . import families  # noqa: F401  (registers them)
-from .babyai_expert import BabyAIExpert
-from .babyai_text import BabyAIText
 from .core import (
     SPLITS,
     EnvironmentDiedError,
@@ -43,6 +43,10 @@ from .registry import (
 )
 from .text_space import TextSpace
 
+if TYPE_CHECKING:
+    from .babyai_expert import BabyAIExpert
+    from .babyai_text import BabyAIText
+
 __all__ = [
     "SPLITS",
     "BabyAIExpert",
@@ -71,3 +75,16 @@ __all__ = [
     "register",
     "release",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What brings minigrid with it, when it is asked for."""
+    if name == "BabyAIExpert":
+        from .babyai_expert import BabyAIExpert
+
+        return BabyAIExpert
+    if name == "BabyAIText":
+        from .babyai_text import BabyAIText
+
+        return BabyAIText
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,11 +16,11 @@ import numpy as np
 from minigrid.core.constants import IDX_TO_COLOR, IDX_TO_OBJECT
 from minigrid.envs.babyai.core import roomgrid_level
 
+from .babyai_levels import LEVELS
 from .core import SPLITS, Expert, TextEnv, Turn, UnknownEnvironmentError
 
 ACTIONS: tuple[str, ...] = ("turn left", "turn right", "go forward", "pick up", "drop", "toggle")
 UNKNOWN_ACTION = "That is not an action. Actions: " + ", ".join(ACTIONS)
-_PREFIX = "BabyAI-"
 _SEEDS: dict[str | None, range] = {
     None: range(2**31),
     "train": range(10**9),
@@ -105,7 +105,7 @@ def _fact(x: int, y: int, kind: int, color: int, state: int) -> str:
 
 def levels() -> dict[str, str]:
     """Every BabyAI level: its name here (``GoToLocal-v0``) -> its minigrid id."""
-    return {i.removeprefix(_PREFIX): i for i in gym.registry if i.startswith(_PREFIX)}
+    return {name: f"BabyAI-{name}" for name in LEVELS}
 
 
 class BabyAIText(TextEnv):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from . import agentgym, alfworld, science_world, textworld, textworld_express
-from .babyai_text import levels
+from .babyai_levels import LEVELS
 from .registry import Family, register
 
-register(Family("BabyAIText", "atlas_ray.envs.babyai_text:BabyAIText", lambda: list(levels()), lambda: None))
+register(Family("BabyAIText", "atlas_ray.envs.babyai_text:BabyAIText", lambda: LEVELS, lambda: None))
 register(
     Family(
         "ScienceWorld",
@@ -35,7 +35,7 @@ register(
 register(
     Family(
         "AgentGymBabyAI",
-        "atlas_ray.envs.agentgym_dialect:BabyAIAgentGym",
+        "atlas_ray.envs.agentgym_babyai:BabyAIAgentGym",
         lambda: ["babyai-v0"],
         lambda: None,
     )

@@ -177,7 +177,7 @@ class ChatAgent:
         repeated = self.engine.retries + 1
         return repeated * prompts, repeated * len(asked) * self.max_tokens
 
-    def tokens_of(self, slot: int, decision: Decision) -> tuple[int, int] | None:
+    def tokens_of(self, slot: int, decision: Decision | LostAnswer) -> tuple[int, int] | None:
         """Tokens that the server counted for a decision; None where it did not, or what failed before may be billed."""
         cost = decision.token_cost
         return (cost.read, cost.written) if cost.counted and not cost.failed else None

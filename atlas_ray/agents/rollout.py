@@ -16,7 +16,7 @@ from ..data.replies import Replies
 from ..errors import EnvironmentGoneError
 from ..recipe.loading import Recipe
 from .attempts import MOST_ATTEMPTS, Attempts
-from .token_agent import LostAnswer, Player
+from .token_agent import CountsTokens, LostAnswer, Player
 
 # Seeds of a run lie in blocks that never meet: training, evaluation, the switch, validation, rounds, play-offs.
 TRAIN, EVALUATE, SWITCH_TRAIN, SWITCH_SELECT, SWITCH_TEST, VALIDATE, SWITCH_JUDGE, SWITCH_PLAYOFF = range(8)
@@ -117,7 +117,8 @@ class EpisodeResult:
 
     ``error`` says what is wrong with it. ``lost`` means that the environment is at fault, or that the model gave no
     answer (then ``unanswered`` says why): such an episode says nothing of the agent and is to be played again or
-    dropped, never scored. ``replies``: what became of those that the agent's model wrote.
+    dropped, never scored. ``replies``: what became of those that the agent's model wrote. ``tokens``: read and written
+    for its decisions, whole prompts included; None where they are not known.
     """
 
     start: EpisodeStart
@@ -128,6 +129,7 @@ class EpisodeResult:
     lost: bool = False
     unanswered: LostAnswer | None = None
     replies: Replies = field(default_factory=Replies)
+    tokens: tuple[int, int] | None = None
 
     @property
     def retryable(self) -> bool:
@@ -243,6 +245,7 @@ def rollout(
     needs_list = agent.needs_list
     running: dict[int, tuple[EpisodeStart, list[Step], str]] = {}
     replies: dict[int, Replies] = {}
+    tokens: dict[int, tuple[int, int] | None] = {}
     free = list(range(agent.engine.slots))
 
     def end(
@@ -256,7 +259,8 @@ def rollout(
         free.append(slot)
         envs.release(start.env)
         score, success = (info["score"], info["success"]) if info else (0.0, False)
-        return EpisodeResult(start, steps, score, success, error, lost, unanswered, replies.pop(slot))
+        taken = tokens.pop(slot)
+        return EpisodeResult(start, steps, score, success, error, lost, unanswered, replies.pop(slot), taken)
 
     def failed(slot: int, error: Exception) -> EpisodeResult:
         # a crashed environment must not end the others' episodes
@@ -271,6 +275,7 @@ def rollout(
             free.remove(slot)
             agent.start(slot, start.instruction, start.steps, start.observation)
             running[slot], replies[slot] = (start, [], start.observation), Replies()
+            tokens[slot] = (0, 0) if isinstance(agent, CountsTokens) else None
         if not running:
             return
         for slot in [s for s in running if not agent.fits(s)]:
@@ -287,6 +292,9 @@ def rollout(
         for slot, decision in zip(slots, agent.act(slots, list(offered.values()), seeds), strict=True):
             start, steps, observation = running[slot]
             replies[slot].add(decision.replies)
+            if (before := tokens[slot]) is not None and isinstance(agent, CountsTokens):
+                more = agent.tokens_of(slot, decision)
+                tokens[slot] = more and (before[0] + more[0], before[1] + more[1])
             if isinstance(decision, LostAnswer):
                 yield end(slot, error=f"{UNANSWERED}: {decision.reason}", lost=True, unanswered=decision)
                 continue

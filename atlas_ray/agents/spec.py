@@ -7,8 +7,12 @@ from dataclasses import dataclass, replace
 from ..cluster.worker_state import WorkerState
 from ..data.parsing import Style
 from ..engines import Engine, EngineLease, RemoteEngine, make_engine
+from ..engines.chat_endpoint import ChatEndpoint
+from ..engines.endpoint import open_endpoint
+from ..recipe.endpoint import EndpointFields
 from ..recipe.loading import Act, Recipe
 from ..recipe.loading import Engine as Settings
+from .chat_agent import ChatAgent
 from .rendering import Prompt
 from .token_agent import Agent
 
@@ -83,6 +87,66 @@ class OpenAgent:
     engine: Engine | None = None
     agent: Agent | None = None
     made: int = 0
+
+
+@dataclass(frozen=True)
+class EndpointSpec:
+    """A model behind an endpoint, and how it acts, as it travels to the workers.
+
+    ``where`` is the dotted name of the recipe's table that names it, for messages.
+    """
+
+    fields: EndpointFields
+    act: Act
+    style: Style
+    slots: int
+    temperature: float | None
+    where: str
+
+    @property
+    def model(self) -> str:
+        """The name by which the server knows it."""
+        return self.fields.model
+
+    def open(self) -> ChatEndpoint:
+        """The endpoint; no request is sent."""
+        return open_endpoint(self.fields, self.slots, self.where, self.act.thinking)
+
+    def new_agent(self, endpoint: ChatEndpoint) -> ChatAgent:
+        """An agent that plays through ``endpoint``."""
+        return ChatAgent(
+            endpoint,
+            self.style,
+            self.temperature,
+            max_tokens=self.fields.max_tokens,
+            window=self.act.window,
+            thinking=self.act.thinking,
+            context=self.fields.context,
+            price=(self.fields.price_prompt, self.fields.price_completion),
+            where=self.where,
+        )
+
+    def agent(self, state: WorkerState) -> ChatAgent:
+        """The agent of a worker; it stays until one of another spec is asked for."""
+        opened = state.get_or_create(OpenChatAgent)
+        if opened.agent is None or opened.spec != self:
+            if opened.agent is not None:
+                opened.agent.engine.close()
+            opened.spec, opened.agent = self, self.new_agent(self.open())
+        return opened.agent
+
+
+@dataclass
+class OpenChatAgent:
+    """The agent that a worker has open at an endpoint, and its spec."""
+
+    spec: EndpointSpec | None = None
+    agent: ChatAgent | None = None
+
+
+def endpoint_spec(recipe: Recipe, fields: EndpointFields, where: str, slots: int | None = None) -> EndpointSpec:
+    """A model behind an endpoint that plays as a recipe says; without ``slots`` ``num_envs`` episodes at a time."""
+    return EndpointSpec(fields, recipe.agent, recipe.style, slots or recipe.num_envs, fields.warmth, where)
 
 
 def agent_spec(recipe: Recipe, model: str, temperature: float = 0.0) -> AgentSpec:

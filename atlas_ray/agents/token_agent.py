@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import torch
 
@@ -29,6 +29,7 @@ from .unknown_words import Reader
 __all__ = [
     "NO_ANSWER",
     "Agent",
+    "CountsTokens",
     "Decide",
     "Decision",
     "LostAnswer",
@@ -90,6 +91,15 @@ class Player(Protocol):
         self, slots: Sequence[int], actions: Sequence[Sequence[str]], seeds: Sequence[int]
     ) -> Sequence[Decision | LostAnswer]:
         """One decision for each of ``slots``, or why there is none; ``actions`` are those offered to it."""
+        ...
+
+
+@runtime_checkable
+class CountsTokens(Protocol):
+    """A player that knows what its decisions read and write."""
+
+    def tokens_of(self, slot: int, decision: Decision | LostAnswer) -> tuple[int, int] | None:
+        """Tokens that a decision in ``slot`` has read and written, the whole prompt included; None where unknown."""
         ...
 
 
@@ -234,7 +244,7 @@ class Agent:
             self.thought_tokens if separator else 0,
         )
 
-    def tokens_of(self, slot: int, decision: Decision) -> tuple[int, int]:
+    def tokens_of(self, slot: int, decision: Decision | LostAnswer) -> tuple[int, int]:
         """Tokens that a decision in ``slot`` has read and written, the whole prompt included."""
         return self._shown(slot) + decision.token_cost.read, decision.token_cost.written
 

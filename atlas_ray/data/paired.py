@@ -67,8 +67,10 @@ def paired_difference(
     where they are chained. ``V_episodes`` is of the differences of single episodes, to which half an observation of
     each of the four outcomes of a pair is added (Agresti & Min 2005): without it two that agree on every episode would
     differ by exactly 0, with an interval of no width. The quantile is Student's t, its degrees of freedom
-    V^2 / sum of (MS_seeds / (K n))^2 / (K - 1) after Satterthwaite. One seed says nothing of others. The combination is
-    ours; how often it holds the truth is measured in ``tests/data/test_paired.py``.
+    V^2 / sum of (MS_seeds / (K n))^2 / (K - 1) after Satterthwaite, and no fewer than the least K - 1: they would be
+    where two agree on nearly every episode and their seeds do not, as V then leaves most of MS_seeds out. One seed says
+    nothing of others. The combination is ours; how often it holds the truth is measured in
+    ``tests/data/test_paired.py``.
 
     Args:
         first: ``[seeds, episodes]``; of what is not trained one row, which stands for every seed.
@@ -161,7 +163,8 @@ class _Spread:
         if uncertain > 0:
             from scipy.special import stdtrit  # type: ignore[import-untyped]
 
-            quantile = float(stdtrit(variance**2 / uncertain, (1 + level) / 2))
+            fewest = min([seeds.free for seeds in self.seeds] + ([self.free] if self.free else []))
+            quantile = float(stdtrit(max(variance**2 / uncertain, fewest), (1 + level) / 2))
         return quantile * math.sqrt(variance)
 
     def difference(self, level: float, ends: tuple[float, float]) -> Difference:

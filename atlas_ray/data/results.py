@@ -32,7 +32,9 @@ ReplyCounts = dict[ReplyOutcome, Count]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, defer_build=True
+    )
 
 
 class Cell(_Strict):
@@ -237,7 +239,10 @@ class Results(_Strict):
     atlas: Atlas | None = None
     londi: Londi | None = None
     replies: (
-        dict[Literal["select"], dict[Literal["oracle", "mistakes", "value", "deviation", "start-after"], ReplyCounts]]
+        dict[
+            Literal["select"],
+            dict[Literal["oracle", "mistakes", "value", "deviation", "verified", "start-after"], ReplyCounts],
+        ]
         | None
     ) = None
     """Replies that no arm or policy above counts, by stage and by who asked, and by outcome; left out where there are

@@ -11,11 +11,13 @@ import sqlalchemy as sa
 
 from ..recipe.gateway import Gateway
 from ..switching.budget import QUICK, shown
+from ..switching.past import Past
 from ..switching.policy import Situation
 from ..switching.spending import Account, Amount, Limits, Usage, cost
 from . import sessions as places
 from .budget import SessionAccount, worst_case
 from .deciding import Choice, Decider
+from .past import inherit, note_turn, past_of
 from .removal import remove_sessions
 from .replies import ApiError
 from .requests import ChatRequest, check_bounded, link, text_of
@@ -43,7 +45,7 @@ class Admitted:
     """A step that may be answered, and is paid for.
 
     ``left``: what is left of the session's budget then. ``asked``: the digest of its conversation; None where a header
-    names the session.
+    names the session. ``seen``: that of what it saw; None where the switch reads no past.
     """
 
     session: str
@@ -53,6 +55,7 @@ class Admitted:
     reservation: Reservation
     left: Limits
     asked: str | None
+    seen: str | None
 
     @property
     def reserved(self) -> Amount:
@@ -145,6 +148,8 @@ class Admission:
         if session is None:
             limits = self.limits.tightened(place.limits).tightened(request.limits)
             session = places.begin(tx, request, key, limits, place.base, now, self._content(request.goal))
+            if place.after is not None and self._decider.reads_past:
+                inherit(tx, session.id, *place.after)
         limits, today = places.tighten(tx, session, request.limits), _day(now)
         if unbounded is not None and any(cap is not None for cap in (*limits[1:], *self.daily[1:])):
             raise unbounded
@@ -157,7 +162,8 @@ class Admission:
             choice = Choice(known.model, known.probability)  # it was decided already
         else:
             left = getattr(account.left, self._decider.unit)
-            choice = self._choose(request, session.id, step, allowed, left)
+            past = past_of(tx, session.id, step, request.seen) if self._decider.reads_past else None
+            choice = self._choose(request, session.id, step, allowed, left, past)
         reservation = tx.reserve(account, step, worst[choice.number], now)
         if reservation is None:
             raise _empty(account.left)
@@ -167,11 +173,12 @@ class Admission:
             again = {f"{name}_": value for name, value in values.items()}
             tx.do(_AGAIN, session_=session.id, step_=step, ended_=None, **again)
         else:
-            once, seen = places.idempotency(request, key), self._content(request.observation)
-            values |= {"fingerprint": request.fingerprint, "idempotency": once, "asked": asked, "observation": seen}
+            once, text = places.idempotency(request, key), self._content(request.observation)
+            values |= {"fingerprint": request.fingerprint, "idempotency": once, "asked": asked, "observation": text}
             tx.put(steps, session=session.id, number=step, begun=now, **values)
         left = account.charged(reservation.amount).left
-        return Admitted(session.id, step, choice.number, choice.probability, reservation, left, asked)
+        seen = request.seen if self._decider.reads_past else None
+        return Admitted(session.id, step, choice.number, choice.probability, reservation, left, asked, seen)
 
     def _check(self, request: ChatRequest, allowed: Sequence[bool], left: Limits) -> None:
         only_quick = request.policy == "quick" or (request.policy == "londi" and self.settings.switch == "quick")
@@ -180,10 +187,16 @@ class Admission:
             raise _empty(left)
 
     def _choose(
-        self, request: ChatRequest, session: str, step: int, allowed: Sequence[bool], left: int | None
+        self,
+        request: ChatRequest,
+        session: str,
+        step: int,
+        allowed: Sequence[bool],
+        left: int | None,
+        past: Past | None,
     ) -> Choice:
         text, share = f"{request.goal}\n{request.observation}", min(1.0, step / self.settings.max_steps)
-        situation = Situation(text, shown(left, allowed), share, session, step)
+        situation = Situation(text, shown(left, allowed), share, session, step, past=past)
         return self._decider.choose(request.policy, allowed, situation)
 
     def _content(self, text: str) -> str:
@@ -226,6 +239,8 @@ class Admission:
         with self.store.transaction() as tx:
             left = tx.settle(admitted.reservation, used, now)
             tx.do(_ANSWERED, session_=admitted.session, step_=admitted.step, **values)
+            if admitted.seen is not None:
+                note_turn(tx, admitted.session, admitted.step, admitted.number, admitted.seen)
         return admitted.left if left is None else left
 
     def failed(self, admitted: Admitted, free: bool, over: bool = True) -> None:

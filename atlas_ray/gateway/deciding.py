@@ -11,6 +11,7 @@ from ..recipe.gateway import FIXED, Gateway
 from ..recipe.of_run import policy_of
 from ..switching.budget import QUICK
 from ..switching.policy import Situation, SwitchPolicy
+from ..switching.signals import PAST
 from ..switching.spending import Limits, Unit
 
 FIELD = "gateway.switch"
@@ -45,10 +46,9 @@ class Decider:
         if policy.directory is None:
             raise InputError("is no learned switch: name one of the run's, or take quick or deepthink", field=FIELD)
         self._switch = switch = SwitchPolicy.load(policy.directory)
-        reads = [*(["QUICK's hidden state"] if switch.config.encoder == "hidden" else []), *switch.config.signals]
-        if reads:
+        if wants := switch.reads_beside(PAST):
             raise InputError(
-                f"reads {' and '.join(reads)}, which the gateway does not have: train one without, or take "
+                f"reads {' and '.join(wants)}, which the gateway does not have: train one without, or take "
                 "`atlas-ray serve`, which has them of the models that it plays with",
                 field=FIELD,
             )
@@ -62,6 +62,11 @@ class Decider:
         return "calls" if self._switch is None else self._switch.config.unit
 
     @property
+    def reads_past(self) -> bool:
+        """Whether it has to be told of a session's past."""
+        return self._switch is not None and bool(self._switch.config.signals)
+
+    @property
     def limits(self) -> Limits:
         """The budget of a session that the switch was trained with; none where it was trained without."""
         return Limits() if self._switch is None else Limits(**{self.unit: self._switch.config.cap})
@@ -72,7 +77,7 @@ class Decider:
         Args:
             policy: ``londi`` is the recipe's; ``quick`` and ``deepthink`` are those models, nothing else.
             allowed: whether each model fits the budget; QUICK does.
-            situation: what is known.
+            situation: what is known; with the past where :attr:`reads_past` says so.
         """
         wanted, explore = self._distribution(policy, situation), self._settings.explore if policy == "londi" else 0.0
         chances = [0.0] * self.models

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from .store import Store, Transaction
-from .tables import OPEN, reservations, sessions, steps
+from .tables import OPEN, reservations, sessions, steps, turns
 
 AT_A_TIME = 200
 """Sessions of one transaction, so that no request waits long."""
@@ -48,6 +48,7 @@ def _remove(tx: Transaction, found: list[str]) -> int:
         if alive[owner]:
             answered.add(session)
     going = [session for session in found if session not in answered]
-    for table, column in ((steps, steps.c.session), (reservations, reservations.c.session), (sessions, sessions.c.id)):
-        tx.do(sa.delete(table).where(column.in_(going)))
+    for table in (steps, turns, reservations):
+        tx.do(sa.delete(table).where(table.c.session.in_(going)))
+    tx.do(sa.delete(sessions).where(sessions.c.id.in_(going)))
     return len(going)

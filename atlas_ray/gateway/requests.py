@@ -76,12 +76,7 @@ class ChatRequest:
     @cached_property
     def has_media(self) -> bool:
         """Whether something else than text is asked about, whose tokens cannot be counted."""
-        return any(
-            isinstance(part, Mapping) and part.get("type") not in ("text", "refusal")
-            for message in self.messages
-            if isinstance(message.get("content"), list)
-            for part in message["content"]
-        )
+        return any(map(_media, self.messages))
 
     @cached_property
     def goal(self) -> str:
@@ -91,10 +86,20 @@ class ChatRequest:
     @cached_property
     def observation(self) -> str:
         """What came since the last assistant turn, without the goal unless that is all."""
+        return "\n".join(map(text_of, self._since))
+
+    @cached_property
+    def seen(self) -> str:
+        """The same for the same observation: of images and the like, all that is said of them."""
+        media = [part for message in self._since for part in _media(message)]
+        return _hashed(self.observation + (_plain(media) if media else ""))
+
+    @cached_property
+    def _since(self) -> list[Mapping[str, Any]]:
         turns = [n for n, message in enumerate(self.messages) if message["role"] == "assistant"]
         since = range(turns[-1] + 1 if turns else 0, len(self.messages))
         seen = [n for n in since if n != self._goal and self.messages[n]["role"] in ("user", "tool", "function")]
-        return "\n".join(text_of(self.messages[n]) for n in (seen or [n for n in since if n == self._goal]))
+        return [self.messages[n] for n in (seen or [n for n in since if n == self._goal])]
 
     @cached_property
     def _goal(self) -> int:
@@ -127,6 +132,12 @@ def text_of(message: Mapping[str, Any]) -> str:
     parts = content if isinstance(content, list) else ()
     texts = [part.get("text") for part in parts if isinstance(part, Mapping)]
     return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def _media(message: Mapping[str, Any]) -> list[Any]:
+    content = message.get("content")
+    parts = content if isinstance(content, list) else ()
+    return [part for part in parts if isinstance(part, Mapping) and part.get("type") not in ("text", "refusal")]
 
 
 def _plain(value: Any) -> str:

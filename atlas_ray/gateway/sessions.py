@@ -93,14 +93,15 @@ class KnownStep(NamedTuple):
 class Place(NamedTuple):
     """Where a request stands.
 
-    ``session``: None begins one, which has spent ``base`` already, under ``limits``. ``known``: the step that it asks
-    for again.
+    ``session``: None begins one, which has spent ``base`` already, under ``limits``; it has parted from another after
+    a step of that one (``after``). ``known``: the step that it asks for again.
     """
 
     session: Session | None = None
     known: KnownStep | None = None
     base: Amount = NOTHING
     limits: Limits = UNLIMITED
+    after: tuple[str, int] | None = None
 
 
 def locate(tx: Transaction, request: ChatRequest, key: str, chain: Sequence[str]) -> Place:
@@ -145,7 +146,8 @@ def _continued(tx: Transaction, request: ChatRequest, chain: Sequence[str]) -> P
         if going_on and (answered or len(going_on) == 1):
             return Place(Session.of(going_on[-1]))
         last = (answered or asked)[-1]
-        return Place(base=tx.spent_until(last.id, last.number), limits=Session.of(last).limits)
+        base = tx.spent_until(last.id, last.number)
+        return Place(base=base, limits=Session.of(last).limits, after=(last.id, last.number))
     return Place()
 
 

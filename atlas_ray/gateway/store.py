@@ -22,7 +22,7 @@ from ..switching.spending import Account, Amount, Limits, settlement
 from .budget import SessionAccount
 from .owners import FileOwner, Owner, SessionOwner
 from .replies import ApiError
-from .tables import META, reservations, sessions, steps, totals
+from .tables import META, reservations, sessions, steps, totals, turns
 
 _log = logging.getLogger(__name__)
 _LOCK = 0x61746C61730A
@@ -48,7 +48,7 @@ _SETTLE = (
     .where(_r.id == _p("id_"), _r.settled.is_(False))
     .values(settled=True, **{name: _p(f"used_{name}") for name in _NAMES})
 )
-_PUT = {table: sa.insert(table) for table in (sessions, steps, reservations, totals)}
+_PUT = {table: sa.insert(table) for table in (sessions, steps, turns, reservations, totals)}
 
 
 class Store:

@@ -2,7 +2,9 @@
 
 A session is a row of ``sessions``, with its limits and what it has spent, reservations included. Of a step, ``asked``
 and ``told`` are digests of the conversation without and with its answer; sessions that a header names have none.
-``reservations`` holds what each attempt may have cost until it is settled, ``totals`` what a key has spent on a day.
+``turns`` holds for a switch that reads the past what was seen, as a digest, and who acted then; those below 0 are of
+the session from which this one has parted. ``reservations`` holds what each attempt may have cost until it is settled,
+``totals`` what a key has spent on a day.
 """
 
 from __future__ import annotations
@@ -59,6 +61,14 @@ steps = sa.Table(
     sa.Column("observation", sa.Text),
     sa.Column("action", sa.Text),
     sa.Column("answer", sa.LargeBinary),
+)
+turns = sa.Table(
+    "turns",
+    META,
+    sa.Column("session", sa.String(32), sa.ForeignKey("sessions.id"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("model", sa.Integer, nullable=False),
+    sa.Column("seen", sa.String(64), nullable=False),
 )
 reservations = sa.Table(
     "reservations",

@@ -40,7 +40,7 @@ class ConfigModel(BaseModel):
     """A table of the recipe."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, defer_build=True, allow_inf_nan=False
     )
     renamed: ClassVar[dict[str, str]] = {}
     """Keys of the release before, each with its name of today. Recipes and runs that have them are still read."""

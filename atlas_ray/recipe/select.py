@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from .base import ConfigModel, Positive
 from .endpoint import EndpointFields
+from .switch import EXPERT
 
 SELECTORS = (
     "all",
@@ -25,6 +27,8 @@ SELECTORS = (
     "distilled",
     "mistakes",
     "entropy",
+    "verified",
+    "successes",
 )
 ASK_ORACLE = ("oracle", "mistakes")
 """Selectors that ask the oracle."""
@@ -138,23 +142,66 @@ class Distill(ConfigModel):
     """What reads the steps: a model, by its hidden states; `minilm` (an extra), or `hashing` for hashed words."""
 
 
+def _named(given: Any) -> Any:
+    return {"model": given} if isinstance(given, str) else given
+
+
+NamedModel = Annotated[EndpointFields, BeforeValidator(_named)]
+"""A model to load or behind an endpoint; its name alone is short for the table."""
+
+
+class Verify(ConfigModel):
+    """Steps of failed episodes at which another action turns them into successes (after CSO, arXiv 2602.03412)."""
+
+    propose: Selector = "all"
+    """Whose steps are tried: another selector's marks, of `mistakes` the steps that it calls so, or `all`."""
+    most_steps: Positive = 5
+    """Most steps that are tried per episode; of more, as many are drawn."""
+    alternative: NamedModel = EndpointFields(model=EXPERT)
+    """Who does otherwise there: `expert`, the environment's own where it can advise, or a model like `collect.agent`,
+    DEEPTHINK say."""
+    agent: NamedModel | None = None
+    """Who plays on; without it `collect.agent`, and where a file is read `select.model`."""
+    rollouts: Positive = 5
+    """Roll-outs behind each of the two actions of a step."""
+    wins: Positive = 3
+    """So many of them have to succeed behind the other action."""
+    significance: float = Field(default=0.05, gt=0, lt=1)
+    """Level of the one-sided exact test that the other action succeeds more often than the agent's own."""
+
+    @model_validator(mode="after")
+    def _can_verify(self) -> Self:
+        if self.wins > self.rollouts:
+            raise ValueError(f"wins: {self.wins} of {self.rollouts} roll-outs cannot succeed")
+        best = 1 / math.comb(2 * self.rollouts, self.rollouts)
+        if best > self.significance:
+            raise ValueError(
+                f"rollouts: {self.rollouts} verify nothing, since {self.rollouts} successes against none have "
+                f"p = {best:.3g}; take more, or a significance of at least that"
+            )
+        if self.agent and self.agent.model == EXPERT and not self.agent.base_url:
+            raise ValueError("agent: names a model; the environment's expert is for alternative")
+        return self
+
+
 class Select(ConfigModel):
     """Which steps are critical."""
 
     selectors: list[Selector] = Field(default=["all", "random", "non-critical", "value"], min_length=1)
     """all, random, non-critical, value, deviation, perplexity, uniform, last, oracle, calls, distilled, mistakes,
-    entropy, a name of `files`, or several joined by union_, intersection_ or rank-mean_: `union_value_oracle`.
-    `random_value` and `non-critical_value` draw as many steps of each trajectory as value marked, of all or of those it
-    left."""
+    entropy, verified, successes, a name of `files`, or several joined by union_, intersection_ or rank-mean_:
+    `union_value_oracle`. `random_value` and `non-critical_value` draw as many steps of each trajectory as value
+    marked, of all or of those it left."""
     fraction: float = Field(default=0.3, gt=0, le=1)
-    """At most this share of a trajectory's steps is selected (ATLaS: 0.3); `all`, `calls` and `mistakes` have no
-    such cap."""
+    """At most this share of a trajectory's steps is selected (ATLaS: 0.3); `all`, `successes`, `calls`, `mistakes` and
+    `verified` have no such cap."""
     rest_of: Selector = "value"
     """The selector from whose rest `non-critical` draws."""
     files: dict[str, str] = {}
     """Annotations of your own: the name of a selector, and its file."""
     model: str = "tiny-quick"
-    """value: the model whose counterfactual roll-outs estimate values. deviation: the one whose moves are weighed."""
+    """value: the model whose counterfactual roll-outs estimate values. deviation: the one whose moves are weighed.
+    verified: who plays on where a file is read."""
     play_on: str | None = None
     """deviation: the model that plays on where the environment's expert cannot, DEEPTHINK say; without it `model`."""
     rollouts: Positive = 5
@@ -162,13 +209,15 @@ class Select(ConfigModel):
     horizon: Positive = 16
     """value: most steps of a roll-out."""
     temperature: float = Field(default=1.0, gt=0)
-    """value: sampling temperature of the roll-outs."""
+    """value: sampling temperature of the roll-outs. verified: that of an agent that is greedy."""
     threshold: float = Field(default=0.0, ge=0)
     """value: a step is critical where the value jumps by more than this."""
     oracle: Oracle = Oracle()
     """oracle, mistakes: who is asked, and how."""
     distilled: Distill = Distill()
     """distilled: whose marks are learnt, and from what."""
+    verified: Verify = Verify()
+    """verified: which steps are tried, how, and when that counts."""
     start_after: list[Selector] = []
     """Selectors to test without training: the untuned model goes on behind their steps, and behind random ones."""
     start_after_trajectories: Positive = 100
@@ -201,4 +250,13 @@ class Select(ConfigModel):
             raise ValueError(f"selectors: non-critical needs {self.rest_of}, from whose rest it draws")
         if "non-critical" in with_members(self.rest_of):
             raise ValueError("rest_of: non-critical cannot draw from its own rest")
+        if "verified" in self.selectors:
+            self._check_proposer(self.verified.propose)
         return self
+
+    def _check_proposer(self, name: str) -> None:
+        if name != "all" and name not in self.selectors:
+            raise ValueError(f"verified.propose: selectors lacks {name}")
+        behind = with_members(name)
+        if "verified" in (*behind, *(with_members(self.rest_of) if "non-critical" in behind else ())):
+            raise ValueError("verified.propose: cannot propose the steps of verified itself")

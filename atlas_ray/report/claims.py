@@ -110,8 +110,14 @@ def _selectors(recipe: Recipe | None) -> list[str]:
         f"wording and what is refused are ours (here {s.oracle.model}).",
         "entropy": "Entropy selector: to mark the steps at which the model that is to be tuned is least sure of its "
         "action is ours.",
+        "verified": "Verified selector: that an alternative at a step of a failed run is played to the end and counts "
+        "where failure turns into success is CSO's (arXiv 2602.03412, by its abstract); who proposes, the control by "
+        "the agent's own action and the exact test are ours "
+        f"(here {s.verified.rollouts} roll-outs behind either action; alternatives by {s.verified.alternative.model}).",
         "deviation": "Deviation selector: that a step is critical where the base's own move costs most is ours (here "
         f"{s.model}; the environment's expert plays on, else {s.play_on or s.model}).",
+        "successes": "Successes selector: all steps of the successful episodes alone, as rejection sampling takes "
+        "them; ours as a control.",
         "uniform": "Uniform selector: evenly spaced steps as a control are ours.",
         "last": "Last selector: the last steps as a control are ours.",
         "calls": "Calls selector: to take the steps at which a switch called another model than its first for critical "

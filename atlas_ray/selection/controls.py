@@ -1,7 +1,7 @@
 """Selections that the critical one must beat, from all steps to those that are not critical.
 
-All, random and non-critical are ATLaS's controls; evenly spaced and last ones are ours, and so are controls that draw
-as many steps of each trajectory as another selector marked.
+All, random and non-critical are ATLaS's controls. Successes only, evenly spaced and last ones are ours, and so are
+controls that draw as many steps of each trajectory as another selector marked.
 """
 
 from __future__ import annotations
@@ -33,6 +33,11 @@ def select_all(trajectories: Iterable[Trajectory]) -> list[Annotation]:
         Annotation(trajectory_id=t.id, selector="all", fraction=1.0, critical=tuple(range(len(t.steps))))
         for t in trajectories
     ]
+
+
+def select_successes(trajectories: Iterable[Trajectory]) -> list[Annotation]:
+    """Every step of the episodes that are known to be successes: rejection sampling. The others have no annotation."""
+    return [a.model_copy(update={"selector": "successes"}) for a in select_all(t for t in trajectories if t.success)]
 
 
 def select_random(trajectories: Iterable[Trajectory], fraction: float, seed: int) -> list[Annotation]:

@@ -23,22 +23,10 @@ from typing import Any, Self
 
 from .. import envs
 from ..agents.attempts import Attempts
-from ..agents.rollout import EpisodeResult, EpisodeStart, failed_start, rollout
+from ..agents.rollout import EpisodeResult, EpisodeStart, rollout
 from ..agents.token_agent import Player
 from ..data.records import Annotation, Step, Trajectory, max_critical_steps
-from .replays import Begin, Replay, start_at
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How an episode ended: whether it is a success, and after how many steps in all."""
-
-    success: bool
-    steps: int
-
-    def is_better_than(self, other: Ending) -> bool:
-        """Whether only this one is a success, or one after fewer steps."""
-        return self.success and (not other.success or self.steps < other.steps)
+from .replays import Begin, Ending, Replay, start_at, start_behind
 
 
 @dataclass(frozen=True)
@@ -138,17 +126,28 @@ class Found:
 
 
 def greedy_decisions(
-    agent: Player, trajectories: Sequence[Trajectory], replays: Mapping[str, Replay], begin: Begin
+    agent: Player,
+    trajectories: Sequence[Trajectory],
+    replays: Mapping[str, Replay],
+    begin: Begin,
+    at: Mapping[str, Sequence[int]] | None = None,
 ) -> Iterator[EpisodeResult]:
     """One step of the agent from every state of the trajectories, none where its context is full.
+
+    Args:
+        agent: decides.
+        trajectories: recorded episodes.
+        replays: of them, by id.
+        begin: begins them.
+        at: the steps before which it decides, by id; without it all.
 
     Yields:
         it; ``start.id`` is ``ID@STEP``.
     """
 
     def starts(t: Trajectory) -> Iterator[EpisodeStart]:
-        for index, state in enumerate(replays[t.id].states):
-            yield start_at(t, state, index, f"{t.id}@{index}", begin)
+        for index in range(len(t.steps)) if at is None else at[t.id]:
+            yield start_at(t, replays[t.id].states[index], index, f"{t.id}@{index}", begin)
 
     yield from rollout(agent, (starts(t) for t in trajectories), horizon=1)
 
@@ -190,8 +189,8 @@ class ExpertPlaysOn:
         self._trajectory, self._spec, self._limit = trajectory, replay.spec, replay.limit
         self._begin, self._cpu_seconds, self._spent = begin, cpu_seconds, spent
         self._actions = [step.action for step in trajectory.steps]
-        self._others: set[int] = set()
-        """The steps at which it would have done otherwise."""
+        self.advised: dict[int, envs.ExpertStep] = {}
+        """What it would have done at each step, if it knows that."""
         self._known: dict[int, Ending | None] = {}
         """Ends of the episode behind recorded steps."""
         self._is_there = False
@@ -203,7 +202,7 @@ class ExpertPlaysOn:
         for t, move in base.items():
             made = Deviation(move.action, move.thought)
             if (ending := self._play_on(t, move.action)) is not None and (own := self._behind(t)) is not None:
-                best = self._behind(t - 1) if t in self._others else None
+                best = self._behind(t - 1) if self._does_otherwise(t) else None
                 made = replace(made, expert=own, base=ending, by="expert", best=best)
             found[t] = made
         return Found(found, self._limit)
@@ -228,19 +227,18 @@ class ExpertPlaysOn:
         """Ask the expert before each recorded step what it would do."""
         for attempt in Attempts():
             with attempt, suppress(envs.ExpertGaveUpError), self._guided() as game:
-                self._others.clear()
+                self.advised.clear()
                 for t, action in enumerate(self._actions):
-                    try:
-                        advised = game.expert.act().action
-                    except envs.ExpertGaveUpError:
-                        advised = None
-                    if advised != action:
-                        self._others.add(t)
+                    with suppress(envs.ExpertGaveUpError):
+                        self.advised[t] = game.expert.act()
                     self._spent.replayed += 1
                     game.step(action)
                 if game.over:
-                    own = range(max(self._others, default=-1), len(self._actions))
-                    self._known = dict.fromkeys(own, game.ending)
+                    others = filter(self._does_otherwise, range(len(self._actions)))
+                    self._known = dict.fromkeys(range(max(others, default=-1), len(self._actions)), game.ending)
+
+    def _does_otherwise(self, t: int) -> bool:
+        return t not in self.advised or self.advised[t].action != self._actions[t]
 
     def _play_on(self, t: int, action: str | None = None) -> Ending | None:
         """The end if it plays on from step ``t``, or behind another's ``action`` there; None where it gives up."""
@@ -278,12 +276,12 @@ def play_on_by_model(
             moves = {"base": (deviation.action, deviation.thought), "expert": (expert.action, expert.thought)}
             for side, (action, thought) in moves.items():
                 start = start_at(trajectory, replay.states[t], t, f"{trajectory.id}@{t}#{side}", begin)
-                behind = start if start.lost else _stepped(start, action, thought)
+                spent.played += not start.lost
+                behind = start_behind(start, action, thought)
                 if isinstance(behind, Ending):
                     ends[start.id] = behind
                 else:
                     yield behind
-                spent.played += not start.lost
 
     for finished in rollout(agent, (starts(*each) for each in work)):
         spent.played += len(finished.steps)
@@ -296,21 +294,6 @@ def play_on_by_model(
             expert, base = (ends.get(f"{trajectory.id}@{t}#{side}") for side in ("expert", "base"))
             if expert and base:
                 found.deviations[t] = replace(deviation, expert=expert, base=base, by=name)
-
-
-def _stepped(start: EpisodeStart, action: str, thought: str | None) -> EpisodeStart | Ending:
-    """The start a step later, or how its episode ended with that step."""
-    try:
-        following, reward, terminated, truncated, info = start.env.step(action)
-    except Exception as error:
-        envs.release(start.env)
-        return failed_start(start.id, str(error))
-    if terminated or truncated:
-        envs.release(start.env)
-        return Ending(bool(info["success"]), len(start.steps) + 1)
-    start.steps.append(Step(observation=start.observation, thought=thought, action=action, reward=reward))
-    start.observation = following
-    return start
 
 
 def select_by_deviation(trajectory: Trajectory, found: Found, fraction: float, model: str) -> Annotation:

@@ -193,8 +193,8 @@ def by_deviation(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) 
     and how both ends are, so that a killed run goes on.
 
     Raises:
-        AtlasError: none of the trajectories can be replayed, or too many of a model's answers are none. Says why.
-        InputError: a model's tokenizer knows too little of the trajectories.
+        AtlasError: every trajectory was lost, or too many of a model's answers are none. Says why.
+        InputError: none of the trajectories can be replayed, or a model's tokenizer knows too little of them.
     """
     config, log = recipe.select, RunLog(run_dir)
     assert config is not None
@@ -202,7 +202,7 @@ def by_deviation(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) 
     stage.run("deviations", _compare, config.model, lambda t: t.id not in stage.found)
     other = config.play_on or config.model
     stage.run("played on by a model", _play_on, other, lambda t: t.id in stage.found and not stage.done(t))
-    say_left_out(log, "deviation", stage.left_out, len(trajectories))
+    say_left_out(recipe, run_dir, "deviation", stage.left_out, len(trajectories))
     annotated = [t for t in trajectories if stage.done(t)]
     steps = sum(len(t.steps) for t in annotated)
     by = Counter(made.by or "" for t in annotated for made in stage.found[t.id].deviations.values())

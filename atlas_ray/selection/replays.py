@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import gymnasium as gym
+
 from .. import envs
 from ..agents.attempts import Attempts
 from ..agents.rollout import EnvSpec, EpisodeStart, env_spec, failed_start, start_episode, train_specs
-from ..data.records import Trajectory
+from ..data.records import Step, Trajectory
 from ..recipe.loading import Recipe
 
 Specs = Mapping[str, EnvSpec | tuple[EnvSpec, ...]]
@@ -25,6 +27,10 @@ Begin = Callable[[EnvSpec, int, str | None], EpisodeStart]
 
 class ReplayError(RuntimeError):
     """The environment no longer answers the recorded actions as it did."""
+
+
+class Unreplayable(str):
+    """Why a trajectory cannot be replayed, where it or the recipe is at fault: another attempt would not help."""
 
 
 class Restorable(Protocol):
@@ -65,13 +71,26 @@ class ReplayState:
 class Replay:
     """A replayed episode: the environment before every step, to be cloned, and the reward of every step.
 
-    ``spec`` is how it was played, ``limit`` the most steps that it may have.
+    ``spec`` is how it was played, ``limit`` the most steps that it may have, ``success`` whether it ended in one.
     """
 
     states: Sequence[Restorable]
     rewards: tuple[float, ...]
     spec: EnvSpec
     limit: int
+    success: bool = False
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an episode ended: whether it is a success, and after how many steps in all."""
+
+    success: bool
+    steps: int
+
+    def is_better_than(self, other: Ending) -> bool:
+        """Whether only this one is a success, or one after fewer steps."""
+        return self.success and (not other.success or self.steps < other.steps)
 
 
 def _same(shown: str, recorded: str) -> bool:
@@ -93,12 +112,12 @@ def _replay(trajectory: Trajectory, spec: EnvSpec, begin: Begin) -> Replay:
             if not _same(observation, step.observation):
                 raise ReplayError(f"{trajectory.id}: step {index} shows another observation than the recorded one")
             states.append(env.clone() if env.cheap_clone else ReplayState(spec, trajectory.seed, actions[:index]))
-            observation, reward, terminated, truncated, _ = env.step(step.action)
+            observation, reward, terminated, truncated, info = env.step(step.action)
             rewards.append(float(reward))
             over = terminated or truncated
     finally:
         envs.release(env)
-    return Replay(states, tuple(rewards), spec, env.limit)
+    return Replay(states, tuple(rewards), spec, env.limit, bool(info["success"]))
 
 
 def checkpoint_states(trajectory: Trajectory, spec: EnvSpec) -> Sequence[Restorable]:
@@ -134,14 +153,20 @@ def replayed(trajectory: Trajectory, specs: Specs, begin: Begin = start_episode)
 def replay_all(
     trajectories: Iterable[Trajectory], specs: Specs, begin: Begin
 ) -> tuple[dict[str, Replay], dict[str, str]]:
-    """Every trajectory that can be replayed, and why the others cannot, by id."""
+    """Every trajectory that can be replayed, and why the others cannot, by id.
+
+    A reason is :class:`Unreplayable` unless the environment died.
+    """
     found: dict[str, Replay] = {}
     left_out: dict[str, str] = {}
     for trajectory in trajectories:
         try:
             found[trajectory.id] = replayed(trajectory, specs, begin)
         except (ReplayError, envs.EnvironmentDiedError) as error:
-            left_out[trajectory.id] = str(error).removeprefix(f"{trajectory.id}: ")
+            why = str(error).removeprefix(f"{trajectory.id}: ")
+            # an episode that the environment says it does not have is an error of the file, not a death
+            amiss = isinstance(error, ReplayError) or isinstance(error.__cause__, ValueError | gym.error.Error)
+            left_out[trajectory.id] = Unreplayable(why) if amiss else why
     return found, left_out
 
 
@@ -158,6 +183,23 @@ def start_at(trajectory: Trajectory, state: Restorable, index: int, episode_id: 
         observation=trajectory.steps[index].observation,
         steps=list(trajectory.steps[:index]),
     )
+
+
+def start_behind(start: EpisodeStart, action: str, thought: str | None) -> EpisodeStart | Ending:
+    """A start one step later, with this action made, or how its episode ended with that; a lost one stays as it is."""
+    if start.lost:
+        return start
+    try:
+        following, reward, terminated, truncated, info = start.env.step(action)
+    except Exception as error:
+        envs.release(start.env)
+        return failed_start(start.id, str(error))
+    if terminated or truncated:
+        envs.release(start.env)
+        return Ending(bool(info["success"]), len(start.steps) + 1)
+    start.steps.append(Step(observation=start.observation, thought=thought, action=action, reward=reward))
+    start.observation = following
+    return start
 
 
 def rewarded(trajectory: Trajectory, rewards: Sequence[float] | None) -> Trajectory:
@@ -184,7 +226,7 @@ def replay_specs(recipe: Recipe, trajectories: Iterable[Trajectory]) -> tuple[Sp
         module = envs.foreign_module(name)
         if module and module not in sys.modules and name not in named:
             # a file of data must not choose what is imported
-            problems[name] = (
+            problems[name] = Unreplayable(
                 f"its environment is of the module {module}: name {name!r} in [environments] to have it played"
             )
             continue
@@ -193,7 +235,7 @@ def replay_specs(recipe: Recipe, trajectories: Iterable[Trajectory]) -> tuple[Sp
             _first(found[name]).episodes()
         except (envs.MissingExtraError, ValueError) as error:
             found.pop(name, None)
-            problems[name] = f"{name} cannot be played here: {error}"
+            problems[name] = Unreplayable(f"{name} cannot be played here: {error}")
     return found, problems
 
 

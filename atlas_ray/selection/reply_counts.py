@@ -8,8 +8,9 @@ from ..data.replies import summed
 from ..rundir.files import jsonl_rows
 from .scored_stage import scores_path
 
-WHO = ("oracle", "mistakes", "value", "deviation", "start-after")
+WHO = ("oracle", "mistakes", "value", "deviation", "verified", "start-after")
 """Who asks models here; the names of their files in ``annotations/scores``, too."""
+_ABOUT = ("id", "after", "step", "side", "number")
 
 
 def replies_of(run_dir: Path) -> dict[str, dict[str, int]]:
@@ -21,7 +22,7 @@ def replies_of(run_dir: Path) -> dict[str, dict[str, int]]:
     found = {}
     for who in WHO:
         rows = jsonl_rows(scores_path(run_dir, who))
-        last = {(row["id"], row.get("after")): row.get("replies", {}) for row in rows}
+        last = {tuple(row.get(key) for key in _ABOUT): row.get("replies", {}) for row in rows}
         if counts := summed(last.values()).row():
             found[who] = counts
     return found

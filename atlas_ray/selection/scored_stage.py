@@ -22,7 +22,7 @@ from ..data.parsing import Style
 from ..data.reasons import counted, told
 from ..data.records import Annotation, Trajectory
 from ..data.replies import Losses, Replies, summed
-from ..errors import AtlasError
+from ..errors import AtlasError, InputError
 from ..models.loading import load_model, load_tokenizer
 from ..recipe.loading import Recipe
 from ..recipe.select import BY_BASE, with_members
@@ -31,7 +31,7 @@ from ..rundir.layout import RunLayout
 from ..rundir.progress import say, track
 from .entropy import entropies, select_by_entropy
 from .perplexity import perplexities, select_by_perplexity
-from .replays import replay_all, replay_specs, rewarded
+from .replays import Unreplayable, replay_all, replay_specs, rewarded
 from .turn_pass import Measure, measured_steps
 from .value import ValueConfig, estimate_values, gains, select_by_value
 
@@ -114,7 +114,8 @@ def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> l
     """Roll-outs from every state on Ray actors, then the steps where the value jumps.
 
     Raises:
-        AtlasError: none of the trajectories has values; or too many of the model's answers are none. Says why.
+        InputError: none of the trajectories can be replayed; names their file.
+        AtlasError: none has values, as their environment died; or too many of the model's answers are none. Says why.
     """
     config, log = recipe.select, RunLog(run_dir)
     assert config is not None
@@ -154,7 +155,7 @@ def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> l
                 words = summed(written.values()).words()
                 progress.advance(len(task[0]), f"{spent} steps{words and f' · replies: {words}'}")
             losses.check()
-    say_left_out(log, "value", left_out, len(trajectories))
+    say_left_out(recipe, run_dir, "value", left_out, len(trajectories))
     annotated = [rewarded(t, rewards.get(t.id)) for t in trajectories if t.id in values]
     flat = sum(max(gains(t, values[t.id])) <= config.threshold for t in annotated)
     if flat:
@@ -260,23 +261,29 @@ def _say_missing(selector: str, why: str, count: int) -> None:
         say(f"  {selector}: {count} trajectories {why} and stay unannotated (events.jsonl says which)")
 
 
-def say_left_out(log: RunLog, selector: str, left_out: Mapping[str, str], trajectories: int) -> None:
+def say_left_out(recipe: Recipe, run_dir: Path, selector: str, left_out: Mapping[str, str], trajectories: int) -> None:
     """Say and note why trajectories could not be replayed.
 
     Args:
-        log: of the run.
+        recipe: of the run.
+        run_dir: of the run.
         selector: who is without them.
         left_out: the reasons, by trajectory id.
         trajectories: how many there are in all.
 
     Raises:
-        AtlasError: there are no others.
+        InputError: there are no others, and none can ever be replayed as they are here; names their file.
+        AtlasError: there are no others, and some were lost to their environment or to a model.
     """
+    assert recipe.collect is not None
     for name, why in left_out.items():
-        log.event("select", "left out", selector=selector, trajectory=name, why=why)
+        RunLog(run_dir).event("select", "left out", selector=selector, trajectory=name, why=why)
     if not left_out:
         return
     reasons = told(counted(left_out.values()))
     if len(left_out) == trajectories:
-        raise AtlasError(f"{selector}: none of {trajectories} trajectories can be replayed: {reasons}")
+        none = f"{selector}: none of {trajectories} trajectories can be replayed: {reasons}"
+        if all(isinstance(why, Unreplayable) for why in left_out.values()):
+            raise InputError(none, recipe.collect.file or RunLayout(run_dir).expert)
+        raise AtlasError(none)
     say(f"  {selector}: {len(left_out)} of {trajectories} trajectories could not be replayed, left out: {reasons}")

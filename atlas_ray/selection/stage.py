@@ -23,6 +23,7 @@ from .controls import (
     select_matched,
     select_non_critical,
     select_random,
+    select_successes,
     select_uniform,
 )
 from .deviation_stage import by_deviation
@@ -32,6 +33,7 @@ from .oracle_stage import by_oracle
 from .oracle_task import LABELS
 from .scored_stage import by_base, by_value, step_scores
 from .start_after import start_after
+from .verified_stage import by_verified
 
 
 def annotations_path(run_dir: Path, selector: str) -> Path:
@@ -47,6 +49,9 @@ def expert_trajectories(run_dir: Path) -> list[Trajectory]:
 def needs(recipe: Recipe, selector: str) -> tuple[str, ...]:
     """The selectors that have to come before this one."""
     assert recipe.select is not None
+    if selector == "verified":
+        proposer = recipe.select.verified.propose
+        return () if proposer == "all" else (proposer,)
     return (recipe.select.rest_of,) if selector == "non-critical" else members(selector)
 
 
@@ -68,6 +73,7 @@ def _make(
         return select_rank_mean(trajectories, scores, config.fraction)
     by_name: dict[str, Callable[[], list[Annotation]]] = {
         "all": lambda: select_all(trajectories),
+        "successes": lambda: select_successes(trajectories),
         "random": lambda: select_random(trajectories, config.fraction, recipe.seed),
         "uniform": lambda: select_uniform(trajectories, config.fraction),
         "last": lambda: select_last(trajectories, config.fraction),
@@ -80,6 +86,7 @@ def _make(
         "mistakes": lambda: by_oracle(recipe, run_dir, trajectories, LABELS),
         "distilled": lambda: by_distilled(recipe, run_dir, trajectories),
         "calls": lambda: _by_calls(run_dir, trajectories),
+        "verified": lambda: by_verified(recipe, run_dir, trajectories, done.get(config.verified.propose)),
     }
     return by_name[selector]()
 
@@ -109,7 +116,7 @@ def _own(path: Path, selector: str, trajectories: list[Trajectory]) -> list[Anno
 def fraction_of(recipe: Recipe, run_dir: Path, selector: str) -> float:
     """The cap m of a selector, 1 where it has none; what is made from others' marks and one's own say it themselves."""
     assert recipe.select is not None
-    if selector in ("all", "calls", "mistakes"):
+    if selector in ("all", "successes", "calls", "mistakes", "verified"):
         return 1.0
     if members(selector) or selector in recipe.select.files:
         return max(a.fraction for a in read_annotations(annotations_path(run_dir, selector)))

@@ -110,7 +110,7 @@ def start_after(
 
     Raises:
         AtlasError: too many of the model's answers are none; says why.
-        InputError: the model's tokenizer knows too little of the trajectories.
+        InputError: none of the trajectories can be replayed, or the model's tokenizer knows too little of them.
     """
     config, log = recipe.select, RunLog(run_dir)
     assert config is not None
@@ -158,7 +158,8 @@ def start_after(
                 flow.add(seen, row["steps"], (words := replies.words()) and f"replies: {words}")
         losses.check()
     if left_out:
-        say_left_out(log, "start after", left_out, len({name for places in wanted.values() for name in places}))
+        asked_for = len({name for places in wanted.values() for name in places})
+        say_left_out(recipe, run_dir, "start after", left_out, asked_for)
     made = [_compared(name, chosen, wanted[name], drawn[name], rows) for name in config.start_after]
     write_json(file.path.with_suffix(".json"), made)
     for found in made:

@@ -45,6 +45,7 @@ def check_inputs(recipe: Recipe, fetched: bool = False, annotations: bool = True
     _under("collect.file", lambda: check_collected(recipe))
     check_collecting(recipe)
     _check_calls(recipe)
+    _check_failures(recipe)
     for field, name in models(recipe):
         if fetched or name not in known():
             _under(field, lambda name=name: resolve(name))  # type: ignore[misc]
@@ -65,6 +66,21 @@ def _check_calls(recipe: Recipe) -> None:
             "calls marks steps by who took them, and experts take all of theirs: give collect.switch",
             field="select.selectors",
         )
+
+
+def _check_failures(recipe: Recipe) -> None:
+    """What is verified are steps of failed episodes of an agent that can play on."""
+    config = recipe.collect
+    if config is None or recipe.select is None or "verified" not in recipe.select.selectors:
+        return
+    if config.levels and not config.agent:
+        who = "a switch, which does not play on" if config.switch else "experts, which succeed"
+        raise InputError(
+            f"verified plays on from failed episodes of an agent, and these are of {who}: give collect.agent",
+            field="select.selectors",
+        )
+    if config.keep == "successes":
+        raise InputError('verified needs failed episodes: keep "all" or "failures"', field="collect.keep")
 
 
 def _under(field: str, look: Callable[[], object]) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from .. import envs
 from ..recipe.loading import Recipe
 from ..recipe.of_run import policy_of
-from ..recipe.select import ASK_ORACLE, BY_BASE, TEXT_ENCODERS, with_members
+from ..recipe.select import ASK_ORACLE, BY_BASE, TEXT_ENCODERS, Select, with_members
+from ..recipe.switch import EXPERT
 from ..rundir.files import write_json
 from ..rundir.layout import RunLayout
 from ..rundir.progress import say
@@ -110,12 +111,25 @@ def _models_of_select(recipe: Recipe) -> Names:
         yield "select.model", config.model
     if "deviation" in used and config.play_on:
         yield "select.play_on", config.play_on
+    if "verified" in used:
+        yield from _models_that_verify(recipe, config)
     if used.intersection(BY_BASE) or config.start_after:
         yield from list(_base(recipe)) or [("select.model", config.model)]
     if used.intersection(ASK_ORACLE) and not config.oracle.base_url:
         yield "select.oracle.model", config.oracle.model
     if "distilled" in used and config.distilled.encoder not in TEXT_ENCODERS:
         yield "select.distilled.encoder", config.distilled.encoder
+
+
+def _models_that_verify(recipe: Recipe, config: Select) -> Names:
+    other, agent = config.verified.alternative, config.verified.agent
+    if not other.base_url and other.model != EXPERT:
+        yield "select.verified.alternative.model", other.model
+    collected = recipe.collect.agent if recipe.collect else None
+    if agent is None and collected is None:
+        yield "select.model", config.model
+    elif (plays := agent or collected) and not plays.base_url:
+        yield "select.verified.agent.model" if agent else "collect.agent.model", plays.model
 
 
 # -- finetune

@@ -8,22 +8,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
 from .. import envs
-from ..agents.chat_agent import ChatAgent
-from ..agents.spec import agent_spec
+from ..agents.spec import agent_spec, endpoint_spec
 from ..agents.token_agent import Decision, Player
 from ..cluster.worker_state import WorkerState
 from ..data.records import Step
 from ..engines import Engine, EngineLease, EnginePool, RemoteEngine
-from ..engines.endpoint import open_endpoint
+from ..engines.endpoint import check_endpoint
 from ..errors import InputError
-from ..recipe.endpoint import EndpointFields
 from ..recipe.loading import Recipe
-from ..recipe.switch import EXPERT, SCORED, Switch, SwitchModel
-
-# what a model of ours has no use for
-_ENDPOINT_FIELDS = sorted(
-    EndpointFields.model_fields.keys() - {"model", "base_url", "price_prompt", "price_completion"}
-)
+from ..recipe.switch import EXPERT, SCORED, Switch
 
 
 class SwitchPlayer(Player, Protocol):
@@ -144,17 +137,13 @@ def check_players(recipe: Recipe) -> None:
             for level in settings.levels:
                 if envs.environment_class(level).expert is envs.TextEnv.expert:
                     raise InputError(f"{envs.full_id(level)} has no expert", field=f"{where}.model")
-        elif model.base_url:
-            open_endpoint(model, 1, where).close()
-            if settings.unit == "flops":
-                raise InputError(
-                    f"the FLOPs of {model.model} are unknown, since it is behind an endpoint: take seconds or money",
-                    field="switch.unit",
-                )
-        elif endpoint_only := [
-            name for name in _ENDPOINT_FIELDS if _is_set(model, name) and not _draws(settings, name)
-        ]:
-            raise InputError("is a server's, and base_url is missing", field=f"{where}.{endpoint_only[0]}")
+            continue
+        check_endpoint(model, where, ("temperature",) if _draws(settings) else ())
+        if model.base_url and settings.unit == "flops":
+            raise InputError(
+                f"the FLOPs of {model.model} are unknown, since it is behind an endpoint: take seconds or money",
+                field="switch.unit",
+            )
     last = settings.models[-1]
     if settings.unit == "money" and not last.price_prompt and not last.price_completion:
         raise InputError(
@@ -166,14 +155,9 @@ def check_players(recipe: Recipe) -> None:
         raise InputError(f"{reads[0]} needs a first model that scores the actions (score)", field="agent.decide")
 
 
-def _draws(settings: Switch, name: str) -> bool:
-    """Whether a field may say how a model of ours draws its actions: where it plays alone, and no switch learns."""
-    return name == "temperature" and len(settings.models) == 1 and settings.models[0].warmth is not None
-
-
-def _is_set(model: SwitchModel, name: str) -> bool:
-    """Whether a field has another value than by default; a resolved recipe says them all."""
-    return bool(getattr(model, name) != SwitchModel.model_fields[name].default)
+def _draws(settings: Switch) -> bool:
+    """Whether a temperature may say how a model of ours draws: where it plays alone, and no switch learns."""
+    return len(settings.models) == 1 and settings.models[0].warmth is not None
 
 
 def open_players(
@@ -222,21 +206,10 @@ def open_players(
             if model.model == EXPERT:
                 players.append(ExpertPlayer(settings.num_envs))
             elif model.base_url:
-                endpoint = open_endpoint(model, settings.num_envs, f"switch.models.{number}", recipe.agent.thinking)
+                behind = endpoint_spec(recipe, model, f"switch.models.{number}", settings.num_envs)
+                endpoint = behind.open()
                 opened.callback(endpoint.close)
-                players.append(
-                    ChatAgent(
-                        endpoint,
-                        recipe.style,
-                        model.warmth,
-                        max_tokens=model.max_tokens,
-                        window=recipe.agent.window,
-                        thinking=recipe.agent.thinking,
-                        context=model.context,
-                        price=price,
-                        where=f"switch.models.{number}",
-                    )
-                )
+                players.append(behind.new_agent(endpoint))
             else:
                 spec = agent_spec(recipe, model.model, model.warmth or 0.0)
                 players.append(spec.new_agent(engines[model.model], price))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -23,7 +23,7 @@ from ..rundir import files
 from .budget import QUICK, amount, share, whole
 from .features import BUDGET_ENTRY, EXTRA, with_shares
 from .past import Past
-from .signals import WIDTHS
+from .signals import PAST, WIDTHS, of_past, total_width
 from .spending import Unit
 
 if TYPE_CHECKING:  # a saved switch decides without the agents
@@ -114,12 +114,13 @@ class SwitchPolicy:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """Reads what :meth:`__call__` is given.
+        """Reads the text.
 
         Raises:
             InputError: it cannot be had, or is another than the switch was trained with.
         """
-        made, wanted = make_encoder(self.config.encoder, self.config.features), self.config.features
+        wanted = self.config.features - total_width(self.config.signals)
+        made = make_encoder(self.config.encoder, wanted)
         if made.width != wanted:
             raise InputError(f"{self.config.encoder} gives {made.width} entries, and this switch reads {wanted}")
         return made
@@ -144,7 +145,7 @@ class SwitchPolicy:
     def values(self, situations: Sequence[Situation]) -> Vector:
         """``[N, models]``: what it expects of a step by each model; minus infinity where there is no call left."""
         known = [s.encoded for s in situations if s.encoded is not None]
-        encoded = np.stack(known) if len(known) == len(situations) else self._read([s.text for s in situations])
+        encoded = np.stack(known) if len(known) == len(situations) else self._read(situations)
         shares = [share(s.left, self._cap) for s in situations]
         return self.numbers(with_shares(encoded, shares, [s.step_share for s in situations]))
 
@@ -152,11 +153,18 @@ class SwitchPolicy:
         """The number of the model that is to act in each situation; 0 is QUICK."""
         return [int(n) for n in self.values(situations).argmax(-1)] if situations else []
 
-    def _read(self, texts: Sequence[str]) -> Vector:
-        if self.config.encoder == "hidden" or self.config.signals:
-            reads = [*(["QUICK's hidden state"] if self.config.encoder == "hidden" else []), *self.config.signals]
-            raise InputError(f"this switch reads {' and '.join(reads)}: give them as `encoded`")
-        return self.encoder(texts)
+    def _read(self, situations: Sequence[Situation]) -> Vector:
+        pasts = [s.past for s in situations if s.past is not None]
+        if wants := self.reads_beside(PAST if len(pasts) == len(situations) else frozenset()):
+            raise InputError(f"this switch reads {' and '.join(wants)}: give them as `encoded`")
+        parts = [self.encoder([s.text for s in situations])]
+        parts += [np.array([[of_past(name, past)] for past in pasts], np.float32) for name in self.config.signals]
+        return np.concatenate(parts, axis=1)
+
+    def reads_beside(self, given: Collection[str]) -> list[str]:
+        """What it reads besides the text and these signals, in words."""
+        hidden = ["QUICK's hidden state"] if self.config.encoder == "hidden" else []
+        return [*hidden, *(name for name in self.config.signals if name not in given)]
 
     def __call__(
         self,

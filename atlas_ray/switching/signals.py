@@ -28,6 +28,8 @@ WIDTHS = {
 """Entries of each signal, as the recipe names them."""
 SCORED = frozenset({"entropy", "margin"})
 """Those for which QUICK has to score the actions; as in the recipe, whose module takes a second to import."""
+PAST = frozenset({"visits", "unchanged", "since-call"})
+"""Those of the episode's own past, for which no model is asked."""
 
 
 class Confidence(NamedTuple):

@@ -86,6 +86,14 @@ def test_the_variance_is_that_of_plain_loops(chained):
         assert (d.low, d.high) == pytest.approx((max(-1, low), min(1, high)))
 
 
+def test_seeds_that_differ_by_chance_and_agree_on_average_leave_an_interval_that_says_something():
+    first = np.random.default_rng(6).random((6, 40)) < 0.3
+    d = paired_difference(first, first[::-1])
+    low, high = plain_interval(first.tolist(), first[::-1].tolist(), chained=False)
+    assert d.mean == 0 and (d.low, d.high) == pytest.approx((low, high))
+    assert d.high == -d.low < 0.1, "no fewer degrees of freedom than one seed set has"
+
+
 def test_one_row_stands_for_every_seed():
     rng = np.random.default_rng(2)
     many, (one,) = rng.random((3, 60)) < 0.6, rng.random((1, 60)) < 0.5

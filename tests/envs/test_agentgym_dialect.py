@@ -10,11 +10,11 @@ from minigrid.core.grid import Grid
 from minigrid.core.world_object import Ball, Box, Door, Key
 
 from atlas_ray.envs import BabyAIText, UnknownEnvironmentError
+from atlas_ray.envs.agentgym_babyai import BabyAIAgentGym
 from atlas_ray.envs.agentgym_dialect import (
     BABYAI_LEVELS,
     INSTRUCTIONS,
     SCIWORLD_TASKS,
-    BabyAIAgentGym,
     instructions_from,
     parse_react,
     plain_action,

@@ -16,6 +16,7 @@ from atlas_ray.envs.babyai_text import ACTIONS, UNKNOWN_ACTION, levels
 def test_the_96_levels_are_registered_and_start():
     ours = [i for i in envs.ids() if i.startswith("BabyAIText/")]
     assert len(ours) == len(levels()) == 96
+    assert list(levels().values()) == [name for name in gym.registry if name.startswith("BabyAI-")]
     assert envs.ids() == sorted(envs.ids())
     for name in ours:
         observation, info = gym.make(f"atlas_ray.envs:{name}").reset(seed=0)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import fake_vllm
 import pytest
-from gateway_parts import HOST, ask, chat, gateway, recipe
+from gateway_parts import HOST, ask, chat, gateway, recipe, said
 from serving_sessions import Client, switch
 from switch_models import LEVELS, SHAPES, both, model, specs
 
@@ -54,20 +54,28 @@ def run(request, tmp_path_factory):
     return folder
 
 
-def play(port, seed):
+class Player(Client):
     """An episode in which the agent speaks OpenAI's chat API."""
-    client = Client(seed)
-    messages = [{"role": "user", "content": client.goal}]
-    while not client.over:
-        messages.append({"role": "user", "content": client.observation})
-        body = {"model": "londi", "messages": messages, "structured_outputs": {"choice": client.env.admissible()}}
-        status, headers, text = ask(port, body, {"x-atlas-session": f"episode {seed}"})
+
+    def __init__(self, seed):
+        super().__init__(seed)
+        self.session, self.messages = f"episode {seed}", [{"role": "user", "content": self.goal}]
+
+    def step(self, port):
+        self.messages.append({"role": "user", "content": self.observation})
+        choice = {"choice": self.env.admissible()}
+        body = {"model": "londi", "messages": self.messages, "structured_outputs": choice}
+        status, headers, text = ask(port, body, {"x-atlas-session": self.session})
         assert status == 200, text
-        answer = json.loads(text)["choices"][0]["message"]["content"]
-        messages.append({"role": "assistant", "content": answer})
-        action = answer.rpartition("Action:\n")[2]
-        client.take(action, headers["x-atlas-model"].endswith("deepthink"))
-    return client
+        self.messages.append({"role": "assistant", "content": said(text)})
+        self.take(said(text).rpartition("Action:\n")[2], headers["x-atlas-model"].endswith("deepthink"))
+
+
+def play(port, seed):
+    player = Player(seed)
+    while not player.over:
+        player.step(port)
+    return player
 
 
 def test_an_agent_gets_the_actions_and_calls_of_the_switch_stages_own_play(run, tmp_path):

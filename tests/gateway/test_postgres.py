@@ -1,5 +1,6 @@
 """Sessions in PostgreSQL, of two gateways at once."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,8 +13,13 @@ import sqlalchemy as sa
 from gateway_parts import ask, chat, gateway, recipe, said
 
 from atlas_ray.gateway.owners import SessionOwner
+from atlas_ray.gateway.past import inherit, note_turn, past_of
+from atlas_ray.gateway.requests import read_request
+from atlas_ray.gateway.sessions import begin
 from atlas_ray.gateway.store import Store
+from atlas_ray.switching.spending import NOTHING, UNLIMITED
 
+JSON = {"content-type": "application/json"}
 BINARIES = [Path(p) for p in (shutil.which("initdb"),) if p] + sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 
 
@@ -75,6 +81,22 @@ def test_two_gateways_share_sessions_and_budgets(upstream, database, tmp_path):
         side_by_side([(one, two)[n % 2] for n in range(24)], lambda n: chat(f"more {n}"), {"x-session-id": "all"})
     assert upstream.spent("more", "large")[0] <= 10 and upstream.spent(model="large")[0] <= 15
     assert upstream.spent("more")[1] <= 8000
+
+
+def test_the_past_of_a_session_is_that_of_all_gateways(database):
+    stores, asked = [Store(database), Store(database)], read_request(json.dumps(chat("go")).encode(), JSON)
+    with stores[0].transaction() as tx:
+        ids = [begin(tx, asked, "local", UNLIMITED, NOTHING, 0.0, "go").id for _ in range(2)]
+        for step, (model, seen) in enumerate([(0, "a"), (1, "b"), (0, "a"), (0, "c")]):
+            note_turn(tx, ids[0], step, model, seen)
+        note_turn(tx, ids[0], 2, 1, "a")
+    with stores[1].transaction() as tx:
+        inherit(tx, ids[1], ids[0], 2)
+        note_turn(tx, ids[1], 0, 0, "d")
+        assert past_of(tx, ids[1], 1, "a") == (("a", "b", "a", "d", "a"), (), (0, 1, 1, 0))
+        assert past_of(tx, ids[0], 2, "z") == (("a", "b", "z"), (), (0, 1))
+    for store in stores:
+        store.close()
 
 
 def test_a_gateway_lives_as_long_as_its_connection(database):

@@ -107,11 +107,11 @@ def test_every_field_says_what_it_means():
             assert field.description.endswith("."), f"{kind.__name__}.{name}"
 
 
-def test_the_module_imports_neither_torch_nor_ray():
+def test_the_module_imports_neither_torch_nor_ray_nor_minigrid():
     code = (
         "import sys, atlas_ray.recipe.loading as r\n"
         "[r.load(n) for n in r.shipped()]\n"
-        "print(sorted({'torch', 'ray', 'transformers'} & set(sys.modules)))"
+        "print(sorted({'torch', 'ray', 'transformers', 'minigrid'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

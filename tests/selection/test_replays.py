@@ -9,9 +9,10 @@ from agentgym_server import Fake, quick, serving  # noqa: F401
 
 from atlas_ray import envs
 from atlas_ray.agents.rollout import EnvSpec, EpisodeStarter, start_episode
-from atlas_ray.errors import AtlasError, EnvironmentGoneError
+from atlas_ray.errors import AtlasError, EnvironmentGoneError, InputError
 from atlas_ray.recipe.loading import Recipe
 from atlas_ray.rundir.files import recover_jsonl
+from atlas_ray.selection.deviation_stage import by_deviation
 from atlas_ray.selection.replays import replay_all, replay_specs, replayed, rewarded
 from atlas_ray.selection.scored_stage import by_value, saved_scores, step_scores
 from atlas_ray.selection.start_after import start_after
@@ -125,17 +126,36 @@ def test_a_longer_limit_is_the_recipes_to_give(tmp_path):
     )
 
 
-@pytest.mark.parametrize("seed", [1, 3])
-def test_if_none_is_left_the_error_says_why(tmp_path, seed):
+@pytest.mark.parametrize("seed", [1, 3, -9])
+def test_if_none_can_be_replayed_the_file_is_bad_input_and_the_error_says_why(tmp_path, seed):
     made = [
         t.model_copy(update={"seed": seed + t.seed}) for t in collect(recipe({"levels": {NAME: 3}}), tmp_path / "o")
     ]
     theirs = from_file(tmp_path, made)
-    with pytest.raises(AtlasError, match="none of 3 .*3 times step 0"):
-        by_value(theirs, tmp_path / "run", made)
+    why = "none of 3 .*3 times step 0" if seed > 0 else "none of 3 "
     marks = {"value": [Annotation(trajectory_id=t.id, selector="value", fraction=1.0, critical=(0,)) for t in made]}
-    with pytest.raises(AtlasError, match="start after: none of 3"):
-        start_after(theirs, tmp_path / "run", made, marks)
+    for play in (by_value, by_deviation, lambda *given: start_after(*given, marks)):
+        with pytest.raises(InputError, match=why) as raised:
+            play(theirs, tmp_path / "run", made)
+        assert raised.value.exit_code == 2 and str(raised.value).startswith(f"{tmp_path / 'theirs.jsonl'}: ")
+        assert "\n" not in str(raised.value)
+
+
+def test_if_all_are_lost_to_their_environment_the_file_is_not_blamed(tmp_path, monkeypatch):
+    made = collect(recipe({"levels": {NAME: 3}}), tmp_path / "o")
+    theirs, begin, dead = from_file(tmp_path, made), dying_env.Doors.begin, {made[0].seed}
+
+    def failing(self, variation):
+        if variation in dead:
+            raise envs.EnvironmentDiedError("the server is down")
+        return begin(self, variation)
+
+    monkeypatch.setattr(dying_env.Doors, "begin", failing)
+    wrong = [made[0], *(t.model_copy(update={"seed": t.seed + 1}) for t in made[1:])]
+    for play in (by_value, by_deviation):
+        with pytest.raises(AtlasError, match="none of 3 .*the server is down") as raised:
+            play(theirs, tmp_path / "run", wrong)
+        assert raised.value.exit_code == 1 and not isinstance(raised.value, InputError)
 
 
 def agenttraj(server, items):

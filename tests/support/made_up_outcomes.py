@@ -76,5 +76,7 @@ def plain_interval(first, second, chained, counts=False):
         alone = ((sum(x * x for x in d) + 1) / (n + 2) - middle**2) / (n + 2)
     variance = alone + sum(v for v, _ in parts)
     uncertain = sum(u for _, u in parts) + (alone**2 / (n - 1) if counts else 0)
-    half = student.ppf(0.975, variance**2 / uncertain if uncertain else 1e12) * variance**0.5
+    fewest = min([len(rows) - 1 for rows in ([both] if chained else (first, second)) if len(rows) > 1] or [n - 1])
+    free = max(fewest, variance**2 / uncertain) if uncertain else 1e12
+    half = student.ppf(0.975, free) * variance**0.5
     return middle - half, middle + half

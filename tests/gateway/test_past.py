@@ -1,0 +1,151 @@
+"""A switch that reads the past is shown it from a session's own turns."""
+
+import numpy as np
+import pytest
+from gateway_parts import gateway
+from serving_sessions import switch
+from switch_models import SHAPES, model, specs
+
+from atlas_ray.agents.token_agent import Agent
+from atlas_ray.engines import TransformersEngine
+from atlas_ray.errors import InputError
+from atlas_ray.gateway.opening import check_gateway, recipe_of_gateway
+from atlas_ray.models.tiny import build_tokenizer
+from atlas_ray.switching.evaluate import evaluate_policy
+from atlas_ray.switching.policy import SwitchPolicy
+from tests.gateway.test_learned import STEPS, Player, run
+from tests.gateway.test_sessions import Talks, request
+
+SIGNALS, WIDTH = ("unchanged", "visits", "since-call"), 32
+NAME = "switch-budget2-seed1"
+__all__ = ["run"]
+of_actions = pytest.mark.parametrize("run", ["action"], indirect=True)
+
+
+def a_switch():
+    return switch(2, SIGNALS, WIDTH)
+
+
+class Follows(SwitchPolicy):
+    """Reads what the switch reads, and lets act whom it is told."""
+
+    def decide(self, situations):
+        super().decide(situations)
+        return [self.acted[s.step] for s in situations]
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """The features of every decision."""
+    found, numbers = [], SwitchPolicy.numbers
+    monkeypatch.setattr(SwitchPolicy, "numbers", lambda self, x: found.extend(x.copy()) or numbers(self, x))
+    return found
+
+
+@of_actions
+@pytest.mark.parametrize("explore", [0.0, 0.5])
+def test_a_session_is_shown_what_an_episode_of_the_same_turns_is_shown(run, tmp_path, shown, explore):
+    a_switch().save(run / "checkpoints" / NAME)
+    made = recipe_of_gateway(run, NAME)
+    made = made.model_copy(update={"gateway": made.gateway.model_copy(update={"explore": explore})})
+    players, seen = [Player(seed) for seed in range(4)], {}
+    for steps in (3, STEPS):  # the second gateway goes on where the first has ended
+        with gateway(made, tmp_path) as (port, _):
+            for seed, player in enumerate(players):
+                while not player.over and len(player.actions) < steps:
+                    player.step(port)
+                seen[seed] = [*seen.get(seed, ()), *shown]
+                shown.clear()
+    own = [Agent(TransformersEngine(model(name), 1, build_tokenizer()), "action") for name in SHAPES]
+    policy = Follows(a_switch().config, a_switch().tensors)
+    for seed, player in enumerate(players):
+        policy.acted = [int(n in player.called_at) for n in range(len(player.actions))]
+        (row,) = evaluate_policy(policy, own, specs(STEPS), [seed], 2)
+        assert row["called_at"] == player.called_at and row["steps"] == len(player.actions)
+        assert [x.tobytes() for x in seen[seed]] == [x.tobytes() for x in shown], "equal to the bit"
+        shown.clear()
+    signals = np.concatenate(list(seen.values()))[:, WIDTH : WIDTH + len(SIGNALS)]
+    assert all(0 < np.count_nonzero(column) < len(column) for column in signals.T)
+    if not explore:
+        rows = evaluate_policy(a_switch(), own, specs(STEPS), range(4), 2, record=True)
+        assert [r["called_at"] for r in rows] == [p.called_at for p in players]
+        assert [[s["action"] for s in r["episode"]["steps"]] for r in rows] == [p.actions for p in players]
+
+
+class Watched(Talks):
+    """What the switch is shown of the past: visits, unchanged, since the last call, and who acted."""
+
+    def __init__(self, folder, run, **more):
+        a_switch().save(run / "checkpoints" / NAME)
+        super().__init__(folder, switch=f"{run}/{NAME}", **more)
+        self.pasts, choose = [], self.admission._decider.choose
+        self.admission._decider.choose = lambda *a: self.pasts.append(a[-1].past) or choose(*a)
+
+    def past(self, *said, **more):
+        self.turn(*said, **more)
+        past = self.pasts[-1]
+        return past.visits, past.unchanged, past.since_call, past.acted
+
+
+@pytest.fixture
+def watched(tmp_path, run):
+    made = Watched(tmp_path, run)
+    yield made
+    made.store.close()
+
+
+@of_actions
+def test_the_past_is_that_of_answered_turns_and_outlives_a_gateway(watched, run, tmp_path):
+    name = {"headers": {"x_session_id": "s"}}
+    assert watched.past("go", model="deepthink", text="a", **name) == (0, 0, None, ())
+    assert watched.past("go", "a", "wall", model="quick", text="b", **name) == (0, 0, 1, (1,))
+    talk = ["go", "a", "wall", "b", "wall"]
+    failed = watched.ask(*talk, model="quick", **name)
+    watched.admission.failed(failed, free=True)
+    lost = watched.ask(*talk, model="deepthink", **name)  # its gateway ends first
+    assert (failed.step, lost.step) == (2, 3)
+    watched.store.close()
+    after = Watched(tmp_path, run)
+    assert after.past(*talk, model="quick", text="c", **name) == (1, 1, 2, (1, 0)), "what got no answer is no turn"
+    assert after.past(*talk, "c", "wall", text="d", **name) == (2, 2, 3, (1, 0, 0))
+    after.store.close()
+
+
+@of_actions
+def test_a_session_that_parts_from_another_has_the_past_until_then(watched):
+    watched.past("go", model="deepthink", text="a")
+    watched.past("go", "a", "left", model="quick", text="x")
+    watched.past("go", "a", "left", "x", "left", model="quick", text="y")
+    assert watched.past("go", "a", "right", model="quick", text="x") == (0, 0, 1, (1,))
+    assert watched.past("go", "a", "right", "x", "right", model="quick", text="y") == (1, 1, 2, (1, 0))
+    assert watched.past("go", "a", "right", "x", "on", model="quick") == (0, 0, 2, (1, 0)), "parted twice"
+    assert watched.past("go", text="z", headers={"idempotency_key": "anew"}) == (0, 0, None, ())
+
+
+@of_actions
+def test_tools_and_content_parts_are_what_was_seen(watched):
+    def told(*messages):
+        body = {"model": "quick", "messages": [{"role": "user", "content": "go"}, *messages]}
+        admitted = watched.admission.admit(request(body, x_session_id="s"), "local")
+        watched.answer(admitted, "on")
+        return watched.pasts[-1].visits, watched.pasts[-1].unchanged
+
+    turn = {"role": "assistant", "content": "on"}
+    shot = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{n}"}} for n in "AB"]
+    assert told({"role": "tool", "content": "a wall", "tool_call_id": "1"}) == (0, 0)
+    assert told(turn, {"role": "tool", "content": [{"type": "text", "text": "a wall"}], "tool_call_id": "2"}) == (1, 1)
+    assert told(turn, {"role": "user", "content": "a wall"}) == (2, 2)
+    assert told(turn, {"role": "tool", "content": "a"}, {"role": "tool", "content": "wall"}) == (0, 0)
+    assert told(turn, {"role": "user", "content": "a\nwall"}) == (1, 1)
+    assert told(turn, {"role": "user", "content": shot[:1]}) == (0, 0)
+    assert told(turn, {"role": "user", "content": shot[1:]}) == (0, 0), "another picture is another state"
+    assert told(turn, {"role": "user", "content": shot[:1]}) == (1, 0)
+
+
+@of_actions
+def test_what_quick_would_have_to_be_asked_for_is_refused_at_the_start(run):
+    for signal in ("proposal", "catch-up", "entropy"):
+        switch(2, ("visits", signal), WIDTH).save(run / "checkpoints" / "switch-budget2-seed2")
+        with pytest.raises(InputError, match=f"reads {signal}, which") as error:
+            check_gateway(recipe_of_gateway(run, "switch-budget2-seed2"))
+        assert error.value.field == "gateway.switch"

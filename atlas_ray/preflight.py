@@ -88,22 +88,28 @@ def _check_habit(recipe: Recipe) -> None:
                 )
 
 
-def _check_verified(recipe: Recipe) -> None:
-    """Who does otherwise and who plays on can be had, and there are failed episodes to play on from.
+def _check_others(recipe: Recipe) -> None:
+    """Who says what else to do in episodes of an agent, and who plays on, can be had.
 
     Raises:
         InputError: names the field.
     """
-    if recipe.select is None or "verified" not in recipe.select.selectors:
+    if recipe.select is None or recipe.collect is None:
         return
-    config = recipe.select.verified
-    if config.agent:
-        check_endpoint(config.agent, "select.verified.agent", ("temperature",))
-    if not is_expert(config.alternative):
-        check_endpoint(config.alternative, "select.verified.alternative", ("temperature",))
-    for level in recipe.collect.levels if recipe.collect and is_expert(config.alternative) else ():
-        if envs.environment_class(level).expert is envs.TextEnv.expert:
-            raise InputError(f"{envs.full_id(level)} has no expert: name a model", field="select.verified.alternative")
+    config, asked = recipe.select.verified, []
+    if "verified" in recipe.select.selectors:
+        if config.agent:
+            check_endpoint(config.agent, "select.verified.agent", ("temperature",))
+        if is_expert(config.alternative):
+            asked.append("select.verified.alternative")
+        else:
+            check_endpoint(config.alternative, "select.verified.alternative", ("temperature",))
+    if "advised" in recipe.select.selectors:
+        asked.append("select.selectors")
+    for field in asked:
+        for level in recipe.collect.levels:
+            if envs.environment_class(level).expert is envs.TextEnv.expert:
+                raise InputError(f"{envs.full_id(level)} has no expert that could be asked", field=field)
 
 
 def check(recipe: Recipe) -> None:
@@ -123,7 +129,7 @@ def check(recipe: Recipe) -> None:
     if by_models:
         _check_collecting(recipe)
     check_oracle(recipe)
-    _check_verified(recipe)
+    _check_others(recipe)
     if recipe.select and "distilled" in recipe.select.selectors and recipe.select.distilled.encoder in TEXT_ENCODERS:
         make_encoder(recipe.select.distilled.encoder, 0, "select.distilled.encoder")
     _check_models(recipe)

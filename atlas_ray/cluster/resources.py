@@ -122,7 +122,9 @@ def _select(recipe: Recipe) -> Iterator[ResourceRequest]:
     if config is None:
         return
     for selector in config.selectors:
-        if selector in ("value", "deviation", "verified") or (selector in ASK_ORACLE and not config.oracle.base_url):
+        if selector in ("value", "deviation", "advised", "verified") or (
+            selector in ASK_ORACLE and not config.oracle.base_url
+        ):
             yield from player_requests(recipe, "select", selector)
         elif selector in (*BY_BASE, "distilled") and recipe.workers:
             yield scorer_request(recipe, "select", selector)

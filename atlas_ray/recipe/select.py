@@ -29,6 +29,7 @@ SELECTORS = (
     "entropy",
     "verified",
     "successes",
+    "advised",
 )
 ASK_ORACLE = ("oracle", "mistakes")
 """Selectors that ask the oracle."""
@@ -189,12 +190,12 @@ class Select(ConfigModel):
 
     selectors: list[Selector] = Field(default=["all", "random", "non-critical", "value"], min_length=1)
     """all, random, non-critical, value, deviation, perplexity, uniform, last, oracle, calls, distilled, mistakes,
-    entropy, verified, successes, a name of `files`, or several joined by union_, intersection_ or rank-mean_:
+    entropy, verified, successes, advised, a name of `files`, or several joined by union_, intersection_ or rank-mean_:
     `union_value_oracle`. `random_value` and `non-critical_value` draw as many steps of each trajectory as value
     marked, of all or of those it left."""
     fraction: float = Field(default=0.3, gt=0, le=1)
-    """At most this share of a trajectory's steps is selected (ATLaS: 0.3); `all`, `successes`, `calls`, `mistakes` and
-    `verified` have no such cap."""
+    """At most this share of a trajectory's steps is selected (ATLaS: 0.3); `all`, `successes`, `calls`, `mistakes`,
+    `advised` and `verified` have no such cap."""
     rest_of: Selector = "value"
     """The selector from whose rest `non-critical` draws."""
     files: dict[str, str] = {}

@@ -116,6 +116,8 @@ def _selectors(recipe: Recipe | None) -> list[str]:
         f"(here {s.verified.rollouts} roll-outs behind either action; alternatives by {s.verified.alternative.model}).",
         "deviation": "Deviation selector: that a step is critical where the base's own move costs most is ours (here "
         f"{s.model}; the environment's expert plays on, else {s.play_on or s.model}).",
+        "advised": "Advised selector: to mark the steps at which the environment's expert would do the same is ours, "
+        "in the place of labels by a model.",
         "successes": "Successes selector: all steps of the successful episodes alone, as rejection sampling takes "
         "them; ours as a control.",
         "uniform": "Uniform selector: evenly spaced steps as a control are ours.",

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import envs
 from ..agents.model_workers import model_workers
-from ..agents.rollout import UNANSWERED, EpisodeResult, EpisodeStarter
+from ..agents.rollout import EpisodeResult, EpisodeStarter
 from ..agents.spec import AgentSpec, agent_spec
 from ..agents.throughput import replies_told
 from ..agents.unknown_words import Reader
@@ -24,7 +24,7 @@ from ..rundir.files import RunLog
 from ..rundir.progress import say, track
 from .deviation import ExpertPlaysOn, Found, StepCount, greedy_decisions, play_on_by_model, select_by_deviation
 from .replays import Specs, replay_all, replay_specs
-from .scored_stage import check_words, say_left_out, scores_path
+from .scored_stage import check_words, note_played, say_left_out, scores_path
 
 _CHUNK = 8
 
@@ -174,16 +174,12 @@ class _Stage:
     def _take(self, task: _Task, result: _Result, model: str) -> None:
         new = summed(result.replies.values())
         new.subtract(summed(task.replies.values()))
-        last = next((p for p in reversed(result.problems) if UNANSWERED in p), None)
-        self.losses.note(model, new, last)
         self.found |= result.found
         self.replies |= result.replies
         self.left_out |= result.left_out
         self.spent.played += result.spent.played
         self.spent.replayed += result.spent.replayed
-        for problem in result.problems:
-            self.log.event("select", "dropped", why=problem)
-        self.losses.check(early=True)
+        note_played(self.log, self.losses, model, new, result.problems)
 
 
 def by_deviation(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> list[Annotation]:

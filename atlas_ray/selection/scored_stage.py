@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,18 @@ def check_words(
         say(f"  {selector}: {why}")
 
 
+def note_played(log: RunLog, losses: Losses, model: str, replies: Replies, problems: Sequence[str]) -> None:
+    """Note what a model's episodes came to: what went wrong as events of the run, and the answers that are none.
+
+    Raises:
+        AtlasError: there are too many of these.
+    """
+    for problem in problems:
+        log.event("select", "dropped", why=problem)
+    losses.note(model, replies, next((p for p in reversed(problems) if UNANSWERED in p), None))
+    losses.check(early=True)
+
+
 def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> list[Annotation]:
     """Roll-outs from every state on Ray actors, then the steps where the value jumps.
 
@@ -140,18 +152,11 @@ def by_value(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory]) -> l
             played = file.stream(pool, _value_job, tasks, lambda _, found: _value_rows(found))
             for task, (found, problems, steps, missing, given, replies) in played:
                 written |= replies
-                losses.note(
-                    config.model,
-                    summed(replies.values()),
-                    next((p for p in reversed(problems) if UNANSWERED in p), None),
-                )
-                losses.check(early=True)
+                note_played(log, losses, config.model, summed(replies.values()), problems)
                 values.update(found)
                 rewards.update(given)
                 left_out |= missing
                 spent += steps
-                for problem in problems:
-                    log.event("select", "dropped", why=problem)
                 words = summed(written.values()).words()
                 progress.advance(len(task[0]), f"{spent} steps{words and f' · replies: {words}'}")
             losses.check()

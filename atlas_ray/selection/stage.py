@@ -14,6 +14,7 @@ from ..recipe.select import matched, members
 from ..rundir.files import RunLog
 from ..rundir.layout import RunLayout
 from ..rundir.progress import say
+from .advised import by_advised
 from .agreement import Agreement, agreement
 from .calls import select_calls
 from .controls import (
@@ -86,6 +87,7 @@ def _make(
         "mistakes": lambda: by_oracle(recipe, run_dir, trajectories, LABELS),
         "distilled": lambda: by_distilled(recipe, run_dir, trajectories),
         "calls": lambda: _by_calls(run_dir, trajectories),
+        "advised": lambda: by_advised(recipe, run_dir, trajectories),
         "verified": lambda: by_verified(recipe, run_dir, trajectories, done.get(config.verified.propose)),
     }
     return by_name[selector]()
@@ -116,7 +118,7 @@ def _own(path: Path, selector: str, trajectories: list[Trajectory]) -> list[Anno
 def fraction_of(recipe: Recipe, run_dir: Path, selector: str) -> float:
     """The cap m of a selector, 1 where it has none; what is made from others' marks and one's own say it themselves."""
     assert recipe.select is not None
-    if selector in ("all", "successes", "calls", "mistakes", "verified"):
+    if selector in ("all", "successes", "calls", "mistakes", "advised", "verified"):
         return 1.0
     if members(selector) or selector in recipe.select.files:
         return max(a.fraction for a in read_annotations(annotations_path(run_dir, selector)))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..agents.model_workers import model_workers
-from ..agents.rollout import UNANSWERED, EpisodeStart, EpisodeStarter, rollout
+from ..agents.rollout import EpisodeStart, EpisodeStarter, rollout
 from ..agents.spec import AgentSpec, agent_spec
 from ..agents.throughput import CounterSample, ThroughputMeter, replies_told, sample_counters
 from ..agents.unknown_words import Reader
@@ -33,7 +33,7 @@ from .bootstrap import bootstrap_ci95
 from .controls import by_trajectory
 from .ensembles import AnnotationsBySelector
 from .replays import Begin, Specs, replay_all, replay_specs, start_at
-from .scored_stage import check_words, perplexity_model, say_left_out
+from .scored_stage import check_words, note_played, perplexity_model, say_left_out
 
 RANDOM, BEGINNING = "random", "beginning"
 _CHUNK = 8
@@ -148,11 +148,8 @@ def start_after(
         played = file.stream(pool, _job, tasks, lambda _, found: [found[0]] if found[0] else [], _rest)
         for _, (row, seen, problems, missing, written) in played:
             left_out |= missing
-            for problem in problems:
-                log.event("select", "dropped", why=problem)
             replies.add(written)
-            losses.note(spec.model, written, next((p for p in reversed(problems) if UNANSWERED in p), None))
-            losses.check(early=True)
+            note_played(log, losses, spec.model, written, problems)
             if row is not None and not row.get("lost"):
                 rows[row["id"], row["after"]] = row
                 flow.add(seen, row["steps"], (words := replies.words()) and f"replies: {words}")

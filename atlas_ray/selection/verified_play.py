@@ -64,7 +64,7 @@ def ask(task: MoveRequest, state: WorkerState) -> Iterator[Result]:
     replays, result.left_out = replay_all(task.trajectories, task.specs, begin)
     there = [t for t in task.trajectories if t.id in replays]
     for t in there:
-        if replays[t.id].success:
+        if t.success is False and replays[t.id].success:
             result.left_out[t.id] = Unreplayable("its environment ends it with a success, and it is said to be none")
     there = [t for t in there if t.id not in result.left_out]
     rows: dict[str, dict[str, Any]] = {

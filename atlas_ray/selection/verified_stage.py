@@ -10,7 +10,6 @@ from typing import Any
 
 from ..agents.attempts import MOST_ATTEMPTS
 from ..agents.model_workers import model_workers
-from ..agents.rollout import UNANSWERED
 from ..agents.spec import AgentSpec, agent_spec, endpoint_spec
 from ..agents.throughput import replies_told
 from ..agents.unknown_words import Reader
@@ -30,7 +29,7 @@ from ..rundir.layout import RunLayout
 from ..rundir.progress import say, track
 from .controls import by_trajectory
 from .replays import replay_specs
-from .scored_stage import check_words, say_left_out, scores_path
+from .scored_stage import check_words, note_played, say_left_out, scores_path
 from .verified import (
     SIDES,
     Branch,
@@ -170,14 +169,11 @@ class _Stage:
             self.losses.check()
 
     def _take(self, result: Result) -> None:
-        for problem in result.problems:
-            self.log.event("select", "dropped", why=problem)
         for row in result.rows:
             self._note(row)
         self.left_out |= result.left_out
-        if reason := next((p for p in reversed(result.problems) if UNANSWERED in p), None):
-            self.losses.note(self.agent.model, {}, reason)
-        self.losses.check(early=True)
+        # the replies are noted with their lines
+        note_played(self.log, self.losses, self.agent.model, Replies(), result.problems)
 
 
 def is_expert(fields: EndpointFields) -> bool:

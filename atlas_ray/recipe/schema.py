@@ -246,6 +246,11 @@ class Recipe(ConfigModel):
             if missing := missing - set(self.select.selectors):
                 raise ValueError(f"finetune.arms: select.selectors lacks {', '.join(sorted(missing))}")
             for number, arm in enumerate(self.finetune.arms):
+                if arm.selector == "verified" and not arm.pairs:
+                    raise ValueError(
+                        f"finetune.arms.{number}.selector: verified marks turns of the agent that lost, which must "
+                        "not be learnt: train on its pairs (pairs = true)"
+                    )
                 if arm.pairs and arm.selector not in (*MAKE_PAIRS, *own):
                     raise ValueError(
                         f"finetune.arms.{number}.pairs: {arm.selector} makes no pairs; {', '.join(MAKE_PAIRS)} does, "

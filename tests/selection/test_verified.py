@@ -30,6 +30,8 @@ LEFT = {"tiny-quick": 1.0, "tiny-deepthink": 0.0}
 """How likely each model is to keep left."""
 SAME_AT = "bridge 1"
 """Where tiny-deepthink keeps left, too."""
+LOST: set[str] = set()
+"""Observations at which a model gives no answer."""
 
 
 class Walker(Fixed):
@@ -58,10 +60,6 @@ class Walker(Fixed):
 
 def goes_left(name, seed):
     return random.Random(seed).random() < LEFT[name]
-
-
-LOST: set[str] = set()
-"""Observations at which a model gives no answer."""
 
 
 @pytest.fixture(autouse=True)
@@ -335,6 +333,9 @@ def test_what_cannot_verify_is_refused_with_its_field():
     }.items():
         with pytest.raises(ValueError, match=said):
             recipe(**dict(verified))
+    learnt = {"arms": [{"selector": "verified"}], "base": "tiny-quick"}
+    with pytest.raises(ValueError, match=r"arms\.0\.selector: .* train on its pairs"):
+        Recipe.model_validate(recipe().model_dump() | {"finetune": learnt})
     around = {"selectors": ["verified", "non-critical"], "rest_of": "verified", "verified": {"propose": "non-critical"}}
     with pytest.raises(ValueError, match="verified itself"):
         Recipe.model_validate({"name": "x", "collect": {"levels": {BRIDGES: 1}, "agent": "a"}, "select": around})

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import switch_logs
 import switch_mdps
+from estimate_coverage import GAMES, coverage, decider, parts, truth
 from switch_logs import CodeEncoder
 from switch_mdps import MDPS
 
@@ -15,51 +16,18 @@ def arrays(name, episodes):
     return Transitions.of(episodes, CodeEncoder(MDPS[name]), MDPS[name].longest)
 
 
-def parts(name, count, seed, **how):
-    return tuple(switch_logs.arrays(name, count // 2, 2 * seed + n, **how) for n in (0, 1))
+_SLOW = {"chain-6, c = 0.2", "dead-ends-12, n = 1"}
 
 
-def decider(name, table, budget):
-    """A table as a function of features; the games here have one-hot codes."""
+@pytest.mark.parametrize("game", [pytest.param(g, marks=[pytest.mark.slow] * (g in _SLOW)) for g in GAMES])
+def test_intervals_hold_the_true_value_in_at_least_90_of_100_logs(game):
+    """Half of each log is for the model. Logs with fewer than 30 effective episodes come with a warning instead.
 
-    def decide(features):
-        left = (features[:, -2] * budget).round().astype(int) if budget else 0
-        return table[features[:, :-2].argmax(1), left]
-
-    return decide
-
-
-def truth(name, table, budget):
-    """Exact return, which is the success of a chain, and calls."""
-    mdp = MDPS[name]
-    success = switch_mdps.table_values(mdp, table, 1.0, 0.0, budget)[0, -1]
-    return success, success - switch_mdps.table_values(mdp, table, 1.0, 1.0, budget)[0, -1]
-
-
-@pytest.mark.parametrize(
-    ("name", "terms", "count", "call"),
-    [
-        ("chain-6", {"budget": 1}, 1400, 0.4),
-        ("tree-4", {"budget": 2}, 1200, 0.5),
-        pytest.param("chain-6", {"cost": 0.2}, 1200, 0.4, marks=pytest.mark.slow),
-        pytest.param("dead-ends-12", {"budget": 1}, 8000, 0.15, marks=pytest.mark.slow),
-    ],
-)
-def test_intervals_hold_the_true_value_in_at_least_90_of_100_logs(name, terms, count, call):
-    """Half of each log is for the model. Logs with fewer than 30 effective episodes come with a warning instead."""
-    budget = terms.get("budget")
-    table = switch_mdps.best_table(MDPS[name], 0.98, **terms)
-    success, calls = truth(name, table, budget)
-    decide, held, ess = decider(name, table, budget), {}, []
-    for seed in range(100):
-        row = estimate(decide, 2, budget, *parts(name, count, seed, call=call))
-        ess.append(row["ess"])
-        for kind in ("weighted", "doubly_robust"):
-            for what, true in (("return", success), ("calls", calls)):
-                told = row[kind][what]
-                held[kind, what] = held.get((kind, what), 0) + (told["low"] <= true <= told["high"])
-    assert np.median(ess) >= 30, ess
-    assert min(held.values()) >= 90, held
+    Logs by which nothing was set: ``benchmarks/switching_estimates.py``.
+    """
+    found = coverage(game, range(100))
+    assert np.median(found.ess) >= 30, found.ess
+    assert min(found.held.values()) >= 90, found.held
 
 
 def test_estimates_are_right_in_the_mean_and_the_model_narrows_them():

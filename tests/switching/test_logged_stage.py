@@ -131,6 +131,9 @@ def test_a_command_writes_the_report_and_refuses_logs_without_probabilities(logs
         ({"logs": "x", "max_steps": 5, "encoder": "hidden"}, "encoder"),
         ({"logs": "x", "max_steps": 5, "costs": ["measured"]}, "costs"),
         ({"logs": "x", "max_steps": 5, "budgets": ["50%"]}, "budgets"),
+        ({"logs": "x", "max_steps": 5, "budgets": [{"tokens": 2000}]}, "budgets"),
+        ({"logs": "x", "max_steps": 5, "boundary_episodes": 5}, "boundary_episodes"),
+        ({"logs": "x", "max_steps": 5, "playoff_episodes": 5}, "playoff_episodes"),
     ],
 )
 def test_what_logs_cannot_teach_is_refused_by_its_field(table, field):

@@ -14,7 +14,8 @@ from ..data.records import Step
 from ..data.replies import Replies, because
 from ..data.thinking import THINKING, split_thinking
 from ..engines.chat_endpoint import ChatEndpoint, Completion
-from ..errors import EndpointError, InputError
+from ..errors import EndpointError
+from .catch_up import ReadProgress, check_window
 from .token_agent import Decision, LostAnswer, TokenCost, counted, digest
 
 PER_MESSAGE, PER_REQUEST = 64, 256
@@ -58,6 +59,7 @@ class _Episode:
     system: str = ""
     turns: list[_Turn] = field(default_factory=list)
     tokens_per_byte: float = 0.5
+    progress: ReadProgress = field(default_factory=ReadProgress)
 
 
 class ChatAgent:
@@ -77,6 +79,8 @@ class ChatAgent:
         window: how many past turns the model sees. None: all; then messages are only ever appended, and a server
             that keeps prefixes pays for the new ones alone. With a window the beginning moves at every step and all
             of the prompt is paid for, but it stops growing.
+        catch_up: most turns that it reads at an answer of those that it missed since its last one, see
+            :class:`atlas_ray.agents.catch_up.ReadProgress`; None: all. Not with a ``window``.
         context: most tokens of a conversation and its reply, which ends an episode that would outgrow it; estimated
             from the server's counts. None never does, and the server's refusal then loses the episode.
         price: of a million prompt tokens and of a million written.
@@ -97,16 +101,17 @@ class ChatAgent:
         max_tokens: int = 256,
         reasks: int = 1,
         window: int | None = None,
+        catch_up: int | None = None,
         context: int | None = None,
         price: tuple[float, float] = (0.0, 0.0),
         thinking: Sequence[str] = THINKING,
         where: str = "",
     ) -> None:
-        if window is not None and window < 0:
-            raise InputError("must be 0 or more", field="window")
+        check_window(window, catch_up)
         self.price, self.thinking = price, tuple(thinking)
         self.engine, self.style, self.temperature = endpoint, style, temperature
-        self.max_tokens, self.reasks, self.window, self.context = max_tokens, reasks, window, context
+        self.max_tokens, self.reasks, self.context = max_tokens, reasks, context
+        self.window, self.catch_up = window, catch_up
         self.tally = Tally()
         self.decisions = self.reasked = self.fell_back = self.lost = 0
         self._limit = f"{where}.max_tokens" if where else "max_tokens"
@@ -131,6 +136,7 @@ class ChatAgent:
     def start(self, slot: int, instruction: str, steps: Sequence[Step], observation: str) -> None:
         """Begin an episode in ``slot``, with the ``steps`` that were already taken."""
         self._episodes[slot] = _Episode(_SYSTEM.format(goal=instruction, form=_FORMS[self.style]))
+        self._episodes[slot].progress = ReadProgress(self.catch_up, len(steps))
         turns = self._episodes[slot].turns
         turns += [_Turn(step.observation, reply=self._reply(step)) for step in steps]
         turns.append(_Turn(observation))
@@ -140,6 +146,11 @@ class ChatAgent:
         turns = self._episodes[slot].turns
         turns[-1].reply = self._reply(step)
         turns.append(_Turn(observation))
+        self._episodes[slot].progress.taken += 1
+
+    def mark_read(self, slot: int) -> None:
+        """Its present prompt is read: what it sees of this state stays what it was."""
+        self._episodes[slot].progress.mark()
 
     def fits(self, slot: int) -> bool:
         """Whether one more turn is estimated to fit into ``context``."""
@@ -153,7 +164,7 @@ class ChatAgent:
     def messages(self, slot: int) -> list[dict[str, str]]:
         """The conversation in ``slot`` as the model would see it now."""
         episode = self._episodes[slot]
-        turns = episode.turns if self.window is None else episode.turns[-1 - self.window :]
+        turns = episode.turns[episode.progress.first if self.window is None else -1 - self.window :]
         made = [{"role": "system", "content": episode.system}]
         for turn in turns:
             listed = turn.offered if self.window is None or turn is turns[-1] else None
@@ -290,9 +301,9 @@ class ChatAgent:
 
     def _offer(self, slot: int, offered: Sequence[str]) -> tuple[str, ...]:
         """Note what is offered in the present turn, and return what is shown of it."""
-        turns = self._episodes[slot].turns
+        turns, first = self._episodes[slot].turns, self._episodes[slot].progress.first
         listed = tuple(offered) if len("\n- ".join(offered)) <= LONGEST_LIST else ()
-        known = _last_list(turns[:-1]) if self.window is None else ()
+        known = _last_list(turns[first:-1]) if self.window is None else ()
         turns[-1].offered = listed if listed != known else None
         return listed
 

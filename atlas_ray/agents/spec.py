@@ -33,6 +33,7 @@ class AgentSpec:
     leases: tuple[EngineLease, ...] = ()
     prompt: Prompt = "plain"
     unknown_share: float | None = None
+    catch_up: int | None = None
 
     def with_leases(self, leases: tuple[EngineLease, ...]) -> AgentSpec:
         """The same at engine actors."""
@@ -62,6 +63,7 @@ class AgentSpec:
             prompt=self.prompt,
             decide=self.act.decide,
             window=self.act.window,
+            catch_up=self.catch_up,
             thought_tokens=self.act.thought_tokens,
             action_tokens=self.act.action_tokens,
             thinking=self.act.thinking,
@@ -102,6 +104,7 @@ class EndpointSpec:
     slots: int
     temperature: float | None
     where: str
+    catch_up: int | None = None
 
     @property
     def model(self) -> str:
@@ -120,6 +123,7 @@ class EndpointSpec:
             self.temperature,
             max_tokens=self.fields.max_tokens,
             window=self.act.window,
+            catch_up=self.catch_up,
             thinking=self.act.thinking,
             context=self.fields.context,
             price=(self.fields.price_prompt, self.fields.price_completion),

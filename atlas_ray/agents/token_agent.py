@@ -6,10 +6,10 @@ import copy
 import uuid
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import torch
@@ -21,6 +21,7 @@ from ..data.thinking import THINKING, split_thinking
 from ..engines import Engine
 from ..engines.tries import TRIE_TOKENS, build_tries, choose
 from ..errors import InputError
+from .catch_up import ReadProgress, check_window
 from .decisions import Decision, LostAnswer, TokenCost, confidence, digest
 from .rendering import Prompt
 from .rendering_chat import make_renderer
@@ -105,11 +106,17 @@ class CountsTokens(Protocol):
 
 @dataclass
 class _Episode:
-    """Token ids: what stands before the first step, the steps that are shown, and the present observation."""
+    """Token ids before the first step, of the steps, and of the present observation; and how far it was read."""
 
     header: list[int] = field(default_factory=list)
     past: deque[list[int]] = field(default_factory=deque)
     present: list[int] = field(default_factory=list)
+    progress: ReadProgress = field(default_factory=ReadProgress)
+
+    @property
+    def shown(self) -> Iterator[list[int]]:
+        """The steps that are shown."""
+        return islice(self.past, self.progress.first, None)
 
 
 class Agent:
@@ -132,6 +139,8 @@ class Agent:
             engine kept of it holds. With a window the beginning moves at every step, so nothing behind the header can
             be reused and the whole window is fed each time; but the prompt stops growing, and an episode may outlive
             the context.
+        catch_up: most steps that it reads at an answer of those that it missed since its last one; see
+            :class:`atlas_ray.agents.catch_up.ReadProgress`. None: all. Not with a ``window``.
         thought_tokens: most tokens of a thought.
         action_tokens: most tokens of an action that is generated.
         thinking: tags of what it thinks before it answers (:data:`atlas_ray.data.thinking.THINKING`).
@@ -141,7 +150,7 @@ class Agent:
             that the tokenizer may not know; None does not count.
 
     Raises:
-        InputError: ``window`` is negative, or the tokenizer cannot be used so; see the renderers.
+        InputError: see :func:`check_window`, or the tokenizer cannot be used so; see the renderers.
 
     Attributes:
         tally: outcomes of all replies that were generated.
@@ -156,6 +165,7 @@ class Agent:
         prompt: Prompt = "plain",
         decide: Decide = "score",
         window: int | None = None,
+        catch_up: int | None = None,
         thought_tokens: int = 16,
         action_tokens: int = 32,
         thinking: Sequence[str] = THINKING,
@@ -163,13 +173,12 @@ class Agent:
         price: tuple[float, float] = (0.0, 0.0),
         unknown_share: float | None = None,
     ) -> None:
-        if window is not None and window < 0:
-            raise InputError("must be 0 or more", field="window")
+        check_window(window, catch_up)
         self.engine, self.temperature = engine, temperature
         self.name, self.price = name or uuid.uuid4().hex, price
         self.renderer = make_renderer(engine.tokenizer, style, prompt)
         self._reader = None if unknown_share is None else Reader(self.renderer, unknown_share, name or "the model")
-        self.decide, self.window = decide, window
+        self.decide, self.window, self.catch_up = decide, window, catch_up
         self.thought_tokens, self.action_tokens = thought_tokens, action_tokens
         self.thinking = tuple(thinking)
         self.tally = Tally()
@@ -195,12 +204,14 @@ class Agent:
         past = map(self.renderer.past, steps)
         with self._reading():
             header, present = self.renderer.header(instruction), self.renderer.context(observation)
-        self._episodes[slot] = _Episode(header, deque(past, self.window), present)
+        progress = ReadProgress(self.catch_up, len(steps))
+        self._episodes[slot] = _Episode(header, deque(past, self.window), present, progress)
 
     def advance(self, slot: int, step: Step, observation: str) -> None:
         """Append a step, whoever took it, and the observation that followed."""
         episode = self._episodes[slot]
         episode.past.append(episode.present + self.renderer.turn(step) + self.renderer.gap)
+        episode.progress.taken += 1
         with self._reading():
             episode.present = self.renderer.context(observation)
 
@@ -210,7 +221,16 @@ class Agent:
     def prompt(self, slot: int) -> list[int]:
         """What the model sees when it has to act in ``slot``."""
         episode = self._episodes[slot]
-        return [*episode.header, *chain.from_iterable(episode.past), *episode.present]
+        return [*episode.header, *chain.from_iterable(episode.shown), *episode.present]
+
+    def mark_read(self, slot: int) -> None:
+        """Its present prompt is read: what it sees of this state stays what it was."""
+        self._episodes[slot].progress.mark(len(self._episodes[slot].present))
+
+    def missed(self, slot: int, cached: int) -> int:
+        """Tokens of the prompt behind ``cached`` that are read to catch up."""
+        episode = self._episodes[slot]
+        return episode.progress.missed(episode.shown, len(episode.header), cached)
 
     def key(self, slot: int, offered: Sequence[str]) -> bytes | None:
         """What the decision in ``slot`` depends on; None where it is drawn."""
@@ -231,7 +251,7 @@ class Agent:
     def _shown(self, slot: int) -> int:
         """Length of :meth:`prompt`."""
         episode = self._episodes[slot]
-        return len(episode.header) + sum(map(len, episode.past)) + len(episode.present)
+        return len(episode.header) + sum(map(len, episode.shown)) + len(episode.present)
 
     def worst_case(self, slot: int, offered: Sequence[str]) -> tuple[int, int]:
         """Most tokens that a decision in ``slot`` reads and writes, the whole prompt included."""

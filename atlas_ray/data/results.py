@@ -178,6 +178,10 @@ class Policy(_Strict):
     """Mean tokens of all models that an episode is paid for; there where a budget of the recipe is not in calls."""
     usd_per_episode: float | None = Field(default=None, ge=0)
     """The same in dollars."""
+    catch_up: float | None = Field(default=None, ge=0)
+    """Of ``compute`` in FLOPs, what it took to read steps of others, or steps again; left out where it is unknown."""
+    run_length: int = Field(default=1, ge=1)
+    """Steps that a model acts for once it is called; left out when 1."""
     budget_violations: Count
     """Episodes that exceeded the budget."""
     episodes: int = Field(ge=1)

@@ -52,6 +52,9 @@ class Decider:
                 "`atlas-ray serve`, which has them of the models that it plays with",
                 field=FIELD,
             )
+        if switch.config.run_length > 1:
+            what = f"calls in runs of {switch.config.run_length} steps, which the gateway does not keep to"
+            raise InputError(f"{what}: train one without, or take `atlas-ray serve`", field=FIELD)
         if switch.config.models != self.models:
             raise InputError(f"chooses among {switch.config.models} models, and here are {self.models}", field=FIELD)
         switch.encoder([""])  # what it needs is loaded, or missed, now

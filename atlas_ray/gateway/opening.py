@@ -54,6 +54,8 @@ def recipe_of_gateway(run_dir: Path, name: str | None = None) -> Recipe:
     table = policy.settings
     if any(model.model == EXPERT for model in table.models):
         raise InputError("one of its models is the environment's expert, who plays in environments of ours", run_dir)
+    if any(model.catch_up is not None or model.window is not None for model in table.models):
+        raise InputError("one of its models has a window or catch_up, and here it reads what it is sent", run_dir)
     refuse_other_models(run_dir, policy_models(policy))
     models = [{field: getattr(model, field) for field in EndpointFields.model_fields} for model in table.models]
     if policy.directory is not None and SwitchPolicy.load(policy.directory).config.unit != "calls":

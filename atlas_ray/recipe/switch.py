@@ -84,6 +84,11 @@ class SwitchModel(EndpointFields):
     """Most tokens of the server's conversation and answer; a longer one ends the episode."""
     weight: float | None = Field(default=None, ge=0)
     """A call costs c times this; without it 0 for the first model and 1 for the others."""
+    window: Annotated[int, Field(ge=0)] | None = None
+    """How many past steps it sees; without it as `[agent]` says."""
+    catch_up: Annotated[int, Field(ge=0)] | None = None
+    """Of the steps that it missed, most that it reads at a call: the last; what is before them it sees no more. Without
+    it all."""
 
 
 class Switch(ConfigModel):
@@ -176,6 +181,8 @@ class Switch(ConfigModel):
     """`classifier` and `escalate`: episodes on training seeds that they are fitted to."""
     rates: list[Annotated[float, Field(gt=0, lt=1)]] = []
     """Rates of calls at which these baselines are played besides."""
+    run_length: Positive = 1
+    """Steps that a model acts for once it is called, without a decision in between; of random calls too."""
 
     @model_validator(mode="before")
     @classmethod
@@ -197,6 +204,7 @@ class Switch(ConfigModel):
     def _consistent(self) -> Self:
         distinct(self.levels, "levels")
         self._check_logs()
+        self._check_runs()
         if not self.costs and not self.budgets and not self.averages:
             raise ValueError("costs: name at least one cost, budget or average")
         if any(isinstance(n, str) and n.endswith("%") for n in self.budgets) and not self.costs:
@@ -227,6 +235,22 @@ class Switch(ConfigModel):
             raise ValueError(f"models.{number}: {budget} in budgets, and the expert reads and writes no tokens")
         if unit == "usd" and not last.price_prompt and not last.price_completion:
             raise ValueError(f"models.{number}: {budget} in budgets needs prices: give price_completion")
+
+    def _check_runs(self) -> None:
+        """Refuse what cannot be learnt, or reserved, with runs of calls."""
+        if self.run_length == 1:
+            return
+        cannot = {
+            "logs": bool(self.logs),
+            "averages": bool(self.averages),
+            "boundary_episodes": self.boundary_episodes > 0,
+            "budgets": self.bills or any(isinstance(n, int) and 0 < n < self.run_length for n in self.budgets),
+        }
+        if field := next((name for name, asked in cannot.items() if asked), None):
+            raise ValueError(
+                f"run_length: {self.run_length} does not go with these {field}: "
+                "take costs, and budgets of so many calls or more"
+            )
 
     @property
     def bills(self) -> bool:

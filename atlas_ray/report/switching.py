@@ -61,6 +61,10 @@ def _note(policies: Sequence[Policy]) -> str:
             " Tokens and dollars per episode: what all models are paid for, each prompt counted whole, as budgets in "
             "tokens and money count; tokens=, usd=: such a budget."
         )
+    if any(p.catch_up for p in policies):
+        note += " Catching up: share of the compute that models take to read steps of others, or steps again."
+    if longest := max(p.run_length for p in policies):
+        note += f" Calls of switches and of random calls come in runs of {longest} steps." if longest > 1 else ""
     if any(p.calls_by_model for p in policies):
         note += " Calls and shares are of all models but QUICK; calls of each model go from QUICK to DEEPTHINK."
     if any(p.lost_episodes for p in policies):
@@ -72,6 +76,13 @@ def _note(policies: Sequence[Policy]) -> str:
     if any(p.learned and len(p.seeds) < 2 for p in policies):
         note += " Switches that were trained once have intervals that know nothing of the spread between trainings."
     return note
+
+
+def _of_compute(policy: Policy) -> str:
+    """Share of the compute that models take to catch up."""
+    if policy.catch_up is None or not policy.compute:
+        return NOTHING
+    return f"{policy.catch_up / policy.compute:.0%}"
 
 
 def _spend(value: float | None) -> str:
@@ -86,8 +97,10 @@ def policies_table(policies: Sequence[Policy]) -> Html:
     heads = ["policy", "success", *(["success when chosen"] if chosen else [])]
     heads += ["above random mixing", "return", "calls per episode"]
     heads += [*(["calls of each model"] if several else []), "share of steps", f"compute ({policies[0].compute_unit})"]
+    catches_up = any(p.catch_up for p in policies)
     spends = any(p.tokens_per_episode is not None for p in policies)
     heads += [
+        *(["catching up"] if catches_up else []),
         *(["tokens per episode", "dollars per episode"] if spends else []),
         "seconds per episode",
         "budget exceeded",
@@ -115,6 +128,7 @@ def policies_table(policies: Sequence[Policy]) -> Html:
                 *([each] if several else []),
                 f"{policy.deepthink_share:.1%}",
                 f"{policy.compute:.2e}" if policy.compute >= 1e4 else f"{policy.compute:.3g}",
+                *([_of_compute(policy)] if catches_up else []),
                 *([_spend(policy.tokens_per_episode), _spend(policy.usd_per_episode)] if spends else []),
                 NOTHING if policy.seconds_per_episode is None else f"{policy.seconds_per_episode:.3g}",
                 NOTHING if policy.budget is None else f"{policy.budget_violations:,}",

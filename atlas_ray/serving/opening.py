@@ -66,10 +66,10 @@ def open_sessions(run_dir: Path, name: str | None = None, max_sessions: int | No
         players = open_players(recipe.model_copy(update={"switch": playing}), state)
         policy: Policy = SwitchPolicy.load(served.directory) if served.directory else Always(0)
         learned = policy.config if isinstance(policy, SwitchPolicy) else None
-        budget, unit = (learned.budget, learned.unit) if learned else (None, "calls")
+        budget, unit, run = (learned.budget, learned.unit, learned.run_length) if learned else (None, "calls", 1)
         decision_cache = DecisionCache() if settings.cache else None
         names = [model.model for model in chosen]
-        yield SessionManager(name, policy, players, names, budget, decision_cache, unit=unit)
+        yield SessionManager(name, policy, players, names, budget, decision_cache, unit=unit, run=run)
 
 
 def _only(run_dir: Path, known: Mapping[str, Path | RunPolicy]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from ..agents.token_agent import Agent, Decision, LostAnswer
 from ..errors import EndpointError
 from ..switching.billing import paid_for
-from ..switching.budget import BudgetGuard
+from ..switching.budget import QUICK, BudgetGuard
 from ..switching.decision_cache import DecisionCache
 from ..switching.evaluate import Policy, make_game, situations
 from ..switching.players import SwitchPlayer
@@ -69,6 +69,7 @@ class SessionManager:
         decision_cache: decisions made before, for the same question to the same model; None asks every time.
         clock: seconds that pass.
         unit: of the budget.
+        run: steps that a model takes once it is called.
 
     Attributes:
         budget: of an episode: calls, or by its unit.
@@ -85,12 +86,13 @@ class SessionManager:
         decision_cache: DecisionCache | None = None,
         clock: Any = time.monotonic,
         unit: Unit = "calls",
+        run: int = 1,
     ) -> None:
         self.name, self.policy, self.models = name, policy, tuple(models)
         self.max_sessions = min(player.engine.slots for player in players)
         self._spec = ClientEnvSpec("outside")
         self._game = make_game(policy, players, [self._spec], self.max_sessions, {"decision_cache": decision_cache})
-        self._guard = BudgetGuard(budget, self.max_sessions, unit)
+        self._guard = BudgetGuard(budget, self.max_sessions, unit, run)
         calls = unit == "calls" or budget is None
         self.budget: float | dict[str, float] | None = budget if calls or budget is None else {unit: budget}
         self.calls = self._guard.cap if calls else None
@@ -299,10 +301,11 @@ class SessionManager:
         return found
 
     def _decide(self, sessions: Sequence[_Session]) -> dict[str, Answer | Refused]:
-        rows = [session.row for session in sessions]
-        wanted = self.policy.decide(situations(self.policy, self._game, self._guard, rows))
-        for session, number in zip(sessions, wanted, strict=True):
-            session.choice = self._guard.grant(session.row, number)
+        rows = [session.row for session in sessions if not self._guard.run_left(session.row)]
+        seen = situations(self.policy, self._game, self._guard, rows) if rows else []
+        wanted = dict(zip(rows, self.policy.decide(seen), strict=True))
+        for session in sessions:
+            session.choice = self._guard.grant(session.row, wanted.get(session.row, QUICK))
             if session.choice:
                 self._guard.record(session.row)
         return {}

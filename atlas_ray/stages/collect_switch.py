@@ -86,6 +86,7 @@ class _Collecting:
             "learned",
             budget=config.budget,
             unit=config.unit,
+            run=config.run_length,
             cost=config.cost,
             average=config.average,
             directories=(str(copy),),

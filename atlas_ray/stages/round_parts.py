@@ -365,6 +365,7 @@ def _one_seed(term: PolicySpec, seed: int) -> PolicySpec:
         term.kind,
         budget=term.budget,
         unit=term.unit,
+        run=term.run,
         cost=term.cost,
         average=term.average,
         directories=(str(term.directory(seed)),),

@@ -20,13 +20,15 @@ class ModelUsage:
 
     ``calls``: answers, whether they were acted on or only looked at. ``tokens``: through the model, with those of the
     prompt that it had yet to read; of an endpoint, those of all its prompts and completions. ``flops``: 2 x weights x
-    tokens; 0 where the number of weights is unknown. ``seconds``: its share of the time of its batches. ``money``: by
-    its prices.
+    tokens; 0 where the number of weights is unknown. ``catch_up``: of these, what it took to read steps that others
+    took, or that a window shows again; not known of an endpoint. ``seconds``: its share of the time of
+    its batches. ``money``: by its prices.
     """
 
     calls: int = 0
     tokens: int = 0
     flops: int = 0
+    catch_up: int = 0
     seconds: float = 0.0
     money: float = 0.0
 
@@ -35,6 +37,7 @@ class ModelUsage:
             self.calls + other.calls,
             self.tokens + other.tokens,
             self.flops + other.flops,
+            self.catch_up + other.catch_up,
             self.seconds + other.seconds,
             self.money + other.money,
         )
@@ -92,12 +95,27 @@ class ComputeAccountant:
             )
         read, written = self._read_and_written(row, number, token_cost)
         money = (read * player.price[0] + written * player.price[1]) / _MILLION
-        flops = 2 * (player.parameters or 0) * (read + written)
-        self._usage[row][number] += ModelUsage(int(token_cost is not None), read + written, flops, seconds, money)
+        each = 2 * (player.parameters or 0)
+        self._usage[row][number] += ModelUsage(
+            int(token_cost is not None),
+            read + written,
+            each * (read + written),
+            each * self._missed(row, number),
+            seconds,
+            money,
+        )
         prompt = player.prompt(row)
         self._last_prompt[row][number] = (
             [*prompt, *token_cost.tail] if token_cost and isinstance(player, Agent) else prompt
         )
+        player.mark_read(row)
+
+    def _missed(self, row: int, number: int) -> int:
+        """Tokens of the present prompt that it reads to catch up; not known of an endpoint."""
+        player = self._players[number]
+        if not isinstance(player, Agent):
+            return 0
+        return player.missed(row, self._cached_length(row, number, player.prompt(row)))
 
     def _cached_length(self, row: int, number: int, prompt: Sequence[Any]) -> int:
         """Length of the prefix that the present prompt shares with the last one."""

@@ -55,7 +55,13 @@ class _OffPolicy:
             raise
         context, seed = algorithm.config.env_config, algorithm.config.seed
         algorithm.buffer = TransitionBuffer(
-            CAPACITY, context["width"], seed, context["budget"], context.get("unit", "calls") == "calls"
+            CAPACITY,
+            context["width"],
+            seed,
+            context["budget"],
+            context.get("unit", "calls") == "calls",
+            context.get("run", 1),
+            algorithm.config.gamma,
         )
         algorithm._pending_updates = 0.0
 
@@ -63,7 +69,7 @@ class _OffPolicy:
     def steps(self) -> int:
         """Environment steps sampled so far, those without an answer too."""
         buffer: TransitionBuffer = self.buffer  # type: ignore[attr-defined]
-        return buffer.count + buffer.dropped
+        return buffer.count + buffer.merged + buffer.dropped
 
     def warm_start(self, played: Sequence[Transitions]) -> None:
         """Fill the buffer with episodes of one model each; updates for their steps are due."""
@@ -81,11 +87,11 @@ class _OffPolicy:
         config, buffer = algorithm.config, algorithm.buffer
         episodes, results = sample_env_runners(algorithm.env_runner_group)
         algorithm.metrics.aggregate(results, key=ENV_RUNNER_RESULTS)
-        before = buffer.count
+        before = buffer.count + buffer.merged
         buffer.add(episodes)
         steps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: algorithm.steps}
         if len(buffer) >= config.num_steps_sampled_before_learning_starts:
-            due = (buffer.count - before) * config.env_config["updates_per_step"]
+            due = (buffer.count + buffer.merged - before) * config.env_config["updates_per_step"]
             algorithm._pending_updates += due
             # those of a warm start are spread out: their batches are made at once
             updates = min(int(algorithm._pending_updates), int(4 * due) + 1)
@@ -229,6 +235,7 @@ def _env_config(name: str, settings: Switch, config: SwitchConfig, first_episode
         "width": config.features + EXTRA,
         "budget": config.cap,
         "unit": config.unit,
+        "run": config.run_length,
         "updates_per_step": settings.updates_per_step,
         "keep_replay": settings.keep_replay_buffer,
         "logs": logs.folder(),

@@ -69,13 +69,18 @@ class BudgetGuard:
     A budget of calls needs no more than :meth:`grant`. In another unit, :meth:`quote` tells before each step what it
     may cost, and :meth:`settle` after it what it took; where QUICK does not fit either, the episode is over.
 
+    With a ``run`` of several steps a model that is called acts for so many, whatever is asked for meanwhile. All of it
+    is reserved when it begins, and none begins where it does not fit [ours].
+
     Args:
         budget: most of an episode (n), in the unit; None is no limit.
         rows: episodes side by side.
         unit: of the budget; ``tokens`` and ``usd`` are of all models.
+        run: steps of a call.
 
     Raises:
         InputError: the budget is no number of that unit, or below 0.
+        ValueError: a run of several steps under a budget of tokens or money, which cannot know what they take.
 
     Attributes:
         cap: the budget in whole calls, tokens or picodollars.
@@ -84,21 +89,34 @@ class BudgetGuard:
         overrides: requests the guard turned down.
     """
 
-    def __init__(self, budget: float | None, rows: int, unit: Unit = "calls") -> None:
+    def __init__(self, budget: float | None, rows: int, unit: Unit = "calls", run: int = 1) -> None:
         self.unit: Unit = unit
+        self.run, self._call = run, CALL if run == 1 else Amount(calls=run)
         self.cap = None if budget is None else whole(budget, unit)
         self.quotes = self.cap is not None and unit != "calls"
+        if self.quotes and run > 1:
+            raise ValueError("a budget of tokens or money cannot be reserved for a run")
         self.left: list[int | None] = [self.cap] * rows
         self.made = [0] * rows
         self.overrides = [0] * rows
         self._worst: list[Sequence[Amount]] = [()] * rows
         self._reserved = [NOTHING] * rows
         self._allowed: list[Sequence[bool]] = [()] * rows
+        self._runs = [(QUICK, 0)] * rows
 
     def start(self, row: int) -> None:
         """A new episode in ``row``, with the full budget."""
         self.left[row], self.made[row], self.overrides[row] = self.cap, 0, 0
         self._worst[row], self._allowed[row], self._reserved[row] = (), (), NOTHING
+        self.end_run(row)
+
+    def end_run(self, row: int) -> None:
+        """The episode is over, and with it a run that was on."""
+        self._runs[row] = QUICK, 0
+
+    def run_left(self, row: int) -> int:
+        """Steps that the model that was called will take without a decision."""
+        return self._runs[row][1]
 
     def quote(self, row: int, worst: Sequence[Amount]) -> None:
         """What the next step may cost at most, by each model."""
@@ -114,14 +132,27 @@ class BudgetGuard:
     def grant(self, row: int, wanted: int) -> int:
         """The guard: the model that may act where ``wanted`` is asked for; its worst case is paid for at once.
 
+        Where a run is on, its model, which is paid for.
+
         Raises:
             BudgetViolationError: not even QUICK fits, and the episode should be over.
         """
+        if self.run == 1:
+            return self._reserve(row, wanted)
+        number, left = self._runs[row]
+        if not left:
+            number = self._reserve(row, wanted)
+            left = self.run if number else 1
+        self._runs[row] = number, left - 1
+        return number
+
+    def _reserve(self, row: int, wanted: int) -> int:
+        """The model that may act; its step, or its whole run, is paid for."""
         left = self.left[row]
         if left is None or (not wanted and not self.quotes):
             return wanted
         worst = self._worst[row]
-        more = worst[wanted] if self.quotes else CALL
+        more = worst[wanted] if self.quotes else self._call
         after = _reserved(self.unit, left, more)
         if after is None:
             self.overrides[row] += 1
@@ -165,8 +196,10 @@ class BudgetGuard:
 
     def shown(self, row: int) -> int | None:
         """What a policy is told is left, see :func:`shown`."""
-        allowed = self._allowed[row]
-        return shown(self.left[row], allowed) if allowed else self.left[row]
+        allowed, left = self._allowed[row], self.left[row]
+        if self.run > 1 and left is not None and left < self.run:
+            return 0
+        return shown(left, allowed) if allowed else left
 
     def share(self, row: int) -> float:
         """What the policy sees of the budget, see :func:`share`."""

@@ -25,6 +25,8 @@ from .spending import Amount, Unit
 
 # What a request over the budget costs. Redundant [ours]: the guard overrides it and the mask keeps it from being made.
 PENALTY = 1.0
+RUN_LEFT = "run_left"
+"""Of a step's ``info``: how many steps without a decision follow it."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,15 @@ class Game(Protocol):
 
 
 def features(game: Game, budget: BudgetGuard, rows: Sequence[int]) -> Vector:
-    """``[len(rows), game.width + 2]``: what a switch sees."""
-    return with_shares(game.observe(rows), [budget.share(r) for r in rows], [game.step_share(r) for r in rows])
+    """``[len(rows), game.width + 2]``: what a switch sees; nothing but the shares where a run is on."""
+    shares = [budget.share(r) for r in rows], [game.step_share(r) for r in rows]
+    deciding = [row for row in rows if not budget.run_left(row)]
+    if len(deciding) == len(rows):
+        return with_shares(game.observe(rows), *shares)
+    encoded = np.zeros((len(rows), game.width), np.float32)
+    if deciding:
+        encoded[[not budget.run_left(row) for row in rows]] = game.observe(deciding)
+    return with_shares(encoded, *shares)
 
 
 class SwitchingVectorEnv(gym.vector.VectorEnv[Vector, NDArray[np.int64], NDArray[Any]]):
@@ -110,14 +119,16 @@ class SwitchingVectorEnv(gym.vector.VectorEnv[Vector, NDArray[np.int64], NDArray
             game says that the step used (:attr:`Outcome.used`).
         stride: between the seeds of episodes, for several environments that share them out.
         unit: of the budget. An episode whose budget of tokens or money allows no further step ends there.
+        run: steps that a model takes once it is called, see :class:`atlas_ray.switching.budget.BudgetGuard`. Actions of
+            such steps are ignored, and their states not read.
 
     Attributes:
         repeated: seeds that a ``repeated_share`` of the episodes has in place of its own; drawn by its own seed alone.
 
     ``info`` holds for every row ``calls`` and ``overrides`` of the episode so far, and ``success``; where there is one
     :attr:`Outcome.lost`, and the step is then none to learn from
-    (:class:`atlas_ray.switching.replay_buffer.TransitionBuffer` leaves it out); and where models write ``replies`` of
-    the step.
+    (:class:`atlas_ray.switching.replay_buffer.TransitionBuffer` leaves it out); where models write ``replies`` of the
+    step; and with runs ``run_left``, the steps without a decision that follow.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
@@ -131,13 +142,14 @@ class SwitchingVectorEnv(gym.vector.VectorEnv[Vector, NDArray[np.int64], NDArray
         weights: Sequence[float] | None = (),
         stride: int = 1,
         unit: Unit = "calls",
+        run: int = 1,
     ) -> None:
         self.game, self.cost, self.stride = game, cost, stride
         self.weights = [0.0] + [1.0] * (game.models - 1) if weights == () else weights
         self.num_envs = game.rows
         self.repeated: tuple[int, ...] = ()
         self.repeated_share = 0.0
-        self.budget = BudgetGuard(budget, game.rows, unit)
+        self.budget = BudgetGuard(budget, game.rows, unit, run)
         self.next_seed = first_seed
         self.single_observation_space = spaces.Box(-np.inf, np.inf, (game.width + EXTRA,), np.float32)
         self.single_action_space = spaces.Discrete(game.models)
@@ -172,15 +184,17 @@ class SwitchingVectorEnv(gym.vector.VectorEnv[Vector, NDArray[np.int64], NDArray
                 self._stop(row)
                 terminated[row] = True
                 continue
-            wanted = int(actions[row])
+            wanted, forced = int(actions[row]), self.budget.run_left(row)
             choices[row] = self.budget.grant(row, wanted)
-            rewards[row] = -PENALTY * (choices[row] != wanted)
+            rewards[row] = -PENALTY * (choices[row] != wanted and not forced)
         for row, choice in choices.items():
             if choice:
                 self.budget.record(row)
         outcomes = self.game.advance(choices)
         for row, outcome in outcomes.items():
             self._over[row] = outcome.over
+            if outcome.over:
+                self.budget.end_run(row)
             if quotes:
                 self.budget.settle(row, outcome.spent)
             if outcome.lost is not None:
@@ -223,11 +237,14 @@ class SwitchingVectorEnv(gym.vector.VectorEnv[Vector, NDArray[np.int64], NDArray
     def _info(self, outcomes: Mapping[int, Outcome]) -> dict[str, Any]:
         success = [row in outcomes and outcomes[row].success for row in range(self.num_envs)]
         info: dict[str, Any] = {}
-        for name, values in (
-            ("calls", np.array(self.budget.made, np.int64)),
-            ("overrides", np.array(self.budget.overrides, np.int64)),
-            ("success", np.array(success, np.bool_)),
-        ):
+        told_of_all: dict[str, NDArray[Any]] = {
+            "calls": np.array(self.budget.made, np.int64),
+            "overrides": np.array(self.budget.overrides, np.int64),
+            "success": np.array(success, np.bool_),
+        }
+        if self.budget.run > 1:
+            told_of_all[RUN_LEFT] = np.array([self.budget.run_left(row) for row in range(self.num_envs)], np.int64)
+        for name, values in told_of_all.items():
             info |= {name: values, f"_{name}": np.ones(self.num_envs, np.bool_)}
         told = {row: o for row, o in outcomes.items() if o.lost is not None or o.replies}
         for name in ("lost", "replies") if told else ():

@@ -14,7 +14,7 @@ from ..agents.rollout import EnvSpec
 from ..data.records import actor
 from ..data.replies import Losses, Replies
 from ..models.encoders import make_encoder
-from .budget import BudgetGuard
+from .budget import QUICK, BudgetGuard
 from .episode import Episode
 from .players import SwitchPlayer
 from .policy import Situation, SwitchPolicy
@@ -67,6 +67,7 @@ def rollout_policy(
     weights: Sequence[float] | None = (),
     max_lost_answers: float = 1.0,
     budget_unit: Unit = "calls",
+    run: int = 1,
     **game_options: Any,
 ) -> Iterator[dict[str, Any]]:
     """Play the episodes of ``seeds``, as many side by side as the engines have slots.
@@ -83,6 +84,7 @@ def rollout_policy(
         weights: what a step of each model costs in c; by default 0 for the first and 1 for the others. None: what the
             step really took.
         budget_unit: of the budget; what is in tokens or dollars needs a game that ``bills``.
+        run: steps that a model takes once it is called; the policy is not asked in between.
         max_lost_answers: share of a model's answers above which episodes without one are not played again.
         **game_options: of :class:`TextGame`.
 
@@ -91,15 +93,16 @@ def rollout_policy(
         ``objective`` (return less c times the weights or what was used), ``calls`` (steps of any model but the first),
         ``calls_by_model`` (steps of each), ``called_at`` (which steps were calls), ``steps``, ``overrides``,
         ``violations`` (by how much the budget was exceeded, in whole units: 0, or the guard is broken), ``tokens`` (fed
-        to each model), ``flops``, ``seconds`` and ``money`` (of all models), of a game that bills ``spent`` (``tokens``
-        and ``usd``), with a policy that needs them the ``margins`` of all steps and what QUICK ``proposed`` at each
-        (nothing where it gave no answer), and with ``record`` the ``episode`` itself: ``env``, ``instruction`` and the
-        ``steps`` with the ``actor`` of each, and
-        with the ``values`` that a switch gave a step by each model (None where the budget had no call left); and its
+        to each model), ``flops``, ``catch_up`` (of these), ``seconds`` and ``money`` (of all models), of a game that
+        bills ``spent`` (``tokens`` and ``usd``), with a policy that needs them the ``margins`` of all steps and what
+        QUICK ``proposed`` at each (nothing where it gave no answer), and with ``record`` the ``episode`` itself:
+        ``env``, ``instruction`` and the ``steps`` with the ``actor`` of each, and with the ``values`` that a switch
+        gave a step by each model (None where the budget had no call left, nothing where a run was on); and its
         ``score``.
         ``lost``: a model gave no answer, so the episode says nothing; then ``error`` says why and ``lost_by`` is the
         number of the model. Where that may pass, it was played ``attempts`` times; ``lost_attempts`` is what those
-        before the last took (``steps``, ``calls``, ``calls_by_model``, ``tokens``, ``flops``, ``seconds``, ``money``).
+        before the last took (``steps``, ``calls``, ``calls_by_model``, ``tokens``, ``flops``, ``catch_up``,
+        ``seconds``, ``money``).
         ``replies`` where models write: what became of those of each (:class:`atlas_ray.data.replies.Replies`), in all
         attempts.
     """
@@ -107,7 +110,7 @@ def rollout_policy(
     game = make_game(policy, agents, specs, rows, game_options)
     weights = [0.0] + [1.0] * (len(agents) - 1) if weights == () else weights
     rollouts = _Rollouts(
-        policy, game, BudgetGuard(budget, rows, budget_unit), seeds, weights, Losses(max_lost_answers), record
+        policy, game, BudgetGuard(budget, rows, budget_unit, run), seeds, weights, Losses(max_lost_answers), record
     )
     for row in rollouts.ended():
         yield rollouts.result(row, cost)
@@ -194,14 +197,18 @@ class _Rollouts:
         """Let the policy decide and the models act in these rows; those whose episode is over."""
         stopped = self._stop_empty(playing) if self._guard.quotes else []
         playing = [row for row in playing if row not in stopped]
-        seen = situations(self._policy, self._game, self._guard, playing)
-        for row, situation in zip(playing, seen, strict=True):
+        deciding = [row for row in playing if not self._guard.run_left(row)]
+        seen = situations(self._policy, self._game, self._guard, deciding) if deciding else []
+        for row, situation in zip(deciding, seen, strict=True):
             if situation.margin is not None:
                 self._margins[row].append(situation.margin)
             if situation.proposal is not None:
                 self._proposed[row].append(situation.proposal.action)
-        wanted = self._decide(playing, seen)
-        choices = {row: self._guard.grant(row, number) for row, number in zip(playing, wanted, strict=True)}
+        wanted = dict(zip(deciding, self._decide(deciding, seen), strict=True))
+        choices = {row: self._guard.grant(row, wanted.get(row, QUICK)) for row in playing}
+        if self._record:
+            for row in set(playing) - set(deciding):
+                self._values[row].append([])
         for row, choice in choices.items():
             if choice:
                 self._guard.record(row)
@@ -222,7 +229,7 @@ class _Rollouts:
         return stopped
 
     def _decide(self, playing: list[int], seen: list[Situation]) -> list[int]:
-        if not self._record or not isinstance(self._policy, SwitchPolicy):
+        if not seen or not self._record or not isinstance(self._policy, SwitchPolicy):
             return self._policy.decide(seen)
         values_NM = self._policy.values(seen)
         for row, values in zip(playing, values_NM.tolist(), strict=True):
@@ -295,6 +302,7 @@ def _taken(game: TextGame, row: int) -> dict[str, Any]:
         "steps": len(episode.steps),
         "tokens": [u.tokens for u in usage],
         "flops": sum(u.flops for u in usage),
+        "catch_up": sum(u.catch_up for u in usage),
         "seconds": sum(u.seconds for u in usage),
         "money": sum(u.money for u in usage),
     }
@@ -332,7 +340,8 @@ def _over_budget(guard: BudgetGuard, calls: int, episode: Episode) -> int:
 
 def _episode_record(episode: Episode, models: int, values: Sequence[list[float | None]]) -> dict[str, Any]:
     # a model that gives no answer leaves a decision without a step
-    told: list[dict[str, Any]] = [{"values": v} for v in values[: len(episode.steps)]] or [{} for _ in episode.steps]
+    given = values[: len(episode.steps)] if any(values) else [()] * len(episode.steps)
+    told: list[dict[str, Any]] = [{"values": v} if v else {} for v in given]
     return {
         "env": episode.spec.id,
         "instruction": episode.goal,

@@ -16,7 +16,7 @@ from ..engines import Engine, EngineLease, EnginePool, RemoteEngine
 from ..engines.endpoint import check_endpoint
 from ..errors import InputError
 from ..recipe.loading import Recipe
-from ..recipe.switch import EXPERT, SCORED, Switch
+from ..recipe.switch import EXPERT, SCORED, Switch, SwitchModel
 
 
 class SwitchPlayer(Player, Protocol):
@@ -46,6 +46,10 @@ class SwitchPlayer(Player, Protocol):
 
     def on_cache_hit(self, slot: int, decision: Decision) -> None:
         """Called when a cached decision is taken in place of a request."""
+        ...
+
+    def mark_read(self, slot: int) -> None:
+        """Its present prompt is read: what it sees of this state stays what it was."""
         ...
 
     def worst_case(self, slot: int, offered: Sequence[str]) -> tuple[int, int]:
@@ -110,6 +114,9 @@ class ExpertPlayer:
     def on_cache_hit(self, slot: int, decision: Decision) -> None:
         """Never called: its decisions are not cached."""
 
+    def mark_read(self, slot: int) -> None:
+        """It reads nothing."""
+
     def worst_case(self, slot: int, offered: Sequence[str]) -> tuple[int, int]:
         """None: it is no model."""
         return 0, 0
@@ -131,6 +138,8 @@ def check_players(recipe: Recipe) -> None:
         return
     for number, model in enumerate(settings.models):
         where = f"switch.models.{number}"
+        if model.catch_up is not None and (model.window, recipe.agent.window) != (None, None):
+            raise InputError("a window has nothing to catch up: give one of the two", field=f"{where}.catch_up")
         if model.model == EXPERT:
             if model.base_url:
                 raise InputError("the environment's expert is behind no server", field=f"{where}.base_url")
@@ -209,12 +218,18 @@ def open_players(
                 behind = endpoint_spec(recipe, model, f"switch.models.{number}", settings.num_envs)
                 endpoint = behind.open()
                 opened.callback(endpoint.close)
-                players.append(behind.new_agent(endpoint))
+                players.append(replace(behind, **_reads(recipe, model)).new_agent(endpoint))
             else:
-                spec = agent_spec(recipe, model.model, model.warmth or 0.0)
+                spec = replace(agent_spec(recipe, model.model, model.warmth or 0.0), **_reads(recipe, model))
                 players.append(spec.new_agent(engines[model.model], price))
         held.settings, held.players, held.opened = asked, tuple(players), opened.pop_all()
         return held.players
+
+
+def _reads(recipe: Recipe, model: SwitchModel) -> dict[str, Any]:
+    """What a model reads of an episode, as fields of its spec."""
+    act = recipe.agent if model.window is None else recipe.agent.model_copy(update={"window": model.window})
+    return {"act": act, "catch_up": model.catch_up}
 
 
 @dataclass

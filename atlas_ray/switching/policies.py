@@ -36,7 +36,7 @@ class PolicySpec:
     ``action``, or a rule that calls it: ``random``, ``every``, ``threshold`` (below ``tau``), ``triggers`` (with its
     ``critical`` actions), ``classifier`` and ``escalate`` (both below ``tau``, by ``weights``, the latter ``after`` so
     many steps), ``oracle``; ``shadowed`` is ``always`` with QUICK asked too.
-    ``budget`` is in ``unit``, money in dollars.
+    ``budget`` is in ``unit``, money in dollars. ``run``: steps of a call.
     """
 
     name: str
@@ -46,6 +46,7 @@ class PolicySpec:
     tau: float = 0.0
     budget: float | None = None
     unit: Unit = "calls"
+    run: int = 1
     cost: float | str | None = None
     average: float | None = None
     budget_fraction: float | None = None
@@ -113,6 +114,7 @@ def learned_policies(settings: Switch, run_dir: Path, resolved: dict[str, int] |
 
     def switch(name: str, kind: str, **terms: Any) -> PolicySpec:
         where = tuple(str(RunLayout(run_dir).switch_checkpoint(kind, seed)) for seed in settings.seeds)
+        terms["run"] = settings.run_length
         return PolicySpec(name, "learned", directories=where, seeds=tuple(settings.seeds), **terms)
 
     found = [switch(f"londi(c={_cost_word(c)})", f"cost{_cost_word(c)}", cost=c) for c in settings.costs]
@@ -208,9 +210,16 @@ def baselines(
                 name = f"{kind}(p={digits}{'' if under.limit is None else f', {_limit_word(under)}'})"
                 calls = under.limit if isinstance(under.limit, int) else None
                 terms = calibration.terms(kind, rate, calls)
-                terms |= {"budget": under.budget, "unit": under.unit}
-                found[name] = PolicySpec(name, kind, action=last, rate=rate, **terms)
+                terms |= {"budget": under.budget, "unit": under.unit, "rate": rate}
+                if kind == "random":
+                    terms |= {"rate": chance_of_a_run(rate, settings.run_length), "run": settings.run_length}
+                found[name] = PolicySpec(name, kind, action=last, **terms)
     return list(found.values())
+
+
+def chance_of_a_run(share: float, run: int) -> float:
+    """With which a run of so many steps has to begin at every decision, so that calls are this share of the steps."""
+    return share / (run - share * (run - 1))
 
 
 def _limit_word(policy_spec: PolicySpec) -> str:
@@ -249,6 +258,7 @@ def summarize_policy(
         "name": policy_spec.name,
         **{k: v for k, v in terms.items() if v is not None},
         **({"budget_unit": policy_spec.unit} if policy_spec.unit != "calls" else {}),
+        **({"run_length": policy_spec.run} if policy_spec.run > 1 else {}),
         "success": success,
         "return": mean("return"),
         "ci95": ci95,
@@ -262,6 +272,8 @@ def summarize_policy(
     }
     if all("spent" in r for r in rows):
         row |= {f"{unit}_per_episode": fmean(r["spent"][unit] for r in rows) for unit in ("tokens", "usd")}
+    if unit == "flops" and all("catch_up" in r for r in rows):
+        row["catch_up"] = mean("catch_up")
     if (tenths := call_histogram(rows)) is not None:
         row["called_at"] = tenths
     if models > 2:

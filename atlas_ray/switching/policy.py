@@ -63,7 +63,7 @@ class SwitchConfig:
 
     ``encoder`` and ``signals``: as in the recipe. ``features``: width of what they give. ``hidden``: widths of the
     hidden layers. ``models``: how many there are. ``budget`` n in ``unit`` (``usd``: dollars), ``cost`` c of a call, or
-    ``average`` calls per episode.
+    ``average`` calls per episode. ``run_length``: steps of a call, which whoever plays has to keep to.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
@@ -77,6 +77,7 @@ class SwitchConfig:
     encoder: str = "hashing"
     signals: tuple[str, ...] = ()
     unit: Unit = "calls"
+    run_length: Annotated[int, Field(ge=1)] = 1
 
     @property
     def cap(self) -> int | None:
@@ -204,8 +205,9 @@ class SwitchPolicy:
         with files.atomic_directory(directory) as temporary:
             save_file(self.tensors, temporary / WEIGHTS)
             config = asdict(self.config)
-            if self.config.unit == "calls":  # so that earlier versions read it
-                del config["unit"]
+            for name, default in (("unit", "calls"), ("run_length", 1)):  # so that earlier versions read it
+                if config[name] == default:
+                    del config[name]
             files.write_json(temporary / CONFIG, config)
 
     @classmethod

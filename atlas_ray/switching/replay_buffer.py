@@ -7,6 +7,7 @@ everything else in an update.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,19 @@ from ray.rllib.policy.sample_batch import SampleBatch
 from ray.rllib.utils.replay_buffers.replay_buffer import ReplayBufferInterface
 
 from ..data.replies import Replies
+from .environment import RUN_LEFT
 from .features import BUDGET_ENTRY
+from .updates import DISCOUNTS
+
+
+@dataclass
+class _Run:
+    """Steps of a run so far: the state in which it was decided, the model, and their discounted rewards."""
+
+    state: NDArray[np.float32]
+    action: int
+    reward: float = 0.0
+    steps: int = 0
 
 
 class TransitionBuffer(ReplayBufferInterface):
@@ -32,6 +45,10 @@ class TransitionBuffer(ReplayBufferInterface):
             is that of counterfactual experience for reward machines, Toro Icarte et al. 2022].
         counts_calls: whether the budget is in calls; in tokens or money nothing says what another budget would have
             allowed, and a transition is shown as it was.
+        run: steps of a call. Those of a run are one transition, from the state of one decision to that of the next,
+            with their discounted rewards and a discount of its own (``DISCOUNTS``): a semi-Markov decision process
+            (Sutton, Precup and Singh 1999).
+        gamma: discount of a step within a run.
 
     A step whose model gave no answer (``info["lost"]`` says why) was none: it is left out, what came before it in the
     episode is kept, and its state is bootstrapped from like that of any cut [ours].
@@ -39,6 +56,7 @@ class TransitionBuffer(ReplayBufferInterface):
     Attributes:
         count: transitions that were ever added.
         dropped: steps that were left out.
+        merged: steps that are in the transition of another.
         ended: episodes that ended.
         replies: of each model in all steps, by ``info["replies"]``; nothing where no model writes.
         reasons: of each model's last answer that was none.
@@ -47,10 +65,19 @@ class TransitionBuffer(ReplayBufferInterface):
     """
 
     def __init__(
-        self, capacity: int, width: int, seed: int, budget: int | None = None, counts_calls: bool = True
+        self,
+        capacity: int,
+        width: int,
+        seed: int,
+        budget: int | None = None,
+        counts_calls: bool = True,
+        run: int = 1,
+        gamma: float = 1.0,
     ) -> None:
         self.capacity, self.budget, self.counts_calls = capacity, budget, counts_calls
-        self.count = self.dropped = self.ended = 0
+        self.run, self.gamma = run, gamma
+        self.count = self.dropped = self.merged = self.ended = 0
+        self._begun: dict[str, _Run] = {}  # by episode
         self.replies: dict[int, Replies] = {}
         self.reasons: dict[int, str] = {}
         self._first = 0  # transitions before this one were not kept
@@ -62,6 +89,8 @@ class TransitionBuffer(ReplayBufferInterface):
             Columns.REWARDS: np.zeros(capacity, np.float32),
             Columns.TERMINATEDS: np.zeros(capacity, np.bool_),
         }
+        if run > 1:
+            self._arrays[DISCOUNTS] = np.zeros(capacity, np.float32)
         self._rng = np.random.default_rng(seed)
 
     def __len__(self) -> int:
@@ -78,6 +107,9 @@ class TransitionBuffer(ReplayBufferInterface):
             lost = self._take_infos(episode, length)
             self.ended += bool(episode.is_done)
             self.dropped += lost
+            if self.run > 1:
+                self._add_runs(episode, observations, length, lost)
+                continue
             length -= lost
             if not length:
                 continue
@@ -99,6 +131,30 @@ class TransitionBuffer(ReplayBufferInterface):
         self._arrays[Columns.TERMINATEDS][places] = False
         self._arrays[Columns.TERMINATEDS][places[-1]] = terminated
         self.count += length
+
+    def _add_runs(
+        self, episode: SingleAgentEpisode, observations: NDArray[np.float32], length: int, lost: bool
+    ) -> None:
+        """Append the steps of a chunk, those of a run as one; a run may go on in the episode's next chunk."""
+        actions, rewards = episode.get_actions(slice(0, length)), episode.get_rewards(slice(0, length))
+        infos, begun = episode.get_infos(slice(0, length + 1)), self._begun.pop(episode.id_, None)
+        for t in range(length):
+            last = lost and t == length - 1
+            if not last:
+                begun = begun or _Run(observations[t], int(actions[t]))
+                begun.reward += self.gamma**begun.steps * float(rewards[t])
+                begun.steps += 1
+            if begun is None or (infos[t + 1][RUN_LEFT] and not last):
+                continue
+            ended = episode.is_terminated and t == length - 1
+            self._arrays[DISCOUNTS][self.count % self.capacity] = self.gamma**begun.steps
+            self.add_arrays(
+                np.stack([begun.state, observations[t + 1]]), np.array([begun.action]), [begun.reward], ended
+            )
+            self.merged += begun.steps - 1
+            begun = None
+        if begun is not None:
+            self._begun[episode.id_] = begun
 
     def fill(self, columns: Mapping[str, NDArray[Any]]) -> None:
         """Hold these transitions, as many as there is room for, in place of all others; further columns come along."""
@@ -128,16 +184,21 @@ class TransitionBuffer(ReplayBufferInterface):
         if self.charge is not None:
             batch[Columns.REWARDS] -= self.charge[batch[Columns.ACTIONS]]
         if self.budget and self.counts_calls:
-            called = batch[Columns.ACTIONS] > 0
-            left = self._rng.integers(called, self.budget + 1)
-            batch[Columns.OBS][:, BUDGET_ENTRY] = left / self.budget
-            batch[Columns.NEXT_OBS][:, BUDGET_ENTRY] = (left - called) / self.budget
+            used = self.run * (batch[Columns.ACTIONS] > 0)
+            left = self._rng.integers(used, self.budget + 1)
+            for name, z in ((Columns.OBS, left), (Columns.NEXT_OBS, left - used)):
+                # what allows no whole run is nothing, as BudgetGuard shows it
+                batch[name][:, BUDGET_ENTRY] = np.where(z < self.run, 0, z) / self.budget
         return SampleBatch(batch)
 
     def get_state(self, transitions: bool = True) -> dict[str, Any]:
         """What :meth:`set_state` needs to go on drawing the same transitions; without them only the counts."""
         state = {"count": self.count, "ended": self.ended, "rng": self._rng.bit_generator.state}
-        state |= {"dropped": self.dropped, "replies": {n: r.row() for n, r in self.replies.items()}}
+        state |= {
+            "dropped": self.dropped,
+            "merged": self.merged,
+            "replies": {n: r.row() for n, r in self.replies.items()},
+        }
         if transitions:
             used = min(self.count, self.capacity)
             state |= {"first": self._first, "arrays": {name: a[:used].copy() for name, a in self._arrays.items()}}
@@ -146,7 +207,7 @@ class TransitionBuffer(ReplayBufferInterface):
     def set_state(self, state: dict[str, Any]) -> None:
         """Take over the state of a buffer of the same shape."""
         self.count, self.ended = state["count"], state["ended"]
-        self.dropped = state.get("dropped", 0)
+        self.dropped, self.merged = state.get("dropped", 0), state.get("merged", 0)
         self.replies = {number: Replies(row) for number, row in state.get("replies", {}).items()}
         self._first = state.get("first", self.count)
         for name, array in state.get("arrays", {}).items():

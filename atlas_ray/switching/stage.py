@@ -195,7 +195,9 @@ def _resolve_budgets(context: StageContext, selection: EpisodeFile) -> tuple[flo
     rows = scorable_episodes(selection.play(first), first[0].name)
     calls = fmean(row["calls"] for row in rows)
     budgets = {
-        given: resolve_budget(given, calls) for given in settings.budgets if isinstance(given, str) and "%" in given
+        given: max(settings.run_length, resolve_budget(given, calls))
+        for given in settings.budgets
+        if isinstance(given, str) and "%" in given
     }
     said = ", ".join(f"{given} is {budget}" for given, budget in budgets.items())
     context.say(f"  {said} of {calls:.2f} calls per episode")

@@ -137,7 +137,8 @@ class TaskEnvCreator:
         options = {"encoder": encoder, "signals": settings.signals, **_game_options(recipe, self.task.mean_call)}
         game = TextGame(_specs(recipe, "train"), players, settings.num_envs, **options)
         cost, weights = policy_spec.cost_terms(settings)
-        return SwitchingVectorEnv(game, first_seed, policy_spec.budget, cost, weights, stride, policy_spec.unit)
+        unit, run = policy_spec.unit, policy_spec.run
+        return SwitchingVectorEnv(game, first_seed, policy_spec.budget, cost, weights, stride, unit, run)
 
 
 def rollout_chunk(task: PlayTask, state: WorkerState) -> Iterator[tuple[Row, Tally]]:
@@ -162,6 +163,7 @@ def rollout_chunk(task: PlayTask, state: WorkerState) -> Iterator[tuple[Row, Tal
         weights,
         task.recipe.max_lost_answers,
         task.policy_spec.unit,
+        task.policy_spec.run,
         **_game_options(task.recipe, task.mean_call),
     ):
         now = _current_tally(players)
@@ -219,6 +221,7 @@ def build_training(task: TrainTask, index: int) -> TrainingSetup:
             weights=weights,
             max_lost_answers=recipe.max_lost_answers,
             budget_unit=policy_spec.unit,
+            run=policy_spec.run,
             **_game_options(recipe, task.mean_call),
         )
         losses = Losses(recipe.max_lost_answers)
@@ -239,6 +242,7 @@ def build_training(task: TrainTask, index: int) -> TrainingSetup:
         encoder=settings.encoder,
         signals=tuple(settings.signals),
         unit=policy_spec.unit,
+        run_length=policy_spec.run,
     )
     first_episode = seed_block(recipe.seed, SWITCH_TRAIN) + task.training * BETWEEN_SEEDS
     seed = recipe.seed * 100 + task.training

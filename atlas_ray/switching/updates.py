@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from .network import SwitchNetwork
 
 Batch = dict[str, torch.Tensor]
-"""``obs`` and ``new_obs`` ``[B, F]``, ``actions`` ``[B]`` int64, ``rewards`` ``[B]``, ``terminateds`` ``[B]`` bool."""
+"""``obs`` and ``new_obs`` ``[B, F]``, ``actions`` ``[B]`` int64, ``rewards`` ``[B]``, ``terminateds`` ``[B]`` bool.
+
+``DISCOUNTS`` ``[B]``, where transitions are of several steps: of what follows each, in the place of gamma.
+"""
+DISCOUNTS = "discounts"
 
 
 def action_values(q_BK: torch.Tensor, actions_B: torch.Tensor) -> torch.Tensor:
@@ -33,7 +37,7 @@ def dqn_loss(net: SwitchNetwork, target: SwitchNetwork, batch: Batch, gamma: flo
     now_BK, next_BK = both_BK.chunk(2)
     with torch.no_grad():
         ahead_B = action_values(target(batch["new_obs"]), next_BK.argmax(-1))
-        aim_B = batch["rewards"] + gamma * ~batch["terminateds"] * ahead_B
+        aim_B = batch["rewards"] + batch.get(DISCOUNTS, gamma) * ~batch["terminateds"] * ahead_B
     return huber_loss(action_values(now_BK, batch["actions"]), aim_B)
 
 
@@ -66,7 +70,7 @@ def sac_losses(
         probs_BK, logs_BK = probabilities(next_logits_BK)
         ahead_BK = torch.minimum(*(target(batch["new_obs"]) for target in targets))
         value_B = (probs_BK * (zero_masked(ahead_BK) - alpha * logs_BK)).sum(-1)
-        aim_B = batch["rewards"] + gamma * ~batch["terminateds"] * value_B
+        aim_B = batch["rewards"] + batch.get(DISCOUNTS, gamma) * ~batch["terminateds"] * value_B
     q_BK = [critic(batch["obs"]) for critic in critics]
     critic_loss = torch.stack([huber_loss(action_values(q, batch["actions"]), aim_B) for q in q_BK]).sum()
     probs_BK, logs_BK = probabilities(logits_BK)

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -188,3 +189,20 @@ def test_a_switch_that_reads_what_nobody_gives_is_refused_at_the_start(run, upst
             recipe_of_gateway(run, name)
     with pytest.raises(InputError, match="no policy of a run"):
         check_gateway(recipe(upstream.url, switch="runs/none/switch-x"))
+
+
+def test_runs_of_calls_and_what_a_model_may_catch_up_are_refused(run, tmp_path):
+    """A client sends each model what it sends, and the gateway decides at every step."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    own = copy / "checkpoints" / "switch-budget2-seed0"
+    saved = SwitchPolicy.load(own)
+    shutil.rmtree(own)
+    SwitchPolicy(replace(saved.config, run_length=2), saved.tensors).save(own)
+    with pytest.raises(InputError, match="in runs of 2 steps") as error:
+        check_gateway(recipe_of_gateway(copy, own.name))
+    assert error.value.field == "gateway.switch"
+    told = json.loads((copy / "recipe.resolved.json").read_text())
+    told["switch"]["models"][1]["catch_up"] = 2
+    write_json(copy / "recipe.resolved.json", told)
+    with pytest.raises(InputError, match="window or catch_up"):
+        recipe_of_gateway(copy, own.name)

@@ -102,6 +102,17 @@ def test_what_chose_a_switch_stands_beside_its_test():
     assert "when chosen" not in part + note
 
 
+def test_what_it_takes_to_catch_up_is_a_share_of_the_compute():
+    one = policy("londi(c=0.02)", 0.6, 4.2, cost=0.02, seeds=[0], success_by_seed=[0.6], run_length=2)
+    one |= {"compute": 4e9, "catch_up": 1e9}
+    rows = as_policies(*FULL[:2], one)
+    _, part, note = policies_part(SimpleNamespace(policies=rows))
+    assert ">catching up</th>" in part and ">25%</td>" in part
+    assert "Catching up:" in note and "in runs of 2 steps" in note
+    _, part, note = policies_part(SimpleNamespace(policies=as_policies(*FULL[:2])))
+    assert "atching up" not in part + note and "in runs" not in note
+
+
 def test_a_switch_is_set_against_the_large_model_with_what_it_saves():
     told = read_londi(as_policies(*FULL))
     compute = 1 - (4.1e8 + 3.3e8 * 4.2) / (4.1e8 + 3.3e8 * 12)

@@ -84,6 +84,9 @@ class Stub:
     def key(self, slot, offered):
         return None
 
+    def mark_read(self, slot):
+        pass
+
     def on_cache_hit(self, slot, decision):
         raise AssertionError("nothing is cached")
 

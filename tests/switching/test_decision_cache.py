@@ -22,6 +22,7 @@ WAYS = {
     "action": {"style": "action"},
     "react": {"style": "react", "thought_tokens": 5},
     "react, windowed": {"style": "react", "thought_tokens": 5, "window": 2},
+    "react, catching up one": {"style": "react", "thought_tokens": 5, "catch_up": 1},
     "action, windowed to nothing": {"style": "action", "window": 0},
     "generate": {"style": "react", "decide": "generate", "thought_tokens": 4, "action_tokens": 6},
     "chat": {"style": "react", "prompt": "chat", "thought_tokens": 5},

@@ -12,7 +12,7 @@ import torch
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.network import SwitchNetwork
 from atlas_ray.switching.policy import SwitchConfig
-from atlas_ray.switching.updates import dqn_loss, sac_losses
+from atlas_ray.switching.updates import DISCOUNTS, dqn_loss, sac_losses
 
 GAMMA, WIDTH = 0.9, 6
 
@@ -22,12 +22,13 @@ def networks(count, models, budgeted, seed=0):
     return [SwitchNetwork(WIDTH, [16], models, budgeted) for _ in range(count)]
 
 
-def batch(models, masked, size=64):
+def batch(models, masked, size=64, several=False):
+    """Random transitions; ``several``: of one to four steps each, as RLlib and as we say it."""
     torch.manual_seed(1)
     obs, following = torch.rand(size, WIDTH) + 0.1, torch.rand(size, WIDTH) + 0.1
     if masked:
         obs[::4, -2] = following[::3, -2] = 0.0
-    return {
+    made = {
         "obs": obs,
         "new_obs": following,
         "actions": torch.randint(models, (size,)),
@@ -36,6 +37,10 @@ def batch(models, masked, size=64):
         "weights": torch.ones(size),
         "n_step": torch.ones(size),
     }
+    if several:
+        made["n_step"] = torch.randint(1, 5, (size,)).float()
+        made[DISCOUNTS] = GAMMA ** made["n_step"]
+    return made
 
 
 def gradients(loss, *nets):
@@ -49,12 +54,12 @@ def same(first, second):
 
 
 @pytest.mark.parametrize("models", [2, 3])
-@pytest.mark.parametrize("masked", [False, True])
-def test_dqn_loss_is_rllibs(models, masked):
+@pytest.mark.parametrize(("masked", "several"), [(False, False), (True, False), (True, True)])
+def test_dqn_loss_is_rllibs(models, masked, several):
     from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
 
     net, target = networks(2, models, masked)
-    drawn = batch(models, masked)
+    drawn = batch(models, masked, several=several)
     config = SimpleNamespace(double_q=True, num_atoms=1, gamma=GAMMA, td_error_loss_fn="huber")
     theirs = DQNTorchLearner.compute_loss_for_module(
         SimpleNamespace(metrics=MagicMock()),
@@ -73,12 +78,13 @@ def test_dqn_loss_is_rllibs(models, masked):
     same(gradients(ours, net), gradients(theirs, net))
 
 
-@pytest.mark.parametrize("models", [2, 3])
-def test_sac_losses_are_rllibs(models):
+@pytest.mark.parametrize(("models", "several"), [(2, False), (3, False), (3, True)])
+def test_sac_losses_are_rllibs(models, several):
     from ray.rllib.algorithms.sac.torch.sac_torch_learner import SACTorchLearner
 
     pi, critic, twin, critic_target, twin_target = networks(5, models, False)
-    drawn, log_alpha = batch(models, False), torch.tensor([-1.0], requires_grad=True)
+    drawn = batch(models, False, several=several)
+    log_alpha = torch.tensor([-1.0], requires_grad=True)
     learner = SimpleNamespace(
         metrics=MagicMock(), curr_log_alpha={"m": log_alpha}, target_entropy={"m": 0.1}, _temp_losses={}
     )

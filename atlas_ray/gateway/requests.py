@@ -23,6 +23,7 @@ _NAME = re.compile(r"[\x20-\x7e]+")
 _DEARER = ("audio", "prediction", "web_search_options")
 """Fields that may cost more than the tokens that are asked for."""
 _ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+_plain = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 _TIERS = (None, "auto", "default", "flex")
 
 
@@ -140,12 +141,9 @@ def _media(message: Mapping[str, Any]) -> list[Any]:
     return [part for part in parts if isinstance(part, Mapping) and part.get("type") not in ("text", "refusal")]
 
 
-def _plain(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
 def _hashed(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    # what a model wrote may hold half of a surrogate pair
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def read_request(data: bytes, headers: Mapping[str, str]) -> ChatRequest:
@@ -179,7 +177,7 @@ def read_json(data: bytes) -> dict[str, Any]:
         ApiError: it is none, or holds NaN, an infinity, half of a surrogate pair or one name twice.
     """
     try:
-        value = json.loads(data, object_pairs_hook=_object, parse_constant=_no_number, parse_float=_number)
+        value = json.loads(data, object_pairs_hook=_object, parse_constant=_no_number, parse_float=finite)
         if _ESCAPED_HALF.search(data):  # which is read as a character, whether the other half follows or not
             json.dumps(value, ensure_ascii=False).encode()
     except ApiError:
@@ -207,8 +205,13 @@ def _no_number(_: str) -> None:
     raise ValueError
 
 
-def _number(text: str) -> float:
-    if math.isinf(number := float(text)):  # such as 1e400
+def finite(text: str) -> float:
+    """A number in JSON.
+
+    Raises:
+        ValueError: it is none of floating point, such as 1e400.
+    """
+    if math.isinf(number := float(text)):
         raise ValueError
     return number
 

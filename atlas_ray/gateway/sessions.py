@@ -37,8 +37,10 @@ _NAMED = (
     .order_by(_k.begun.desc(), _k.number.desc())
     .limit(1)
 )
+# as plain columns they lead SQLite through all sessions of the key: it takes a missing name for one of an index
+_KEY, _NO_NAME = sa.func.coalesce(_s.key, "") == _p("key_"), sa.func.coalesce(_s.name, "") == ""
 _ASKED_LAST = (
-    _STEPS.where(_k.fingerprint == _p("same_"), _s.key == _p("key_"), _UNNAMED, _k.number == _s.steps - 1)
+    _STEPS.where(_k.fingerprint == _p("same_"), _KEY, _NO_NAME, _k.number == _s.steps - 1)
     .order_by(_k.begun.desc(), _k.number.desc())
     .limit(1)
 )
@@ -48,7 +50,7 @@ _TALKS = (
     .where(_UNNAMED)
     .order_by(_s.touched)
 )
-_LAST_TURN = _TALKS.where(sa.or_(_k.told == _p("told_"), _k.asked == _p("asked_")))
+_ANSWERED_SO, _ASKED_SO = _TALKS.where(_k.told == _p("told_")), _TALKS.where(_k.asked == _p("asked_"))
 _TURNS = _TALKS.where(
     sa.or_(_k.told.in_(_p("told_", expanding=True)), _k.asked.in_(_p("asked_", expanding=True)))
 )  # fmt: skip
@@ -155,19 +157,20 @@ def _ways(tx: Transaction, request: ChatRequest, chain: Sequence[str]) -> Iterat
     """From the last turn on, the steps that have known the conversation until then, with and without its answer."""
     turns = [n for n, message in enumerate(request.messages) if n and message["role"] == "assistant"]
     while turns:
-        some, turns = turns[-_BATCH:], turns[:-_BATCH]
-        # nearly always it is the last one, for which the statement is quicker
-        for group, query in ((some[-1:], _LAST_TURN), (some[:-1], _TURNS)):
-            told, asked = [chain[n] for n in group], [chain[n - 1] for n in group]
-            if not group:
-                continue
-            one = query is _LAST_TURN
-            found = tx.rows(query, told_=told[0] if one else told, asked_=asked[0] if one else asked)
-            for n in reversed(group):
-                answered = [row for row in found if row.told == chain[n]]
-                before = [row for row in found if row.asked == chain[n - 1]]
-                if answered or before:
-                    yield answered, before
+        last, some, turns = turns[-1], turns[-_BATCH:-1], turns[:-_BATCH]
+        # nearly always it is the last one as it was answered
+        if answered := tx.rows(_ANSWERED_SO, told_=chain[last]):
+            yield answered, []
+        if before := tx.rows(_ASKED_SO, asked_=chain[last - 1]):
+            yield [], before
+        if not some:
+            continue
+        found = tx.rows(_TURNS, told_=[chain[n] for n in some], asked_=[chain[n - 1] for n in some])
+        for n in reversed(some):
+            answered = [row for row in found if row.told == chain[n]]
+            before = [row for row in found if row.asked == chain[n - 1]]
+            if answered or before:
+                yield answered, before
 
 
 def begin(

@@ -48,6 +48,7 @@ _SETTLE = (
     .where(_r.id == _p("id_"), _r.settled.is_(False))
     .values(settled=True, **{name: _p(f"used_{name}") for name in _NAMES})
 )
+_TAKE_LOCK = sa.select(sa.func.pg_advisory_xact_lock(_LOCK))
 _PUT = {table: sa.insert(table) for table in (sessions, steps, turns, reservations, totals)}
 
 
@@ -80,10 +81,8 @@ class Store:
             self._engine = sa.create_engine(url, pool_pre_ping=not local, **({} if local else {"pool_size": 2}))
             if local:
                 sa.event.listen(self._engine, "connect", _connected)
-                sa.event.listen(self._engine, "begin", _begun)
             with self._engine.begin() as connection:
-                if not local:
-                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+                _take_lock(connection, local)
                 META.create_all(connection)
             self.owner: Owner = (
                 FileOwner(place.with_name(f"{place.name}-owners"))
@@ -106,8 +105,7 @@ class Store:
         """
         try:
             with self._engine.begin() as connection:
-                if not self._local:
-                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+                _take_lock(connection, self._local)
                 yield Transaction(connection, self.owner)
         except sa.exc.SQLAlchemyError as error:
             _log.error("the store: %s", _said(error))
@@ -120,13 +118,16 @@ class Store:
 
 
 def _connected(connection: Any, _: Any) -> None:
-    connection.isolation_level = None  # transactions are begun below
+    connection.isolation_level = None  # transactions are begun by hand
     for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=30000", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}").close()
 
 
-def _begun(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+def _take_lock(connection: sa.Connection, local: bool) -> None:
+    if local:  # a listener to transactions would make each statement dearer
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    else:
+        connection.execute(_TAKE_LOCK)
 
 
 def _said(error: sa.exc.SQLAlchemyError) -> str:

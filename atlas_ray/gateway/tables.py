@@ -48,7 +48,7 @@ steps = sa.Table(
     sa.Column("number", sa.Integer, primary_key=True),
     sa.Column("state", sa.String(8), nullable=False),
     sa.Column("owner", sa.String(32), nullable=False),
-    sa.Column("fingerprint", sa.String(64), nullable=False, index=True),
+    sa.Column("fingerprint", sa.String(64), nullable=False),
     sa.Column("idempotency", sa.String(64), index=True),
     sa.Column("model", sa.Integer, nullable=False),
     sa.Column("probability", sa.Float, nullable=False),
@@ -61,7 +61,10 @@ steps = sa.Table(
     sa.Column("observation", sa.Text),
     sa.Column("action", sa.Text),
     sa.Column("answer", sa.LargeBinary),
+    sa.Index("ix_steps_same", "fingerprint", "session"),
 )
+_HELD = steps.c.answer.is_not(None)
+sa.Index("ix_steps_held", steps.c.ended, sqlite_where=_HELD, postgresql_where=_HELD)
 turns = sa.Table(
     "turns",
     META,

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 import pytest
+import sqlalchemy as sa
 from gateway_parts import chat, recipe
 
 from atlas_ray.gateway.admission import Admission, Admitted, Known
@@ -27,7 +28,8 @@ class Talks:
         self.now = 1_000_000.0
         self.store = Store(folder / "s.sqlite")
         decider = Decider(made.gateway, 0)
-        self.admission = Admission(made.gateway, self.store, decider, [None, None], lambda: self.now)
+        counters = [None] * len(made.gateway.models)
+        self.admission = Admission(made.gateway, self.store, decider, counters, lambda: self.now)
 
     def ask(self, *said, key="local", headers=None, **more):
         self.now += 1
@@ -174,6 +176,37 @@ def test_quick_is_refused_too_once_tokens_are_used_up(tmp_path):
     with pytest.raises(ApiError) as error:
         talks.ask("go", "a", "x", "b", "y")
     assert error.value.status == 402
+
+
+def test_one_of_three_models_is_drawn_of_those_that_fit(tmp_path):
+    three = [
+        {"model": m, "base_url": "http://127.0.0.1:1/v1", "key_variable": ""} for m in ("small", "middle", "large")
+    ]
+    three[2] |= {"price_completion": 10.0}
+    talks = Talks(tmp_path, models=three, switch="quick", explore=0.6, budget={"usd": 0.05, "calls": 1})
+    drawn = Counter((a.number, round(a.probability, 6)) for a in (talks.ask(f"go {n}") for n in range(60)))
+    assert set(drawn) == {(0, 0.6), (1, 0.2), (2, 0.2)}
+    few = {
+        (a.number, round(a.probability, 6)) for a in (talks.ask(f"on {n}", model="londi@usd=0.01") for n in range(40))
+    }
+    assert few == {(0, 0.7), (1, 0.3)}, "the largest does not fit"
+    assert talks.ask("which", model="deepthink").number == 2
+
+
+def test_no_statement_of_a_step_goes_through_all_sessions(talks):
+    engine, told = talks.store._engine, []
+    sa.event.listen(engine, "before_cursor_execute", lambda *a: told.append((a[2], a[3])))
+    talks.turn("go", text="a")
+    talks.turn("go", "a", "on")
+    talks.turn("go", "rewritten", "on", "and", "on")
+    talks.turn("go", headers={"x_session_id": "s", "idempotency_key": "k"})
+    talks.admission.forget_answers()
+    with engine.connect() as line:
+        explained = [s for s in told if s[0].startswith(("SELECT", "UPDATE"))]
+        plans = [row[3] for s, values in explained for row in line.exec_driver_sql(f"EXPLAIN QUERY PLAN {s}", values)]
+    assert len(plans) > 20 and not [plan for plan in plans if plan.startswith("SCAN")]
+    unnamed = [s for s, _ in told if "coalesce(sessions.name" in s]
+    assert unnamed and any("ix_steps_same (fingerprint=?)" in plan for plan in plans), "not by the key"
 
 
 def test_a_key_has_a_total_for_a_day(tmp_path):

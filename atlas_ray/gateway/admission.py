@@ -200,7 +200,9 @@ class Admission:
         return self._decider.choose(request.policy, allowed, situation)
 
     def _content(self, text: str) -> str:
-        return text if self.settings.record is not None and self.settings.record_content else ""
+        kept = self.settings.record is not None and self.settings.record_content
+        # databases take neither half of a surrogate pair nor, in PostgreSQL, a zero
+        return text.encode("utf-8", "replace").decode().replace("\0", "?") if kept else ""
 
     def again(self, admitted: Admitted, key: str) -> Admitted | None:
         """A reservation for another attempt, where what the last one took is not known and stays spent.

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import InputError
@@ -106,7 +107,7 @@ class Guard:
 
 async def refuse(send: Send, status: int, why: str) -> None:
     """Answer with OpenAI's error object."""
-    reasons = {401: "invalid_api_key", 408: "too_slow", 413: "body_too_large", 503: "ending"}
+    reasons = {400: "invalid_host", 401: "invalid_api_key", 408: "too_slow", 413: "body_too_large", 503: "ending"}
     await say(send, ApiError(status, why, reasons.get(status)))
 
 
@@ -121,7 +122,7 @@ async def say(send: Send, error: ApiError) -> None:
 
 
 class PatientProtocol(H11Protocol):
-    """Uvicorn's HTTP that waits :data:`HEADER_SECONDS` for the head of a request; its own waits for ever."""
+    """Uvicorn's HTTP that waits :data:`HEADER_SECONDS` for the head of a request, and refuses as the gateway does."""
 
     _stalled: asyncio.TimerHandle | None = None
 
@@ -142,6 +143,14 @@ class PatientProtocol(H11Protocol):
         """See asyncio."""
         self._stop()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """See uvicorn: of a request that is no HTTP, or whose head is too large."""
+        body = ApiError(400, msg, "invalid_http").body
+        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+        for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def _wait(self) -> None:
         self._stalled = asyncio.get_running_loop().call_later(HEADER_SECONDS, self.transport.close)

@@ -96,7 +96,8 @@ def build(
         score, success = given.get("score"), given.get("success")
         sound = score is None or (isinstance(score, int | float) and not isinstance(score, bool) and 0 <= score <= 1)
         if not sound or not isinstance(success, bool | None) or given.keys() - {"score", "success"}:
-            raise ApiError(400, 'must be {"score": 0..1, "success": true or false}, either may be left out')
+            why = 'must be {"score": 0..1, "success": true or false}, either may be left out'
+            raise ApiError(400, why, "invalid_value")
         about = (request.path_params["session"], request.scope["atlas_key"])
         number = None if score is None else float(score)
         await answering.call(recorder.outcome, *about, number, success, time.time())

@@ -10,7 +10,7 @@ import asyncio
 import json
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol
 
 import httpx
@@ -25,12 +25,13 @@ from ..switching.spending import Usage
 from .budget import read_usage
 from .clients import Clients
 from .replies import ApiError, dumped
-from .requests import LIMIT_FIELDS, ChatRequest
+from .requests import LIMIT_FIELDS, ChatRequest, finite
 from .sse import BadStreamError, StreamedAnswer, events
 from .turns import taking_turns
 
 _BUSY = (408, 409, 425, 429)
 """Statuses below 500 after which another attempt may do."""
+_END_SECONDS = 0.1
 
 
 class UpstreamError(Exception):
@@ -121,12 +122,11 @@ class HttpUpstream:
         async with self._asked(request) as response:
             data = await self._read(response, LARGEST_ANSWER)
             try:
-                said = json.loads(data, parse_constant=_no_number)
+                said = json.loads(data, parse_constant=_no_number, parse_float=finite)
                 message = said["choices"][0]["message"]
                 wrong = said.get("error") is not None or len(said["choices"]) < request.choices
                 if wrong or not isinstance(message, dict):
                     raise ValueError
-                dumped(said)  # a number such as 1e400 is none
             except (ValueError, RecursionError, TypeError, LookupError, AttributeError):
                 raise _broken(f"{self.name} gave an answer that is no chat completion") from None
         return data, message, read_usage(said.get("usage"))
@@ -137,12 +137,15 @@ class HttpUpstream:
         async with self._asked(request) as response:
             if "text/event-stream" not in response.headers.get("content-type", ""):
                 raise _broken(f"{self.name} does not stream")
+            parts = response.aiter_raw()
             try:
-                async for event in events(response.aiter_raw()):
+                async for event in events(parts):
                     told = answer.take(event)
                     size += len(event)
                     if size > LARGEST_ANSWER:
                         raise BadStreamError(f"the answer is longer than {LARGEST_ANSWER} bytes")
+                    if answer.done:
+                        await _end(parts)
                     if told is not None:
                         yield told
                     if answer.done:
@@ -175,7 +178,11 @@ class HttpUpstream:
                     sent = True
                     if not 200 <= got.status_code < 300:
                         raise self._refusal(got, await self._read(got, LARGEST_REFUSAL, cut=True), secrets)
-                    yield got
+                    try:
+                        yield got
+                    finally:
+                        if self._clients.left_over(got):
+                            await client.aclose()
         except (TimeoutError, httpx.TimeoutException) as error:
             unsent = isinstance(error, httpx.ConnectTimeout | httpx.PoolTimeout)
             told = ApiError(504, f"{self.name} gave no answer in time", "upstream_timeout")
@@ -216,6 +223,14 @@ class HttpUpstream:
             headers = {"retry-after": f"{wait:.0f}"} if wait else {}
             told = ApiError(status, text, reason, headers=headers, said=words)
         return UpstreamError(told, retryable, free, wait)
+
+
+async def _end(parts: AsyncIterator[bytes]) -> None:
+    """Wait a moment for the end of a response that has said all, without which its connection is closed."""
+    with suppress(TimeoutError, httpx.HTTPError):
+        async with asyncio.timeout(_END_SECONDS):
+            async for _ in parts:
+                pass
 
 
 def _broken(why: str, retryable: bool = True) -> UpstreamError:

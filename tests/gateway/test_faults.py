@@ -21,7 +21,7 @@ from gateway_parts import HOST, KEY, PRICES, ask, chat, rng, said
 
 STATUSES = {200, 400, 401, 402, 404, 405, 408, 413, 415, 422, 429, 502, 503, 504}
 CALLS, TOKENS, USD = 4, 6000, 0.01
-FAULTS = [500, 429, "garbage", "half", "vanish", "bill and vanish", "no usage"]
+FAULTS = [500, 429, "garbage", "half", "vanish", "bill and vanish", "no usage", "twice"]
 
 
 def recipe_text(url, **more):

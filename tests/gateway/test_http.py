@@ -13,6 +13,7 @@ from gateway_parts import HOST, KEY, answer_of, ask, chat, echo, said
 from atlas_ray.gateway import limits
 
 openai = pytest.importorskip("openai", reason="needs the extra 'dev'")
+JSON = {"Content-Type": "application/json"}
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
 
 
@@ -186,6 +187,44 @@ def test_what_an_upstream_does_wrong_is_an_error_object(upstream, serve, monkeyp
     assert ask(port, chat("hi"))[0] == 200, "the next attempt is another"
 
 
+def test_streams_and_whole_answers_share_a_connection(upstream, serve):
+    port, _ = serve()
+    for n in range(6):
+        status, _, text = ask(port, chat(f"hi {n}", stream=n != 3))
+        assert status == 200 and (n == 3 or text.endswith(b"data: [DONE]\n\n"))
+    assert upstream.connections == 1
+
+
+def test_a_server_that_does_not_end_its_stream_holds_nobody_up(upstream, serve):
+    port, _ = serve(budget={"calls": 3})
+    events = threading.Semaphore(7)  # of eight, behind each of which it waits
+    upstream.step = events
+    events.wait = lambda _: events.acquire(timeout=60)
+    line = http.client.HTTPConnection(HOST, port, timeout=20)
+    line.request("POST", "/v1/chat/completions", json.dumps(chat("hi", stream=True)), JSON)
+    assert line.getresponse().read().endswith(b"data: [DONE]\n\n")
+    upstream.step = None
+    events.release()
+    assert ask(port, chat("hi", stream=True))[1]["x-atlas-repeated"] == "true", "it is settled"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_server_that_answers_twice_answers_nobody_elses_request(upstream, serve, stream):
+    port, _ = serve()
+    upstream.faults = ["twice"]
+    for n in range(3):
+        assert f"hi{n} " in ask(port, chat(f"hi{n}", stream=stream))[2].decode()
+    assert upstream.connections == 2, "the first is used no more"
+
+
+def test_half_a_surrogate_pair_of_a_model_comes_through(upstream, serve, tmp_path):
+    port, _ = serve(record=str(tmp_path / "record"))
+    upstream.script = lambda body: answer_of(body, {"role": "assistant", "content": "x \ud800 \x00"}, 3)
+    for body in (chat("hi"), chat("hi", stream=True)):
+        status, _, text = ask(port, body)
+        assert status == 200 and b"\\ud800" in text, text
+
+
 def test_a_stream_that_breaks_off_says_so_and_keeps_its_reservation(upstream, serve):
     port, answering = serve(budget={"usd": 1.0})
     upstream.faults = ["half"]
@@ -209,7 +248,8 @@ def test_what_http_refuses(serve, monkeypatch):
     for path, method, status in (("/", "GET", 404), ("/v1/chat/completions", "GET", 405), ("/healthz", "GET", 200)):
         got, _, text = ask(port, None, path=path, method=method)
         assert got == status and (status == 200 or "error" in json.loads(text))
-    assert ask(port, chat("hi"), {"Host": "evil.example"})[0] == 400, "a page that leads its own name here"
+    status, _, text = ask(port, chat("hi"), {"Host": "evil.example"})  # a page that leads its own name here
+    assert (status, json.loads(text)["error"]["code"]) == (400, "invalid_host")
     assert ask(port, chat("hi"), {"Content-Type": "text/plain"})[0] == 415, "what a page may send unasked"
     assert "access-control-allow-origin" not in ask(port, chat("hi"), {"Origin": "http://evil.example"})[1]
     assert ask(port, rb'{"model": "\ud83d"}')[0] == 400
@@ -222,6 +262,15 @@ def test_what_http_refuses(serve, monkeypatch):
         client(port).chat.completions.create(**chat("hi", model="londi@tokens=1"))
     assert error.value.status_code == 402 and error.value.code == "budget_exceeded"
     assert b'atlas_gateway_requests_total{status="402"} 1.0' in ask(port, None, path="/metrics", method="GET")[2]
+
+
+@pytest.mark.parametrize("head", [b"no HTTP\r\n\r\n", b"GET / HTTP/1.1\r\nX: %s\r\n" % (b"x" * 70_000)])
+def test_what_is_no_http_gets_an_error_object_too(serve, head):
+    with socket.create_connection((HOST, serve()[0]), timeout=20) as line:
+        line.sendall(head)
+        got = http.client.HTTPResponse(line)
+        got.begin()
+        assert got.status == 400 and json.loads(got.read())["error"]["code"] == "invalid_http"
 
 
 def test_a_head_that_does_not_come_is_waited_for_no_longer(serve, monkeypatch):

@@ -30,6 +30,7 @@ def test_sessions_are_written_as_trajectories_with_who_acted_and_what_it_took(up
         assert post(port, "nobody's", {"success": True}) == 404
         for bad in ({"score": 2}, {"score": True}, {"success": 1}, {"won": True}):
             assert post(port, ids[0], bad) == 400
+        assert ask(port, {"score": 2}, path="/v1/atlas/sessions/x/outcome")[2].endswith(b'"code": "invalid_value"}}')
     found = [read_trajectories(record / "trajectories" / f"{i}.jsonl")[0] for i in ids]
     assert [(t.id, t.score, t.success, t.instruction) for t in found] == [
         (ids[0], 0.25, False, "find the ball"),

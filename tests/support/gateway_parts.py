@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import io
 import json
 import random
 import threading
@@ -48,6 +49,11 @@ class Handler(chat_server.Handler):
         elif fault == "no usage":
             answer.pop("usage")
             self.answer(body, answer)
+        elif fault == "twice":
+            line, self.wfile = self.wfile, io.BytesIO()
+            self.answer(body, answer)
+            told, self.wfile = self.wfile.getvalue(), line
+            line.write(told + told)
         elif fault == "half":
             self.half(body, answer)
         else:
@@ -144,7 +150,7 @@ class Upstream(ThreadingHTTPServer):
     def __init__(self, script=echo):
         super().__init__((HOST, 0), Handler)
         self.script, self.faults, self.requests, self.headers, self.ledger = script, [], [], [], []
-        self.chaos, self.pause, self.step = None, 0.0, None
+        self.chaos, self.pause, self.step, self.connections = None, 0.0, None, 0
         self.lock, self.release = threading.Lock(), threading.Event()
         self.url = f"http://{HOST}:{self.server_address[1]}/v1"
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
@@ -153,6 +159,10 @@ class Upstream(ThreadingHTTPServer):
         self.release.set()
         self.shutdown()
         self.server_close()
+
+    def get_request(self):
+        self.connections += 1
+        return super().get_request()
 
     def handle_error(self, *_):
         pass

@@ -84,12 +84,15 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="file of the comparison (default: RUN/compare-OTHER.html)")
     export = add_run_command(
         "export",
-        "write a run's expert episodes in a neighbour's format",
-        description="Write a run's expert episodes, with a selector's steps marked, for another trainer.",
+        "write a run's expert episodes or pairs of turns in a neighbour's format",
+        description="Write a run's expert episodes, with a selector's steps marked, or its pairs of turns, for another "
+        "trainer.",
         epilog="docs/formats.md says which trainers honour which flag.",
     )
-    export.add_argument("--format", required=True, choices=FORMATS, help="AgentTraj-L, or OpenAI messages")
-    export.add_argument("--selector", required=True, help="whose marks; `every-step` marks all")
+    export.add_argument(
+        "--format", required=True, choices=FORMATS, help="AgentTraj-L, OpenAI messages, or pairs of turns"
+    )
+    export.add_argument("--selector", required=True, help="whose marks, or whose pairs; `every-step` marks all")
     export.add_argument("--flag", help="messages: key of the mark: trainable (default), train, loss or weight")
     export.add_argument("--unmarked", choices=("refuse", "drop"), default="refuse", help="trajectories without a mark")
     export.add_argument("--out", type=Path, required=True, help="the file")

@@ -21,6 +21,7 @@ from ..cluster.capacity import check_room, resources_of, wait_for_groups
 from ..cluster.causes import culprit, described
 from ..cluster.remote_rundir import LocalRunDir, open_run_dir
 from ..cluster.workers import ensure_ray
+from ..data.exchange import import_pairs
 from ..data.pairs import read_pairs, write_pairs
 from ..data.records import iter_trajectories, read_annotations
 from ..errors import AtlasError, InputError
@@ -200,7 +201,7 @@ def _take_pairs(config: Finetune, layout: RunLayout, name: str) -> None:
     """
     path = layout.pairs(name)
     if name in config.pairs.files and not path.exists():
-        write_pairs(path, read_pairs(config.pairs.files[name]))
+        write_pairs(path, import_pairs(config.pairs.files[name]))
     elif not path.exists():
         raise InputError(f"{name} has left no pairs, so there is nothing to train on", path, None, "finetune.arms")
     else:

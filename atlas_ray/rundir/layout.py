@@ -177,6 +177,11 @@ class RunLayout:
         return self.pairs_dir / f"{name}.jsonl"
 
     @property
+    def pair_names(self) -> list[str]:
+        """Names under which pairs are there, sorted."""
+        return sorted(path.stem for path in self.pairs_dir.glob("*.jsonl") if not path.name.startswith("."))
+
+    @property
     def selectors(self) -> list[str]:
         """Names of the selectors whose annotations are there, sorted."""
         found = self.annotations_dir.glob("*.jsonl")

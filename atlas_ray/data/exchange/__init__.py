@@ -5,18 +5,22 @@ from .conversations import Options
 from .flags import import_annotations
 from .notices import Notices
 from .openai_messages import export_messages, import_messages
+from .preference import PAIR_FORMATS, export_pairs, import_pairs
 from .runs import FORMATS, check_file, export_run, import_file
 
 __all__ = [
     "FORMATS",
+    "PAIR_FORMATS",
     "Notices",
     "Options",
     "check_file",
     "export_agenttraj",
     "export_messages",
+    "export_pairs",
     "export_run",
     "import_agenttraj",
     "import_annotations",
     "import_file",
     "import_messages",
+    "import_pairs",
 ]

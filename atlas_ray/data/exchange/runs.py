@@ -13,6 +13,7 @@ from ...errors import InputError
 from ...rundir.files import RunLog, replacing
 from ...rundir.layout import RunLayout
 from ..kept import Keep, is_kept
+from ..pairs import read_pairs
 from ..records import Annotation, OnError, Trajectory, read_annotations, read_trajectories, write_annotations
 from .agenttraj import write_agenttraj
 from .conversations import Conversation, Options, read_conversation
@@ -20,13 +21,14 @@ from .flags import FlaggedSteps, Unmarked, key_of
 from .notices import Notices
 from .openai_messages import Flag, write_messages
 from .outcomes import of_fields
+from .preference import PAIR_FORMATS, export_pairs
 from .raw_files import files_of
 from .reading import JsonRecord, read_records, refuse, turns_key
 from .survey import Survey
 from .trajectories import own_trajectories, own_trajectory, placed_by, read_items, unique
 from .verbatim import Verbatim, read_verbatim, verbatim_of, with_verbatim, write_verbatim
 
-FORMATS = ("agenttraj", "messages")
+FORMATS = ("agenttraj", "messages", *PAIR_FORMATS)
 _SOURCES = {"conversations": "AgentTraj-L", "messages": "messages"}
 _NAMES = {"conversations": "AgentTraj-L", "messages": "messages", "steps": "trajectories"}
 
@@ -39,12 +41,12 @@ def export_run(
     out: str | Path,
     unmarked: Unmarked = "refuse",
 ) -> Path:
-    """Write the expert episodes of a run in a neighbour's format, with a selector's steps marked.
+    """Write the expert episodes of a run in a neighbour's format, with a selector's steps marked, or its pairs.
 
     Args:
         run_dir: a run directory.
-        selector: whose ``annotations/SELECTOR.jsonl``; None marks every step.
-        fmt: ``agenttraj`` or ``messages``.
+        selector: whose ``annotations/SELECTOR.jsonl``; None marks every step. Of pairs ``pairs/SELECTOR.jsonl``.
+        fmt: ``agenttraj`` or ``messages``, or for pairs of turns ``trl-pairs`` or ``llamafactory-pairs``.
         flag: for ``messages``, the key of the mark, ``trainable`` when None; ``agenttraj`` has ``loss`` only.
         out: the file.
         unmarked: as in :func:`export_agenttraj`.
@@ -59,6 +61,8 @@ def export_run(
     run_dir, out = Path(run_dir), Path(out)
     if fmt not in FORMATS:
         raise InputError(f"must be one of {', '.join(FORMATS)}, is {fmt!r}", None, None, "format")
+    if fmt in PAIR_FORMATS:
+        return _export_pairs(RunLayout(run_dir), selector, fmt, flag, out)
     if fmt == "agenttraj" and flag not in (None, "loss"):
         raise InputError(f"agenttraj knows the flag loss only, not {flag!r}", None, None, "flag")
     items = read_trajectories(RunLayout(run_dir).expert)
@@ -78,6 +82,16 @@ def export_run(
     else:
         write_agenttraj(out, items, annotations, unmarked, told)
     return out
+
+
+def _export_pairs(layout: RunLayout, selector: str | None, fmt: str, flag: str | None, out: Path) -> Path:
+    if flag is not None:
+        raise InputError(f"{fmt} has no flags, so give none", None, None, "flag")
+    there = layout.pair_names
+    if selector not in there:
+        who = repr(selector) if selector else "every step"
+        raise InputError(f"has no pairs of {who}, only of: {', '.join(there) or 'none'}", layout.root)
+    return export_pairs(out, read_pairs(layout.pairs(selector)), fmt)
 
 
 def import_file(

@@ -11,7 +11,8 @@ PIP := $(BIN)/python -m pip install -q --no-compile -c requirements.lock
 # in half of pip's time, and pip where it fails: uv knows nothing of an index or a proxy in pip's own configuration
 UV := $(BIN)/uv pip install -q --python $(BIN)/python -c requirements.lock
 # what nearly every process imports: a quarter of the modules that are installed
-IMPORTED := torch, transformers, peft, ray.data, ray.train.torch, ray.tune, ray.rllib.algorithms.dqn
+IMPORTED := torch, transformers, peft, ray.data, ray.train.torch, ray.tune, ray.rllib.algorithms.dqn, scipy.stats, \
+  matplotlib.pyplot, minigrid
 
 # every process would compile all of it again, and Ray starts many
 unexport PYTHONDONTWRITEBYTECODE

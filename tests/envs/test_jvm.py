@@ -256,8 +256,8 @@ def test_collecting_goes_on_when_its_jvm_is_killed_and_counts_what_was_lost(tmp_
     ("script", "said"),
     [
         ("echo no room for the heap >&2; exit 1", "the JVM does not start: it ended; no room for the heap"),
-        ("echo hello; exec sleep 60", "the JVM does not start: "),
-        ("exec sleep 60", "the JVM does not start: not within 1 s"),
+        pytest.param("echo hello; exec sleep 60", "the JVM does not start: ", marks=pytest.mark.slow),
+        pytest.param("exec sleep 60", "the JVM does not start: not within 1 s", marks=pytest.mark.slow),
         ("echo 25333; exec sleep 60", "the JVM does not start: not within 1 s"),
     ],
 )

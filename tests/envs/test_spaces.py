@@ -138,8 +138,10 @@ def test_a_server_in_vector_environments(serve, mode):
 @pytest.mark.parametrize(
     ("name", "mode"),
     [
-        *itertools.product(["ScienceWorld/boil-v0", "TextWorldExpress/coin-v0"], MODES),
-        ("AgentGymSciWorld/sciworld-v0", "sync"),  # of the first one's simulator
+        *itertools.product(["TextWorldExpress/coin-v0"], MODES),
+        ("ScienceWorld/boil-v0", "sync"),
+        pytest.param("ScienceWorld/boil-v0", "async", marks=pytest.mark.slow),  # two more JVMs
+        pytest.param("AgentGymSciWorld/sciworld-v0", "sync", marks=pytest.mark.slow),  # of the simulator before
     ],
 )
 def test_the_java_families_in_vector_environments(jvms, name, mode):

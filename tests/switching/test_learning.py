@@ -66,7 +66,7 @@ def calls(mdp, policy):
 @pytest.mark.parametrize(
     ("algorithm", "terms", "updates_per_step", "steps"),
     [
-        ("dqn", {"cost": 0.05}, 0.5, 2000),
+        pytest.param("dqn", {"cost": 0.05}, 0.5, 2000, marks=pytest.mark.slow),
         ("dqn", {"budget": 1}, 0.5, 2000),
         ("sac", {"cost": 0.05}, 1.0, 1000),
         pytest.param("sac", {"budget": 1}, 1.0, 2000, marks=pytest.mark.slow),

@@ -46,7 +46,7 @@ class Killable:
         with socket.socket() as free:
             free.bind((HOST, 0))
             self.port = free.getsockname()[1]
-        self.folder, self.process = folder, None
+        self.folder, self.process, self.logged, self._drains = folder, None, [], []
         self.start()
 
     def start(self):
@@ -62,7 +62,9 @@ class Killable:
         )
         said_first = self.process.stdout.readline()
         assert "gateway on" in said_first, said_first + self.process.stdout.read()
-        threading.Thread(target=self._drain, args=[self.process], daemon=True).start()
+        self.logged.append(said_first)
+        self._drains.append(threading.Thread(target=self._drain, args=[self.process], daemon=True))
+        self._drains[-1].start()
         for _ in range(600):
             with contextlib.suppress(OSError):
                 ask(self.port, None, path="/healthz", method="GET")
@@ -70,11 +72,12 @@ class Killable:
             time.sleep(0.05)
 
     def _drain(self, process):
-        self.logged = process.stdout.read()
+        self.logged.append(process.stdout.read())
 
     def kill(self):
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+        self._drains[-1].join()
 
     def memory(self):
         with open(f"/proc/{self.process.pid}/status") as status:
@@ -201,6 +204,7 @@ def test_no_budget_is_exceeded_whatever_clients_upstreams_and_kills_do(upstream,
         check_ledger(upstream, 16)
     finally:
         gateway.kill()
+    assert len(gateway.logged) == 4 and not any(KEY in text for text in gateway.logged), "no secret in a log"
 
 
 def test_a_kill_in_mid_request_leaves_the_reservation_spent_and_the_session_there(upstream, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from gateway_parts import HOST, KEY, answer_of, ask, chat, echo, said
 
 from atlas_ray.gateway import limits
+from atlas_ray.serving import bodies
 
 openai = pytest.importorskip("openai", reason="needs the extra 'dev'")
 JSON = {"Content-Type": "application/json"}
@@ -281,6 +282,31 @@ def test_a_head_that_does_not_come_is_waited_for_no_longer(serve, monkeypatch):
             line.sendall(sent)
             assert line.recv(100) == b""
     assert ask(port, chat("hi"))[0] == 200
+
+
+def test_a_body_that_does_not_come_is_408(serve, monkeypatch):
+    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.2)
+    port, _ = serve()
+    with socket.create_connection((HOST, port), timeout=20) as line:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
+        line.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+        got = http.client.HTTPResponse(line)
+        got.begin()
+        assert got.status == 408 and json.loads(got.read())["error"]["code"] == "too_slow"
+
+
+def test_who_does_not_take_his_answer_is_waited_for_no_longer(monkeypatch):
+    monkeypatch.setattr(limits, "SEND_SECONDS", 0.01)
+
+    async def says(scope, receive, send):
+        await send({"type": "http.response.body", "body": b"x"})
+
+    async def stalls(_):
+        await asyncio.sleep(60)
+
+    scope = {"type": "http", "path": "/", "headers": [(b"host", HOST.encode())], "server": (HOST, 1)}
+    with pytest.raises(TimeoutError):
+        asyncio.run(limits.Guard(says, (), [HOST])(scope, None, stalls))
 
 
 def test_tokens_let_in_and_have_budgets_of_their_own(upstream, serve):

@@ -201,7 +201,7 @@ def test_a_config_is_refused_where_clients_would_have_no_limits(tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_thousands_of_requests_while_replicas_are_killed(served):
+def test_a_thousand_requests_while_replicas_are_killed(served):
     """The long form; prints its figures."""
     total, begun = 0, time.monotonic()
     for seed in range(200, 205):

@@ -19,7 +19,7 @@ from ..switching.spending import NOTHING, UNLIMITED, Amount, Limits
 from .replies import ApiError
 from .requests import ChatRequest
 from .store import Transaction
-from .tables import ANSWERED, OPEN, sessions, steps
+from .tables import ANSWERED, FAILED, OPEN, sessions, steps
 
 _BATCH = 200
 _s, _k, _p = sessions.c, steps.c, sa.bindparam
@@ -44,8 +44,10 @@ _ASKED_LAST = (
     .order_by(_k.begun.desc(), _k.number.desc())
     .limit(1)
 )
+_later = steps.alias("later")
+_GONE_ON = sa.exists().where(_later.c.session == _k.session, _later.c.number > _k.number, _later.c.state != FAILED)
 _TALKS = (
-    sa.select(*_FOUND[:-1], _k.asked, _k.told)
+    sa.select(*_FOUND[:-1], _k.asked, _k.told, sa.not_(_GONE_ON).label("last"))
     .join_from(sessions, steps, _k.session == _s.id)
     .where(_UNNAMED)
     .order_by(_s.touched)
@@ -144,7 +146,7 @@ def idempotency(request: ChatRequest, key: str) -> str | None:
 
 def _continued(tx: Transaction, request: ChatRequest, chain: Sequence[str]) -> Place:
     for answered, asked in _ways(tx, request, chain):
-        going_on = [row for row in answered or asked if row.number == row.steps - 1]
+        going_on = [row for row in answered or asked if row.last]
         if going_on and (answered or len(going_on) == 1):
             return Place(Session.of(going_on[-1]))
         last = (answered or asked)[-1]

@@ -153,6 +153,15 @@ def test_a_failed_step_is_tried_again_by_the_same_model(tmp_path):
         assert talks.admission.spending(first.session)[0].calls == again.number
 
 
+def test_after_a_failure_another_request_goes_on_in_the_session(talks):
+    first = talks.turn("go", text="a")
+    talks.admission.failed(talks.ask("go", "a", "on", stream=True), free=False)
+    other = talks.turn("go", "a", "on", text="b")
+    assert (other.session, other.step) == (first.session, 2) and other.left.calls == 5 - 3, "the failed one is paid for"
+    assert talks.ask("go", "a", "on", "b", "more").session == first.session
+    assert talks.ask("go", "a", "on", seed=1).session != first.session, "it has gone on"
+
+
 def test_limits_are_made_tighter_and_stay_so(talks):
     talks.turn("go", headers={"x_session_id": "s"}, model="londi@calls=2", text="a")
     assert talks.turn("b", headers={"x_session_id": "s"}, model="londi@calls=9").left.calls == 0

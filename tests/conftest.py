@@ -1,7 +1,6 @@
 """What holds for all tests: one Ray for all, the long files first, and no skip that nobody expects."""
 
 import functools
-import gc
 import os
 import re
 from pathlib import Path
@@ -71,12 +70,6 @@ def pytest_collection_modifyitems(items):
     items.sort(
         key=lambda item: -1 if uses_ray(item.path) else places.get(item.path.relative_to(TESTS).as_posix(), len(places))
     )
-
-
-def pytest_collection_finish(session):
-    """Leave half a million objects of imported libraries out of every later search for garbage."""
-    gc.collect()
-    gc.freeze()
 
 
 def pytest_runtest_setup(item):

@@ -378,16 +378,10 @@ def test_alternative_and_agent_may_be_behind_endpoints_whose_tokens_are_counted(
 @pytest.mark.slow  # starts Ray
 def test_on_ray_actors_every_roll_out_ends_as_in_one_process_whatever_else_is_played(tmp_path, monkeypatch):
     monkeypatch.undo()  # actors hold models of their own
-    config = {
-        "name": "x",
-        "num_envs": 4,
-        "collect": {
-            "levels": {"GoToLocalS5N2": 12},
-            "max_steps": 10,
-            "agent": {"model": "tiny-quick", "temperature": 3.0},
-        },
-        "select": {"selectors": ["verified"], "verified": {"rollouts": 4, "wins": 2, "most_steps": 3}},
-    }
+    agent, verified = {"model": "tiny-quick", "temperature": 1.0}, {"rollouts": 4, "most_steps": 3, "significance": 0.1}
+    collect = {"levels": {"GoToLocalS6N4": 12}, "max_steps": 16, "agent": agent}
+    select = {"selectors": ["verified"], "verified": verified}
+    config = {"name": "x", "num_envs": 4, "collect": collect, "select": select}
     found = []
     for workers in (0, 2):
         made = Recipe.model_validate({**config, "workers": workers})

@@ -147,7 +147,8 @@ class Admission:
                 known = None  # its answer is kept no longer: this is a new step
         if session is None:
             limits = self.limits.tightened(place.limits).tightened(request.limits)
-            session = places.begin(tx, request, key, limits, place.base, now, self._content(request.goal))
+            first = 0 if place.after is None else place.after[1] + 1
+            session = places.begin(tx, request, key, limits, place.base, now, self._content(request.goal), first)
             if place.after is not None and self._decider.reads_past:
                 inherit(tx, session.id, *place.after)
         limits, today = places.tighten(tx, session, request.limits), _day(now)

@@ -16,7 +16,7 @@ _t, _p = turns.c, sa.bindparam
 _BEFORE = sa.select(_t.seen, _t.model).where(_t.session == _p("session_"), _t.number < _p("step_")).order_by(_t.number)
 _INHERIT = sa.insert(turns).from_select(
     list(_t),
-    sa.select(_p("to_", type_=sa.String), _t.number - 1 - _p("last_"), _t.model, _t.seen).where(
+    sa.select(_p("to_", type_=sa.String), _t.number, _t.model, _t.seen).where(
         _t.session == _p("from_"), _t.number <= _p("last_")
     ),
 )

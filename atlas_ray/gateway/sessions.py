@@ -176,16 +176,16 @@ def _ways(tx: Transaction, request: ChatRequest, chain: Sequence[str]) -> Iterat
 
 
 def begin(
-    tx: Transaction, request: ChatRequest, key: str, limits: Limits, base: Amount, now: float, goal: str
+    tx: Transaction, request: ChatRequest, key: str, limits: Limits, base: Amount, now: float, goal: str, step: int = 0
 ) -> Session:
-    """A new session."""
+    """A new session, whose first step has this number."""
     made = uuid.uuid4().hex
     amounts = {f"limit_{name}": value for name, value in limits._asdict().items()}
     for prefix in ("base_", "spent_"):
         amounts |= {f"{prefix}{name}": value for name, value in base._asdict().items()}
     about = {"id": made, "key": key, "name": request.session, "goal": goal, "created": now, "touched": now}
-    tx.put(sessions, **about, steps=0, recorded=0.0, **amounts)
-    return Session(made, 0, limits, base)
+    tx.put(sessions, **about, steps=step, recorded=0.0, **amounts)
+    return Session(made, step, limits, base)
 
 
 def tighten(tx: Transaction, session: Session, limits: Limits) -> Limits:

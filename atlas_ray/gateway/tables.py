@@ -2,8 +2,9 @@
 
 A session is a row of ``sessions``, with its limits and what it has spent, reservations included. Of a step, ``asked``
 and ``told`` are digests of the conversation without and with its answer; sessions that a header names have none.
-``turns`` holds for a switch that reads the past what was seen, as a digest, and who acted then; those below 0 are of
-the session from which this one has parted. ``reservations`` holds what each attempt may have cost until it is settled,
+A session that has parted from another goes on counting where that one was.
+``turns`` holds for a switch that reads the past what was seen, as a digest, and who acted then, the turns before it
+parted from another with it. ``reservations`` holds what each attempt may have cost until it is settled,
 ``totals`` what a key has spent on a day.
 """
 

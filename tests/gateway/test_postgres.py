@@ -92,8 +92,8 @@ def test_the_past_of_a_session_is_that_of_all_gateways(database):
         note_turn(tx, ids[0], 2, 1, "a")
     with stores[1].transaction() as tx:
         inherit(tx, ids[1], ids[0], 2)
-        note_turn(tx, ids[1], 0, 0, "d")
-        assert past_of(tx, ids[1], 1, "a") == (("a", "b", "a", "d", "a"), (), (0, 1, 1, 0))
+        note_turn(tx, ids[1], 3, 0, "d")
+        assert past_of(tx, ids[1], 4, "a") == (("a", "b", "a", "d", "a"), (), (0, 1, 1, 0))
         assert past_of(tx, ids[0], 2, "z") == (("a", "b", "z"), (), (0, 1))
     for store in stores:
         store.close()

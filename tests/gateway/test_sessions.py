@@ -73,7 +73,7 @@ def test_conversations_that_begin_alike_and_part_are_two_sessions(talks):
     assert one.session == first.session != other.session
     assert talks.ask("go", "a", "left", "x", "on").session == one.session
     there = talks.ask("go", "a", "right", "x", "on")
-    assert there.session == other.session
+    assert there.session == other.session and (other.step, there.step) == (1, 2), "it goes on counting"
     assert there.left.calls == 5 - 3, "it has spent what was spent until they parted"
 
 

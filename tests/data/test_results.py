@@ -99,6 +99,20 @@ def broken(*keys, value=None, drop=False):
     return rows
 
 
+def test_an_arm_of_pairs_says_so_in_its_name_and_another_stays_as_it_was(tmp_path):
+    path, given = tmp_path / "results.json", copy.deepcopy(ROWS)
+    given["atlas"]["arms"].append({**given["atlas"]["arms"][1], "pairs": "sigmoid_norm"})
+    del given["atlas"]["arms"][2]["anchor"]
+    path.write_text(json.dumps(given))
+    write_results(path, load_results(path))
+    assert json.loads(path.read_text()) == given
+    assert [a.name for a in load_results(path).atlas.arms] == ["none", "value+anchor0.5", "value+pairs"]
+    given["atlas"]["arms"][2]["pairs"] = "hinge"
+    path.write_text(json.dumps(given))
+    with pytest.raises(InputError, match="pairs"):
+        load_results(path)
+
+
 def test_the_file_comes_back_byte_for_byte_and_keeps_the_contract_s_keys(tmp_path):
     path = tmp_path / "results.json"
     path.write_text(json.dumps(ROWS))

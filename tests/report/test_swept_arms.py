@@ -4,12 +4,13 @@ import json
 from itertools import pairwise
 
 import pytest
-from report_runs import check
+from report_runs import arm, check
 from sweep_recipes import switch_recipe
 from swept_arm_runs import ARMS, EPISODES, SHARE, episodes_of, name_of, sweep_recipe, write_one_run, write_sweep
 
 from atlas_ray.cli import main
 from atlas_ray.data.paired import level_for, paired_difference
+from atlas_ray.data.results import Arm
 from atlas_ray.errors import InputError
 from atlas_ray.report import build_report
 from atlas_ray.report.arm_headlines import arm_headlines
@@ -242,3 +243,13 @@ def test_a_sweep_over_arms_alone_has_no_axis(tmp_path):
     first, *_ = sweep_headlines(read_run(tmp_path))
     assert (first.question, first.answer) == ("Which arm has most success?", "Most success has value+anchor0.5 (0.64).")
     assert json.loads((tmp_path / "sweep.json").read_text())["groups"][0]["values"] == {}
+
+
+def test_an_arm_of_pairs_is_set_against_steps_and_is_nobodys_control():
+    rows = [arm("all", 0.5, None), arm("mine", 0.5, None, fraction=1.0), arm("random_mine", 0.4, None, fraction=1.0)]
+    rows += [{**arm(name, 0.6, None, fraction=1.0), "pairs": "sigmoid"} for name in ("mine", "verified")]
+    arms = [Arm.model_validate_json(json.dumps(row)) for row in rows]
+    assert [a.name for a in arms][-2:] == ["mine+pairs", "verified+pairs"]
+    found = {q.name: [(first.name, second.name) for first, second in q.pairs(arms)] for q in QUESTIONS}
+    assert found["pairs"] == [("mine+pairs", "mine"), ("verified+pairs", "all")]
+    assert found["random"] == [("mine", "random_mine")] and found["all"] == [("mine", "all")]

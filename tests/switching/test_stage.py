@@ -253,6 +253,26 @@ def test_a_budget_of_tokens_is_kept_and_told_by_every_policy_under_it(make, tmp_
     assert "budget tokens=300" in str(switch_episode_view(tmp_path)[0])
 
 
+def test_runs_of_calls_and_what_is_caught_up_are_in_episodes_and_rows(make, tmp_path):
+    deepthink = {"model": make().switch.models[1].model, "catch_up": 1}
+    terms = {"costs": [], "budgets": [4], "baselines": ["random"], "test_episodes": 8, "run_length": 2}
+    recipe = make(deepthink=deepthink, **terms)
+    save_random_switch(tmp_path / "checkpoints/switch-budget4-seed0", 3, budget=4, run_length=2)
+    rows = {row["name"]: row for row in switch_stage(recipe, tmp_path, lambda line: None)}
+    policies = {p.name: p for p in Londi.model_validate({"policies": list(rows.values())}).policies}
+    assert policies["always-deepthink"].catch_up == 0 and policies["londi-b(n=4)"].run_length == 2
+    assert any(p.catch_up for p in policies.values())
+    for name, row in rows.items():
+        own = [e for e in lines(tmp_path / "switch" / "episodes.jsonl") if e["policy"] == name]
+        assert row["catch_up"] == pytest.approx(sum(e["catch_up"] for e in own) / len(own))
+        assert row["catch_up"] < row["compute"] and row["budget_violations"] == 0
+        if "n=4" in name:  # runs of two: the second step of each, but where the episode ended
+            assert policies[name].run_length == 2
+            for e in own:
+                first = [t for n, t in enumerate(e["called_at"]) if n % 2 == 0]
+                assert set(e["called_at"]) == {t + k for t in first for k in (0, 1) if t + k < e["steps"]}
+
+
 @pytest.mark.slow
 def test_workers_train_and_play_like_this_process(ray_session, make, tmp_path):
     few = {"costs": [], "budgets": [1], "baselines": [], "steps": 40, "test_episodes": 4}

@@ -188,13 +188,22 @@ def algorithm_config(
         learner=SwitchSACLearner if sac else SwitchDQNLearner,
         module=SACModule if sac else DQNModule,
         budget=config.cap,
+        run=config.run_length,
         epsilon=[[0, 1.0], [settings.steps // 2, 0.5]],
         seed=seed,
     )
 
 
 def learned(
-    played: Any, settings: Switch, *, learner: type, module: type, budget: float | None, epsilon: Any, seed: int
+    played: Any,
+    settings: Switch,
+    *,
+    learner: type,
+    module: type,
+    budget: float | None,
+    epsilon: Any,
+    seed: int,
+    run: int = 1,
 ) -> Any:
     """RLlib's configuration of how a switch learns, whether it plays or reads logs.
 
@@ -206,6 +215,7 @@ def learned(
         budget: as the network sees it; None without one.
         epsilon: share of random choices, or its schedule.
         seed: of weights, exploration and replay.
+        run: steps of a call.
     """
     return (
         played.learners(num_learners=0, learner_class=learner)
@@ -219,7 +229,7 @@ def learned(
         )
         .rl_module(
             rl_module_spec=RLModuleSpec(
-                module_class=module, model_config={"hidden": HIDDEN, "budget": budget, "epsilon": epsilon}
+                module_class=module, model_config={"hidden": HIDDEN, "budget": budget, "run": run, "epsilon": epsilon}
             )
         )
         .reporting(min_time_s_per_iteration=0, min_sample_timesteps_per_iteration=0)

@@ -20,7 +20,7 @@ _FINEST = 2**31
 
 
 class SwitchModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, QNetAPI):
-    """``net`` acts. Reads from ``model_config``: ``hidden``, ``budget``, ``epsilon`` (schedule over steps)."""
+    """``net`` acts. Reads from ``model_config``: ``hidden``, ``budget``, ``run``, ``epsilon`` (schedule over steps)."""
 
     net: SwitchNetwork
 
@@ -68,7 +68,11 @@ class SwitchModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, QNetAPI):
         left_B = features_BF[:, BUDGET_ENTRY]
         told_BF = features_BF.clone()
         holds_B = (held_B > 0) & (steps_B < release_B)
-        told_BF[:, BUDGET_ENTRY] = torch.where(holds_B, left_B - held_B, left_B).clamp(min=0.0)
+        told_B = torch.where(holds_B, left_B - held_B, left_B).clamp(min=0.0)
+        if (run := self.model_config.get("run", 1)) > 1 and self.model_config["budget"]:
+            # what allows no whole run is shown as nothing, as by the guard
+            told_B = torch.where(told_B * self.model_config["budget"] > run - 0.5, told_B, 0.0)
+        told_BF[:, BUDGET_ENTRY] = told_B
         own_B = self.policy_actions(self.net(told_BF))
         released_B = (held_B > 0) & ~holds_B
         called_B = torch.rand(size) < torch.where(released_B, 0.5, calls_B)

@@ -50,17 +50,6 @@ class Clients:
         if self._free and self._free[0][0] < time.monotonic() - _KEPT:
             await self._free.popleft()[1].aclose()
 
-    @staticmethod
-    def left_over(response: httpx.Response) -> bytes:
-        """What a server has sent behind the end of its answer: the next request would get it for its own.
-
-        httpx does not tell, so this looks into it; nothing where another version of it looks different.
-        """
-        found: Any = response.stream
-        for name in ("_stream", "_httpcore_stream", "_stream", "_connection", "_h11_state"):
-            found = getattr(found, name, None)
-        return b"" if found is None else bytes(found.trailing_data[0])
-
     async def close(self) -> None:
         """Close those that are free."""
         while self._free:

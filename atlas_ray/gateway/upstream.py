@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import httpx
 
 from ..engines.chat_refusals import shown
-from ..engines.http_transport import LARGEST_ANSWER, LARGEST_REFUSAL, Destination, first_cause
+from ..engines.http_transport import LARGEST_ANSWER, LARGEST_REFUSAL, Destination, first_cause, left_over
 from ..engines.request_headers import RequestHeaders
 from ..engines.retry import RateLimiter, retry_after
 from ..errors import InputError
@@ -181,7 +181,7 @@ class HttpUpstream:
                     try:
                         yield got
                     finally:
-                        if self._clients.left_over(got):
+                        if left_over(got):
                             await client.aclose()
         except (TimeoutError, httpx.TimeoutException) as error:
             unsent = isinstance(error, httpx.ConnectTimeout | httpx.PoolTimeout)

@@ -8,7 +8,7 @@ import time
 from email.utils import formatdate
 
 import pytest
-from chat_server import ChatServer, answer, drop, endless, hang, status, trickle, vanish
+from chat_server import ChatServer, answer, drop, endless, hang, status, trickle, twice, vanish
 
 from atlas_ray.engines import http_transport, retry
 from atlas_ray.engines.chat_endpoint import ChatEndpoint, Completion
@@ -116,6 +116,13 @@ def test_no_more_requests_at_a_time_than_allowed_and_their_connections_are_kept(
     endpoint.complete([talk("a")] * 3, max_tokens=1)
     assert server.most == 3
     assert len(server.peers) == 3
+
+
+def test_a_server_that_answers_twice_answers_no_other_request(server, connect):
+    endpoint = connect(concurrency=1)
+    server.faults = [twice]
+    assert [ask(endpoint, text).text for text in ("a", "b", "c")] == ["one of two", "b", "c"]
+    assert len(server.peers) == 2, "the first connection is used no more"
 
 
 def test_several_threads_share_the_limit(server, connect):

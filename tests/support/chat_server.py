@@ -1,6 +1,7 @@
 """A chat server for tests: answers from a script, and fails on demand."""
 
 import contextlib
+import io
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -66,6 +67,14 @@ def drop(handler):
     """Half an answer, then the connection ends."""
     handler.send(200, b'{"choices', length=500)
     handler.close_connection = True
+
+
+def twice(handler):
+    """The answer, and at once another that nobody asked for."""
+    line, handler.wfile = handler.wfile, io.BytesIO()
+    handler.send(200, answer("one of two"))
+    told, handler.wfile = handler.wfile.getvalue(), line
+    line.write(told + told)
 
 
 def vanish(handler):

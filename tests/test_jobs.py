@@ -53,6 +53,7 @@ SMALL = {
 }
 
 SMALLEST = {
+    "workers": "0",  # each starts with torch and transformers
     "collect.levels": "{ GoToLocalS5N2 = 4 }",
     "select.selectors": '["all", "random"]',
     "finetune.arms": '[{ selector = "all" }]',

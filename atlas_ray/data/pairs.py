@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, JsonValue, ValidationInfo, field_validato
 
 from ..errors import InputError
 from ..rundir.files import write_parts
-from .records import OnError, Step, Trajectory, numbered_rows, refuse_row
+from .records import OnError, Step, Trajectory, rows_by_id
 
 Side = Literal["chosen", "rejected"]
 
@@ -109,14 +109,7 @@ def iter_pairs(path: str | Path, on_error: OnError = "stop", dropped: list[Input
         InputError: names file, line and field: a missing or unknown key, a history that is not as long as ``step``
             says, equal turns, an id that stands twice; also when the file is missing or holds nothing usable.
     """
-    seen: dict[str, int] = {}
-    for number, item in numbered_rows(Pair, path, on_error, dropped):
-        if item.id in seen:
-            error = InputError(f"id {item.id!r} stands already on line {seen[item.id]}", path, number, "id")
-            refuse_row(error, on_error, dropped)
-            continue
-        seen[item.id] = number
-        yield item
+    return (item for _, item in rows_by_id(Pair, path, on_error, dropped))
 
 
 def read_pairs(path: str | Path, on_error: OnError = "stop", dropped: list[InputError] | None = None) -> list[Pair]:

@@ -162,6 +162,21 @@ def numbered_rows(
         raise InputError(f"holds no {kind.__name__.lower()} that can be read", path)
 
 
+def rows_by_id(
+    kind: type[LineT], path: str | Path, on_error: OnError, dropped: list[InputError] | None
+) -> Iterator[tuple[int, LineT]]:
+    """:func:`numbered_rows` of which no two may have one ``id``."""
+    seen: dict[str, int] = {}
+    for number, item in numbered_rows(kind, path, on_error, dropped):
+        name: str = item.id  # type: ignore[attr-defined]
+        if name in seen:
+            error = InputError(f"id {name!r} stands already on line {seen[name]}", path, number, "id")
+            refuse_row(error, on_error, dropped)
+            continue
+        seen[name] = number
+        yield number, item
+
+
 def refuse_row(error: InputError, on_error: OnError, dropped: list[InputError] | None) -> None:
     """Raise the error of a row, or note it and go on."""
     if on_error == "stop":
@@ -224,14 +239,7 @@ def iter_numbered(
     path: str | Path, on_error: OnError = "stop", dropped: list[InputError] | None = None
 ) -> Iterator[tuple[int, Trajectory]]:
     """:func:`iter_trajectories` with the 1-based line of each."""
-    seen: dict[str, int] = {}
-    for number, item in numbered_rows(Trajectory, path, on_error, dropped):
-        if item.id in seen:
-            error = InputError(f"id {item.id!r} stands already on line {seen[item.id]}", path, number, "id")
-            refuse_row(error, on_error, dropped)
-            continue
-        seen[item.id] = number
-        yield number, item
+    return rows_by_id(Trajectory, path, on_error, dropped)
 
 
 def read_trajectories(

@@ -17,7 +17,7 @@ IMPORTED := torch, transformers, peft, ray.data, ray.train.torch, ray.tune, ray.
 # every process would compile all of it again, and Ray starts many
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-all check format lock dist clean
+.PHONY: setup demo test test-all check format docs lock dist clean
 
 setup: .venv/.ready
 
@@ -52,7 +52,13 @@ format: setup
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-LOCKED := dev browser jobs serve gateway gateway-ray postgres science textworld alfworld gguf minilm track clients
+# the site, in build/site: a link that leads nowhere, or anything from another host, ends it
+docs: setup
+	@$(PIP) -e ".[docs]"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "docs: build/site/index.html"
+
+LOCKED := dev browser docs notebook jobs serve gateway gateway-ray postgres science textworld alfworld gguf minilm track clients
 
 # the newest versions that pyproject.toml allows, for Python 3.11 and 3.12 at once; vLLM and its CPU build replace each other,
 # and want an older setuptools and numpy than all others, so they stay out

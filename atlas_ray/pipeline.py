@@ -129,12 +129,14 @@ def run(recipe: Recipe, run_dir: Path, stages: Sequence[str] = tuple(STAGE), ver
     """
     refuse_job_copy(recipe, run_dir)
     with synced(recipe, run_dir, partial(refuse_other, recipe)) as sync:
-        if left := [stage for stage, ready in done_stages(recipe, run_dir).items() if stage in stages and not ready]:
+        done = done_stages(recipe, run_dir)
+        if left := [stage for stage, ready in done.items() if stage in stages and not ready]:
             for stage in left:
                 refuse_other_models(run_dir, models_and_encoders(recipe, stage))
             if resource_requests(recipe) or recipe.switch:
                 check_address()
-            check_inputs(recipe, fetched=True, annotations=tuple(stages) != ("collect",))
+            collected = done.get("collect", False)
+            check_inputs(recipe, fetched=True, annotations=tuple(stages) != ("collect",), collected=collected)
             from .preflight import check  # (imports torch, which takes seconds)
 
             check(recipe)

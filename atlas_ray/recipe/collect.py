@@ -70,7 +70,8 @@ class Collect(ConfigModel):
     """Which episodes of a switch, an agent or a file are kept: `all`, `successes` or `failures`. Without it successes
     of a switch and all of an agent or a file. An episode of unknown outcome is neither a success nor a failure."""
     file: str | None = None
-    """Take the trajectories from this file, or from this folder: our own JSONL, AgentTraj-L or OpenAI messages."""
+    """Take the trajectories from this file or folder: our own JSONL, AgentTraj-L or OpenAI messages. On the hub it is
+    `hf://datasets/ORG/NAME@REVISION/PATH`, where revision and path may be left out."""
     on_bad: Literal["stop", "skip"] = "stop"
     """What a record of the file does that cannot be read: `stop` the run, or be left out, counted and logged."""
     success_field: str | None = Field(default=None, min_length=1)

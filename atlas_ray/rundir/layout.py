@@ -139,6 +139,11 @@ class RunLayout:
         return self.root / "trajectories" / ".expert.part.jsonl"
 
     @property
+    def source(self) -> Path:
+        """Which file or dataset the expert trajectories were read from: commit, sizes, hashes."""
+        return self.root / "trajectories" / "source.json"
+
+    @property
     def collecting_switch(self) -> Path:
         """Directory of the switch whose episodes are collected, as it was when that began."""
         return self.root / "trajectories" / "switch"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..data.exchange import Notices, Options, check_file, import_file
+from ..data.exchange import Notices, Options, check_file, check_there, import_file
+from ..data.hub import is_on_hub
 from ..errors import InputError
 from ..recipe.loading import Collect, Recipe
 from ..rundir.progress import say
@@ -20,8 +21,12 @@ def _options(recipe: Recipe, config: Collect) -> Options:
     )
 
 
-def check_collected(recipe: Recipe) -> None:
+def check_collected(recipe: Recipe, fetched: bool) -> None:
     """Look cheaply whether the file that the recipe collects from can be read, if it has one.
+
+    Args:
+        recipe: the recipe.
+        fetched: copy what lies on the hub, and look into it; else it is only looked for.
 
     Raises:
         InputError: it is not there, or the first record that counts cannot be read.
@@ -29,7 +34,10 @@ def check_collected(recipe: Recipe) -> None:
     config = recipe.collect
     if config and config.file:
         try:
-            check_file(config.file, _options(recipe, config), config.on_bad)
+            if is_on_hub(config.file) and not fetched:
+                check_there(config.file)
+            else:
+                check_file(config.file, _options(recipe, config), config.on_bad)
         except InputError as error:
             raise _with_way_out(error, config) from None
 
@@ -65,4 +73,4 @@ def _with_way_out(error: InputError, config: Collect) -> InputError:
     if config.on_bad == "skip" or not of_record:
         return error
     message = f'{error.message} (collect.on_bad = "skip" leaves such records out)'
-    return InputError(message, error.path, error.line, error.field)
+    return InputError(message, error.path, error.line, error.field, error.code)

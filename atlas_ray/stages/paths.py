@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ..data.hub import is_on_hub
 from ..data.marked_run import read_marked_run
 from ..errors import InputError
 from ..models.fetch import known
@@ -29,20 +30,23 @@ def files(recipe: Recipe, annotations: bool = True) -> Iterator[tuple[str, str]]
         yield from ((f"finetune.pairs.files.{name}", path) for name, path in recipe.finetune.pairs.files.items())
 
 
-def check_inputs(recipe: Recipe, fetched: bool = False, annotations: bool = True) -> None:
-    """Refuse a recipe that names what is not on this machine. A name on the hub is taken as it is.
+def check_inputs(recipe: Recipe, fetched: bool = False, annotations: bool = True, collected: bool = False) -> None:
+    """Refuse a recipe that names what cannot be had here. A model's name on the hub is taken as it is.
 
     Args:
         recipe: whose names are looked at.
-        fetched: also refuse models that would have to be fetched first.
+        fetched: also refuse models that would have to be fetched first, and look into a file that lies on the hub.
         annotations: also look for files of annotations and pairs, which may be made when episodes are collected.
+        collected: the trajectories are there already, so that nothing is asked of the file that they were read from.
 
     Raises:
         InputError: names the field and what is missing, or does not go with the others.
     """
     for field, path in files(recipe, annotations):
-        _under(field, lambda path=path: _check_file(path))  # type: ignore[misc]
-    _under("collect.file", lambda: check_collected(recipe))
+        if field != "collect.file" or not (collected or is_on_hub(path)):
+            _under(field, lambda path=path: _check_file(path))  # type: ignore[misc]
+    if not collected:
+        _under("collect.file", lambda: check_collected(recipe, fetched))
     check_collecting(recipe)
     _check_calls(recipe)
     _check_failures(recipe)
@@ -88,7 +92,7 @@ def _under(field: str, look: Callable[[], object]) -> None:
     try:
         look()
     except InputError as error:
-        raise InputError(error.message, error.path, error.line, error.field or field) from None
+        raise InputError(error.message, error.path, error.line, error.field or field, error.code) from None
 
 
 def _check_file(name: str) -> None:

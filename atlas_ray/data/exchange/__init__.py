@@ -7,6 +7,7 @@ from .notices import Notices
 from .openai_messages import export_messages, import_messages
 from .preference import PAIR_FORMATS, export_pairs, import_pairs
 from .runs import FORMATS, check_file, export_run, import_file
+from .sources import check_there
 
 __all__ = [
     "FORMATS",
@@ -14,6 +15,7 @@ __all__ = [
     "Notices",
     "Options",
     "check_file",
+    "check_there",
     "export_agenttraj",
     "export_messages",
     "export_pairs",

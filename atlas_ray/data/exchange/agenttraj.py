@@ -19,6 +19,7 @@ from ...rundir.files import write_parts
 from ..records import Annotation, OnError, Trajectory
 from .conversations import Examples, Options, Reasoning
 from .flags import Unmarked, marked
+from .sources import reading
 from .survey import META
 from .trajectories import meta_row, read_items
 from .verbatim import written
@@ -60,7 +61,8 @@ def import_agenttraj(
         InputError: names file, field (``conversations[5].value``) and line; in an array ``[3].conversations[5].value``.
     """
     options = Options(success, success_field, reasoning, examples)
-    return [item for _, item in read_items(path, "conversations", source, options, on_error, dropped)]
+    with reading(path) as place:
+        return [item for _, item in read_items(place.path, "conversations", source, options, on_error, dropped)]
 
 
 def _record(item: Trajectory, annotation: Annotation | None, critical: frozenset[int]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from ...errors import EmptySelectionError, InputError
 from ..records import Annotation, OnError, Trajectory
 from .conversations import Conversation, Examples, Options
 from .reading import KEYS, read_records, refuse, turns_key
+from .sources import reading
 from .trajectories import meta_of, read_items
 from .turns import FLAGS
 
@@ -113,8 +114,15 @@ def import_annotations(
     Raises:
         InputError: also when the turns of a record carry no flag, or a turn that is no step is marked.
     """
+    with reading(path) as source:
+        return _annotations(source.path, selector, flag, on_error, dropped, Options(examples=examples))
+
+
+def _annotations(
+    path: Path, selector: str, flag: str | None, on_error: OnError, dropped: list[InputError] | None, options: Options
+) -> list[Annotation]:
     annotations = []
-    for conversation, item in read_items(path, key_of(path), "", Options(examples=examples), on_error, dropped):
+    for conversation, item in read_items(path, key_of(path), "", options, on_error, dropped):
         try:
             critical = critical_of(conversation, flag)
             if critical is None:

@@ -17,6 +17,7 @@ from ...rundir.files import write_parts
 from ..records import Annotation, OnError, Trajectory
 from .conversations import Examples, Options, Reasoning
 from .flags import Unmarked, marked
+from .sources import reading
 from .survey import META
 from .trajectories import meta_row, read_items
 from .turns import is_answer
@@ -58,7 +59,8 @@ def import_messages(
         InputError: names file, line and field (``messages[4].content``).
     """
     options = Options(success, success_field, reasoning, examples)
-    return [item for _, item in read_items(path, "messages", source, options, on_error, dropped)]
+    with reading(path) as place:
+        return [item for _, item in read_items(place.path, "messages", source, options, on_error, dropped)]
 
 
 def _line(item: Trajectory, annotation: Annotation | None, critical: frozenset[int], flag: Flag) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ...rundir.files import write_parts
 from ..pairs import Pair, Side, Turn, iter_pairs
 from ..records import Step, first_problem
 from .reading import JsonRecord, read_records
+from .sources import reading
 from .survey import META
 from .turns import beside, compose, read_agent_turn, read_observation, read_turn
 
@@ -96,7 +97,11 @@ def import_pairs(path: str | Path) -> list[Pair]:
     Raises:
         InputError: names file, line or record, and field; also when nothing is there, or an id stands twice.
     """
-    path = Path(path)
+    with reading(path) as source:
+        return _pairs(source.path)
+
+
+def _pairs(path: Path) -> list[Pair]:
     first = next(iter(read_records(path, "stop", None, peek=True)), None)
     if first is not None and "history" in first.value:
         return list(iter_pairs(path))

@@ -1,8 +1,9 @@
-"""The bytes of a user's file: plain or gzip text, line by line or as a whole, and parquet; what else it is, is said."""
+"""The bytes of a user's file: text, plain or packed, by line or as a whole, and parquet; what else it is, is said."""
 
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterator
@@ -12,10 +13,10 @@ from typing import Any, BinaryIO, cast
 
 from ...errors import InputError
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".ndjson.gz", ".parquet")
+_TEXTS, _PACKED = ("json", "jsonl", "ndjson"), ("", ".gz", ".zst")
+SUFFIXES = (*(f".{text}{packed}" for packed in _PACKED for text in _TEXTS), ".parquet")
 """How the names of files end that are read of a folder."""
 _OTHERS = (
-    (b"\x28\xb5\x2f\xfd", "is compressed by zstd: unpack it, or compress it by gzip"),
     (b"\xfd7zXZ\x00", "is compressed by xz: unpack it, or compress it by gzip"),
     (b"BZh", "is compressed by bzip2: unpack it, or compress it by gzip"),
     (b"PK\x03\x04", "is a zip archive: unpack it"),
@@ -24,7 +25,10 @@ _OTHERS = (
     (b"\xfe\xff", "is UTF-16: save it as UTF-8"),
     (b"version https://git-lfs", "is a pointer of Git LFS and not the file itself: fetch it with git lfs pull"),
 )
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _ROWS = 64
+NOTHING_TO_READ = "is a folder without a .json, .jsonl or .parquet file, or a .gz or .zst of a text"
+"""What is wrong with such a folder."""
 
 
 def files_of(path: Path) -> list[Path]:
@@ -36,7 +40,7 @@ def files_of(path: Path) -> list[Path]:
     if path.is_dir():
         found = sorted(f for f in path.glob("[!.]*") if f.name.endswith(SUFFIXES) and not f.is_dir())
         if not found:
-            raise InputError("is a folder without a .json or .jsonl file, a .gz of one, or a .parquet file", path)
+            raise InputError(NOTHING_TO_READ, path)
         return found
     if not path.is_file():
         raise InputError("no such file", path)
@@ -110,13 +114,30 @@ def whole_text(path: Path) -> str:
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     with _reading(path), path.open("rb") as plain:
-        packed = plain.read(2) == b"\x1f\x8b"
+        head = plain.read(4)
         plain.seek(0)
-        if packed:
+        if head.startswith(_GZIP):
             with gzip.open(plain) as file:
                 yield cast(BinaryIO, file)
+        elif head == _ZSTD:
+            with _unpacking(plain, path) as file:
+                yield file
         else:
             yield plain
+
+
+@contextmanager
+def _unpacking(packed: BinaryIO, path: Path) -> Iterator[BinaryIO]:
+    """What zstd has packed, some of it in memory at a time."""
+    try:
+        import pyarrow
+    except ImportError:
+        raise InputError("is a zstd file, which takes pyarrow to unpack: pip install pyarrow", path) from None
+    try:
+        with pyarrow.CompressedInputStream(packed, "zstd") as stream:
+            yield cast(BinaryIO, io.BufferedReader(stream))
+    except OSError as error:
+        raise InputError(f"is a zstd file that cannot be unpacked: {error}", path) from None
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from .outcomes import of_fields
 from .preference import PAIR_FORMATS, export_pairs
 from .raw_files import files_of
 from .reading import JsonRecord, read_records, refuse, turns_key
+from .sources import Source, reading, recorded
 from .survey import Survey
 from .trajectories import own_trajectories, own_trajectory, placed_by, read_items, unique
 from .verbatim import Verbatim, read_verbatim, verbatim_of, with_verbatim, write_verbatim
@@ -105,17 +106,20 @@ def import_file(
 ) -> int:
     """Make a run directory's expert episodes out of a file of either format, or of our own, or a folder of such files.
 
+    On this machine or the hub, ``hf://datasets/ORG/NAME@REVISION/PATH``, of which a copy is made first.
+
     Of a folder every file is read whose name ends as one of :data:`SUFFIXES`, in the order of their names; hidden files
     and folders inside are not. Equal ids are numbered across its files as they are within one, and its flags count
     together.
 
-    Writes ``trajectories/expert.jsonl``; where the flags mark some steps and not others, also
+    Writes ``trajectories/expert.jsonl``, and first ``source.json`` beside it, which says what is read, so that an
+    import that was killed goes on with the same bytes or refuses; where the flags mark some steps and not others, also
     ``annotations/SELECTOR.jsonl`` (``imported`` when the file does not name the selector); keeps what
     :func:`export_run` needs to write the turns word by word; and logs in ``events.jsonl`` what was left out or is
     unknown. One record at a time is held, and nothing is left when one of them is wrong.
 
     Args:
-        path: the file or folder.
+        path: the file or folder, here or on the hub.
         run_dir: the run directory.
         options: how records are read where they leave it open.
         on_bad: ``"stop"`` raises at the first bad record, ``"skip"`` goes on without it.
@@ -126,37 +130,47 @@ def import_file(
         How many trajectories were imported.
 
     Raises:
-        InputError: the run has expert episodes already; a file is wrong; the flags come from several selectors; a
-            folder holds no file to read; no record has ``options.success_field``; no episode is kept.
+        InputError: the run has expert episodes already; a file is wrong, or another one than before a kill; the flags
+            come from several selectors; a folder holds no file to read; no record has ``options.success_field``; no
+            episode is kept.
     """
-    path, run_dir = Path(path), Path(run_dir)
+    run_dir = Path(run_dir)
     target = RunLayout(run_dir).expert
     if target.exists():
         raise InputError("is there already and is not overwritten: choose another run directory", target)
     notices, options = notices or Notices(), options or Options()
     made = [p for p in (run_dir, target.parent) if not p.exists()]
     try:
-        with replacing(target) as part:  # in its place last: a run that has it counts as collected
-            flagged, verbatim = FlaggedSteps(), dict[str, Verbatim]()
-            with part.open("w", encoding="utf-8") as file:
-                for item in _usable(_Reading(path, options, on_bad), flagged, notices, keep):
-                    if kept := verbatim_of(item):
-                        verbatim[item.id] = kept
-                    file.write(json.dumps(item.row(), ensure_ascii=False) + "\n")
-            _check(path, options, notices, keep)
-            annotations = _one_selector(path, flagged.annotations())
-            if annotations:
-                write_annotations(RunLayout(run_dir).annotations(annotations[0].selector), annotations)
-            if verbatim:
-                write_verbatim(run_dir, verbatim)
-            for kind, values in notices.events():
-                RunLog(run_dir).event("collect", kind, **values)
+        with recorded(path, run_dir) as source:
+            _import(source, run_dir, target, options, on_bad, keep, notices)
     except BaseException:
         for folder in reversed(made):
             with suppress(OSError):
                 folder.rmdir()
         raise
     return notices.records
+
+
+def _import(
+    source: Source, run_dir: Path, target: Path, options: Options, on_bad: OnError, keep: Keep, notices: Notices
+) -> None:
+    path = source.path
+    with replacing(target) as part:  # in its place last: a run that has it counts as collected
+        flagged, verbatim = FlaggedSteps(), dict[str, Verbatim]()
+        with part.open("w", encoding="utf-8") as file:
+            for item in _usable(_Reading(path, options, on_bad), flagged, notices, keep):
+                if kept := verbatim_of(item):
+                    verbatim[item.id] = kept
+                file.write(json.dumps(item.row(), ensure_ascii=False) + "\n")
+        notices.bad[:] = map(source.renamed, notices.bad)
+        _check(path, options, notices, keep)
+        annotations = _one_selector(path, flagged.annotations())
+        if annotations:
+            write_annotations(RunLayout(run_dir).annotations(annotations[0].selector), annotations)
+        if verbatim:
+            write_verbatim(run_dir, verbatim)
+        for kind, values in notices.events():
+            RunLog(run_dir).event("collect", kind, **values)
 
 
 def _usable(reading: _Reading, flagged: FlaggedSteps, notices: Notices, keep: Keep) -> Iterator[Trajectory]:
@@ -198,7 +212,7 @@ def check_file(path: str | Path, options: Options | None = None, on_bad: OnError
     """Look cheaply whether a file, or every file of a folder, can be read: its shape and its first record.
 
     Args:
-        path: the file or folder.
+        path: the file or folder; of one on the hub a copy is made first.
         options: how records are read where they leave it open.
         on_bad: with ``"skip"`` the first record counts that can be read.
 
@@ -208,18 +222,19 @@ def check_file(path: str | Path, options: Options | None = None, on_bad: OnError
     Raises:
         InputError: it is not there, or its first record cannot be read; names file, line or record, and field.
     """
-    found, options = dict[str, None](), options or Options()
-    for file in files_of(Path(path)):
-        bad: list[InputError] = []
-        for record in read_records(file, on_bad, bad, peek=on_bad == "stop"):
-            try:
-                found[_look(record, options)] = None
-                break
-            except InputError as error:
-                refuse(error, on_bad, bad)
-        else:
-            raise bad[0] if bad else InputError("holds no record that can be read", file)
-    return ", ".join(found)
+    options = options or Options()
+    with reading(path) as source:
+        return ", ".join(dict.fromkeys(_look_at(file, options, on_bad) for file in files_of(source.path)))
+
+
+def _look_at(file: Path, options: Options, on_bad: OnError) -> str:
+    bad: list[InputError] = []
+    for record in read_records(file, on_bad, bad, peek=on_bad == "stop"):
+        try:
+            return _look(record, options)
+        except InputError as error:
+            refuse(error, on_bad, bad)
+    raise bad[0] if bad else InputError("holds no record that can be read", file)
 
 
 def _look(record: JsonRecord, options: Options) -> str:

@@ -159,7 +159,7 @@ def test_a_folder_comes_back_word_by_word(folder, tmp_path):
     assert {a.trajectory_id: a.critical for a in import_annotations(tmp_path / "out.json")} == marks
     assert import_agenttraj(tmp_path / "out.json") == read_trajectories(expert(run))
     assert (run / "imported-words.jsonl").is_file()
-    assert [p.name for p in run.glob("trajectories/*")] == ["expert.jsonl"]
+    assert sorted(p.name for p in run.glob("trajectories/*")) == ["expert.jsonl", "source.json"]
 
 
 def test_what_we_would_write_alike_needs_no_words(folder, tmp_path):

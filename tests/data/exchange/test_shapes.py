@@ -135,7 +135,7 @@ PACKED = gzip.compress(lines(*TWO).encode())
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"\x28\xb5\x2f\xfd rest", "compressed by zstd"),
+        (b"\x28\xb5\x2f\xfd rest", "zstd file that cannot be unpacked"),
         (b"\xfd7zXZ\x00 rest", "compressed by xz"),
         (b"BZh91AY", "compressed by bzip2"),
         (b"PK\x03\x04 rest", "a zip archive"),

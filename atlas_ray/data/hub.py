@@ -1,0 +1,176 @@
+"""Datasets on the Hugging Face hub, through huggingface_hub: found, and copied into its cache, at one commit.
+
+The token is ``HF_TOKEN`` of the environment and no other; ``HF_ENDPOINT`` and ``HF_HOME`` are honoured. A copy is
+written beside its place and renamed, so that a download which is cut leaves nothing that could be taken for a file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+
+SCHEME = "hf://"
+TOKEN = "HF_TOKEN"  # noqa: S105
+_PREFIX = f"{SCHEME}datasets/"
+_PART = r"[A-Za-z0-9_][\w.-]*"
+_NAME = re.compile(
+    rf"{_PREFIX}(?P<repo>{_PART}/{_PART})(?:@(?P<revision>refs/(?:convert|pr)/[^/@]+|[^/@]+))?(?:/(?P<path>.*))?"
+)
+_REPO = re.compile(rf"{_PART}/{_PART}")
+_REFUSED = (401, 403)
+
+
+@dataclass(frozen=True)
+class HubPath:
+    """A file or folder of a dataset; ``path`` is empty for the whole of it, ``revision`` None for ``main``."""
+
+    repo: str
+    path: str = ""
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        at = f"@{self.revision}" if self.revision else ""
+        return f"{_PREFIX}{self.repo}{at}{'/' if self.path else ''}{self.path}"
+
+
+def is_on_hub(name: str | Path) -> bool:
+    """Whether a name means the hub and not this machine."""
+    return str(name).startswith(SCHEME)
+
+
+def hub_path(name: str) -> HubPath:
+    """What ``hf://datasets/ORG/NAME@REVISION/PATH`` names; revision and path may be left out.
+
+    Raises:
+        InputError: it names nothing of a dataset.
+    """
+    found = _NAME.fullmatch(name)
+    path = ((found and found["path"]) or "").removesuffix("/")
+    if found is None or (path and any(part in ("", ".", "..") for part in path.split("/"))):
+        raise InputError(f"is no name of a dataset's file: write {_PREFIX}ORG/NAME/FILE", name)
+    return HubPath(found["repo"], path, found["revision"])
+
+
+def dataset_name(name: str) -> str:
+    """``name``, if it can be a dataset's on the hub.
+
+    Raises:
+        InputError: it is not of the form ``ORG/NAME``.
+    """
+    if not _REPO.fullmatch(name):
+        raise InputError(f"must be ORG/NAME, is {name!r}", None, None, "--push")
+    return name
+
+
+def hub_api() -> Any:
+    """huggingface_hub's client, with this environment's endpoint and token.
+
+    Raises:
+        InputError: huggingface_hub is not installed.
+    """
+    try:
+        from huggingface_hub import HfApi
+    except ImportError:
+        raise InputError("needs huggingface_hub: pip install 'atlas-ray[hub]'", _PREFIX) from None
+    # False: no token that somebody has saved on this machine
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ.get(TOKEN) or False)
+
+
+def find(place: HubPath, wanted: Callable[[str], bool]) -> tuple[str, list[str]]:
+    """(commit, paths in the dataset) of a file, or of the files of a folder whose names are ``wanted``.
+
+    Raises:
+        InputError: the dataset, its revision or the path is not there; no access, or no network.
+    """
+    api = hub_api()
+    with asked(place):
+        commit = api.dataset_info(place.repo, revision=place.revision).sha
+        here = {"repo_id": place.repo, "revision": commit, "repo_type": "dataset"}
+        found = api.get_paths_info(paths=[place.path], **here) if place.path else []
+        if place.path and not found:
+            raise InputError(f"no such file or folder at revision {commit}", str(place))
+        if found and hasattr(found[0], "size"):
+            return commit, [place.path]
+        entries = api.list_repo_tree(path_in_repo=place.path or None, recursive=False, **here)
+        names = sorted(entry.path for entry in entries if hasattr(entry, "size"))
+    names = [name for name in names if not name.rpartition("/")[2].startswith(".") and wanted(name)]
+    return commit, names
+
+
+def download(place: HubPath, commit: str, names: list[str]) -> Path:
+    """Copy files of a dataset at a commit to this machine, where they are not yet; a few megabytes of memory each.
+
+    Returns:
+        Where ``place`` lies now: the file itself, or the folder of the files.
+
+    Raises:
+        InputError: no access, no network, or a download that is cut again and again.
+    """
+    api, folder = hub_api(), Path()
+    for name in names:
+        with asked(place):
+            copy = api.hf_hub_download(place.repo, name, repo_type="dataset", revision=commit)
+        if name == place.path:
+            return Path(copy)
+        folder = Path(copy).parent
+    return folder
+
+
+@contextmanager
+def asked(place: HubPath) -> Iterator[None]:
+    """Say in one line, and without secrets, why the hub did not do what is asked of it inside.
+
+    Raises:
+        InputError: it did not.
+    """
+    import huggingface_hub.errors as hub
+
+    where = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    token = f"{TOKEN} is set" if os.environ.get(TOKEN) else f"{TOKEN} is not set"
+    failed = False
+    try:
+        yield
+    except hub.GatedRepoError:
+        message = (
+            f"is gated: ask for access on {where}/datasets/{place.repo}, and set {TOKEN} to a token of that account"
+        )
+    except hub.RepositoryNotFoundError:
+        message = f"there is no such dataset on {where}, or it is private and may not be read with this token ({token})"
+    except hub.RevisionNotFoundError:
+        message = f"the dataset has no revision {place.revision or 'main'!r}"
+    except hub.OfflineModeIsEnabled:
+        message = "HF_HUB_OFFLINE is set: unset it, or give a file of this machine"
+    except hub.LocalEntryNotFoundError as error:
+        message, failed = f"{where} cannot be reached: {_cause(error)}", True
+    except hub.EntryNotFoundError:
+        message = "no such file"
+    except hub.HfHubHTTPError as error:
+        status = error.response.status_code
+        message, failed = f"{where} answers {status}: try again", True
+        if status in _REFUSED:
+            message, failed = f"{where} answers {status}: the token has no right to do this ({token})", False
+    except hub.HFValidationError as error:
+        message = f"is no name of a dataset: {str(error).splitlines()[0]}"
+    except hub.HTTPError as error:  # type: ignore[attr-defined]
+        message, failed = f"{where} cannot be reached: {_cause(error)}", True
+    except OSError as error:  # of the disk, too
+        message, failed = f"cannot be copied: {error.strerror or str(error).splitlines()[0]}", True
+    else:
+        return
+    if failed:
+        raise InputError(message, str(place), code="hub_failed") from None
+    raise InputError(message, str(place)) from None
+
+
+def _cause(error: BaseException) -> str:
+    """What kind of error is behind one, without its words, which may hold a signed address."""
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    return type(error).__name__

@@ -58,7 +58,7 @@ docs: setup
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "docs: build/site/index.html"
 
-LOCKED := dev browser docs notebook jobs serve gateway gateway-ray postgres science textworld alfworld gguf minilm track clients
+LOCKED := dev browser docs notebook jobs serve gateway gateway-ray openenv postgres science textworld alfworld gguf minilm track clients
 
 # the newest versions that pyproject.toml allows, for Python 3.11 and 3.12 at once; vLLM and its CPU build replace each other,
 # and want an older setuptools and numpy than all others, so they stay out

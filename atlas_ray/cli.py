@@ -25,6 +25,7 @@ from .recipe.toml_text import value_of
 from .rundir.disk import is_full, unwritten
 from .rundir.layout import RunLayout
 from .rundir.logs import redact, where
+from .sharing.commands import env_command
 from .stages.paths import check_inputs
 from .stages.table import STAGE, done_stages
 
@@ -369,6 +370,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "gateway": _gateway,
             "models": _models,
             "doctor": _doctor,
+            "env": lambda arguments, rest: env_command(_until_a_signal, arguments, overrides(rest)),
         }
         code = others.get(arguments.command, _stages)(arguments, rest)
         _flush(getattr(arguments, "dry_run", False) or arguments.command in ("doctor", "models"))

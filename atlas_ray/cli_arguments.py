@@ -131,6 +131,21 @@ def parser() -> argparse.ArgumentParser:
     models.add_argument("action", choices=("list", "fetch"))
     models.add_argument("name", nargs="?", help="a name of the list")
     models.add_argument("--dry-run", action="store_true", help="print the source as JSON and stop")
+    env = commands.add_parser(
+        "env",
+        help="environments for others: serve one in OpenEnv's protocol",
+        description="Give an environment to others.",
+        epilog="settings of the environment follow as options: env serve openenv ScienceWorld/boil "
+        "--simplifications easy; docs/environments.md says more.",
+    )
+    actions = env.add_subparsers(dest="action", required=True, metavar="ACTION")
+    play = actions.add_parser("serve", help="answer in OpenEnv's protocol until a signal ends it")
+    play.add_argument("format", choices=("openenv",))
+    play.add_argument("env", help="an id, or module:id of an environment of your own")
+    play.add_argument("--host", default="127.0.0.1", help="on another, whoever reaches it plays (default: 127.0.0.1)")
+    play.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
+    play.add_argument("--max-sessions", type=int, default=16, help="at a time (default: 16)")
+    play.add_argument("--dry-run", action="store_true", help="print id and settings as JSON and stop")
     doctor = commands.add_parser(
         "doctor",
         help="what can run on this machine; with --env, whether an environment keeps the common dialect",

@@ -103,6 +103,13 @@ def _gymnasium(new: Callable[..., TextEnv]) -> str:
     return "gymnasium's check_env has nothing to say"
 
 
+def _flattened(space: gym.Space[str], text: str) -> None:
+    flat = gym.spaces.flatten(space, text)
+    _need(flat in gym.spaces.flatten_space(space), f"{text!r:.80} is flattened to what flatten_space does not hold")
+    back = gym.spaces.unflatten(space, flat)
+    _need(back == text, f"{text!r:.80} is flattened, and comes back as {back!r:.80}")
+
+
 def _vectorised(new: Callable[..., TextEnv]) -> str:
     """What gymnasium's vector environments do to it, without their processes."""
     env = new()
@@ -115,11 +122,13 @@ def _vectorised(new: Callable[..., TextEnv]) -> str:
             shared_memory.write_to_shared_memory(env.observation_space, 1, observation, memory)
             arrived = copy.deepcopy(seen)[1]
             _need(arrived == observation, f"{observation!r:.80} arrives as {arrived!r:.80} through shared memory")
+            _flattened(env.observation_space, observation)
+            _flattened(env.action_space, action or "")
             pickle.dumps(info)
             if env._done:
                 break
             _need("drück 日本 🎈" in env.action_space, "its action_space holds no foreign characters")
-        return "observations pass through gymnasium's shared memory, info to another process"
+        return "observations pass through gymnasium's shared memory and flatten, info to another process"
     finally:
         env.close()
 

@@ -30,7 +30,7 @@ FLOORS = (
     ("report",),
     ("stages",),
     ("preflight", "serving"),
-    ("gateway",),
+    ("gateway", "sharing"),
     ("cli_arguments", "pipeline"),
     ("sweep",),
     ("cli",),

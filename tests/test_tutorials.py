@@ -4,14 +4,20 @@ A block of ``sh`` is run as it stands, with the files that the page told to save
 title that says so, as in ``sh title="needs a GPU"``.
 """
 
+import json
 import re
+import runpy
 import shlex
 from pathlib import Path
 
 import pytest
 
 from atlas_ray.cli import main
+from atlas_ray.cli_arguments import overrides, parser
+from atlas_ray.data.gateway_record import Record
+from atlas_ray.recipe.loading import load
 from atlas_ray.rundir.files import read_json
+from atlas_ray.trajectory import read_trajectories
 
 TUTORIALS = Path(__file__).parent.parent / "docs" / "tutorials"
 BLOCK = re.compile(r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
@@ -44,10 +50,30 @@ def words(command):
 
 
 def run(command):
-    """A command of ours, in this process."""
+    """A command of ours, or a script of the page, in this process."""
     name, *arguments = words(command)
-    assert name == "atlas-ray", command
-    assert main(arguments) == 0, command
+    if name == "python":
+        runpy.run_path(*arguments)
+    else:
+        assert name == "atlas-ray", command
+        assert main(arguments) == 0, command
+
+
+NAMES = sorted(path.stem for path in TUTORIALS.glob("*.md"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_needs_something_else_is_a_command_of_today(name, saved):
+    page = saved(name)
+    assert page.commands
+    for command in page.elsewhere:
+        found = [word for word in words(command) if not re.match(r"[A-Z_]+=", word)]
+        if found[0] == "atlas-ray":
+            arguments, rest = parser().parse_known_args(found[1:])
+            if Path(getattr(arguments, "recipe", None) or "").is_file():
+                load(arguments.recipe, overrides(rest))
+            else:
+                assert rest == []
 
 
 @pytest.fixture
@@ -89,3 +115,68 @@ def test_own_environment_trains_a_model_that_plays_it(saved):
     assert arms["last"]["held_in"]["success"] == 0.25
     assert arms["last"]["trained_tokens"] < arms["all"]["trained_tokens"] / 2
     assert Path("runs/doors/report.html").is_file()
+
+
+def test_own_traces_are_there(saved):
+    run(saved("own-traces").commands[0])
+
+
+@pytest.mark.slow
+def test_own_traces_become_a_file_for_a_trainer(saved, capsys):
+    page = saved("own-traces")
+    for command in page.commands:
+        run(command)
+    said = capsys.readouterr()
+    assert "left out by collect.keep: 1 failure" in said.out + said.err and "Cohen's kappa" in said.out
+    made = [json.loads(line) for line in Path("masked.jsonl").read_text().splitlines()]
+    trained = [[m["content"] for m in row["messages"] if m["train"]] for row in made]
+    assert [len(each) for each in trained] == [1, 1] and trained[0][0].endswith("Action: open red mug")
+    again = [json.loads(line)["messages"] for line in Path("masked-too.jsonl").read_text().splitlines()]
+    assert again == [row["messages"] for row in made]
+
+
+def test_the_oracles_recipes_are_recipes(saved):
+    page = saved("oracle-vllm")
+    dry = [command for command in page.commands if "--dry-run" in command]
+    assert len(dry) == 2
+    for command in dry:
+        run(command)
+
+
+@pytest.mark.slow
+def test_the_oracle_has_episodes_and_an_estimate(saved, capsys):
+    page = saved("oracle-vllm")
+    for command in page.commands:
+        run(command)
+    assert re.search(r"80 requests, .* prompt tokens", capsys.readouterr().out)
+    assert len(read_trajectories("runs/marked/trajectories/expert.jsonl")) == 80
+
+
+def test_the_gateways_recipe_is_one(saved):
+    run(saved("agent-in-production").commands[0])
+    load("learned.toml")
+
+
+@pytest.mark.slow
+def test_the_agent_in_production_stays_in_its_budget_and_is_written_down(saved, monkeypatch, capsys):
+    page = saved("agent-in-production")
+    assert page.commands == ["atlas-ray gateway support.toml --dry-run", "atlas-ray gateway --report sessions"]
+    from gateway_parts import Upstream, gateway
+
+    upstream = Upstream()
+    there = {
+        f"gateway.{who}": f'{{model = "{name}", base_url = "{upstream.url}", price_completion = 10.0}}'
+        for who, name in (("quick", "small"), ("deepthink", "large"))
+    }
+    try:
+        with gateway(load("support.toml", there), Path("state")) as (port, _):
+            monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{port}/v1")
+            run("python agent.py")
+    finally:
+        upstream.kill()
+    assert len(upstream.requests) == 3
+    assert capsys.readouterr().out.count("calls=") == 3
+    (session,) = Record(Path("sessions")).sessions()
+    assert session.trajectory.success is True and len(session.trajectory.steps) == 3
+    run(page.commands[1])
+    assert Path("sessions/report.html").is_file()

@@ -57,6 +57,8 @@ class Renderer:
         unknown: counts what is encoded, if somebody asks for it.
     """
 
+    _prompt: Prompt = "plain"
+
     def __init__(self, tokenizer: Any, style: Style = "react") -> None:
         self.unknown: Unknown | None = None
         if tokenizer.eos_token_id is None:
@@ -126,7 +128,16 @@ class Renderer:
         return ids + self.context(observation)
 
     def render(self, trajectory: Trajectory) -> Rendered:
-        """The whole episode with the span of every turn."""
+        """The whole episode with the span of every turn.
+
+        Raises:
+            InputError: its agent calls tools, for which this prompt has no form.
+        """
+        if trajectory.tools is not None:
+            raise InputError(
+                f'trajectory {trajectory.id!r} calls tools, for which prompt = "{self._prompt}" has no form',
+                field="prompt",
+            )
         ids = list(self.header(trajectory.instruction))
         spans: list[tuple[int, int]] = []
         for step in trajectory.steps:

@@ -1,8 +1,8 @@
 """Trajectories and annotations, and the JSONL files that hold them.
 
 A trajectory line: ``{"id", "env", "task", "seed", "instruction", "steps": [{"observation", "thought"?, "action",
-"reward", "actor"?, "probability"?}], "score", "success", "source"}``; ``score`` and ``success`` are null where nobody
-knows the outcome. An annotation line: ``{"trajectory_id", "selector", "fraction",
+"reward", "actor"?, "probability"?, "parts"?}], "score", "success", "source", "tools"?}``; ``score`` and ``success`` are
+null where nobody knows the outcome. An annotation line: ``{"trajectory_id", "selector", "fraction",
 "critical": [0-based step indices], "categories"?, "reasons"?, "prompt_sha256"?, "model"?}``.
 """
 
@@ -39,11 +39,28 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+PART_GAP = "\n\n"
+"""What stands between the messages of an observation."""
+
+
+class Part(_Strict):
+    """A message of an observation: who wrote it, and how many characters (code points) of the text are its own.
+
+    ``id`` is the tool call that it answers and ``name`` the tool, where a message of the role ``tool`` says so.
+    """
+
+    role: Literal["user", "tool", "system"]
+    id: str | None = None
+    name: str | None = None
+    length: int = Field(ge=0)
+
+
 class Step(_Strict):
     """What the agent saw, thought and did, and the reward for it.
 
     ``actor`` names who took the step where several may act, ``probability`` the probability with which it was chosen
-    to act. Both are None where nobody knows.
+    to act. Both are None where nobody knows. ``parts`` are the messages of the observation, in order and with
+    :data:`PART_GAP` between them; None where it is one message of a user.
     """
 
     observation: str
@@ -52,12 +69,31 @@ class Step(_Strict):
     reward: float = 0.0
     actor: str | None = None
     probability: float | None = Field(default=None, ge=0, le=1)
+    parts: tuple[Part, ...] | None = None
+
+    @model_validator(mode="after")
+    def _parts_add_up(self) -> Self:
+        if self.parts is not None:
+            told = sum(part.length for part in self.parts) + len(PART_GAP) * max(0, len(self.parts) - 1)
+            if told != len(self.observation):
+                raise ValueError(f"parts say {told} characters, and the observation has {len(self.observation)}")
+        return self
+
+    def seen(self) -> tuple[tuple[Part, str], ...]:
+        """The messages of the observation, each with its text."""
+        found, at = [], 0
+        for part in self.parts if self.parts is not None else (Part(role="user", length=len(self.observation)),):
+            found.append((part, self.observation[at : at + part.length]))
+            at += part.length + len(PART_GAP)
+        return tuple(found)
 
 
 class Trajectory(_Strict):
     """One finished episode. ``score`` is in 0..1; ``source`` names who acted (``expert``, a model).
 
-    ``score`` and ``success`` are None where the outcome is unknown, which is never counted as a success.
+    ``score`` and ``success`` are None where the outcome is unknown, which is never counted as a success. ``tools``
+    makes it a conversation of an agent that calls tools: their JSON schemas in OpenAI's form, none where nobody said
+    them; its actions are calls (:mod:`atlas_ray.data.tool_calls`) or texts word by word. None: an episode of ours.
     """
 
     id: str = Field(min_length=1)
@@ -69,11 +105,14 @@ class Trajectory(_Strict):
     score: float | None = Field(ge=0, le=1)
     success: bool | None
     source: str
+    tools: tuple[dict[str, Any], ...] | None = None
 
     def row(self) -> dict[str, Any]:
         """The JSON object of one line; an unknown outcome stands there as null."""
-        known = self.model_dump(exclude_none=True)
-        return {name: known.get(name) for name in Trajectory.model_fields}
+        known = self.model_dump(exclude_none=True, exclude={"tools"})
+        # a null inside a schema is a value of its own
+        tools = {} if self.tools is None else {"tools": list(self.tools)}
+        return {name: known.get(name) for name in Trajectory.model_fields if name != "tools"} | tools
 
 
 class Annotation(_Strict):

@@ -70,8 +70,12 @@ class Collect(ConfigModel):
     """Which episodes of a switch, an agent or a file are kept: `all`, `successes` or `failures`. Without it successes
     of a switch and all of an agent or a file. An episode of unknown outcome is neither a success nor a failure."""
     file: str | None = None
-    """Take the trajectories from this file or folder: our own JSONL, AgentTraj-L or OpenAI messages. On the hub it is
-    `hf://datasets/ORG/NAME@REVISION/PATH`, where revision and path may be left out."""
+    """Take the trajectories from this file or folder: our own JSONL, AgentTraj-L, OpenAI messages, or records of agents
+    that call tools. On the hub it is `hf://datasets/ORG/NAME@REVISION/PATH`, where revision and path may be left
+    out."""
+    tools: str | None = Field(default=None, min_length=1)
+    """A file with the JSON schemas of the tools that an agent could call, as one list in OpenAI's form, for records
+    that do not say them."""
     on_bad: Literal["stop", "skip"] = "stop"
     """What a record of the file does that cannot be read: `stop` the run, or be left out, counted and logged."""
     success_field: str | None = Field(default=None, min_length=1)
@@ -111,7 +115,7 @@ class Collect(ConfigModel):
         distinct(self.levels, "levels")
         if bool(self.levels) == bool(self.file):
             raise ValueError("levels: give either levels to play or a file to read, not both and not neither")
-        for name in ("on_bad", "success_field", "success", "reasoning", "examples"):
+        for name in ("on_bad", "success_field", "success", "reasoning", "examples", "tools"):
             if not self.file and self._is_set(name):
                 raise ValueError(f"{name}: says how a file is read, and there is no file")
         if self.file and self.expert.words:

@@ -159,6 +159,11 @@ class RunLayout:
         return self.root / "imported-words.jsonl"
 
     @property
+    def imported_records(self) -> Path:
+        """Records of agents that call tools, as the files that were imported have them."""
+        return self.root / "imported-records.jsonl"
+
+    @property
     def trajectories_dir(self) -> Path:
         """Directory of all trajectories."""
         return self.expert.parent

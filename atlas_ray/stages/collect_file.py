@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
-from ..data.exchange import Notices, Options, check_file, check_there, import_file
+from ..data.exchange import (
+    TOOL_CALLS,
+    Notices,
+    Options,
+    WrongToolsError,
+    check_file,
+    check_there,
+    import_file,
+    tools_of,
+)
 from ..data.hub import is_on_hub
 from ..errors import InputError
 from ..recipe.loading import Collect, Recipe
@@ -18,7 +29,30 @@ def _options(recipe: Recipe, config: Collect) -> Options:
         reasoning=config.reasoning,
         examples=config.examples,
         thinking=tuple(recipe.agent.thinking),
+        tools=_tools(config.tools),
     )
+
+
+def _tools(path: str | None) -> tuple[dict[str, Any], ...]:
+    """The schemas in the file of ``collect.tools``.
+
+    Raises:
+        InputError: it is not there, or holds something else; names file and field.
+    """
+    if path is None:
+        return ()
+    try:
+        return tools_of(json.loads(Path(path).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InputError(f"no such file: {path}", field="collect.tools") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}", field="collect.tools") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"not JSON at column {error.colno}: {error.msg}", Path(path), error.lineno) from None
+    except WrongToolsError as error:
+        raise InputError(error.why, Path(path), None, error.field) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not JSON that can be read: {error}", Path(path)) from None
 
 
 def check_collected(recipe: Recipe, fetched: bool) -> None:
@@ -29,17 +63,24 @@ def check_collected(recipe: Recipe, fetched: bool) -> None:
         fetched: copy what lies on the hub, and look into it; else it is only looked for.
 
     Raises:
-        InputError: it is not there, or the first record that counts cannot be read.
+        InputError: it is not there, the first record that counts cannot be read, or models are to be tuned on tool
+            calls without a chat template.
     """
     config = recipe.collect
     if config and config.file:
         try:
+            kinds = ""
             if is_on_hub(config.file) and not fetched:
                 check_there(config.file)
             else:
-                check_file(config.file, _options(recipe, config), config.on_bad)
+                kinds = check_file(config.file, _options(recipe, config), config.on_bad)
         except InputError as error:
             raise _with_way_out(error, config) from None
+        if TOOL_CALLS in kinds and recipe.finetune and recipe.prompt == "plain":
+            raise InputError(
+                f'{config.file} holds tool calls, which only a chat template can write: set prompt = "chat"',
+                field="prompt",
+            )
 
 
 def import_collected(recipe: Recipe, run_dir: Path) -> None:

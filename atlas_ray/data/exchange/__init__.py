@@ -6,14 +6,17 @@ from .flags import import_annotations
 from .notices import Notices
 from .openai_messages import export_messages, import_messages
 from .preference import PAIR_FORMATS, export_pairs, import_pairs
-from .runs import FORMATS, check_file, export_run, import_file
+from .runs import FORMATS, TOOL_CALLS, check_file, export_run, import_file
 from .sources import check_there
+from .tool_turns import WrongToolsError, tools_of
 
 __all__ = [
     "FORMATS",
     "PAIR_FORMATS",
+    "TOOL_CALLS",
     "Notices",
     "Options",
+    "WrongToolsError",
     "check_file",
     "check_there",
     "export_agenttraj",
@@ -25,4 +28,5 @@ __all__ = [
     "import_file",
     "import_messages",
     "import_pairs",
+    "tools_of",
 ]

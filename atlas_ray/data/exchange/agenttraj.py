@@ -66,6 +66,8 @@ def import_agenttraj(
 
 
 def _record(item: Trajectory, annotation: Annotation | None, critical: frozenset[int]) -> dict[str, Any]:
+    if item.tools is not None:
+        raise InputError(f"trajectory {item.id!r} calls tools, for which AgentTraj-L has no form: export messages")
     told = written(item, "conversations")
     turns: list[dict[str, Any]] = []
     steps = {number: step for step, number in enumerate(told.action_turns)}

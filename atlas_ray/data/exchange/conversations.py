@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from ..thinking import THINKING
 from .outcomes import EpisodeOutcome, of_text
-from .reading import KEYS, JsonRecord
+from .reading import KEYS, JsonRecord, turns_key
 from .turns import AgentTurn, Turn, beside, read_agent_turn, read_turn
 
 Reasoning = Literal["drop", "thought"]
@@ -53,6 +52,7 @@ class Options:
         reasoning: ``"drop"`` leaves out what was thought beside or before an answer, ``"thought"`` makes it thought.
         examples: what becomes of leading turns that are flagged false where nothing tells whether they are an example.
         thinking: tags around what was thought, as :func:`atlas_ray.data.thinking.split_thinking` takes them.
+        tools: JSON schemas of the tools that agents could call whose records do not say them.
     """
 
     success: bool | None = None
@@ -60,6 +60,7 @@ class Options:
     reasoning: Reasoning = "drop"
     examples: Examples = "refuse"
     thinking: tuple[str, ...] = THINKING
+    tools: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class Conversation:
 
     ``action_turns`` are the indices of the turns in which the agent acts, each of which answers the turn before it.
     ``agent_turns`` has what every turn of the agent says. ``examples``: how many rounds in the head are of another
-    problem. ``beside``: the system prompt that stands beside the turns.
+    problem. ``beside``: the system prompt that stands beside the turns. ``tools``: schemas of an agent that calls
+    tools, whose steps :mod:`atlas_ray.data.exchange.tool_turns` reads; None of others.
     """
 
     record: JsonRecord
@@ -79,6 +81,7 @@ class Conversation:
     agent_turns: dict[int, AgentTurn] = field(repr=False)
     beside: str = ""
     examples: int = 0
+    tools: tuple[dict[str, Any], ...] | None = None
 
     @property
     def tail(self) -> int:
@@ -128,13 +131,7 @@ def read_conversation(
     Raises:
         InputError: names record and field.
     """
-    key = _key(record)
-    raws = record.value[key]
-    if isinstance(raws, str):  # in tables the turns often stand as a text
-        with suppress(ValueError, RecursionError):
-            raws = json.loads(raws)
-    if not isinstance(raws, list):
-        raise record.error(f"must be a list of turns, is a {type(raws).__name__}", key)
+    key, raws = raw_turns(record)
     turns = tuple(read_turn(record, raw, f"{key}[{number}]") for number, raw in enumerate(raws))
     said = {
         number: read_agent_turn(turn.text, turn.reasoning, options.thinking, options.reasoning == "thought")
@@ -147,7 +144,30 @@ def read_conversation(
     return _example_rounds(_steps(conversation), options, masked)
 
 
+def raw_turns(record: JsonRecord) -> tuple[str, list[Any]]:
+    """Under which key a record has its turns, and the turns as the file has them.
+
+    Raises:
+        InputError: it has none, two lists of them, or something else.
+    """
+    key = _key(record)
+    raws = record.value[key]
+    if isinstance(raws, str):  # in tables the turns often stand as a text
+        try:
+            raws = json.loads(raws)
+            json.dumps(raws, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise record.error("holds half of a surrogate pair, which is no character", key) from None
+        except (ValueError, RecursionError):
+            raise record.error("must be a list of turns, is a text that is no JSON", key) from None
+    if not isinstance(raws, list):
+        raise record.error(f"must be a list of turns, is a {type(raws).__name__}", key)
+    return key, raws
+
+
 def _key(record: JsonRecord) -> str:
+    if turns_key(record.value) == "traj":
+        return "traj"
     there = [k for k in KEYS[:2] if record.value.get(k) is not None]
     if len(there) > 1 and all(record.value[k] for k in there):
         raise record.error("this record has conversations and messages: leave one of them out", there[1])

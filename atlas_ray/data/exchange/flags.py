@@ -10,9 +10,10 @@ from typing import Literal
 from ...errors import EmptySelectionError, InputError
 from ..records import Annotation, OnError, Trajectory
 from .conversations import Conversation, Examples, Options
+from .meta import meta_of
 from .reading import KEYS, read_records, refuse, turns_key
 from .sources import reading
-from .trajectories import meta_of, read_items
+from .trajectories import read_items
 from .turns import FLAGS
 
 Unmarked = Literal["refuse", "drop"]

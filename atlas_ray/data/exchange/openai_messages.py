@@ -8,7 +8,7 @@ docs/formats.md lists them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,9 +16,10 @@ from ...errors import InputError
 from ...rundir.files import write_parts
 from ..records import Annotation, OnError, Trajectory
 from .conversations import Examples, Options, Reasoning
-from .flags import Unmarked, marked
+from .flags import Unmarked, key_of, marked
 from .sources import reading
 from .survey import META
+from .tool_records import original, tool_line
 from .trajectories import meta_row, read_items
 from .turns import is_answer
 from .verbatim import written
@@ -36,14 +37,16 @@ def import_messages(
     success_field: str | None = None,
     reasoning: Reasoning = "drop",
     examples: Examples = "refuse",
+    tools: Sequence[dict[str, Any]] = (),
 ) -> list[Trajectory]:
-    """Read trajectories from OpenAI messages.
+    """Read trajectories from OpenAI messages, also of agents that call tools, and from tau-bench's histories.
 
     A system (or developer) message is the instruction; without one it is empty. Then users and assistants alternate,
     and every assistant's message must hold an action as in :func:`import_agenttraj`; an acknowledgement may come first.
     What users say behind the last one is no step. Ours, for lines that :func:`export_messages` did not write: as in
     :func:`import_agenttraj`, with ``id`` of the line or ``messages_N``, the env ``unknown`` where no id names it, and
-    the line's number among the records as the seed.
+    the line's number among the records as the seed. Of agents that call tools every message is a step; docs/formats.md
+    has the rules, and those for mini-swe-agent, SWE-smith and tau-bench.
 
     Args:
         path: a file with one conversation per line, or of any other shape in docs/formats.md.
@@ -54,16 +57,20 @@ def import_messages(
         success_field: as in :func:`import_agenttraj`.
         reasoning: as in :func:`import_agenttraj`.
         examples: as in :func:`import_agenttraj`.
+        tools: JSON schemas of the tools that agents could call, for records that do not say.
 
     Raises:
         InputError: names file, line and field (``messages[4].content``).
     """
-    options = Options(success, success_field, reasoning, examples)
+    options = Options(success, success_field, reasoning, examples, tools=tuple(tools))
     with reading(path) as place:
-        return [item for _, item in read_items(place.path, "messages", source, options, on_error, dropped)]
+        key = "traj" if key_of(place.path) == "traj" else "messages"
+        return [item for _, item in read_items(place.path, key, source, options, on_error, dropped)]
 
 
 def _line(item: Trajectory, annotation: Annotation | None, critical: frozenset[int], flag: Flag) -> dict[str, Any]:
+    if item.tools is not None:
+        return tool_line(item, annotation, critical, flag, bare=flag == "weight")
     told = written(item, "messages")
     steps = {number: step for step, number in enumerate(told.action_turns)}
     messages: list[dict[str, Any]] = []
@@ -126,4 +133,35 @@ def write_messages(
     chosen = marked(items, annotations, unmarked)
     lines = (_line(told(item), annotation, critical, flag) for item, annotation, critical in chosen)
     write_parts(path, (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines))
+    return len(chosen)
+
+
+def write_originals(
+    path: str | Path,
+    items: Iterable[Trajectory],
+    annotations: Iterable[Annotation] | None,
+    flag: Flag | None,
+    unmarked: Unmarked,
+    told: Callable[[Trajectory], Trajectory],
+) -> int:
+    """Write the records of tool-calling agents as they were imported, with all their keys.
+
+    With annotations or a flag, every message carries the flag too, ``trainable`` where none is named. The file is one
+    array of records, as JSON, or one a line where its name ends in ``.jsonl``.
+
+    Raises:
+        InputError: a trajectory was not read from such a record; else as :func:`export_messages`.
+    """
+    chosen = marked(items, annotations, unmarked)
+    flags = annotations is not None or flag is not None
+    first, between, last = ("", "\n", "\n") if Path(path).suffix == ".jsonl" else ("[\n", ",\n", "\n]\n")
+
+    def parts() -> Iterator[str]:
+        for number, (item, _, critical) in enumerate(chosen):
+            record = original(told(item), critical if flags else None, flag or "trainable")
+            yield between if number else first
+            yield json.dumps(record, ensure_ascii=False)
+        yield last
+
+    write_parts(path, parts())
     return len(chosen)

@@ -29,15 +29,21 @@ _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _ROWS = 64
 NOTHING_TO_READ = "is a folder without a .json, .jsonl or .parquet file, or a .gz or .zst of a text"
 """What is wrong with such a folder."""
+_RUN_FILES = "*/*.traj.json"
+"""How mini-swe-agent lays out the trajectories of a benchmark, in a folder for each."""
 
 
 def files_of(path: Path) -> list[Path]:
     """The file itself, or the files of a folder whose names say that they can be read, in order.
 
+    Of a folder in which folders hold files ``.traj.json`` those alone are read, as mini-swe-agent writes them.
+
     Raises:
         InputError: nothing is there, or a folder holds none.
     """
     if path.is_dir():
+        if runs := sorted(f for f in path.glob(_RUN_FILES) if not f.is_dir()):
+            return runs
         found = sorted(f for f in path.glob("[!.]*") if f.name.endswith(SUFFIXES) and not f.is_dir())
         if not found:
             raise InputError(NOTHING_TO_READ, path)

@@ -15,8 +15,8 @@ from ...errors import InputError
 from ..records import OnError
 from .raw_files import is_parquet, parquet_rows, text_lines, whole_text
 
-KEYS = ("conversations", "messages", "steps")
-"""Under which a record has its turns: AgentTraj-L and ShareGPT, OpenAI messages, our own JSONL."""
+KEYS = ("conversations", "messages", "steps", "traj")
+"""Under which a record has its turns: AgentTraj-L and ShareGPT, OpenAI messages, our own JSONL, tau-bench."""
 _GAP = re.compile(r"[ \t\n\r]*")
 
 

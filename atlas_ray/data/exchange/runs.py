@@ -16,21 +16,24 @@ from ..kept import Keep, is_kept
 from ..pairs import read_pairs
 from ..records import Annotation, OnError, Trajectory, read_annotations, read_trajectories, write_annotations
 from .agenttraj import write_agenttraj
-from .conversations import Conversation, Options, read_conversation
+from .conversations import Conversation, Options
 from .flags import FlaggedSteps, Unmarked, key_of
 from .notices import Notices
-from .openai_messages import Flag, write_messages
+from .openai_messages import Flag, write_messages, write_originals
 from .outcomes import of_fields
 from .preference import PAIR_FORMATS, export_pairs
 from .raw_files import files_of
 from .reading import JsonRecord, read_records, refuse, turns_key
 from .sources import Source, reading, recorded
 from .survey import Survey
-from .trajectories import own_trajectories, own_trajectory, placed_by, read_items, unique
+from .tool_records import RecordKeeper, RecordReader
+from .trajectories import own_trajectories, own_trajectory, read_items, read_record, unique
 from .verbatim import Verbatim, read_verbatim, verbatim_of, with_verbatim, write_verbatim
 
-FORMATS = ("agenttraj", "messages", *PAIR_FORMATS)
-_SOURCES = {"conversations": "AgentTraj-L", "messages": "messages"}
+FORMATS = ("agenttraj", "messages", "original", *PAIR_FORMATS)
+_SOURCES = {"conversations": "AgentTraj-L", "messages": "messages", "traj": "tau-bench"}
+TOOL_CALLS = "tool calls"
+"""What :func:`check_file` calls records of agents that call tools."""
 _NAMES = {"conversations": "AgentTraj-L", "messages": "messages", "steps": "trajectories"}
 
 
@@ -47,8 +50,10 @@ def export_run(
     Args:
         run_dir: a run directory.
         selector: whose ``annotations/SELECTOR.jsonl``; None marks every step. Of pairs ``pairs/SELECTOR.jsonl``.
-        fmt: ``agenttraj`` or ``messages``, or for pairs of turns ``trl-pairs`` or ``llamafactory-pairs``.
-        flag: for ``messages``, the key of the mark, ``trainable`` when None; ``agenttraj`` has ``loss`` only.
+        fmt: ``agenttraj`` or ``messages``, for records of tool-calling agents also ``original``, or for pairs of turns
+            ``trl-pairs`` or ``llamafactory-pairs``.
+        flag: for ``messages``, the key of the mark, ``trainable`` when None; ``agenttraj`` has ``loss`` only;
+            ``original`` has one if ``selector`` or ``flag`` is given.
         out: the file.
         unmarked: as in :func:`export_agenttraj`.
 
@@ -73,12 +78,14 @@ def export_run(
         if selector not in there:
             raise InputError(f"has no annotations by {selector!r}, only by: {', '.join(there) or 'none'}", run_dir)
         annotations = read_annotations(RunLayout(run_dir).annotations(selector), items)
-    verbatim = read_verbatim(run_dir)
+    verbatim, records = read_verbatim(run_dir), RecordReader(run_dir)
 
     def told(item: Trajectory) -> Trajectory:
-        return with_verbatim(item, verbatim.get(item.id, {}))
+        return with_verbatim(item, verbatim.get(item.id, {})) if item.tools is None else records.with_record(item)
 
-    if fmt == "messages":
+    if fmt == "original":
+        write_originals(out, items, annotations, cast(Flag | None, flag), unmarked, told)
+    elif fmt == "messages":
         write_messages(out, items, annotations, cast(Flag, flag or "trainable"), unmarked, told)
     else:
         write_agenttraj(out, items, annotations, unmarked, told)
@@ -155,12 +162,14 @@ def _import(
     source: Source, run_dir: Path, target: Path, options: Options, on_bad: OnError, keep: Keep, notices: Notices
 ) -> None:
     path = source.path
-    with replacing(target) as part:  # in its place last: a run that has it counts as collected
+    # in its place last: a run that has it counts as collected
+    with replacing(target) as part, RecordKeeper(run_dir) as records:
         flagged, verbatim = FlaggedSteps(), dict[str, Verbatim]()
         with part.open("w", encoding="utf-8") as file:
             for item in _usable(_Reading(path, options, on_bad), flagged, notices, keep):
                 if kept := verbatim_of(item):
                     verbatim[item.id] = kept
+                records.keep(item)
                 file.write(json.dumps(item.row(), ensure_ascii=False) + "\n")
         notices.bad[:] = map(source.renamed, notices.bad)
         _check(path, options, notices, keep)
@@ -217,7 +226,8 @@ def check_file(path: str | Path, options: Options | None = None, on_bad: OnError
         on_bad: with ``"skip"`` the first record counts that can be read.
 
     Returns:
-        What it is, in words: ``"AgentTraj-L"``, ``"messages"`` or ``"trajectories"``; several joined by ``", "``.
+        What it is, in words: ``"AgentTraj-L"``, ``"messages"``, ``"tool calls"`` or ``"trajectories"``; several joined
+        by ``", "``.
 
     Raises:
         InputError: it is not there, or its first record cannot be read; names file, line or record, and field.
@@ -246,9 +256,9 @@ def _look(record: JsonRecord, options: Options) -> str:
     if turns_key(record.value) == "steps":
         own_trajectory(record)
         return _NAMES["steps"]
-    conversation = read_conversation(record, options, lambda: True, placed_by(record))
+    conversation = read_record(record, options, lambda: True)
     of_fields(record, options.success_field)
-    return _NAMES[conversation.key]
+    return _NAMES[conversation.key] if conversation.tools is None else TOOL_CALLS
 
 
 class _Reading:

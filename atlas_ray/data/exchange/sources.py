@@ -36,9 +36,13 @@ class Source:
             "file": self.name,
             "revision": self.revision,
             "files": {
-                path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files_of(self.path)
+                self._called(path): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+                for path in files_of(self.path)
             },
         }
+
+    def _called(self, path: Path) -> str:
+        return path.name if path == self.path else path.relative_to(self.path).as_posix()
 
     def renamed(self, error: InputError) -> InputError:
         """An error on a copy of a dataset's file, as one on the dataset."""

@@ -2,89 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from ...errors import InputError
 from ..records import Annotation, OnError, Step, Trajectory, first_problem
-from .conversations import Conversation, Options, read_conversation
+from .conversations import Conversation, Options, raw_turns, read_conversation
+from .meta import ANNOTATED, ITSELF, Meta, digest, meta_of
 from .outcomes import EpisodeOutcome, of_fields, of_texts
 from .reading import JsonRecord, read_records, refuse
 from .survey import META, Survey
+from .tool_records import tool_item
+from .tool_turns import is_tool_record, read_tool_conversation
 from .turns import compose, read_agent_turn, read_observation
 from .verbatim import ImportedTrajectory, WrittenTurns, origin_of
 
 _ITEM = re.compile(r"(.+)_([0-9]{1,18})")
 
 
-class _Exact(BaseModel):
-    """A step that its turns do not say exactly; ``turn`` is the digest of the turn, where it is not our own form."""
-
-    model_config = ConfigDict(extra="ignore")
-    index: int
-    thought: str | None = None
-    action: str
-    observation: str | None = None
-    turn: str | None = None
-
-    def holds(self, text: str) -> bool:
-        """Whether the turn is still the one that was written."""
-        return self.turn == _digest(text) if self.turn else compose(self.thought, self.action) == text
-
-
-class Meta(BaseModel):
-    """The object under ``atlas_ray`` in a record that we wrote: what the neighbours' formats have no place for."""
-
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
-    id: str = Field(min_length=1)
-    env: str
-    task: str
-    seed: int
-    score: float | None
-    success: bool | None
-    source: str
-    rewards: list[float]
-    actors: list[str | None] | None = None
-    probabilities: list[float | None] | None = None
-    exact_steps: list[_Exact] = []
-    head: int | None = Field(default=None, ge=0)
-    tail: int = Field(default=0, ge=0)
-    selector: str | None = Field(default=None, min_length=1)
-    fraction: float | None = Field(default=None, gt=0, le=1)
-    categories: dict[int, str] | None = None
-    reasons: dict[int, str] | None = None
-    prompt_sha256: str | None = None
-    model: str | None = None
-
-
-_ANNOTATED = ("selector", "fraction", "categories", "reasons", "prompt_sha256", "model")
-_ITSELF = ("id", "env", "task", "seed", "score", "success", "source")
-
-
-def meta_of(record: JsonRecord) -> Meta | None:
-    """The object that our own export added, or None.
-
-    Raises:
-        InputError: it is not as we write it.
-    """
-    if record.value.get(META) is None:
-        return None
-    try:
-        return Meta.model_validate_json(json.dumps(record.value[META]), strict=True)
-    except ValidationError as error:
-        field, message = first_problem(error)
-        raise record.error(message, f"{META}.{field}".rstrip(".")) from None
-
-
 def meta_row(item: Trajectory, annotation: Annotation | None, turns: WrittenTurns) -> dict[str, Any]:
     """The object under ``atlas_ray`` for a trajectory and the turns that were written for it."""
-    meta = {k: getattr(item, k) for k in _ITSELF}
+    meta = {k: getattr(item, k) for k in ITSELF}
     meta["rewards"] = [s.reward for s in item.steps]
     for name, values in (
         ("actors", [s.actor for s in item.steps]),
@@ -103,7 +46,7 @@ def meta_row(item: Trajectory, annotation: Annotation | None, turns: WrittenTurn
     if turns.tail > 1:
         meta["tail"] = turns.tail
     told = annotation.row() if annotation else {}
-    return meta | {k: told[k] for k in _ANNOTATED if k in told}
+    return meta | {k: told[k] for k in ANNOTATED if k in told}
 
 
 def _text(turn: dict[str, Any]) -> str:
@@ -118,7 +61,7 @@ def _exact(index: int, step: Step, seen: str, text: str) -> dict[str, Any] | Non
     other = read_observation(seen) != step.observation
     if other or (_ours(text) or _said(text)) != (step.thought, step.action):
         found |= {"observation": step.observation} if other else {}
-        return found if compose(step.thought, step.action) == text else found | {"turn": _digest(text)}
+        return found if compose(step.thought, step.action) == text else found | {"turn": digest(text)}
     return None
 
 
@@ -137,10 +80,6 @@ def _ours(text: str) -> tuple[str | None, str] | None:
 def _said(text: str) -> tuple[str | None, str | None]:
     said = read_agent_turn(text)
     return said.thought, said.action
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _steps(conversation: Conversation, meta: Meta | None, last_reward: float) -> tuple[Step, ...]:
@@ -255,34 +194,49 @@ def own_trajectories(path: Path, on_error: OnError, dropped: list[InputError]) -
         raise InputError("holds no trajectory that can be read", path)
 
 
-def placed_by(record: JsonRecord) -> tuple[int | None, int] | None:
-    """How many turns stand before and behind the steps, where our own export noted it."""
-    meta = meta_of(record)
-    return (meta.head, meta.tail) if meta else None
+def read_record(record: JsonRecord, options: Options, masked: Callable[[], bool]) -> Conversation:
+    """The turns of a record, of an agent that calls tools or of another; arguments as of :func:`read_conversation`.
+
+    Raises:
+        InputError: names record and field.
+    """
+    meta, (key, raws) = meta_of(record), raw_turns(record)
+    if is_tool_record(record, key, raws):
+        return read_tool_conversation(record, key, raws, options, meta)
+    return read_conversation(record, options, masked, (meta.head, meta.tail) if meta else None)
 
 
 def _item(
     record: JsonRecord, key: str, source: str, options: Options, survey: Survey
 ) -> tuple[Conversation, Trajectory]:
     meta = meta_of(record)
-    conversation = read_conversation(record, options, survey.masked, (meta.head, meta.tail) if meta else None)
+    conversation = read_record(record, options, survey.masked)
     if conversation.key != key:
         raise record.error(
             f"this record has {conversation.key}, not {key}: it is of the other format", conversation.key
         )
     if meta:
         _check_lengths(conversation, meta)
-        known, score = meta.model_dump(include=set(_ITSELF)), meta.score
+    if conversation.tools is not None:
+        return conversation, _valid(record, lambda: tool_item(conversation, meta, source, options, survey))
+    if meta:
+        known, score = meta.model_dump(include=set(ITSELF)), meta.score
     else:
         outcome = _outcome(conversation, options, survey)
         score = outcome.score
         known = {**_named(record, key), "score": score, "success": outcome.success, "source": source}
-    try:
+
+    def made() -> Trajectory:
         steps = _steps(conversation, meta, score or 0.0)
         origin = origin_of(conversation, options)
-        return conversation, ImportedTrajectory(
-            **known, instruction=conversation.instruction, steps=steps, origin=origin
-        )
+        return ImportedTrajectory(**known, instruction=conversation.instruction, steps=steps, origin=origin)
+
+    return conversation, _valid(record, made)
+
+
+def _valid(record: JsonRecord, make: Callable[[], Trajectory]) -> Trajectory:
+    try:
+        return make()
     except ValidationError as error:
         field, message = first_problem(error)
         raise record.error(message, field) from None

@@ -28,8 +28,8 @@ _ROLES: dict[str, Role] = {
 }
 _TOOLS = ("tool", "function", "function_call", "function_response", "tool_call", "tool_response", "ipython")
 _CALLS = ("tool_calls", "function_call", "tool_call_id")
-_TOLD = 'a tool call, which is not supported yet: write the call as text, "Action: NAME ARGUMENTS"'
-_REASONING = ("reasoning_content", "reasoning")
+_TOLD = 'a tool call, which is read in OpenAI messages only: write it so, or as text, "Action: NAME ARGUMENTS"'
+REASONING_KEYS = ("reasoning_content", "reasoning")
 _BESIDE = ("system", "system_prompt")
 _OBSERVATION = re.compile(
     r"\s*(?:[-*>]\s+|#{1,6}\s+)?(?P<b>\*\*|__)?(?:observation|obs)\s*\d*\s*"
@@ -148,8 +148,8 @@ def read_turn(record: JsonRecord, raw: object, where: str) -> Turn:
         content = ""
     if content is None and text_key in raw:
         raise record.error("is null, so this turn says nothing: leave the turn out, or give it text", _at(where, raw))
-    text, reasoning = _content(record, content, _at(where, raw))
-    for key in _REASONING:
+    text, reasoning = content_of(record, content, _at(where, raw))
+    for key in REASONING_KEYS:
         if isinstance(beside := raw.get(key), str) and role == "gpt" and beside not in reasoning:
             reasoning.append(beside)
     return Turn(role, text, "\n\n".join(filter(str.strip, reasoning)), raw)
@@ -164,7 +164,7 @@ def _at(where: str, raw: dict[str, Any]) -> str:
     return f"{where}.{_keys(raw)[1]}"
 
 
-def _content(record: JsonRecord, content: object, where: str) -> tuple[str, list[str]]:
+def content_of(record: JsonRecord, content: object, where: str) -> tuple[str, list[str]]:
     """(text, reasoning) of a content: a string, or parts of text, which are joined.
 
     Raises:

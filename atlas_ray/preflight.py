@@ -23,6 +23,7 @@ from .rundir.tracking import check as check_trackers
 from .selection.oracle_stage import check_oracle
 from .selection.verified_stage import is_expert
 from .stages.collect_policy import AGENT, FIELD, collecting_policy, playing_recipe
+from .stages.lacks import check_lacks
 from .stages.table import STAGES, models
 from .switching.players import check_players
 
@@ -117,8 +118,9 @@ def check(recipe: Recipe) -> None:
 
     Raises:
         InputError: a tracker, an engine, a model, an encoder or an environment that cannot be had, a chat template that
-            cannot be used, a setting that an environment refuses, more expert episodes than an environment has, or a
-            habit that an environment does not know.
+            cannot be used, a setting that an environment refuses, a selector
+            that replays what cannot be replayed, more expert episodes than an environment has, or a habit that an
+            environment does not know.
     """
     check_trackers(recipe.trackers)
     if recipe.engine.kind == "vllm":
@@ -149,4 +151,5 @@ def check(recipe: Recipe) -> None:
         if want > there:
             part = f"its split {split} has" if not spec.unbounded_episodes and "split" in spec.options else "it has"
             raise InputError(f"{want} episodes are asked for, {part} {there}", None, None, f"{field}.{name}")
+    check_lacks(recipe)
     _check_habit(recipe)

@@ -29,6 +29,7 @@ from .core import (
 )
 from .registry import (
     Family,
+    adapted,
     arguments,
     drain,
     environment_class,
@@ -63,6 +64,7 @@ __all__ = [
     "TextSpace",
     "Turn",
     "UnknownEnvironmentError",
+    "adapted",
     "arguments",
     "drain",
     "environment_class",

@@ -60,7 +60,7 @@ class Wire:
             pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             self._headers["Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
         self._timeout, self._retries = timeout, retries
-        self._verify = _certificates() if parts.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._verify = certificates() if parts.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._client: httpx.Client | None = None
         try:
             self._opened()
@@ -72,7 +72,7 @@ class Wire:
 
         self._client = self._client or httpx.Client(
             verify=self._verify,
-            trust_env=not _is_loopback(self._base.host),
+            trust_env=not is_loopback(self._base.host),
             headers=self._headers,
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # none are kept
             # servers end connections that idle for seconds, and an action sent into such an end may or may not arrive
@@ -135,7 +135,12 @@ class Wire:
             self._client = None
 
 
-def _certificates() -> ssl.SSLContext:
+def certificates() -> ssl.SSLContext:
+    """Of ``REQUESTS_CA_BUNDLE``, else what OpenSSL takes.
+
+    Raises:
+        ValueError: it names no file of certificates.
+    """
     bundle = os.environ.get("REQUESTS_CA_BUNDLE") or None
     try:
         return ssl.create_default_context(cafile=bundle)
@@ -143,7 +148,8 @@ def _certificates() -> ssl.SSLContext:
         raise ValueError(f"url: REQUESTS_CA_BUNDLE names no file of certificates: {bundle}: {error}") from None
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host name is this machine's own."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

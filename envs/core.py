@@ -156,7 +156,8 @@ class Turn:
     """What an action led to.
 
     ``score`` (0..1) is the whole episode's so far; ``reward`` is its gain unless given. ``over`` ends the task;
-    ``progress`` is the share of sub-goals reached; ``more`` goes into ``info``.
+    ``progress`` is the share of sub-goals reached; ``more`` goes into ``info``. ``truncated``: a limit of the
+    environment's own ended the episode.
     """
 
     observation: str
@@ -166,6 +167,7 @@ class Turn:
     reward: float | None = None
     progress: float | None = None
     more: Mapping[str, Any] | None = None
+    truncated: bool = False
 
 
 def _whole(text: str) -> str:
@@ -199,6 +201,8 @@ class TextEnv(gym.Env[str, str]):
     """Whether :meth:`admissible` costs little beside a step; an agent that can do without does so where it is dear."""
     reusable: ClassVar[bool] = False
     """Whether a closed episode's environment is worth keeping for the next (a process stands behind it)."""
+    wraps: ClassVar[bool] = False
+    """Whether it plays an environment of Gymnasium that is none of these, named by its task."""
     observation_space: TextSpace
     action_space: TextSpace
 
@@ -255,6 +259,14 @@ class TextEnv(gym.Env[str, str]):
         """
         raise ExpertGaveUpError(f"{type(self).__name__} has no expert")
 
+    def lacks(self) -> Mapping[str, str]:
+        """What this environment cannot do, with the reason: ``seeds``, ``replay``, ``success``. Those of others may.
+
+        Raises:
+            EnvironmentDiedError: that cannot be told now.
+        """
+        return {}
+
     def tasks(self) -> Sequence[str]:
         """Tasks that ``reset(options={"task": ...})`` can change to."""
         return (self.home_task,)
@@ -307,7 +319,7 @@ class TextEnv(gym.Env[str, str]):
         self.history.append(action)
         reward = turn.score - self.score if turn.reward is None else turn.reward
         self.score = turn.score
-        truncated = not turn.over and len(self.history) >= self.limit
+        truncated = not turn.over and (turn.truncated or len(self.history) >= self.limit)
         self._done = turn.over or truncated
         return _whole(turn.observation), reward, turn.over, truncated, self._info(turn)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from . import agentgym, alfworld, science_world, textworld, textworld_express
+from . import agentgym, alfworld, names, science_world, textworld, textworld_express
 from .babyai_levels import LEVELS
-from .registry import Family, register
+from .registry import Adapter, Family, register, register_adapter
 
 register(Family("BabyAIText", "atlas_ray.envs.babyai_text:BabyAIText", lambda: LEVELS, lambda: None))
 register(
@@ -64,3 +64,4 @@ register(
         alfworld.missing,
     )
 )
+register_adapter("openenv", Adapter("atlas_ray.envs.openenv:OpenEnv", names.openenv))

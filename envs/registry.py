@@ -33,11 +33,21 @@ class Family:
 
     def load(self) -> type[TextEnv]:
         """Its class."""
-        module, _, attribute = self.entry_point.partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        return _load(self.entry_point)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Environments behind a protocol of others, ``KIND:WHAT``: any name of them, and no list."""
+
+    entry_point: str
+    full_id: Callable[[str], str]
+    """Of a name as people write it; raises UnknownEnvironmentError."""
 
 
 FAMILIES: dict[str, Family] = {}
+_ADAPTERS: dict[str, Adapter] = {}
+_GYMNASIUM = f"{__package__}.gymnasium_text:GymnasiumText"
 _OLD = "envs"  # of this package, in names of an older version
 
 
@@ -46,6 +56,11 @@ def register(family: Family) -> None:
     FAMILIES[family.name] = family
     for task in family.tasks():
         gym.register(f"{family.name}/{task}", entry_point=family.entry_point, kwargs={"task": task})
+
+
+def register_adapter(kind: str, adapter: Adapter) -> None:
+    """Add a protocol, whose environments are named ``KIND:WHAT``."""
+    _ADAPTERS[kind] = adapter
 
 
 def ids() -> list[str]:
@@ -68,6 +83,8 @@ def full_id(name: str) -> str:
     Raises:
         UnknownEnvironmentError: no such environment; the message names the nearest ones.
     """
+    if adapter := adapted(name):
+        return _ADAPTERS[adapter].full_id(name)
     module, _, rest = name.rpartition(":")
     if foreign_module(name):
         return _foreign(module, rest)
@@ -83,9 +100,17 @@ def full_id(name: str) -> str:
     raise UnknownEnvironmentError(f"no {kind} named {task!r}{_near(task, [k.rsplit('-', 1)[0] for k in known])}")
 
 
+def adapted(name: str) -> str:
+    """Whose protocol an environment of this name is played in, ``openenv`` say; empty for one of Gymnasium."""
+    kind, colon, _ = name.partition(":")
+    return kind if colon and kind in _ADAPTERS else ""
+
+
 def foreign_module(name: str) -> str:
-    """The module that a name has Python import, empty for an environment of this package."""
+    """The module that a name has Python import, empty for an environment of this package or behind a protocol."""
     module, _, rest = name.rpartition(":")
+    if adapted(name):
+        return ""
     if module == _OLD:
         family, task = _parts(rest)
         return "" if family in FAMILIES and _versioned(task, FAMILIES[family].tasks()) else module
@@ -116,26 +141,40 @@ def _foreign(module: str, rest: str) -> str:
     return f"{module}:{rest}"
 
 
+def _load(entry_point: str) -> Any:
+    module, _, attribute = entry_point.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _entry(full: str) -> Any:
+    """What makes a registered environment of a foreign module."""
+    entry = gym.registry[full.rpartition(":")[2]].entry_point
+    return gym.envs.registration.load_env_creator(entry) if isinstance(entry, str) else entry
+
+
 def environment_class(name: str) -> type[TextEnv]:
-    """The class behind a name.
+    """The class behind a name: an adapter's for what is no :class:`TextEnv`.
 
     Raises:
-        UnknownEnvironmentError: no such environment, or it is not a :class:`TextEnv`.
+        UnknownEnvironmentError: no such environment.
     """
     full = full_id(name)
+    if adapter := adapted(full):
+        return _load(_ADAPTERS[adapter].entry_point)
     if ":" not in full:
         return FAMILIES[full.partition("/")[0]].load()
-    entry = gym.registry[full.rpartition(":")[2]].entry_point
-    found = gym.envs.registration.load_env_creator(entry) if isinstance(entry, str) else entry
-    if not (isinstance(found, type) and issubclass(found, TextEnv)):
-        raise UnknownEnvironmentError(f"{full} is no subclass of atlas_ray.envs.TextEnv")
-    return found
+    found = _entry(full)
+    return found if isinstance(found, type) and issubclass(found, TextEnv) else _load(_GYMNASIUM)
 
 
 def arguments(name: str) -> dict[str, inspect.Parameter]:
     """Keyword arguments an environment takes besides its task, its split and its step limit."""
-    parameters = inspect.signature(environment_class(name).__init__).parameters
-    return {k: p for k, p in parameters.items() if k not in ("self", "task", "split", "max_steps")}
+    cls = environment_class(name)
+    parameters = dict(inspect.signature(cls.__init__).parameters)
+    if cls.wraps:
+        parameters = {**inspect.signature(_entry(full_id(name))).parameters, **parameters}
+    hidden = ("self", "task", "split", "max_steps")
+    return {k: p for k, p in parameters.items() if k not in hidden and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
 
 
 def _check_types(cls: type[TextEnv], settings: Mapping[str, Any]) -> None:
@@ -169,9 +208,11 @@ def make(name: str, **kwargs: Any) -> TextEnv:
         MissingExtraError: it cannot run here.
     """
     full = full_id(name)
-    registered, cls = dict(gym.registry[full.rpartition(":")[2]].kwargs), environment_class(full)
+    cls = environment_class(full)
     _check_types(cls, kwargs)
-    return cls(**{**registered, **kwargs})
+    if adapted(full) or cls.wraps:
+        return cls(full, **kwargs)
+    return cls(**{**gym.registry[full.rpartition(":")[2]].kwargs, **kwargs})
 
 
 _idle: dict[tuple[Any, ...], list[TextEnv]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +76,16 @@ class EnvSpec:
         """How many different episodes there are."""
         env = envs.make(self.name, **self.options)
         return len(env.variations(env.task, env.split))
+
+    def lacks(self) -> Mapping[str, str]:
+        """What it cannot do, with the reason: see :meth:`envs.TextEnv.lacks`."""
+        if envs.environment_class(self.name).lacks is envs.TextEnv.lacks:
+            return {}
+        env = envs.make(self.name, **self.options)
+        try:
+            return env.lacks()
+        finally:
+            env.close()
 
 
 def env_spec(recipe: Recipe, name: str, max_steps: int | None, split: str) -> EnvSpec:

@@ -64,6 +64,12 @@ def check_environment(name: str, options: dict[str, Any]) -> bool:
         envs.MissingExtraError: it cannot run here.
     """
     print(f"{envs.full_id(name)}")
+    env = envs.make(name, **options)
+    try:
+        for what, why in env.lacks().items():
+            print(f"  lacks {what}: {why}")
+    finally:
+        env.close()
     failed = 0
     for check in conformance.run(name, **options):
         mark = {True: "ok      ", False: "FAILED  ", None: "skipped "}[check.ok]

@@ -230,10 +230,15 @@ def replay_specs(recipe: Recipe, trajectories: Iterable[Trajectory]) -> tuple[Sp
                 f"its environment is of the module {module}: name {name!r} in [environments] to have it played"
             )
             continue
+        if envs.adapted(name) and name not in named:  # nor whom this machine asks
+            problems[name] = Unreplayable(f"its environment is {name}: name it in [environments] to have it played")
+            continue
         try:
             found[name] = _ways(recipe, name)
             _first(found[name]).episodes()
-        except (envs.MissingExtraError, ValueError) as error:
+            if why := _first(found[name]).lacks().get("replay"):
+                raise ValueError(f"it cannot be replayed: {why}")
+        except (envs.MissingExtraError, envs.EnvironmentDiedError, ValueError) as error:
             found.pop(name, None)
             problems[name] = Unreplayable(f"{name} cannot be played here: {error}")
     return found, problems

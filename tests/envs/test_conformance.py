@@ -191,5 +191,5 @@ def test_doctor_refuses_what_it_does_not_know(capsys, arguments, words):
 
 
 def test_an_environment_that_is_no_text_environment_is_refused():
-    with pytest.raises(envs.UnknownEnvironmentError, match="no subclass"):
-        envs.environment_class("gymnasium:CartPole-v1")
+    with pytest.raises(ValueError, match="its observation_space is Box"):
+        envs.make("gymnasium:CartPole-v1")

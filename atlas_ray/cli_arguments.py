@@ -90,10 +90,15 @@ def parser() -> argparse.ArgumentParser:
         epilog="docs/formats.md says which trainers honour which flag.",
     )
     export.add_argument(
-        "--format", required=True, choices=FORMATS, help="AgentTraj-L, OpenAI messages, or pairs of turns"
+        "--format",
+        required=True,
+        choices=FORMATS,
+        help="AgentTraj-L, OpenAI messages, the original records of agents that call tools, or pairs of turns",
     )
     export.add_argument("--selector", required=True, help="whose marks, or whose pairs; `every-step` marks all")
-    export.add_argument("--flag", help="messages: key of the mark: trainable (default), train, loss or weight")
+    export.add_argument(
+        "--flag", help="messages, original: key of the mark: trainable (default), train, loss or weight"
+    )
     export.add_argument("--unmarked", choices=("refuse", "drop"), default="refuse", help="trajectories without a mark")
     export.add_argument("--out", type=Path, required=True, help="the file")
     serve = add_run_command(

@@ -46,7 +46,7 @@ class Frame:
             raise refused(f"the chat template refuses messages of user and assistant alone ({why})") from None
 
 
-def write(tokenizer: Any, messages: Sequence[dict[str, str]], ask: bool, **settings: Any) -> Any:
+def write(tokenizer: Any, messages: Sequence[dict[str, Any]], ask: bool, **settings: Any) -> Any:
     """What a template makes of messages, on :data:`TODAY`."""
     return tokenizer.apply_chat_template(
         list(messages),

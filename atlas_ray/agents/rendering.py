@@ -57,8 +57,6 @@ class Renderer:
         unknown: counts what is encoded, if somebody asks for it.
     """
 
-    _prompt: Prompt = "plain"
-
     def __init__(self, tokenizer: Any, style: Style = "react") -> None:
         self.unknown: Unknown | None = None
         if tokenizer.eos_token_id is None:
@@ -135,7 +133,7 @@ class Renderer:
         """
         if trajectory.tools is not None:
             raise InputError(
-                f'trajectory {trajectory.id!r} calls tools, for which prompt = "{self._prompt}" has no form',
+                f'trajectory {trajectory.id!r} calls tools, which only a chat template can write: set prompt = "chat"',
                 field="prompt",
             )
         ids = list(self.header(trajectory.instruction))

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import takewhile
 from typing import Any, Literal, NamedTuple
 
 from ..data.parsing import Style
-from ..data.records import Step
+from ..data.records import Step, Trajectory
 from .chat_template import frame_of, refused
-from .rendering import Prompt, Renderer
+from .rendering import Prompt, Rendered, Renderer
+from .rendering_tools import ToolRenderer
 
 _GUARD = "\n"
 _PROBE = [
@@ -87,7 +89,7 @@ class ChatRenderer(Renderer):
         self._cue = self._cue.lstrip()
         self._frame = frame_of(tokenizer, style)
         added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._special = added | set(tokenizer.all_special_ids)
+        self.special = frozenset(added | set(tokenizer.all_special_ids))
         for layout in self._choices():
             self._lay(layout)
             if self._as_whole():
@@ -96,6 +98,35 @@ class ChatRenderer(Renderer):
             raise refused("the tokenizer writes the parts of a conversation in this template otherwise than the whole")
         if self.end_of_turn in self.encode(tokenizer.convert_ids_to_tokens(self.end_of_turn)):
             raise refused("the token that ends a turn in the chat template can be written by a text")
+
+    def render(self, trajectory: Trajectory) -> Rendered:
+        """The whole episode with the span of every turn, of an agent that calls tools by :attr:`tools`.
+
+        Raises:
+            InputError: the template has no form for its calls.
+        """
+        return super().render(trajectory) if trajectory.tools is None else self.tools.render(trajectory)
+
+    @cached_property
+    def tools(self) -> ToolRenderer:
+        """The renderer of agents that call tools, made when the first of them comes.
+
+        Raises:
+            InputError: the template cannot be used for it.
+        """
+        return ToolRenderer(self, self._frame.settings)
+
+    def piece(self, text: str, inside: bool, split: bool = True) -> list[int]:
+        """Ids of a text; special tokens in it are text if ``split``. ``inside``: it stands behind no special token."""
+        guard = self._layout.guard == "everywhere" or (self._layout.guard == "inside" and inside)
+        ids = self._guarded(text, guard, split)
+        if self.unknown is not None:
+            self.unknown.note(text, len(ids))
+        return ids
+
+    def alike(self, parts: list[int], whole: list[int]) -> bool:
+        """Whether two lists of ids are the same conversation, though perhaps cut otherwise."""
+        return parts == whole or (_joins(self) and self._shown(parts) == self._shown(whole))
 
     def header(self, instruction: str) -> list[int]:
         """What stands before the first observation."""
@@ -123,7 +154,7 @@ class ChatRenderer(Renderer):
         if (
             self._layout.guard != "inside"
             or not part
-            or self._guarded(part, False, split=False)[-1] not in self._special
+            or self._guarded(part, False, split=False)[-1] not in self.special
         ):
             return self.encode(text)
         ids = self._guarded(text, False, split=True)
@@ -161,7 +192,7 @@ class ChatRenderer(Renderer):
     def _choices(self) -> Iterator[_Layout]:
         """The layouts to try, after what the template itself has to be."""
         gap, tail = (self._guarded(text, False, split=False) for text in (self._frame.gap, self._frame.tail))
-        special = self._special
+        special = self.special
         both = zip(gap, tail, strict=False)
         same = list(takewhile(lambda pair: pair[0] == pair[1] and pair[0] in special, both))
         if len(same) != 1:
@@ -174,7 +205,6 @@ class ChatRenderer(Renderer):
 
     def _as_whole(self) -> bool:
         """Whether a conversation has the ids that the tokenizer makes of the whole of it."""
-        joins = _joins(self)
         messages: list[str] = []
         for n, step in enumerate(_PROBE):
             messages.append(
@@ -182,7 +212,7 @@ class ChatRenderer(Renderer):
             )
             whole = self._guarded(self._frame.write(messages) + self._cue, False, split=False)
             parts = self.prompt(_GOAL, _PROBE[:n], step.observation)
-            if parts != whole and not (joins and self._shown(parts) == self._shown(whole)):
+            if not self.alike(parts, whole):
                 return False
             thought = f"Thought: {step.thought or ''}".rstrip() + "\n" if self.style == "react" else ""
             messages.append(f"{thought}Action: {step.action}")
@@ -191,7 +221,7 @@ class ChatRenderer(Renderer):
     def _shown(self, ids: list[int]) -> tuple[str, list[int]]:
         """The text of ids, and the special tokens among them."""
         text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return text, [i for i in ids if i in self._special]
+        return text, [i for i in ids if i in self.special]
 
 
 def _joins(renderer: ChatRenderer) -> bool:

@@ -90,17 +90,21 @@ def _refuse_constant(name: str) -> None:
 
 
 def readable(action: str) -> str:
-    """An action for people: of calls the name of each and its arguments, a line each, text as it is; others as is."""
+    """An action for people: of calls the name of each and its arguments, a line each, text as it is; others as is.
+
+    Parallel calls have their ids behind their names, by which results name them.
+    """
     calls = calls_of(action)
-    return action if calls is None else "\n".join(map(_readable, calls))
+    return action if calls is None else "\n".join(_readable(call, len(calls) > 1) for call in calls)
 
 
-def _readable(call: ToolCall) -> str:
-    lines = [f"call {call.name}" + ("" if call.arguments else " without arguments")]
-    for name, value in call.arguments.items():
+def _readable(call: ToolCall, named: bool) -> str:
+    name = f" [{call.id}]" if named and call.id is not None else ""
+    lines = [f"call {call.name}{name}" + ("" if call.arguments else " without arguments")]
+    for key, value in call.arguments.items():
         text = value if isinstance(value, str) else as_text(value)
         if isinstance(value, str) and "\n" in text:
-            lines += [f"  {name}:", *(f"    {line}" for line in text.split("\n"))]
+            lines += [f"  {key}:", *(f"    {line}" for line in text.split("\n"))]
         else:
-            lines.append(f"  {name}: {text}")
+            lines.append(f"  {key}: {text}")
     return "\n".join(lines)

@@ -12,11 +12,21 @@ import torch
 
 from ..agents.rendering import Renderer
 from ..data.records import Annotation, Trajectory
+from ..errors import InputError
 from .turn_pass import TurnPass, mark_highest
 
 
 def entropies(turns: TurnPass, renderer: Renderer, trajectory: Trajectory) -> list[float]:
-    """The entropy of the model at each action, in nats."""
+    """The entropy of the model at each action, in nats.
+
+    Raises:
+        InputError: the agent calls tools, so that nothing tells where in a turn its thought ends.
+    """
+    if trajectory.tools is not None:
+        raise InputError(
+            f"trajectory {trajectory.id!r} calls tools: entropy cannot tell thoughts from calls, take perplexity",
+            field="select.selectors",
+        )
     found = []
     for step, logits_NV in zip(trajectory.steps, turns.logits_NV.split(turns.lengths), strict=True):
         count = len(renderer.action(step.action))

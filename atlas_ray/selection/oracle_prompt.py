@@ -22,7 +22,8 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..data.records import Step, Trajectory
+from ..data.records import Part, Step, Trajectory
+from ..data.tool_calls import readable
 from .oracle_answer import (
     LONGEST_GOAL,
     LONGEST_REASON,
@@ -65,10 +66,25 @@ def _barred(letter: str, text: str) -> str:
 
 
 def step_lines(index: int, step: Step, brief: bool = False) -> str:
-    """A step as lines of the record; ``brief`` leaves the observation out."""
-    seen = "" if brief else _barred("o", step.observation)
+    """A step as lines of the record; ``brief`` leaves the observation out.
+
+    A tool call is shown by name and arguments, and each of several messages of an observation behind who wrote it.
+    """
+    seen = "" if brief else _barred("o", _observed(step))
     thought = "" if step.thought is None else _barred("t", step.thought)
-    return f"step {index}\n{seen}{thought}{_barred('a', step.action)}"
+    return f"step {index}\n{seen}{thought}{_barred('a', readable(step.action))}"
+
+
+def _observed(step: Step) -> str:
+    seen = step.seen()
+    if len(seen) < 2:
+        return step.observation
+    return "\n".join(f"({_writer(part)})\n{text}" for part, text in seen)
+
+
+def _writer(part: Part) -> str:
+    who = "the tool" if part.role == "tool" else f"the {part.role}"
+    return f"{who}{f' {part.name}' if part.name else ''}{f' [{part.id}]' if part.id else ''}"
 
 
 @dataclass(frozen=True)

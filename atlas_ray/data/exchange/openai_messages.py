@@ -128,12 +128,16 @@ def write_messages(
     told: Callable[[Trajectory], Trajectory],
 ) -> int:
     """:func:`export_messages` of what ``told`` makes of a trajectory when its turn to be written comes."""
-    if flag not in get_args(Flag):
-        raise InputError(f"must be one of {', '.join(get_args(Flag))}, is {flag!r}", None, None, "flag")
+    _check_flag(flag)
     chosen = marked(items, annotations, unmarked)
     lines = (_line(told(item), annotation, critical, flag) for item, annotation, critical in chosen)
     write_parts(path, (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines))
     return len(chosen)
+
+
+def _check_flag(flag: str) -> None:
+    if flag not in get_args(Flag):
+        raise InputError(f"must be one of {', '.join(get_args(Flag))}, is {flag!r}", None, None, "flag")
 
 
 def write_originals(
@@ -152,6 +156,7 @@ def write_originals(
     Raises:
         InputError: a trajectory was not read from such a record; else as :func:`export_messages`.
     """
+    _check_flag(flag or "trainable")
     chosen = marked(items, annotations, unmarked)
     flags = annotations is not None or flag is not None
     first, between, last = ("", "\n", "\n") if Path(path).suffix == ".jsonl" else ("[\n", ",\n", "\n]\n")

@@ -237,7 +237,7 @@ def original(item: Trajectory, critical: frozenset[int] | None, flag: str) -> di
     if critical is None:
         return record
     key, raws = raw_turns(JsonRecord(record, Path(), 0, None))
-    told: Any = flagged(raws, critical, flag, numbers=False)
+    told: Any = flagged(raws, critical, flag, numbers=flag == "weight")
     return record | {key: json.dumps(told, ensure_ascii=False) if isinstance(record[key], str) else told}
 
 

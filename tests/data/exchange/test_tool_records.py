@@ -211,7 +211,7 @@ def test_calls_are_one_text_and_every_other_text_is_none():
     assert twice == '[{"name": "x", "arguments": {"b": 1, "a": [true, null, "\u00e9"]}}, ' + (
         '{"name": "y", "arguments": {}, "id": "2"}]'
     )
-    assert readable(twice) == 'call x\n  b: 1\n  a: [true, null, "\u00e9"]\ncall y without arguments'
+    assert readable(twice) == 'call x\n  b: 1\n  a: [true, null, "\u00e9"]\ncall y [2] without arguments'
     assert readable(write_calls([ToolCall("x", {"s": "a\nb"})])) == "call x\n  s:\n    a\n    b"
     assert readable("plain\ntext") == "plain\ntext"
 

@@ -138,7 +138,7 @@ def parser() -> argparse.ArgumentParser:
     models.add_argument("--dry-run", action="store_true", help="print the source as JSON and stop")
     env = commands.add_parser(
         "env",
-        help="environments for others: serve one in OpenEnv's protocol",
+        help="environments for others: serve one in OpenEnv's protocol, or write a package for verifiers",
         description="Give an environment to others.",
         epilog="settings of the environment follow as options: env serve openenv ScienceWorld/boil "
         "--simplifications easy; docs/environments.md says more.",
@@ -146,11 +146,17 @@ def parser() -> argparse.ArgumentParser:
     actions = env.add_subparsers(dest="action", required=True, metavar="ACTION")
     play = actions.add_parser("serve", help="answer in OpenEnv's protocol until a signal ends it")
     play.add_argument("format", choices=("openenv",))
-    play.add_argument("env", help="an id, or module:id of an environment of your own")
+    play_help = "an id, or module:id of an environment of your own"
+    play.add_argument("env", help=play_help)
     play.add_argument("--host", default="127.0.0.1", help="on another, whoever reaches it plays (default: 127.0.0.1)")
     play.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
     play.add_argument("--max-sessions", type=int, default=16, help="at a time (default: 16)")
-    play.add_argument("--dry-run", action="store_true", help="print id and settings as JSON and stop")
+    package = actions.add_parser("export", help="write a package that verifiers loads and plays")
+    package.add_argument("format", choices=("verifiers",))
+    package.add_argument("env", help=play_help)
+    package.add_argument("--out", type=Path, required=True, help="a new directory")
+    for action in (play, package):
+        action.add_argument("--dry-run", action="store_true", help="print id and settings as JSON and stop")
     doctor = commands.add_parser(
         "doctor",
         help="what can run on this machine; with --env, whether an environment keeps the common dialect",

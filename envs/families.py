@@ -65,3 +65,4 @@ register(
     )
 )
 register_adapter("openenv", Adapter("atlas_ray.envs.openenv:OpenEnv", names.openenv))
+register_adapter("verifiers", Adapter("atlas_ray.envs.verifiers:Verifiers", names.verifiers))

@@ -35,7 +35,9 @@ def env_command(
         if arguments.dry_run:
             print(json.dumps({"env": envs.full_id(arguments.env), "settings": settings}, indent=2))
             return 0
-        return _serve(until_a_signal, arguments, settings)
+        if arguments.action == "serve":
+            return _serve(until_a_signal, arguments, settings)
+        return _export(arguments, settings)
     except (envs.UnknownEnvironmentError, envs.MissingExtraError, ValueError) as problem:
         if isinstance(problem, InputError):
             raise
@@ -51,3 +53,12 @@ def _serve(
         raise InputError("must be at least 1", None, None, "--max-sessions")
     serving = partial(serve, arguments.env, settings, arguments.host, arguments.port, arguments.max_sessions)
     return until_a_signal(serving, "the episodes that were going on have ended with it")
+
+
+def _export(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
+    from ..rundir.progress import say
+    from .verifiers_package import export
+
+    name = export(arguments.env, settings, arguments.out)
+    say(f"written: {arguments.out}, package {name}; `python {arguments.out / 'check.py'}` plays it")
+    return 0

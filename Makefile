@@ -17,7 +17,7 @@ IMPORTED := torch, transformers, peft, ray.data, ray.train.torch, ray.tune, ray.
 # every process would compile all of it again, and Ray starts many
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-all check format docs lock dist clean
+.PHONY: setup demo test test-all check format docs lock dist release-check clean
 
 setup: .venv/.ready
 
@@ -60,7 +60,7 @@ docs: setup
 
 LOCKED := dev browser docs notebook jobs serve gateway gateway-ray openenv postgres science textworld alfworld gguf minilm track clients
 
-# the newest versions that pyproject.toml allows, for Python 3.11 and 3.12 at once; vLLM and its CPU build replace each other,
+# the newest versions that pyproject.toml allows, for Python 3.11 to 3.13 at once; vLLM and its CPU build replace each other,
 # and want an older setuptools and numpy than all others, so they stay out
 lock:
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -72,6 +72,10 @@ lock:
 dist: setup
 	@$(BIN)/python -m pip install -q build==1.6.1
 	@$(BIN)/python -m build --outdir dist .
+
+# what is published, from fresh environments of each Python that is here: .ci/release_check.py says what is looked at
+release-check: docs
+	@$(BIN)/python .ci/release_check.py
 
 clean:
 	rm -rf .venv runs dist build

@@ -74,6 +74,12 @@ def test_links_of_files_outside_lead_to_their_places_on_the_site():
     assert led("[a](../docs/gateway.md)", "clusters/README.md", "clusters.md") == "[a](gateway.md)"
 
 
+def test_the_notebook_is_a_page_with_what_it_printed_and_its_picture():
+    made = script("hooks").notebook((ROOT / "examples" / "quickstart.ipynb").read_text(encoding="utf-8"))
+    assert made.startswith("# From trajectories to a picture\n") and made.count("```python\n") == 8
+    assert "```text\npick up the green key\n" in made and made.count("](data:image/png;base64,") == 1
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

@@ -7,6 +7,7 @@ own, and a source file that some page links to becomes a page that shows it.
 from __future__ import annotations
 
 import importlib.util
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -20,6 +21,7 @@ OUTSIDE = {
     "CHANGELOG.md": "changelog.md",
     "clusters/README.md": "clusters.md",
     "atlas_ray/weights/README.md": "weights.md",
+    "examples/quickstart.ipynb": "notebook.md",
 }
 """Files of the repository that are pages, and where on the site."""
 LANGUAGES = {".py": "python", ".toml": "toml", ".sh": "sh", ".yaml": "yaml", ".yml": "yaml"}
@@ -102,7 +104,23 @@ def foreign(site: Path) -> list[str]:
 
 
 def _text(name: str) -> str:
-    return (ROOT / name).read_text(encoding="utf-8")
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return notebook(text) if name.endswith(".ipynb") else text
+
+
+def notebook(text: str) -> str:
+    """A notebook as a page: its cells, what they printed or returned, and their pictures."""
+    parts = []
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if "image/png" in data:
+                parts.append(f"![the picture](data:image/png;base64,{data['image/png'].strip()})")
+            elif said := "".join(output.get("text") or data.get("text/plain") or ()).rstrip():
+                parts.append(f"```text\n{said}\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 def _target(link: str, origin: str) -> str:

@@ -17,6 +17,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from tests.test_light import DIRECT, documented, use
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -149,6 +151,23 @@ def test_the_demo_runs_from_the_installed_wheel(installed, tmp_path):
     assert len(results["atlas"]["arms"]) == 3 and results["londi"]["policies"]
     assert (tmp_path / "here" / "rounds.json").is_file()
     assert (tmp_path / "here" / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_light_environment_holds_a_dozen_packages_and_plays(built, tmp_path):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    options, python = {"cwd": tmp_path, "env": clean}, tmp_path / "light" / "bin" / "python"
+    run(sys.executable, "-m", "venv", tmp_path / "light", **options)
+    run(python, "-m", "pip", "install", "-q", "--no-deps", built[1], **options)
+    run(python, *documented()[1][1:], cwd=ROOT, env=clean)
+    rows = json.loads(run(python, "-m", "pip", "list", "--format=json", **options))
+    there = {canonicalize_name(row["name"]) for row in rows} - {"pip", "setuptools"}
+    assert {"atlas-ray", *DIRECT} <= there and len(there) <= 16, there
+    assert there.isdisjoint({"torch", "ray", "transformers", "scipy"})
+    assert use(python, tmp_path, clean, refused="nothing")["success"] is True
+    size = sum(path.stat().st_size for path in (tmp_path / "light" / "lib").rglob("*") if path.is_file())
+    assert size < 300 * 2**20
+    print(len(there), f"packages, {size / 2**20:.0f} MiB")
 
 
 def test_every_extra_that_a_text_names_is_there():

@@ -29,6 +29,8 @@ class BabyAIAgentGym(TextEnv):
     fulfilled, up to 1; ``info["raw_score"]`` is not cut. Success: AgentGym ended the episode.
     """
 
+    packages = ("minigrid",)
+
     def __init__(
         self,
         task: str = "babyai-v0",

@@ -8,6 +8,7 @@ code: play files from a source that you trust.
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
 import json
 import os
@@ -16,11 +17,12 @@ import sys
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from .core import Expert, ExpertGaveUpError, ExpertStep, MissingExtraError, TextEnv, Turn, UnknownEnvironmentError
+from .alfworld_expert import Guide
+from .core import Expert, ExpertGaveUpError, MissingExtraError, TextEnv, Turn, UnknownEnvironmentError
 
 TYPES = (
     "pick_and_place_simple",
@@ -37,6 +39,15 @@ FOLDERS = {"train": "train", "dev": "valid_seen", "test": "valid_unseen"}
 _GAMES = "json_2.1.1"
 _GET_GAMES = "run 'alfworld-download', and set ALFWORLD_DATA if it puts them elsewhere than ~/.cache/alfworld"
 _NOTHING = "Nothing happens."
+_TRIAL = re.compile(r"(?:^|/)([a-z_]+)-[^/]+/trial_T\d\d(\d{6})_(\d{6})_(\d{6})(?:/|$)")
+_FIRST_TRIAL = 10**16
+_PUT, _MOVE = re.compile(r"put (.+) in/on (.+)"), re.compile(r"move (.+) to (.+)")
+# what players of ALFWorld leave out of its texts, or add to them
+_BESIDE = re.compile(
+    r"^(?:-= Welcome to TextWorld, ALFRED! =-|Your task is to: .*|AVAILABLE ACTIONS: .*)$", re.MULTILINE
+)
+_ARRIVED = re.compile(r"^You arrive at [\w ]+\. ")
+_PUT_SAID = re.compile(r"^You put the (.+) in/on the (.+)\.$")
 _SOLVABLE = re.compile(rb'"solvable":\s*true')
 _TAIL_BYTES = 1 << 16
 # textworld has one parser a process, and fast-downward's translator swaps sys.stdout and sys.argv while it works
@@ -67,6 +78,15 @@ def missing() -> str | None:
     if not any(next((root / _GAMES / folder).glob("*/*/game.tw-pddl"), None) for folder in FOLDERS.values()):
         return f"ALFWorld: there are no games (game.tw-pddl) under {root / _GAMES}: {_GET_GAMES}"
     return None
+
+
+def game_of(path: str) -> tuple[str, int] | None:
+    """(type, seed) of the game that a path of ALFWorld's data names, wherever that data lies; None if it names none.
+
+    The seed is the time in the name of the trial: 190909012406369460 for ``trial_T20190909_012406_369460``.
+    """
+    found = _TRIAL.search(path)
+    return (found[1], int(found[2] + found[3] + found[4])) if found and found[1] in TYPES else None
 
 
 @functools.lru_cache(maxsize=32)
@@ -106,6 +126,10 @@ def _names(identifiers: set[str]) -> dict[str, str]:
     return names
 
 
+def _told(text: str) -> str:
+    return _PUT_SAID.sub(r"You move the \1 to the \2.", _ARRIVED.sub("", _BESIDE.sub("", text).strip()))
+
+
 class _Planner:
     """A copy of fast-downward's library, which holds the state of one game at a time."""
 
@@ -136,6 +160,7 @@ class _Game:
 
         data = json.loads(path.read_text(encoding="utf-8"))
         self.walkthrough: list[str] = data.get("walkthrough") or []
+        self.problem: str = data["pddl_problem"]
         self._planner = planner
         with _lock:
             arguments = sys.argv
@@ -156,6 +181,10 @@ class _Game:
     def won(self) -> bool:
         """Whether the goal holds."""
         return bool(self._state.check_goal())
+
+    def facts(self) -> Iterable[Any]:
+        """What holds now."""
+        return self._state.facts
 
     def say(self, rule: str, mapping: Any = None) -> str:
         """Text that the grammar derives in this state."""
@@ -187,9 +216,17 @@ class _Game:
             self._worded[key] = action.format_command({i: info.name for i, info in self._infos.items()})
         return self._worded[key]
 
+    def meant(self, command: str) -> str:
+        """A command in this game's words: until ALFWorld 0.4 they were ``put a in/on b``, and are ``move a to b``."""
+        if command not in self.commands():
+            for said, other in ((_PUT, r"move \1 to \2"), (_MOVE, r"put \1 in/on \2")):
+                if (found := said.fullmatch(command)) and found.expand(other) in self.commands():
+                    return found.expand(other)
+        return command
+
     def do(self, command: str) -> str:
-        """Carry out a command."""
-        action = self.commands().get(command)
+        """Carry out a command, in either wording of putting something somewhere."""
+        action = self.commands().get(self.meant(command))
         if action is None:
             return _NOTHING
         self._state.apply(action)
@@ -206,39 +243,12 @@ class _Game:
         return list(self._state.replan(self._infos))
 
 
-class _Guide:
-    """Follows the walkthrough of a game; where there is none, or it does not fit, it asks the planner for the rest."""
-
-    def __init__(self, game: _Game) -> None:
-        self._game, self._left = game, game.walkthrough[::-1]
-        self._said: str | None = None
-
-    def act(self) -> ExpertStep:
-        """The next command.
-
-        Raises:
-            ExpertGaveUpError: the planner finds no way to the goal from here.
-        """
-        if not self._left or self._left[-1] not in self._game.commands():
-            self._left = self._game.plan()[::-1]
-        if not self._left:
-            raise ExpertGaveUpError("ALFWorld: the planner finds no way to the goal")
-        self._said = self._left.pop()
-        return ExpertStep(thought=None, action=self._said)
-
-    def follow(self, action: str) -> None:
-        """See :meth:`Expert.follow`: after any other action than its own the planner is asked."""
-        expected = self._said if self._said is not None else self._left.pop() if self._left else None
-        self._said = None
-        if action != expected:
-            self._left = []
-
-
 class ALFWorld(TextEnv):
     """An ALFWorld household task as text.
 
     A variation is the place of a game among all those of its type, sorted by path: first the games of train, then of
-    dev (``valid_seen``), then of test (``valid_unseen``). The score is 1 when the goal is reached, else 0: the games do
+    dev (``valid_seen``), then of test (``valid_unseen``). A seed that :func:`game_of` gives names that very game, in
+    whatever split, if it is here. The score is 1 when the goal is reached, else 0: the games do
     not tell how much of it is. What is in the room is told in the first observation only, the goal in ``info`` only.
 
     Args:
@@ -252,6 +262,7 @@ class ALFWorld(TextEnv):
     """
 
     splits = tuple(FOLDERS)
+    packages = ("textworld",)
     cheap_clone: ClassVar[bool] = False
 
     def __init__(self, task: str = "all-v0", max_steps: int | None = None, split: str | None = None) -> None:
@@ -280,16 +291,48 @@ class ALFWorld(TextEnv):
     def _files(self, task: str, split: str) -> list[Path]:
         return [p for p in game_files(self._root, split) if task == "all" or p.parts[-3].startswith(f"{task}-")]
 
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        """Of textworld, and which games are here, since variations are places among them."""
+        root, found = data_folder(), super().versions()
+        if (root / _GAMES).is_dir():
+            games = [path for split in FOLDERS for path in game_files(root, split)]
+            listed = "".join(f"{path.relative_to(root)} {path.stat().st_size}\n" for path in games)
+            found["games"] = f"{len(games)} ({hashlib.sha256(listed.encode()).hexdigest()[:12]})"
+        return found
+
+    def variation_of(self, seed: int, choices: Sequence[int]) -> int:
+        """See :meth:`TextEnv.variation_of`; of a seed that names a game, that game.
+
+        Raises:
+            ValueError: that game is not here.
+        """
+        if seed < _FIRST_TRIAL:
+            return super().variation_of(seed, choices)
+        for variation, path in enumerate(self._all_files()):
+            if (game := game_of(path.as_posix())) and game[1] == seed:
+                return variation
+        raise ValueError(f"seed: the game {seed} of {self.task} is not under {self._root / _GAMES}, or is not playable")
+
+    def tells_same(self, shown: str, recorded: str) -> bool:
+        """Also where one text has what players add or leave out: the task, where they arrived, the actions there are.
+
+        And where one says ``put ... in/on`` of what the other says ``move ... to``.
+        """
+        return super().tells_same(_told(shown), _told(recorded))
+
+    def _all_files(self) -> list[Path]:
+        return [path for split in FOLDERS for path in self._files(self.task, split)]
+
     def begin(self, variation: int) -> tuple[str, str]:
         """Load a game (0.6 seconds for a kitchen)."""
         self._planner = self._planner or _Planner()
-        path = [p for split in FOLDERS for p in self._files(self.task, split)][variation]
-        self._game = _Game(path, self._planner)
+        self._game = _Game(self._all_files()[variation], self._planner)
         room, _, goal = self._game.say("#intro#").partition("Your task is to:")
         return " ".join(goal.split()), room.partition("=-")[2].strip() or room.strip()
 
     def do(self, action: str) -> Turn:
-        """One of ALFWorld's commands, in any case; of another it says that nothing happens."""
+        """One of ALFWorld's commands, in any case, of old or new wording; of another it says that nothing happens."""
         game = self._playing()
         text = game.do(" ".join(action.lower().split()))
         won = game.won
@@ -300,10 +343,10 @@ class ALFWorld(TextEnv):
         return sorted(self._playing().commands())
 
     def expert(self, cpu_seconds: float = 2.0) -> Expert:
-        """The walkthrough that comes with the game; the planner, which knows where everything is, fills in."""
+        """The walkthrough that comes with the game; where it does not fit, rules and a planner that know the state."""
         if self.history:
             raise ExpertGaveUpError("the walkthrough starts at the first step: ask for it right after reset()")
-        return _Guide(self._playing())
+        return Guide(self._playing())
 
     def clone(self) -> Self:
         """The same episode, replayed."""

@@ -121,6 +121,7 @@ class BabyAIText(TextEnv):
     """
 
     splits = SPLITS
+    packages = ("minigrid",)
     unbounded_episodes = True
 
     def __init__(self, task: str, max_steps: int | None = None, split: str | None = None) -> None:

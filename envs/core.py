@@ -9,9 +9,11 @@ An action that the environment does not know gives an observation that says so, 
 from __future__ import annotations
 
 import copy
+import importlib.metadata
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
@@ -203,6 +205,8 @@ class TextEnv(gym.Env[str, str]):
     """Whether a closed episode's environment is worth keeping for the next (a process stands behind it)."""
     wraps: ClassVar[bool] = False
     """Whether it plays an environment of Gymnasium that is none of these, named by its task."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Distributions whose version decides what an episode is; a run goes on with no other."""
     observation_space: TextSpace
     action_space: TextSpace
 
@@ -231,6 +235,14 @@ class TextEnv(gym.Env[str, str]):
     def variations(self, task: str, split: str | None) -> Sequence[int]:
         """The episodes of a task in a split (None: of all splits)."""
         raise NotImplementedError
+
+    def variation_of(self, seed: int, choices: Sequence[int]) -> int:
+        """Which of the variations ``choices`` a seed plays.
+
+        Raises:
+            ValueError: none of them.
+        """
+        return choices[seed % len(choices)]
 
     def begin(self, variation: int) -> tuple[str, str]:
         """Start an episode of ``self.task``.
@@ -267,6 +279,19 @@ class TextEnv(gym.Env[str, str]):
         """
         return {}
 
+    def tells_same(self, shown: str, recorded: str) -> bool:
+        """Whether two observations tell of one state; white space does not, and files lose some of it."""
+        return shown == recorded or shown.split() == recorded.split()
+
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        """What decides what an episode is, and its version here; of :attr:`packages` those that are installed."""
+        found = {}
+        for name in cls.packages:
+            with suppress(importlib.metadata.PackageNotFoundError):
+                found[name] = importlib.metadata.version(name)
+        return found
+
     def tasks(self) -> Sequence[str]:
         """Tasks that ``reset(options={"task": ...})`` can change to."""
         return (self.home_task,)
@@ -295,8 +320,10 @@ class TextEnv(gym.Env[str, str]):
         choices = self._choices(task, split, variation)
         super().reset(seed=seed)
         self._done, self.task = True, task
-        index = seed % len(choices) if seed is not None else int(self.np_random.integers(len(choices)))
-        self.variation = choices[index]
+        if seed is None:
+            self.variation = choices[int(self.np_random.integers(len(choices)))]
+        else:
+            self.variation = choices[0] if variation is not None else self.variation_of(seed, choices)
         self.goal, observation = map(_whole, self.begin(self.variation))
         self.score, self.history, self._done = 0.0, [], False
         return observation, self._info(Turn(observation, 0.0, progress=self.progress()))

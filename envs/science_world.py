@@ -133,6 +133,7 @@ class ScienceWorld(JvmEnv):
     """
 
     simulator = SIMULATOR
+    packages = ("scienceworld",)
     splits: ClassVar[tuple[str, ...]] = SPLITS
     cheap_list: ClassVar[bool] = False
 

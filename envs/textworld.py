@@ -281,6 +281,7 @@ class TextWorld(TextEnv):
     """
 
     splits = SPLITS
+    packages = ("textworld",)
 
     def __init__(
         self,

@@ -74,6 +74,7 @@ class TextWorldExpress(JvmEnv):
     """
 
     simulator = SIMULATOR
+    packages = ("textworld-express",)
     splits = SPLITS
 
     def __init__(self, task: str, max_steps: int | None = None, split: str | None = None, params: str = "") -> None:

@@ -93,11 +93,6 @@ class Ending:
         return self.success and (not other.success or self.steps < other.steps)
 
 
-def _same(shown: str, recorded: str) -> bool:
-    """White space does not tell states apart, and files lose some of it."""
-    return shown == recorded or shown.split() == recorded.split()
-
-
 def _replay(trajectory: Trajectory, spec: EnvSpec, begin: Begin) -> Replay:
     start = begin(spec, trajectory.seed, trajectory.id)
     env, observation, over = start.env, start.observation, False
@@ -109,7 +104,7 @@ def _replay(trajectory: Trajectory, spec: EnvSpec, begin: Begin) -> Replay:
             if over:
                 most = " (collect.max_steps raises the limit)" if len(env.history) >= env.limit else ""
                 raise ReplayError(f"{trajectory.id}: is over after {index} of its {len(actions)} steps here{most}")
-            if not _same(observation, step.observation):
+            if not env.tells_same(observation, step.observation):
                 raise ReplayError(f"{trajectory.id}: step {index} shows another observation than the recorded one")
             states.append(env.clone() if env.cheap_clone else ReplayState(spec, trajectory.seed, actions[:index]))
             observation, reward, terminated, truncated, info = env.step(step.action)

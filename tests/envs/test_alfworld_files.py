@@ -94,3 +94,78 @@ def test_unknown_tasks_are_refused(installed):
 def test_the_module_itself_imports_nothing_of_textworld():
     code = "import sys; import atlas_ray.envs.alfworld; sys.exit(bool({'textworld', 'fast_downward'} & {*sys.modules}))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+# ---- names of games, and both wordings -----------------------------------------------------------------------------
+TRIAL = "pick_two_obj_and_place-Mug-None-Desk-1/trial_T20190909_012406_369460"
+
+
+def test_a_path_of_the_data_names_a_game_wherever_it_lies():
+    seed = 190909012406369460
+    for path in (f"/x/json_2.1.1/train/{TRIAL}/game.tw-pddl", TRIAL, f"$ALFWORLD_DATA/json_2.1.1/valid_seen/{TRIAL}"):
+        assert module.game_of(path) == ("pick_two_obj_and_place", seed)
+    for path in ("x.tw-pddl", "pick_two_obj_and_place-Mug-None-Desk-1/trial_1", TRIAL.replace("two_obj_and", "three")):
+        assert module.game_of(path) is None
+
+
+def test_a_seed_that_names_a_game_plays_it_whatever_else_is_there(installed, tmp_path, monkeypatch):
+    monkeypatch.setenv("ALFWORLD_DATA", str(tmp_path))
+    name, _, trial = TRIAL.partition("/")
+    put(tmp_path, "dev", name, trial)
+    for turn in range(3):
+        put(tmp_path, "train", f"pick_two_obj_and_place-Cup-None-Bed-{turn}")
+    task, seed = module.game_of(TRIAL)
+    env = ALFWorld(f"{task}-v0", split="train")
+    monkeypatch.setattr(env, "begin", lambda variation: (str(env._all_files()[variation]), ""))
+    for split, wanted in ((None, 3), ("train", 3), ("dev", 3)):
+        env.reset(seed=seed, options={"split": split})
+        assert env.variation == wanted and TRIAL in env.goal
+    env.reset(seed=4)
+    assert env.variation == 1
+    env.reset(seed=seed, options={"variation": 2})
+    assert env.variation == 2
+    with pytest.raises(ValueError, match=f"the game {seed + 1} of {task} is not under"):
+        env.reset(seed=seed + 1)
+
+
+def test_the_version_says_which_games_are_there(installed, tmp_path, monkeypatch):
+    monkeypatch.setenv("ALFWORLD_DATA", str(tmp_path))
+    assert "games" not in ALFWorld.versions()
+    put(tmp_path, "train", "look_at_obj_in_light-CD-None-DeskLamp-1")
+    first = ALFWorld.versions()["games"]
+    assert first.startswith("1 (")
+    module.game_files.cache_clear()
+    put(tmp_path, "dev", "look_at_obj_in_light-CD-None-DeskLamp-2")
+    assert ALFWorld.versions()["games"].startswith("2 (")
+
+
+@pytest.mark.parametrize(
+    ("known", "said", "meant"),
+    [
+        ("put a mug 1 in/on desk 2", "move a mug 1 to desk 2", "put a mug 1 in/on desk 2"),
+        ("move mug 1 to desk 2", "put mug 1 in/on desk 2", "move mug 1 to desk 2"),
+        ("move mug 1 to desk 2", "put mug 1 in/on desk 1", "put mug 1 in/on desk 1"),
+        ("move mug 1 to desk 2", "put mug 1 on desk 2", "put mug 1 on desk 2"),
+        ("go to desk 2", "go to desk 2", "go to desk 2"),
+    ],
+)
+def test_both_wordings_of_putting_something_somewhere_mean_the_same(known, said, meant):
+    game = object.__new__(module._Game)
+    game._applicable = {known: None}
+    assert game.meant(said) == meant
+
+
+def test_what_players_add_or_leave_out_tells_no_states_apart(installed, tmp_path, monkeypatch):
+    monkeypatch.setenv("ALFWORLD_DATA", str(tmp_path))
+    put(tmp_path, "train", "look_at_obj_in_light-CD-None-DeskLamp-1")
+    env, room = ALFWorld(), "You are in the middle of a room. Looking quickly around you, you see a bed 1."
+    on_desk = "On the desk 1, you see a mug 1."
+    for shown, recorded in (
+        (room, f"-= Welcome to TextWorld, ALFRED! =-\n\n{room}\n\nYour task is to: put a mug in desk."),
+        (f"You arrive at desk 1. {on_desk}", on_desk),
+        (f"You arrive at loc 12. {on_desk}", f"{on_desk}\nAVAILABLE ACTIONS: look,go to bed 1"),
+        ("You move the mug 1 to the desk 1.", "You put the mug 1 in/on the desk 1."),
+    ):
+        assert env.tells_same(shown, recorded) and env.tells_same(recorded, shown)
+    assert not env.tells_same(on_desk, "On the desk 1, you see nothing.")
+    assert not env.tells_same("You move the mug 1 to the desk 1.", "You put the mug 1 in/on the desk 2.")

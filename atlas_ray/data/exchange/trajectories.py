@@ -256,15 +256,30 @@ def _named(record: JsonRecord, key: str) -> dict[str, Any]:
     """Id, env, task and seed by the record's id."""
     field = "item_id" if record.value.get("item_id") is not None else "id"
     name = record.value.get(field)
+    game = _alfworld_game(record)
     if name is None:
-        return {"id": f"{key}_{record.index}", "env": "unknown", "task": "unknown", "seed": record.index}
+        where = game or {"env": "unknown", "task": "unknown", "seed": record.index}
+        return {"id": f"{key}_{record.index}"} | where
     name = int(name) if isinstance(name, float) and name.is_integer() else name
     if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
         raise record.error(f"must be a name like webshop_6, or a number, is {name!r}", field)
+    if game:
+        return {"id": str(name)} | game
     match = _ITEM.fullmatch(str(name))
     task = match[1] if match else "alfworld" if "game_file" in record.value else "unknown"
     seed = int(match[2]) if match else name if isinstance(name, int) else record.index
     return {"id": str(name), "env": f"AgentGym/{task}-v0", "task": task, "seed": seed}
+
+
+def _alfworld_game(record: JsonRecord) -> dict[str, Any] | None:
+    """Env, task and seed of the ALFWorld game that a record names by its path."""
+    path = next((record.value[key] for key in ("game_file", "gamefile") if key in record.value), None)
+    if not isinstance(path, str):
+        return None
+    from ...envs.alfworld import game_of
+
+    game = game_of(path)
+    return {"env": f"ALFWorld/{game[0]}-v0", "task": f"{game[0]}-v0", "seed": game[1]} if game else None
 
 
 def unique(name: str, seen: set[str]) -> str:

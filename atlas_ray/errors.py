@@ -27,6 +27,7 @@ CODES = {
     "other_model": "a run was made with a model that is not here, or that holds other weights",
     "other_data": "a file that a run began to read holds other bytes now",
     "hub_failed": "a dataset's hub could not be reached, or failed",
+    "other_environment": "a run was played with another version of an environment than is here",
     "missing_stage": "a stage needs an earlier one that was not run",
     "job_copy": "a run directory would be removed with its job",
     "storage_unusable": "the storage that a recipe names cannot be used",

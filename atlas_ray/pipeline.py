@@ -25,6 +25,7 @@ from .rundir.logs import run_logging
 from .rundir.progress import duration, say
 from .rundir.tracking import follow
 from .stages.paths import check_inputs
+from .stages.same_environments import record_environments, refuse_other_environments
 from .stages.same_models import models_and_encoders, record_models, refuse_other_models
 from .stages.table import STAGE, done_stages
 from .storage.sync import RunSync, synced
@@ -133,6 +134,7 @@ def run(recipe: Recipe, run_dir: Path, stages: Sequence[str] = tuple(STAGE), ver
         if left := [stage for stage, ready in done.items() if stage in stages and not ready]:
             for stage in left:
                 refuse_other_models(run_dir, models_and_encoders(recipe, stage))
+                refuse_other_environments(recipe, run_dir, stage)
             if resource_requests(recipe) or recipe.switch:
                 check_address()
             collected = done.get("collect", False)
@@ -168,6 +170,7 @@ def _in_order(recipe: Recipe, run_dir: Path, stages: Sequence[str], sync: RunSyn
             )
         say(title)
         record_models(recipe, run_dir, stage)
+        record_environments(recipe, run_dir, stage)
         start = time.monotonic()
         STAGE[stage].run(recipe, run_dir)
         seconds[stage] = time.monotonic() - start

@@ -41,6 +41,7 @@ from .registry import (
     missing,
     register,
     release,
+    versions,
 )
 from .text_space import TextSpace
 
@@ -76,6 +77,7 @@ __all__ = [
     "missing",
     "register",
     "release",
+    "versions",
 ]
 
 

@@ -167,6 +167,15 @@ def environment_class(name: str) -> type[TextEnv]:
     return found if isinstance(found, type) and issubclass(found, TextEnv) else _load(_GYMNASIUM)
 
 
+def versions(name: str) -> dict[str, str]:
+    """By what an environment is played, and in which version: ``{"scienceworld": "1.2.3"}``; empty where it has none.
+
+    Raises:
+        UnknownEnvironmentError: no such environment.
+    """
+    return environment_class(name).versions()
+
+
 def arguments(name: str) -> dict[str, inspect.Parameter]:
     """Keyword arguments an environment takes besides its task, its split and its step limit."""
     cls = environment_class(name)

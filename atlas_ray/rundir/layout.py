@@ -88,6 +88,11 @@ class RunLayout:
         return self.root / "models.json"
 
     @property
+    def environment_versions(self) -> Path:
+        """In which versions the environments are played."""
+        return self.root / "environments.json"
+
+    @property
     def logs(self) -> Path:
         """Directory of the log files of all processes."""
         return self.root / "logs"

@@ -20,6 +20,7 @@ from ..rundir.logs import run_logging
 from ..rundir.progress import duration, say
 from ..stages.paths import check_inputs
 from ..stages.report import write_report
+from ..stages.same_environments import record_environments, refuse_other_environments
 from ..stages.same_models import models_and_encoders, record_models, refuse_other_models
 from ..storage.sync import synced
 from . import table
@@ -135,6 +136,7 @@ def train_switches(
     for trial in trials:
         pipeline.open_run(trial.recipe, trial.directory)
         record_models(trial.recipe, trial.directory, "switch")
+        record_environments(trial.recipe, trial.directory, "switch")
     for algorithm, trainable in (("dqn", switch.TrialDQN), ("sac", switch.TrialSAC)):
         own = [t for t in trials if t.recipe.switch and t.recipe.switch.algorithm == algorithm]
         if own:
@@ -152,6 +154,7 @@ def _switch(
     assert recipe.sweep is not None
     for trial in trials:
         refuse_other_models(trial.directory, models_and_encoders(trial.recipe, "switch"))
+        refuse_other_environments(trial.recipe, trial.directory, "switch")
     if unfinished:
         train_switches(recipe, run_dir, unfinished)
     lost = lambda task, attempt, why: say(f"  {task.who}: a worker died ({attempt})")  # noqa: E731

@@ -63,14 +63,14 @@ def _report(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
-    from .data.exchange import export_run
+    from .data.exchange import export_command
     from .rundir.progress import say
 
     _reject_extra(rest)
     if not _dry_run_shown(arguments):
-        selector = None if arguments.selector == "every-step" else arguments.selector
-        done = export_run(arguments.run, selector, arguments.format, arguments.flag, arguments.out, arguments.unmarked)
-        say(f"written: {done}")
+        given = (arguments.run, arguments.selector, arguments.format, arguments.flag, arguments.unmarked)
+        for line in export_command(*given, arguments.out, arguments.push, arguments.public):
+            say(line)
     return 0
 
 

@@ -100,7 +100,9 @@ def parser() -> argparse.ArgumentParser:
         "--flag", help="messages, original: key of the mark: trainable (default), train, loss or weight"
     )
     export.add_argument("--unmarked", choices=("refuse", "drop"), default="refuse", help="trajectories without a mark")
-    export.add_argument("--out", type=Path, required=True, help="the file")
+    export.add_argument("--out", type=Path, help="the file; may be left out with --push")
+    export.add_argument("--push", metavar="ORG/NAME", help="put it into this dataset on the hub, with a card; HF_TOKEN")
+    export.add_argument("--public", action="store_true", help="others may read the dataset; else it is made private")
     serve = add_run_command(
         "serve",
         "answer over HTTP with a run's switch, or with one of its models",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +121,56 @@ def download(place: HubPath, commit: str, names: list[str]) -> Path:
             return Path(copy)
         folder = Path(copy).parent
     return folder
+
+
+def push(repo: str, files: Mapping[str, Path | bytes], message: str, mark: str, public: bool) -> str:
+    """Put files into a dataset in one commit; a dataset that is not there is made, private unless ``public``.
+
+    Args:
+        repo: ``ORG/NAME``.
+        files: by their path in the dataset; those that are there under other names stay.
+        message: of the commit.
+        mark: stands in a ``README.md`` that may be replaced.
+        public: others may read it. The dataset that is there already stays as private or public as it is.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        InputError: no token, no access, no network; the dataset is public and ``public`` is not asked for, or has a
+            card of somebody's own.
+    """
+    place = HubPath(dataset_name(repo))
+    if not os.environ.get(TOKEN):
+        raise InputError(f"{TOKEN} is not set: it must hold a token that may write to {repo}", field="--push")
+    api = hub_api()
+    import huggingface_hub as hub
+
+    with asked(place):
+        try:
+            there = api.dataset_info(repo)
+        except hub.errors.RepositoryNotFoundError:
+            api.create_repo(repo, repo_type="dataset", private=not public, exist_ok=True)
+        else:
+            if not there.private and not public:
+                raise InputError("is a public dataset: give --public to publish there, or another name", str(place))
+            _refuse_own_card(api, place, there.sha, mark)
+        made = [
+            hub.CommitOperationAdd(name, str(data) if isinstance(data, Path) else data) for name, data in files.items()
+        ]
+        return str(api.create_commit(repo, made, commit_message=message, repo_type="dataset").commit_url)
+
+
+def _refuse_own_card(api: Any, place: HubPath, commit: str, mark: str) -> None:
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        card = Path(api.hf_hub_download(place.repo, "README.md", repo_type="dataset", revision=commit))
+    except EntryNotFoundError:
+        return
+    text = card.read_text(encoding="utf-8", errors="replace")
+    if mark not in text and re.sub(r"\A---\n.*?^---$", "", text, flags=re.DOTALL | re.MULTILINE).strip():
+        raise InputError("has a README.md of its own, which would be lost: push to another dataset", str(place))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from .flags import import_annotations
 from .notices import Notices
 from .openai_messages import export_messages, import_messages
 from .preference import PAIR_FORMATS, export_pairs, import_pairs
+from .pushing import export_command, push_run
 from .runs import FORMATS, TOOL_CALLS, check_file, export_run, import_file
 from .sources import check_there
 from .tool_turns import WrongToolsError, tools_of
@@ -20,6 +21,7 @@ __all__ = [
     "check_file",
     "check_there",
     "export_agenttraj",
+    "export_command",
     "export_messages",
     "export_pairs",
     "export_run",
@@ -28,5 +30,6 @@ __all__ = [
     "import_file",
     "import_messages",
     "import_pairs",
+    "push_run",
     "tools_of",
 ]

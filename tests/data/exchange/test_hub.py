@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from exchange_records import BUY, record, refused
-from hub_server import SECRET, hub_server
+from hub_server import SECRET
 
 from atlas_ray import pipeline
 from atlas_ray.cli import main
@@ -24,19 +24,6 @@ from atlas_ray.rundir.layout import RunLayout
 from atlas_ray.trajectory import read_trajectories
 
 NAME = "hf://datasets/org/walks"
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A hub, and an empty cache for its files."""
-    import huggingface_hub.constants as constants
-
-    with hub_server() as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        yield server
 
 
 def lines(*records):

@@ -60,7 +60,7 @@ class Game:
         self._tasks: list[Any] = []
         self._left = iter(self._env.taskset)
         self._words: queue.Queue[tuple[str, Any]] = queue.Queue()
-        self._token = secrets.token_hex(16)
+        self._token = ""
         self._answer: asyncio.Future[str] | None = None
         self._playing: asyncio.Task[None] | None = None
         self._loop = asyncio.new_event_loop()
@@ -98,6 +98,8 @@ class Game:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join(_END)
+        if not self._thread.is_alive():
+            self._loop.close()
 
     def _submit(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(_END)
@@ -146,6 +148,7 @@ class Game:
 
     async def _start(self, task: Any) -> None:
         await self._abandon()
+        self._token = secrets.token_hex(16)  # a late request of the episode before is nobody's turn
         self._playing = asyncio.get_running_loop().create_task(self._play(task))
 
     async def _play(self, task: Any) -> None:
@@ -159,7 +162,7 @@ class Game:
             self._words.put(("lost", f"{type(error).__name__}: {error}"))
 
     async def _asked(self, request: web.Request) -> web.Response:
-        if request.headers.get(_HEADER) != self._token:
+        if not self._token or request.headers.get(_HEADER) != self._token:
             return web.json_response({"error": {"message": "not for you"}}, status=401)
         body = await request.json()
         if self._answer is not None:

@@ -158,6 +158,22 @@ def test_the_java_families_in_vector_environments(jvms, name, mode):
     env.close()
 
 
+@pytest.mark.slow  # makes games
+@pytest.mark.parametrize("mode", MODES)
+def test_textworld_in_vector_environments(cache, mode):
+    pytest.importorskip("textworld")
+    name = "TextWorld/treasure-hunter-5-v0"
+    vector = gym.make_vec(f"atlas_ray.envs:{name}", num_envs=2, vectorization_mode=mode, cache=str(cache))
+    seen, _ = vector.reset(seed=0)
+    env = envs.make(name, cache=str(cache))
+    assert seen[0] == env.reset(seed=0)[0]
+    for action in ("look", "drück 日本 🎈"):
+        seen, _, _, _, _ = vector.step((action, action))
+        assert seen[0] == env.step(action)[0]
+    assert sorted(vector.call("admissible")[0]) == sorted(env.admissible())
+    vector.close()
+
+
 @pytest.fixture
 def fremd(tmp_path, monkeypatch):
     (tmp_path / "fremd.py").write_text(FOREIGN, encoding="utf-8")

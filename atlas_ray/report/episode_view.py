@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..data.records import Annotation, Step, Trajectory, first_problem
+from ..data.tool_calls import readable
 from ..errors import InputError
 from ..rundir.layout import RunLayout
 from .page import NOTHING, Html, el, missing, short
@@ -68,7 +69,7 @@ def _step(number: int, step: Step, marks: Sequence[_Mark]) -> Html:
     told = [el("p", head, cls="head"), el("p", short(step.observation, _SEEN), cls="seen")]
     if step.thought:
         told.append(el("p", short(step.thought, _LONG), cls="thought"))
-    told.append(el("p", short(step.action, _LONG), cls="action"))
+    told.append(el("p", short(readable(step.action), _LONG), cls="action"))
     cells = [_cell(mark) for mark in marks]
     return el("li", el("div", told, cls="told"), cells, cls="marked" if any(m.marked for m in marks) else "step")
 

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..data.records import Annotation, Step, Trajectory, first_problem
+from ..data.tool_calls import readable
 from ..errors import InputError
 from .episode_view import RecordedEpisode, recorded_episodes
 from .page import short
@@ -116,7 +117,7 @@ def _episode(
 
 def _step(step: Step, texts: _Texts) -> dict[str, Any]:
     """What it saw, thought and did as places of texts; what is not known is left out."""
-    row: dict[str, Any] = {"o": texts.place(step.observation), "a": texts.place(step.action)}
+    row: dict[str, Any] = {"o": texts.place(step.observation), "a": texts.place(readable(step.action))}
     if step.thought:
         row["t"] = texts.place(step.thought)
     if step.reward:

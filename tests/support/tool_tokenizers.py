@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 CHATML = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 LLAMA = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"]
@@ -43,6 +43,8 @@ def tokenizer_of(family, template=None):
 
 def model_with_tools(path, family="qwen2.5"):
     """A directory with a small model of random weights and such a tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     tokenizer = tokenizer_of(family)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

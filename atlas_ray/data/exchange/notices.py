@@ -9,6 +9,7 @@ from typing import Any
 
 from ...errors import InputError
 from ..kept import Outcomes
+from ..reasons import Reasons, counted, told
 from ..records import Trajectory
 from .conversations import Conversation, Options
 from .outcomes import at_field
@@ -81,6 +82,8 @@ class Notices:
         if self.bad:
             yield f"{_many(len(self.bad), 'record', 'records')} could not be read and left out; the first:"
             yield from (f"  {error}" for error in self.bad[:_SHOWN])
+            if len(self.bad) > _SHOWN:
+                yield f"  of all: {told(self._reasons())}"
         if any(self.left_out):
             yield f"left out by collect.keep: {self.left_out.words()}"
         if self.without_field:
@@ -98,7 +101,8 @@ class Notices:
     def events(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(kind, values) of what goes to ``events.jsonl``."""
         if self.bad:
-            yield "dropped", {"records": len(self.bad), "why": [str(error) for error in self.bad[:_SHOWN]]}
+            why = [str(error) for error in self.bad[:_SHOWN]]
+            yield "dropped", {"records": len(self.bad), "why": why, "reasons": dict(self._reasons())}
         if any(self.left_out):
             yield "left out", {**self.left_out._asdict(), "why": "collect.keep"}
         if self.unknown:
@@ -106,3 +110,7 @@ class Notices:
         for kind in _WORDS:
             if self.counts[kind]:
                 yield f"import: {kind}", {"turns": self.counts[kind], "trajectories": self.of[kind]}
+
+    def _reasons(self) -> Reasons:
+        """Why records were left out, and how many for each reason, wherever in them it is."""
+        return counted(f"{error.field}: {error.message}" if error.field else error.message for error in self.bad)

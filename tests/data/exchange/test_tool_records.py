@@ -191,7 +191,7 @@ def test_records_come_back_with_every_key(tmp_path, shape):
 
 
 def test_any_trajectory_comes_back_exactly(tmp_path):
-    items = [drawn(seed) for seed in range(60)]
+    items = [drawn(seed) for seed in range(40)]
     export_messages(tmp_path / "a.jsonl", items)
     for options in ({}, {"reasoning": "thought"}, {"tools": [LOOK], "success": True}):
         assert import_messages(tmp_path / "a.jsonl", **options) == items
@@ -201,7 +201,7 @@ def test_any_trajectory_comes_back_exactly(tmp_path):
 
 
 def test_calls_are_one_text_and_every_other_text_is_none():
-    for item in (drawn(seed) for seed in range(60)):
+    for item in (drawn(seed) for seed in range(20)):
         for step in item.steps:
             calls = calls_of(step.action)
             assert calls is None or write_calls(calls) == step.action
@@ -295,6 +295,19 @@ def test_a_run_that_failed_before_it_began_is_refused_and_can_be_left_out(tmp_pa
     error = refused(import_file, path, tmp_path / "run")
     assert error.field == "[0].traj" and "the run failed: Rate limit reached" in error.message
     assert import_file(path, tmp_path / "run", on_bad="skip") == 1
+
+
+def test_records_that_are_left_out_are_counted_by_reason(tmp_path):
+    failed = [tau(0.0, n, traj=[], info={"error": "Rate limit"}) for n in range(3)]
+    broken = copy.deepcopy([tau(), tau()])
+    for record, field in zip(broken, (4, 6), strict=True):
+        record["traj"][field]["tool_calls"][0]["function"]["arguments"] = "{"
+    notices = Notices()
+    import_file(write(tmp_path / "a.json", *failed, *broken, tau()), tmp_path / "run", on_bad="skip", notices=notices)
+    (event,) = [values for kind, values in notices.events() if kind == "dropped"]
+    assert list(event["reasons"].values()) == [3, 2]
+    (line,) = [line for line in notices.lines() if "of all" in line]
+    assert "3 times [0].traj: is empty, because the run failed: Rate limit; 2 times [3].traj[4].tool_calls" in line
 
 
 @pytest.mark.parametrize("tools", ["{", [3], [{"type": "function"}], {"name": "x"}])

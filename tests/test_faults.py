@@ -112,6 +112,7 @@ def scores(run):
     return {(r["model"], r["seed"]): (r["success"], r["trajectory"]) for r in found}, found
 
 
+@pytest.mark.slow
 def test_kills_of_a_worker_an_engine_and_the_driver_lose_nothing_and_repeat_nothing(trained, ray_session, capsys):
     recipe, run = trained("killed")
     driver = start(recipe, run)

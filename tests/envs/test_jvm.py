@@ -220,6 +220,7 @@ def gold(seed):
             return actions
 
 
+@pytest.mark.slow
 def test_a_roll_out_loses_one_episode_and_says_so():
     agent = _Killer(gold(0))
     first, second = rollout(agent, ([start_episode(GAME, seed)] for seed in (0, 0)))

@@ -91,6 +91,7 @@ def test_a_lone_surrogate_does_not_stop_the_report(tmp_path):
     check(build_report(tmp_path).read_text())
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_bytes(tmp_path):
     write_run(tmp_path)
     first = build_report(tmp_path).read_bytes()

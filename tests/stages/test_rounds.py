@@ -348,6 +348,7 @@ def test_rounds_whose_machine_is_lost_go_on_from_their_storage(whole, tmp_path, 
     assert timeless(read_json(RunLayout(two).rounds)) == timeless(read_json(RunLayout(unbroken).rounds))
 
 
+@pytest.mark.slow
 def test_the_recipe_that_ships_plays_a_small_round(tmp_path, capsys):
     given = {"workers": "0", "rounds.arms": '["calls"]', "switch.levels": '["GoToLocalS5N2"]'}
     given["switch.models"] = '["tiny-quick", "expert"]'

@@ -60,6 +60,7 @@ def train_run(
     validate: Callable[[Any], float] | None = None,
     keep: Callable[[Any], None] = lambda model: None,
     on_save: Callable[[], None] = lambda: None,
+    unread: Path | None = None,
 ) -> Counts:
     """Train ``model`` in place; call it on every worker of the group with the same arguments.
 
@@ -81,15 +82,16 @@ def train_run(
         validate: gives the score of the model; called on every worker, every ``config.validation.every`` steps.
         keep: called on every worker with the model whenever it has the best score so far.
         on_save: called after every saved state, on the first worker.
+        unread: the directory of the weights of a ``model`` that has none yet, see :mod:`atlas_ray.finetune.shares`.
 
     Raises:
         EmptySelectionError: an optimiser step has no token to train.
         DivergedError: the loss or the gradient is NaN or infinite.
         StorageError: a state could not be written.
-        InputError: FSDP2 cannot shard this kind of model.
+        InputError: FSDP2 cannot shard this kind of model, or its weights cannot be read.
     """
     group = group or ProcessGroup()
-    trainer = Trainer(model, examples, config, anchor, group, pairs)
+    trainer = Trainer(model, examples, config, anchor, group, pairs, unread)
     done, counts = _resumed(trainer, state_dir)
     clock, shape = _Clock(counts.seconds), shape_of(trainer.model.config)
     trainer.model.train()

@@ -86,14 +86,14 @@ def context(recipe: Recipe, model: Any) -> int:
     return min(recipe.finetune.context or own, own)
 
 
-def weights(model: nn.Module, group: ProcessGroup) -> dict[str, torch.Tensor]:
+def weights(model: nn.Module, group: ProcessGroup, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
     """All that is trained, whole and on the CPU, on the first worker; call it on every one."""
     found = {}
     for name, p in model.named_parameters():
         if p.requires_grad:
             value = p.full_tensor() if hasattr(p, "full_tensor") else p  # (every worker has to take part)
             if group.rank == 0:
-                found[name] = value.detach().to("cpu", copy=True)
+                found[name] = value.detach().to("cpu", dtype, copy=True)
     return found
 
 
@@ -105,18 +105,30 @@ def put(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
                 p.copy_(values[name])
 
 
-def write_model(target: Path, model: Any, tokenizer: Any, recipe: Recipe, about: dict[str, Any]) -> None:
+def write_model(
+    target: Path,
+    model: Any,
+    tokenizer: Any,
+    recipe: Recipe,
+    about: dict[str, Any],
+    values: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Write the directory of a finished run: weights, tokenizer, ``run.json`` and a model card.
+
+    ``values`` are the weights of a ``model`` that has none.
 
     Raises:
         StorageError: the disk is full.
     """
     assert recipe.finetune is not None
-    model = model.to(getattr(torch, recipe.finetune.save_dtype))
+    dtype = getattr(torch, recipe.finetune.save_dtype)
+    model = model.to(dtype)
+    if values is not None:
+        values = {name: value.to(dtype) for name, value in values.items()}
     # transformers writes on the first process of the world only, without a word; here every group's first one writes
     causal_lm(model).should_save_on_this_rank = lambda is_main_process: is_main_process
     with writing(target), atomic_directory(target) as directory:
-        model.save_pretrained(directory)
+        model.save_pretrained(directory, state_dict=values)
         if recipe.finetune.lora:
             about_adapter = adapter_config(directory) | {
                 "base_model_name_or_path": base_from(recipe.finetune.base, target)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from ..cluster.remote_rundir import LocalRunDir, open_run_dir
 from ..data.replies import Replies
-from ..models.loading import note_base
+from ..models.loading import load_tokenizer, note_base
 from ..recipe.loading import Arm, Recipe
 from ..rundir.disk import writing
 from ..rundir.files import atomic_directory
@@ -25,6 +25,7 @@ from .inputs import new_words
 from .loop import Progress, train_run
 from .packing import causal_lm
 from .process_group import ProcessGroup, use_bf16
+from .shares import empty_model, unread_model
 from .validation import success
 
 _HERE = RunLayout()
@@ -60,6 +61,7 @@ def train_arm(recipe: Recipe, run_dir: Path, arm: Arm, seed: int, group: Process
         validate=run.validate if run.config.validation else None,
         keep=run.keep_best,
         on_save=run.send_state,
+        unread=run.unread,
     )
     run.write_checkpoint(counts)
 
@@ -92,7 +94,11 @@ class _ArmRun:
             at.fetch(name)
         self.state_dir = at.root / self._states
         self._words = new_words(recipe, at.root)
-        self.model, self.tokenizer = output.make_model(recipe, group.device, self._words)
+        self.unread: Path | None = None
+        if (found := unread_model(self.config, group)) is not None:
+            (self.model, self.unread), self.tokenizer = found, load_tokenizer(self.config.base)
+        else:
+            self.model, self.tokenizer = output.make_model(recipe, group.device, self._words)
         self.data = arm_data(recipe, at.root, arm)
         self.steps = steps_of(items(at.root, arm), self.config.batch_size, self.config.epochs)
 
@@ -153,17 +159,22 @@ class _ArmRun:
     def write_checkpoint(self, counts: Counts) -> None:
         """Write the checkpoint with the best weights, or the last ones without validation; drop the states."""
         sharded = self.config.strategy == "fsdp"
-        last = output.weights(causal_lm(self.model), self.group) if sharded else None
+        dtype = getattr(torch, self.config.save_dtype)
+        last = output.weights(causal_lm(self.model), self.group, dtype) if sharded else None
 
         def write() -> None:
-            model = self.model
-            if last is not None:
+            model, values = self.model, last
+            if self.unread is not None:
+                model = empty_model(self.config.base, self.unread)
+            elif values is not None:
                 model = output.make_model(self.recipe, torch.device("cpu"), self._words)[0]
-                output.put(causal_lm(model), last)
             if counts.best is not None and counts.best != counts.steps:
-                output.put(causal_lm(model), load_file(self.at.root / self._best / "weights.safetensors"))
+                values = load_file(self.at.root / self._best / "weights.safetensors")
+            if values is not None and self.unread is None:
+                output.put(causal_lm(model), values)
+                values = None
             name = str(_HERE.checkpoint(self.arm.name, self.seed))
-            output.write_model(self.at.root / name, model, self.tokenizer, self.recipe, self._record(counts))
+            output.write_model(self.at.root / name, model, self.tokenizer, self.recipe, self._record(counts), values)
             self.at.send(name)
             self.at.drop(self._states)
             self.at.drop(self._best)

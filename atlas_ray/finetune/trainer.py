@@ -19,6 +19,7 @@ from .loss import MaskedModel, Scale, packs_whole
 from .packing import causal_lm, packed
 from .preference import NOTED, PairScale, PreferenceModel, pair_scale
 from .process_group import ProcessGroup, share_model, sync, use_bf16
+from .shares import read_shares
 from .state import load_state, save_state
 
 
@@ -40,13 +41,14 @@ class Trainer:
         anchor: weight of the KL divergence to the base at anchored tokens (ours).
         group: the workers that train this model.
         pairs: the loss of examples that are pairs; None where they are none.
+        unread: the directory of the weights of a ``model`` that has none yet, see :mod:`atlas_ray.finetune.shares`.
 
     Attributes:
         model: the causal LM itself, which holds the adapters if there are any.
         narrow: whether the last layer's MLP is computed at the trained and anchored positions only.
 
     Raises:
-        InputError: FSDP2 cannot shard this kind of model.
+        InputError: FSDP2 cannot shard this kind of model, or its weights cannot be read.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Trainer:
         anchor: float,
         group: ProcessGroup,
         pairs: Pairs | None = None,
+        unread: Path | None = None,
     ) -> None:
         self.config, self.anchor, self.group, self.pairs = config, anchor, group, pairs
         self.model = causal_lm(model)
@@ -77,6 +80,8 @@ class Trainer:
         bf16 = use_bf16(config.precision, group.device)
         self._autocast = bf16 and not self._sharded  # (FSDP2 casts the weights that it gathers)
         self._module = share_model(whole, layers, group, config.strategy, bf16)
+        if unread is not None:
+            read_shares(self._module, [part for part in (self.model, base) if part is not None], unread, group)
         self._optimizer = torch.optim.AdamW(
             self._parameters(),
             lr=config.learning_rate,

@@ -20,6 +20,7 @@ from atlas_ray.errors import AtlasError
 from atlas_ray.finetune import inputs, output, run
 from atlas_ray.finetune.card import card
 from atlas_ray.finetune.process_group import ProcessGroup
+from atlas_ray.finetune.shares import empty_model
 from atlas_ray.models.loading import load_model
 from atlas_ray.recipe.loading import Recipe
 from atlas_ray.rundir.files import read_json
@@ -264,3 +265,16 @@ def test_the_checkpoint_of_an_arm_holds_the_weights_of_its_best_step(tmp_path, b
     told = [row["replies"] for row in rows if "replies" in row]
     assert told == [{"ok": 7}, {"ok": 7, "lost": 1}, {"ok": 7, "lost": 2}]
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3]
+
+
+def test_a_checkpoint_is_the_same_whether_the_model_holds_its_weights_or_not(base, tmp_path):
+    wanted = recipe(base, save_dtype="bfloat16")
+    model, tokenizer = changed(wanted)
+    values = output.weights(model, ProcessGroup(), torch.bfloat16)
+    output.write_model(tmp_path / "given", empty_model(str(base), base), tokenizer, wanted, ABOUT, values)
+    output.write_model(tmp_path / "whole", model, tokenizer, wanted, ABOUT)
+    files = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert "model.safetensors" in files and files == sorted(path.name for path in (tmp_path / "given").iterdir())
+    for name in files:
+        one, other = ((tmp_path / kind / name).read_bytes() for kind in ("whole", "given"))
+        assert (json.loads(one) == json.loads(other)) if name.endswith(".json") else (one == other), name

@@ -20,6 +20,7 @@ CASES = [
     "moved@cut:fsdp:full:2:5:",
     "pairs-ddp:ddp:pairs:2:99:",
     "pairs-fsdp:fsdp:pairs:2:99:",
+    "unread:fsdp:unread:2:99:",
     "full-ddp:ddp:full:2:99:0",
     "full-fsdp:fsdp:full:2:99:1",
 ]
@@ -46,6 +47,7 @@ def runs(tmp_path_factory):
     out = tmp_path_factory.mktemp("groups")
     for name, kind in (("one", "full"), ("lora-one", "lora"), ("pairs-one", "pairs")):
         finetune_group.train(out, name, "ddp", kind, ProcessGroup())
+    finetune_group.model(lora=False).save_pretrained(out / "base", max_shard_size="20KB")
     spawn(out, 2, CASES)
     return out
 
@@ -63,6 +65,12 @@ def test_two_workers_train_what_one_process_does(runs, strategy, kind):
     one, two = load_file(runs / f"{kind}one-0.safetensors"), load_file(runs / f"{kind}{strategy}-0.safetensors")
     assert len(one["losses"]) == finetune_group.STEPS
     assert one["losses"][-1] < one["losses"][0]
+    assert_same(one, two)
+
+
+def test_weights_read_share_by_share_are_those_that_were_loaded_whole(runs):
+    assert len(list((runs / "base").glob("*.safetensors"))) > 2
+    one, two = load_file(runs / "one-0.safetensors"), load_file(runs / "unread-0.safetensors")
     assert_same(one, two)
 
 

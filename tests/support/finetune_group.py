@@ -2,7 +2,7 @@
 
     python finetune_group.py OUT PORT WORLD CASE...
 
-A case is ``name:strategy:kind:size:steps:fail``, of kind ``full``, ``lora`` or ``pairs``. The first worker of every
+A case is ``name:strategy:kind:size:steps:fail``, of kind ``full``, ``lora``, ``pairs`` or ``unread`` (from OUT/base). The first worker of every
 group writes weights and losses to ``OUT/name-TEAM.safetensors``; a case that raises writes ``OUT/name-RANK.error``.
 """
 
@@ -23,6 +23,7 @@ from atlas_ray.finetune.loop import train_run
 from atlas_ray.finetune.output import weights
 from atlas_ray.finetune.packing import causal_lm
 from atlas_ray.finetune.process_group import own_process_group
+from atlas_ray.finetune.shares import unread_model
 from atlas_ray.models.tiny import build_model, vocabulary
 from atlas_ray.recipe.loading import Arm, Finetune, Pairs
 
@@ -53,16 +54,18 @@ def model(lora):
     return get_peft_model(plain, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear"))
 
 
-def config(strategy):
+def config(strategy, **more):
     """Micro-batches of few tokens, so that every worker has several."""
-    return Finetune(
-        arms=[Arm(selector="all")], batch_size=8, micro_tokens=60, learning_rate=3e-3, save_every=2, strategy=strategy
-    )
+    given = {"batch_size": 8, "micro_tokens": 60, "learning_rate": 3e-3, "save_every": 2, "strategy": strategy, **more}
+    return Finetune(arms=[Arm(selector="all")], **given)
 
 
 def train(out, name, strategy, kind, group, steps=STEPS):
     """Train, from the state under ``out/name`` if there is one, and write what came of it."""
-    trained, losses, noted, pairs = model(kind == "lora"), [], [], kind == "pairs"
+    losses, noted, pairs = [], [], kind == "pairs"
+    trained, unread = model(kind == "lora"), None
+    if kind == "unread":
+        trained, unread = unread_model(config(strategy, base=str(out / "base")), group)
 
     def note(progress):
         losses.append(progress.loss)
@@ -79,6 +82,7 @@ def train(out, name, strategy, kind, group, steps=STEPS):
         pairs=PAIRS if pairs else None,
         group=group,
         on_step=lambda p: note(p) if p.step <= steps else stop(),
+        unread=unread,
     )
     found = weights(causal_lm(trained), group)
     if group.rank == 0:

@@ -2,8 +2,9 @@
 
     python finetune_group.py OUT PORT WORLD CASE...
 
-A case is ``name:strategy:kind:size:steps:fail``, of kind ``full``, ``lora``, ``pairs`` or ``unread`` (from OUT/base). The first worker of every
-group writes weights and losses to ``OUT/name-TEAM.safetensors``; a case that raises writes ``OUT/name-RANK.error``.
+A case is ``name:strategy:kind:size:steps:fail``, of kind ``full``, ``lora``, ``pairs`` or ``unread`` (from
+``OUT/base``). The first worker of every group writes weights and losses to ``OUT/name-TEAM.safetensors``; a case that
+raises writes ``OUT/name-RANK.error``.
 """
 
 import random

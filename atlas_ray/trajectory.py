@@ -10,6 +10,7 @@ from .data.exchange.openai_messages import export_messages, import_messages
 from .data.pairs import Pair, Turn, iter_pairs, read_pairs, write_pairs
 from .data.records import (
     Annotation,
+    Part,
     Step,
     Trajectory,
     first_problem,
@@ -20,13 +21,17 @@ from .data.records import (
     write_annotations,
     write_trajectories,
 )
+from .data.tool_calls import ToolCall, calls_of, write_calls
 
 __all__ = [
     "Annotation",
     "Pair",
+    "Part",
     "Step",
+    "ToolCall",
     "Trajectory",
     "Turn",
+    "calls_of",
     "export_agenttraj",
     "export_messages",
     "first_problem",
@@ -39,6 +44,7 @@ __all__ = [
     "read_pairs",
     "read_trajectories",
     "write_annotations",
+    "write_calls",
     "write_pairs",
     "write_trajectories",
 ]

@@ -147,27 +147,27 @@ def test_parallel_calls_are_one_turn(family):
     assert seen.index("one") < seen.index("two") and "tool_call>" not in seen
 
 
-def harmless(value):
+def without_specials(value):
     """The same without special tokens."""
     if isinstance(value, str):
         return value.replace("<|im_", "<!im_").replace("<|eot", "<!eot")
     if isinstance(value, dict):
-        return {harmless(k): harmless(v) for k, v in value.items()}
-    return [harmless(v) for v in value] if isinstance(value, list | tuple) else value
+        return {without_specials(k): without_specials(v) for k, v in value.items()}
+    return [without_specials(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def test_any_conversation_is_written_as_the_template_does_and_special_tokens_in_it_stay_text(family):
     renderer, end = RENDERERS[family], FAMILIES[family][2]
     special, with_specials = set(renderer.tokenizer.all_special_ids) | renderer.special, 0
     for item in (drawn(seed) for seed in range(10)):
-        plain = Trajectory.model_validate(harmless(item.row()))
+        plain = Trajectory.model_validate(without_specials(item.row()))
         single = all(len(calls_of(s.action) or ()) < 2 for s in item.steps)
         if not all(s.action for s in item.steps) or (family == "llama-3.1" and not single):
             continue
         one, other = renderer.render(item), renderer.render(plain)
         assert [i for i in one.ids if i in special] == [i for i in other.ids if i in special]
         texts = [[decoded(renderer.tokenizer, r.ids[a:b]) for a, b in r.spans] for r in (one, other)]
-        assert harmless([t.removesuffix(end) for t in texts[0]]) == [t.removesuffix(end) for t in texts[1]]
+        assert without_specials([t.removesuffix(end) for t in texts[0]]) == [t.removesuffix(end) for t in texts[1]]
         with_specials += item != plain
         messages, turns = messages_of(plain.steps, plain.instruction)
         for n, (start, stop) in zip(turns, other.spans, strict=True):

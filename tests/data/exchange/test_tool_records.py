@@ -18,14 +18,17 @@ from atlas_ray.data.exchange import (
     import_file,
     import_messages,
 )
-from atlas_ray.data.records import Part
-from atlas_ray.data.tool_calls import ToolCall, calls_of, readable, write_calls
+from atlas_ray.data.tool_calls import readable
 from atlas_ray.trajectory import (
     Annotation,
+    Part,
+    ToolCall,
     Trajectory,
+    calls_of,
     read_annotations,
     read_trajectories,
     write_annotations,
+    write_calls,
     write_trajectories,
 )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from . import envs
 from .cli_arguments import overrides, parser
-from .cluster.causes import culprit, described, passes
+from .cluster.causes import culprit, described, of_light_install, passes
 from .cluster.container import cgroup_cpu_quota, usable_cpus
 from .errors import AtlasError, InputError
 from .recipe.loading import Recipe, RenamedKeyWarning, load, shipped
@@ -384,7 +384,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"atlas-ray: {what}; {_GOES_ON}", file=sys.stderr)
         return 128 + signal.SIGTERM if _terminated.is_set() else 1
     except Exception as error:
-        found = culprit(error)
+        found = of_light_install(culprit(error))
         if is_full(found):
             found = unwritten(getattr(found, "filename", None) or ("a file" if where(error) else "stdout"), found)
             _flush(asked=False)

@@ -2,7 +2,9 @@
 
 import ast
 import importlib.util
+import os
 import re
+import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -60,6 +62,22 @@ def test_every_page_is_in_the_navigation_once():
     named = re.findall(r"[\w/-]+\.md", nav)
     outside = {page for name, page in script("hooks").OUTSIDE.items() if (ROOT / name).is_file()}
     assert sorted(named) == sorted({p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.md")} | outside)
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_loads_nothing_from_another_host(tmp_path):
+    pytest.importorskip("material", reason="extra `docs` is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", tmp_path / "site"]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > 35
+    for page in pages:
+        assert "Content-Security-Policy\" content=\"default-src 'self';" in page.read_text(encoding="utf-8"), page
+    reference = (tmp_path / "site" / "recipe.html").read_text(encoding="utf-8")
+    assert "<code>worker_timeout</code>" in reference and 'id="selectoracle"' in reference
+    assert "read_trajectories" in (tmp_path / "site" / "api.html").read_text(encoding="utf-8")
 
 
 def test_links_of_files_outside_lead_to_their_places_on_the_site():
@@ -187,7 +205,3 @@ def test_messages_of_the_page_are_what_a_user_sees(command, shown, tmp_path, mon
     assert shown in said and said.count("\n") == 1
     page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
     assert re.split(r"'|recipe\.resolved", shown)[0] in page
-
-
-if __name__ == "__main__":
-    sys.exit(pytest.main([__file__]))

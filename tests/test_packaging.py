@@ -1,6 +1,7 @@
 """What is built and installed: files, entry points, extras, the locked versions, and a quick start."""
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import re
@@ -86,6 +87,22 @@ def test_the_source_distribution_holds_what_builds_the_wheel_and_the_lock_but_no
     assert not [n for n in names if n.startswith("tests") or "__pycache__" in n or n.endswith(".pyc")]
 
 
+def test_a_release_is_checked_for_its_metadata_and_licence_files(built, tmp_path):
+    spec = importlib.util.spec_from_file_location("release_check", ROOT / ".ci" / "release_check.py")
+    release = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(release)
+    sdist, wheel = built
+    assert "Apache-2.0" in release.check_files(wheel, sdist)
+    with zipfile.ZipFile(wheel) as whole, zipfile.ZipFile(tmp_path / "bare.whl", "w") as bare:
+        for name in whole.namelist():
+            if name.endswith("METADATA"):
+                bare.writestr(name, whole.read(name).replace(b"License-Expression: Apache-2.0", b"License: free"))
+    with pytest.raises(release.CheckFailedError, match="no licence file in the wheel; no License-Expression; no card"):
+        release.check_files(tmp_path / "bare.whl", sdist)
+    with pytest.raises(release.CheckFailedError, match="exit code 3\nno"):
+        release.run(sys.executable, "-c", "import sys; print('no'); sys.exit(3)")
+
+
 def test_both_entry_points_of_the_installed_wheel_work_from_anywhere(installed, tmp_path):
     folder, environment = installed
     options = {"cwd": tmp_path, "env": environment}
@@ -162,9 +179,13 @@ def test_a_light_environment_holds_a_dozen_packages_and_plays(built, tmp_path):
     run(python, *documented()[1][1:], cwd=ROOT, env=clean)
     rows = json.loads(run(python, "-m", "pip", "list", "--format=json", **options))
     there = {canonicalize_name(row["name"]) for row in rows} - {"pip", "setuptools"}
-    assert {"atlas-ray", *DIRECT} <= there and len(there) <= 16, there
+    assert {"atlas-ray", *DIRECT} <= there and len(there) <= 20, there
     assert there.isdisjoint({"torch", "ray", "transformers", "scipy"})
     assert use(python, tmp_path, clean, refused="nothing")["success"] is True
+    command = tmp_path / "light" / "bin" / "atlas-ray"
+    assert "keeps the dialect" in run(command, "doctor", "--env", "GoToLocal", **options)
+    done = subprocess.run([command, "run", "demo"], capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 2 and done.stderr.endswith("this command needs it: pip install atlas-ray\n")
     size = sum(path.stat().st_size for path in (tmp_path / "light" / "lib").rglob("*") if path.is_file())
     assert size < 300 * 2**20
     print(len(there), f"packages, {size / 2**20:.0f} MiB")

@@ -9,9 +9,11 @@ import pickle
 import re
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, requires
 
 from .. import errors
-from ..errors import AtlasError, EndpointError, WorkerFailedError
+from ..errors import AtlasError, EndpointError, InputError, WorkerFailedError
 from ..ray_private import caught_by
 
 _LINE = re.compile(r"^(?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception|Timeout)): (\S.*)$", re.MULTILINE)
@@ -32,6 +34,16 @@ def culprit(error: BaseException) -> BaseException:
             return each
     deepest = _deepest(error)
     return told[-1] if told and _of_ray(deepest) else deepest
+
+
+def of_light_install(error: BaseException) -> BaseException:
+    """An error, or what to say in its place where a package of the core is not here, as in a light install."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        with suppress(PackageNotFoundError):
+            asked = [text for text in requires("atlas-ray") or [] if "extra ==" not in text]
+            if error.name in {re.split(r"[^\w-]", text)[0] for text in asked}:
+                return InputError(f"{error.name} is not installed, and this command needs it: pip install atlas-ray")
+    return error
 
 
 def described(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 
 from . import envs
-from .agents.rendering_chat import make_renderer
+from .agents.rendering_chat import ChatRenderer, make_renderer
 from .agents.rollout import TRAIN, env_spec, seed_block, start_episode, train_specs
 from .engines.base import own_context
 from .engines.endpoint import check_endpoint
@@ -22,6 +22,7 @@ from .recipe.select import TEXT_ENCODERS
 from .rundir.tracking import check as check_trackers
 from .selection.oracle_stage import check_oracle
 from .selection.verified_stage import is_expert
+from .stages.collect_file import holds_tool_calls
 from .stages.collect_policy import AGENT, FIELD, collecting_policy, playing_recipe
 from .stages.lacks import check_lacks
 from .stages.table import STAGES, models
@@ -118,7 +119,7 @@ def check(recipe: Recipe) -> None:
 
     Raises:
         InputError: a tracker, an engine, a model, an encoder or an environment that cannot be had, a chat template that
-            cannot be used, a setting that an environment refuses, a selector
+            cannot be used, or not for the tool calls of a file, a setting that an environment refuses, a selector
             that replays what cannot be replayed, more expert episodes than an environment has, or a habit that an
             environment does not know.
     """
@@ -138,6 +139,8 @@ def check(recipe: Recipe) -> None:
     if recipe.prompt == "chat":
         for name in dict.fromkeys(name for _, name in models(recipe)):
             make_renderer(load_tokenizer(name), recipe.style, "chat")
+        if recipe.finetune and recipe.finetune.base and holds_tool_calls(recipe):
+            ChatRenderer(load_tokenizer(recipe.finetune.base), recipe.style).check_tools()
     for field, name, split, want in (each for stage in STAGES for each in stage.environments(recipe)):
         spec = env_spec(recipe, name, None, split)
         plays = field == "collect.levels" and not by_models

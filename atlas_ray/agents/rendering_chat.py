@@ -116,6 +116,14 @@ class ChatRenderer(Renderer):
         """
         return ToolRenderer(self, self._frame.settings)
 
+    def check_tools(self) -> None:
+        """Look whether the template can be used for agents that call tools.
+
+        Raises:
+            InputError: it cannot.
+        """
+        _ = self.tools
+
     def piece(self, text: str, inside: bool, split: bool = True) -> list[int]:
         """Ids of a text; special tokens in it are text if ``split``. ``inside``: it stands behind no special token."""
         guard = self._layout.guard == "everywhere" or (self._layout.guard == "inside" and inside)

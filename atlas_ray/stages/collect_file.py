@@ -83,6 +83,17 @@ def check_collected(recipe: Recipe, fetched: bool) -> None:
             )
 
 
+def holds_tool_calls(recipe: Recipe) -> bool:
+    """Whether the recipe collects from a file here whose first record is of an agent that calls tools."""
+    config = recipe.collect
+    if config is None or not config.file or is_on_hub(config.file):
+        return False
+    try:
+        return TOOL_CALLS in check_file(config.file, _options(recipe, config), config.on_bad)
+    except InputError:  # which is said where it is read; a run that has its trajectories needs the file no more
+        return False
+
+
 def import_collected(recipe: Recipe, run_dir: Path) -> None:
     """The trajectories of the recipe's file; what was left out of them, or is unknown, is said and logged.
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from exchange_records import refused, write
 from tool_records import BASH, chat, mini, result, tau
-from tool_tokenizers import model_with_tools
+from tool_tokenizers import TEMPLATES, model_with_tools
 
 from atlas_ray import pipeline
 from atlas_ray.cli import main
@@ -99,6 +99,18 @@ def test_calls_need_a_chat_template(tmp_path):
     check_collected(made, fetched=True)
     error = refused(check_collected, made.model_copy(update={"prompt": "plain"}), fetched=True)
     assert error.field == "prompt" and 'prompt = "chat"' in error.message
+
+
+def test_a_template_without_tools_is_refused_before_anything_is_paid(tmp_path):
+    template = (TEMPLATES / "smollm2.jinja").read_text()
+    made = recipe(
+        write(tmp_path / "a.jsonl", mini()),
+        select={"selectors": ["all"]},
+        finetune={"base": str(model_with_tools(tmp_path / "model", template=template)), "arms": [{"selector": "all"}]},
+    )
+    with pytest.raises(InputError, match="leaves out which tool is called"):
+        pipeline.run(made, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("text", ["{", '[{"name": ""}]', '{"name": "x"}', None])

@@ -41,11 +41,11 @@ def tokenizer_of(family, template=None):
     return made
 
 
-def model_with_tools(path, family="qwen2.5"):
+def model_with_tools(path, family="qwen2.5", template=None):
     """A directory with a small model of random weights and such a tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = tokenizer_of(family)
+    tokenizer = tokenizer_of(family, template)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,

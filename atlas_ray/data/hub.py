@@ -105,7 +105,7 @@ def find(place: HubPath, wanted: Callable[[str], bool]) -> tuple[str, list[str]]
 
 
 def download(place: HubPath, commit: str, names: list[str]) -> Path:
-    """Copy files of a dataset at a commit to this machine, where they are not yet; a few megabytes of memory each.
+    """Copy files of a dataset at a commit to this machine, in pieces, where they are not yet.
 
     Returns:
         Where ``place`` lies now: the file itself, or the folder of the files.

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from atlas_ray import envs
-from atlas_ray.agents.rollout import start_episode
+from atlas_ray.agents.rollout import EpisodeStarter
 from atlas_ray.envs.alfworld import FOLDERS, TYPES, ALFWorld, game_of
 from atlas_ray.recipe.loading import Recipe
 from atlas_ray.selection.replays import replay_all, replay_specs
@@ -95,7 +95,7 @@ def test_trajectories_of_others_replay_where_their_game_is_there(tmp_path):
     assert [(t.env, t.seed) for t in items[:-1]] == wanted
     recipe = Recipe.model_validate({"name": "x", "collect": {"file": str(path)}})
     specs, problems = replay_specs(recipe, items)
-    found, left_out = replay_all(items, specs, start_episode)
+    found, left_out = replay_all(items, specs, EpisodeStarter().begin)
     assert not problems and list(found) == [t.id for t in items[:-1]]
     assert all(replay.success for replay in found.values())
     assert "is not under" in left_out["99"]

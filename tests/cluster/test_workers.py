@@ -65,6 +65,7 @@ def test_results_come_as_they_are_made_and_a_killed_actor_costs_only_what_it_had
     assert len(retried) == 2
 
 
+@pytest.mark.slow
 def test_of_a_long_task_the_driver_keeps_a_bounded_number_of_results(ray_session):
     def count(task, state):
         for n in range(*task):
@@ -87,6 +88,7 @@ def test_of_a_long_task_the_driver_keeps_a_bounded_number_of_results(ray_session
     assert len(retried) == 2
 
 
+@pytest.mark.slow
 def test_a_task_that_gets_on_may_lose_more_actors_than_one_that_does_not(ray_session):
     def one_and_die(task, state):
         yield task[0]

@@ -196,6 +196,7 @@ def test_what_a_killed_actor_was_asked_is_asked_again(leases):
     assert ray.get(server.pid.remote()) != pid
 
 
+@pytest.mark.slow
 def test_an_actor_that_hangs_or_is_gone(leases):
     import ray
 

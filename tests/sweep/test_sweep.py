@@ -16,6 +16,7 @@ from atlas_ray.sweep import sweep, tuning
 from atlas_ray.switching import SwitchPolicy
 
 
+@pytest.mark.slow
 def test_a_grid_of_switches_from_training_to_report(ray_session, models, tmp_path, capsys):
     recipe = switch_recipe(models, {"switch.costs": {"grid": [0.01]}, "switch.budgets": {"grid": [1]}})
     made = sweep(recipe, tmp_path / "run")

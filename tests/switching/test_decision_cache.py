@@ -159,6 +159,7 @@ def test_the_least_recently_used_decision_makes_room():
         DecisionCache(0)
 
 
+@pytest.mark.slow
 def test_a_small_cache_changes_nothing_either():
     cache = DecisionCache(max_entries=3)
     agents = models(WAYS["react"])

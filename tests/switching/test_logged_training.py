@@ -140,6 +140,7 @@ def test_a_model_that_was_never_tried_somewhere_is_not_called_there(ray_session,
     assert called[2] == 0 and called[1] == 1, "the best switch calls at 1, 2 and 4"
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_policy(ray_session, tmp_path):
     how = {"steps": 400, "evaluate_every": 200, "cost": 0.05}
     whole, _, _ = learn(tmp_path / "a", "chain-6", 200, **how)

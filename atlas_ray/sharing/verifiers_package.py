@@ -71,7 +71,7 @@ sys.exit(check({module!r}, {episodes}))
 _README = """\
 # {name}
 
-{env} of atlas-ray as a taskset for [verifiers](https://pypi.org/project/verifiers/) 0.4.
+{env} of atlas-ray as a taskset for verifiers 0.4.
 
 ```
 pip install .

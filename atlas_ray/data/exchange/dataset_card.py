@@ -47,7 +47,7 @@ def dataset_card(run_dir: str | Path, selector: str | None, fmt: str, flag: str 
             "recipe",
             f"`{made.get('name', '?')}`, SHA-256 `{hashlib.sha256(recipe.encode()).hexdigest()}` of the text below",
         ),
-        ("made by", f"[atlas-ray](https://pypi.org/project/atlas-ray/) {version('atlas-ray')}"),
+        ("made by", f"atlas-ray {version('atlas-ray')}"),
     ]
     hashes = [f"| `{name}` | {path.stat().st_size:,} | `{_sha256(path)}` |" for name, path in files if path.is_file()]
     parts = (

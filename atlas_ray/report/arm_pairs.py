@@ -78,6 +78,14 @@ def _pairs_and_steps(arms: Sequence[Arm]) -> list[Pair]:
     return [(arm, other) for arm, other in found if other is not None]
 
 
+def _predicted_and_made(arms: Sequence[Arm]) -> list[Pair]:
+    def made(arm: Arm) -> Iterator[Arm]:
+        others = (a for a in critical(arms) if a.selector != "distilled")
+        return (a for a in others if (a.fraction, a.anchor) == (arm.fraction, arm.anchor))
+
+    return [(arm, other) for arm in critical(arms) if arm.selector == "distilled" for other in made(arm)]
+
+
 QUESTIONS = (
     Question(
         "random",
@@ -98,6 +106,12 @@ QUESTIONS = (
         _with_twins("non-critical_{}", "non-critical"),
     ),
     Question("all", "Can critical steps stand in for all steps?", "all steps", _with_all),
+    Question(
+        "distilled",
+        "Do predicted marks teach as much as marks that are made?",
+        "marks that are made",
+        _predicted_and_made,
+    ),
     Question("pairs", "Do pairs of turns teach more than steps alone?", "the steps alone", _pairs_and_steps),
     Question("anchor", "Does the anchor help?", "the same without the anchor", _with_and_without),
 )

@@ -53,7 +53,7 @@ _FORGETS = (
     _Verdict(lambda c: c.difference.high < 0, "{names} forget{s}"),
     _Verdict(lambda c: is_as_good(c.difference), "{names} keep{s} it"),
 )
-_VERDICTS = {"all": _STANDS_IN, "anchor": _HELPS, FORGETTING: _FORGETS}
+_VERDICTS = {"all": _STANDS_IN, "distilled": _STANDS_IN, "anchor": _HELPS, FORGETTING: _FORGETS}
 
 
 @dataclass(frozen=True)

@@ -253,3 +253,12 @@ def test_an_arm_of_pairs_is_set_against_steps_and_is_nobodys_control():
     found = {q.name: [(first.name, second.name) for first, second in q.pairs(arms)] for q in QUESTIONS}
     assert found["pairs"] == [("mine+pairs", "mine"), ("verified+pairs", "all")]
     assert found["random"] == [("mine", "random_mine")] and found["all"] == [("mine", "all")]
+
+
+def test_predicted_marks_are_set_against_those_that_were_made_under_the_same_terms():
+    names = ("value", "distilled", "random_distilled", "all")
+    rows = [arm(name, 0.5, None, anchor=anchor) for anchor in (0.0, 0.5) for name in names]
+    rows.append(arm("deviation", 0.5, None, fraction=0.1))
+    arms = [Arm.model_validate_json(json.dumps(row)) for row in rows]
+    found = {q.name: [(first.name, second.name) for first, second in q.pairs(arms)] for q in QUESTIONS}
+    assert found["distilled"] == [("distilled", "value"), ("distilled+anchor0.5", "value+anchor0.5")]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import logging
 import os
 import queue
@@ -48,11 +49,15 @@ START_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Simulator:
-    """What to start: ``package`` holds the jar, ``interface`` is the class that plays one episode at a time."""
+    """What to start: ``package`` holds the jar, ``interface`` is the class that plays one episode at a time.
+
+    ``cache`` names a Scala object and its map, shared by all episodes: what a gold path leaves there, later ones take.
+    """
 
     title: str
     package: str
     interface: str
+    cache: tuple[str, str] | None = None
 
     def missing(self) -> str | None:
         """Why it cannot run on this machine, None if it can."""
@@ -183,12 +188,18 @@ class _Machine:
         self.lock = threading.Lock()
         self._random: Any = None
 
+    def _named(self, name: str) -> Any:
+        return functools.reduce(getattr, name.split("."), self.gateway.jvm)
+
     def interface(self) -> Any:
         """A new interface object."""
-        found = self.gateway.jvm
-        for part in self.simulator.interface.split("."):
-            found = getattr(found, part)
-        return found()
+        return self._named(self.simulator.interface)()
+
+    def empty_cache(self) -> None:
+        """Let what is asked next depend on nothing that was asked before."""
+        if self.simulator.cache is not None:
+            name, method = self.simulator.cache
+            getattr(getattr(self._named(name), "MODULE$"), method)().clear()
 
     def seed(self, text: str) -> None:
         """Seed Scala's global random generator."""
@@ -252,13 +263,21 @@ class Interface:
         """Process id of the JVM."""
         return int(self._machine.process.pid)
 
-    def call(self, method: str, *arguments: Any, seed: str | None = None) -> Any:
+    def call(self, method: str, *arguments: Any, seed: str | None = None, afresh: bool = False) -> Any:
         """Call a method of the interface object, with the simulator's random generator seeded by a text.
+
+        ``afresh``: empty the simulator's cache first.
 
         Raises:
             EnvironmentDiedError: the JVM is gone, does not answer within ``ANSWER_SECONDS``, or its simulator failed.
         """
-        return self._guarded(method, lambda: getattr(self._object, method)(*arguments), seed)
+
+        def work() -> Any:
+            if afresh:
+                self._machine.empty_cache()
+            return getattr(self._object, method)(*arguments)
+
+        return self._guarded(method, work, seed)
 
     def strings(self, method: str, seed: str | None = None) -> list[str]:
         """Call a method that returns a ``List<String>``, in two round trips whatever its length."""
@@ -328,9 +347,9 @@ class JvmEnv(TextEnv):
             self._simulator = Interface(self.simulator)
         return self._simulator
 
-    def _call(self, method: str, *arguments: object, seed: str | None = None) -> Any:
+    def _call(self, method: str, *arguments: object, seed: str | None = None, afresh: bool = False) -> Any:
         try:
-            return self._interface().call(method, *arguments, seed=seed)
+            return self._interface().call(method, *arguments, seed=seed, afresh=afresh)
         except EnvironmentDiedError:
             self.close()
             raise

@@ -14,7 +14,13 @@ from . import agentgym_dialect as dialect
 from .core import SPLITS, EnvironmentDiedError, Turn
 from .jvm import JvmEnv, Simulator, said_error
 
-SIMULATOR = Simulator("ScienceWorld", "scienceworld", "scienceworld.runtime.pythonapi.PythonInterface")
+SIMULATOR = Simulator(
+    "ScienceWorld",
+    "scienceworld",
+    "scienceworld.runtime.pythonapi.PythonInterface",
+    # ways through the rooms, in an order that is drawn: who finds them there draws less, and takes another wire
+    cache=("scienceworld.goldagent.PathFinder$", "precomputedExhaustivePaths"),
+)
 
 VARIATIONS = {
     "boil": 30,
@@ -177,7 +183,9 @@ class ScienceWorld(JvmEnv):
     def _load(self, gold: bool) -> str:
         task, variation = self._episode()
         # load, not reset: after one gold path every reset would make another one
-        problem = str(self._call("load", task, variation, simplified(task, self.simplifications), gold)).strip()
+        problem = str(
+            self._call("load", task, variation, simplified(task, self.simplifications), gold, afresh=gold)
+        ).strip()
         if problem:
             raise ValueError(f"{task}, variation {variation}: {problem}")
         self._raw, self._progress = 0, self._reached()

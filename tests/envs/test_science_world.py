@@ -138,6 +138,15 @@ def test_episodes_that_differ_from_run_to_run_upstream_are_exact_here(boil, task
 
 
 @pytest.mark.java
+def test_a_gold_path_depends_on_none_that_was_asked_for_before(boil):
+    """The simulator keeps a search through the rooms for all; who finds one draws less, and takes the blue wire."""
+    boil.reset(options={"task": "test-conductivity", "variation": 0})
+    paths = [boil._gold() for _ in range(2)]
+    assert paths[0] == paths[1]
+    assert "connect battery anode to black wire terminal 1" in paths[0]
+
+
+@pytest.mark.java
 def test_a_wrong_focus_ends_the_task_with_0_and_minus_100_in_info(boil):
     boil.reset(seed=0)
     boil.step("open door to kitchen")

@@ -124,6 +124,31 @@ def smith(resolved=True, number=0, as_text=True):
     }
 
 
+def _smith_text(look, submit):
+    """A row of SWE-smith's trajectories whose calls stand in the text: results come back as messages of a user."""
+    row = smith()
+    messages = [
+        SYSTEM,
+        user("Repair it."),
+        says(look),
+        user("OBSERVATION:\na.py\n<function=bash>\n```\nls\n```"),
+        says(submit),
+    ]
+    return row | {"messages": json.dumps(messages)}
+
+
+def smith_xml():
+    """Its split ``xml``: calls as SWE-agent's XML, with the parameters that have lines of their own, and one alone."""
+    look = "First I look.\n\n<function=str_replace_editor>\n<parameter=command>create</parameter>\n"
+    look += "<parameter=file_text>\na < b\n\n</parameter>\n</function>"
+    return _smith_text(look, "<function=submit>\n</function>")
+
+
+def smith_ticks():
+    """Its split ``ticks``: a thought and a command between backticks, with none and with some of its own."""
+    return _smith_text("First I look.\n\n```\nls -l\ncat <<EOF\n```py\nEOF\n```", "\n\n```\nsubmit\n```")
+
+
 def tau(reward=1.0, task=3, trial=0, **more):
     """A record of tau-bench: a customer, one call at a time, and the reward."""
     return {
@@ -180,6 +205,8 @@ SHAPES = {
     "mini-swe-agent, text": mini_text(),
     "SWE-smith": smith(),
     "SWE-smith, list": smith(False, as_text=False),
+    "SWE-smith, xml": smith_xml(),
+    "SWE-smith, ticks": smith_ticks(),
     "tau-bench": tau(),
     "tau-bench, lost": tau(0.0),
 }

@@ -109,6 +109,18 @@ def test_swe_smith(tmp_path):
     assert won.steps[1].thought is None and calls_of(won.steps[1].action) == (ToolCall("submit", {}, "toolu_2"),)
 
 
+@pytest.mark.parametrize("shape", ["SWE-smith, xml", "SWE-smith, ticks"])
+def test_calls_in_the_text_of_swe_smith_are_actions_word_by_word(tmp_path, shape):
+    told = [message["content"] for message in json.loads(SHAPES[shape]["messages"])]
+    (item,) = imported(tmp_path, SHAPES[shape])
+    assert (item.id, item.env, item.success, item.tools) == ("owner__repo.abc.func.0", "SWE-smith", True, ())
+    assert [(s.observation, s.thought, s.action) for s in item.steps] == [
+        ("Repair it.", None, told[2]),
+        (told[3], None, told[4]),
+    ]
+    assert [(s.parts, calls_of(s.action)) for s in item.steps] == [(None, None)] * 2
+
+
 def test_tau_bench_says_the_outcome_and_answers_to_users_are_steps(tmp_path):
     won, lost = imported(tmp_path, tau(1.0), tau(0.0, task=4, trial=2))
     assert (won.success, won.score, lost.success, lost.score) == (True, 1.0, False, 0.0)

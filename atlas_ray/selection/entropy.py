@@ -8,6 +8,8 @@ end of turn do not count.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from ..agents.rendering import Renderer
@@ -16,17 +18,22 @@ from ..errors import InputError
 from .turn_pass import TurnPass, mark_highest
 
 
-def entropies(turns: TurnPass, renderer: Renderer, trajectory: Trajectory) -> list[float]:
-    """The entropy of the model at each action, in nats.
+def refuse_calls(trajectories: Iterable[Trajectory]) -> None:
+    """Refuse agents that call tools.
 
     Raises:
-        InputError: the agent calls tools, so that nothing tells where in a turn its thought ends.
+        InputError: there is one; its chat template alone says where in a turn the thought ends and the calls begin.
     """
-    if trajectory.tools is not None:
-        raise InputError(
-            f"trajectory {trajectory.id!r} calls tools: entropy cannot tell thoughts from calls, take perplexity",
-            field="select.selectors",
-        )
+    for trajectory in trajectories:
+        if trajectory.tools is not None:
+            raise InputError(
+                f"trajectory {trajectory.id!r} calls tools: entropy cannot tell thoughts from calls, take perplexity",
+                field="select.selectors",
+            )
+
+
+def entropies(turns: TurnPass, renderer: Renderer, trajectory: Trajectory) -> list[float]:
+    """The entropy of the model at each action, in nats."""
     found = []
     for step, logits_NV in zip(trajectory.steps, turns.logits_NV.split(turns.lengths), strict=True):
         count = len(renderer.action(step.action))

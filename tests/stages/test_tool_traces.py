@@ -18,7 +18,6 @@ from atlas_ray.errors import InputError
 from atlas_ray.finetune.data import Examples
 from atlas_ray.finetune.inputs import open_store, prepare
 from atlas_ray.recipe.loading import Recipe
-from atlas_ray.selection.entropy import entropies
 from atlas_ray.selection.oracle_prompt import step_lines, whole_prompt
 from atlas_ray.stages.collect_file import check_collected
 from atlas_ray.trajectory import read_annotations, read_trajectories
@@ -130,11 +129,12 @@ def test_selectors_that_play_refuse_such_traces_by_the_name_of_their_environment
         pipeline.run(made, tmp_path / "run", ("collect", "select"))
 
 
-def test_entropy_refuses_what_it_cannot_tell_apart(tmp_path):
-    pipeline.run(recipe(write(tmp_path / "a.json", tau())), tmp_path / "run", ("collect",))
-    (item,) = read_trajectories(tmp_path / "run" / "trajectories" / "expert.jsonl")
+def test_entropy_refuses_what_it_cannot_tell_apart_before_a_model_reads_it(tmp_path):
+    select = {"selectors": ["perplexity", "entropy"], "model": str(model_with_tools(tmp_path / "model"))}
+    made = recipe(write(tmp_path / "a.json", tau()), select=select)
     with pytest.raises(InputError, match="tau-bench_3_0.*take perplexity"):
-        entropies(None, None, item)
+        pipeline.run(made, tmp_path / "run", ("collect", "select"))
+    assert not (tmp_path / "run" / "annotations").exists()
 
 
 def test_an_oracle_reads_parallel_calls_and_what_answers_them(tmp_path):

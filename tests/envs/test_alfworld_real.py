@@ -5,6 +5,7 @@ import json
 import os
 import re
 
+import gymnasium as gym
 import pytest
 
 from atlas_ray.agents.rollout import EpisodeStarter
@@ -99,6 +100,30 @@ def test_trajectories_of_others_replay_where_their_game_is_there(tmp_path):
     assert not problems and list(found) == [t.id for t in items[:-1]]
     assert all(replay.success for replay in found.values())
     assert "is not under" in left_out["99"]
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_games_in_vector_environments_show_what_they_show_alone(mode):
+    name, pairs = "atlas_ray.envs:ALFWorld/all-v0", []
+    alone = [gym.make(name), gym.make(name)]
+    vector = gym.make_vec(name, num_envs=2, vectorization_mode=mode)
+    try:
+        pairs.append((vector.reset(seed=4)[0], [env.reset(seed=4 + n)[0] for n, env in enumerate(alone)]))
+        experts = [env.unwrapped.expert() for env in alone]
+        for own in (False, True, True):
+            actions = [expert.act().action if own else "drück 日本 🎈" for expert in experts]
+            turns = [env.step(action) for env, action in zip(alone, actions, strict=True)]
+            seen, rewards, ended, cut, info = vector.step(tuple(actions))
+            pairs.append((seen, [turn[0] for turn in turns]))
+            assert [rewards.tolist(), ended.tolist(), cut.tolist()] == [list(x) for x in zip(*turns, strict=True)][1:4]
+        assert pairs == [(tuple(texts), texts) for _, texts in pairs]
+        assert list(info["goal"]) == [env.unwrapped.goal for env in alone]
+        assert list(vector.call("admissible")) == [env.unwrapped.admissible() for env in alone]
+    finally:
+        vector.close()
+    space = alone[0].observation_space
+    for text in pairs[0][1]:
+        assert gym.spaces.unflatten(space, gym.spaces.flatten(space, text)) == text
 
 
 def test_all_splits_that_are_there_are_played():

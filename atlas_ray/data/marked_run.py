@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..rundir.layout import RunLayout
+from .hub import is_on_hub
 from .records import Annotation, Trajectory, read_annotations, read_trajectories
 
 
@@ -39,6 +40,8 @@ def read_marked_run(given: str, field: str) -> MarkedRun:
     Raises:
         InputError: there is no such run or selector, or a file cannot be read; names field, file and line.
     """
+    if is_on_hub(given):
+        raise InputError("must be RUN/SELECTOR on this machine: a dataset on the hub is no run", given, None, field)
     path = Path(given).expanduser()
     layout, selector = RunLayout(path.parent), path.name
     if not layout.expert.is_file():

@@ -71,7 +71,7 @@ class Pairs(ConfigModel):
     """How arms with `pairs = true` are trained: direct preference optimisation on two turns of the same history."""
 
     files: dict[str, str] = {}
-    """Pairs of your own: a name for an arm's `selector`, and its file."""
+    """Pairs of your own: a name for an arm's `selector`, and its file, here or on the hub as in `collect.file`."""
     loss: Literal["sigmoid", "sigmoid_norm"] = "sigmoid"
     """By TRL's names: `sigmoid` is DPO; `sigmoid_norm` divides each turn's log-ratio by its tokens."""
     beta: float = Field(default=0.1, gt=0)

@@ -199,7 +199,7 @@ class Select(ConfigModel):
     rest_of: Selector = "value"
     """The selector from whose rest `non-critical` draws."""
     files: dict[str, str] = {}
-    """Annotations of your own: the name of a selector, and its file."""
+    """Annotations of your own: the name of a selector, and its file, here or on the hub as in `collect.file`."""
     model: str = "tiny-quick"
     """value: the model whose counterfactual roll-outs estimate values. deviation: the one whose moves are weighed.
     verified: who plays on where a file is read."""

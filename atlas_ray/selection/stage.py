@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ..data.exchange.sources import reading
 from ..data.kept import Outcomes, outcomes_of
 from ..data.records import Annotation, Trajectory, read_annotations, read_trajectories, write_annotations
 from ..errors import InputError
@@ -62,7 +63,8 @@ def _make(
     config = recipe.select
     assert config is not None
     if selector in config.files:
-        return _own(Path(config.files[selector]), selector, trajectories)
+        with reading(config.files[selector]) as source:
+            return _own(source.path, selector, trajectories)
     if (member := matched(selector)) is not None:
         kind = selector.removesuffix(f"_{member}")
         return select_matched(kind, trajectories, member, done[member], recipe.seed)

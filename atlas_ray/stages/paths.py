@@ -1,10 +1,14 @@
-"""What a recipe names and has to be there: files, models, storage. Looked at without torch, Ray or a network."""
+"""What a recipe names and has to be there: files, models, storage.
+
+Looked at without torch, Ray or a network, but for datasets on the hub.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ..data.exchange import check_there
 from ..data.hub import is_on_hub
 from ..data.marked_run import read_marked_run
 from ..errors import InputError
@@ -43,7 +47,7 @@ def check_inputs(recipe: Recipe, fetched: bool = False, annotations: bool = True
         InputError: names the field and what is missing, or does not go with the others.
     """
     for field, path in files(recipe, annotations):
-        if field != "collect.file" or not (collected or is_on_hub(path)):
+        if field != "collect.file" or not (collected or is_on_hub(path)):  # which is looked for below
             _under(field, lambda path=path: _check_file(path))  # type: ignore[misc]
     if not collected:
         _under("collect.file", lambda: check_collected(recipe, fetched))
@@ -98,7 +102,9 @@ def _under(field: str, look: Callable[[], object]) -> None:
 def _check_file(name: str) -> None:
     path = Path(name)
     try:
-        if path.is_file():
+        if is_on_hub(name):
+            check_there(name)
+        elif path.is_file():
             path.open("rb").close()
         elif not path.is_dir():
             raise InputError(f"there is no such file or folder{_nearest(path)}", path)

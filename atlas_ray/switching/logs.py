@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..data.exchange.sources import reading
 from ..data.gateway_record import Record, SessionUsage
+from ..data.hub import is_on_hub
 from ..data.records import Step, Trajectory, actor, actor_number, iter_numbered, load_json
 from ..errors import InputError
 
@@ -64,7 +66,7 @@ def read_logs(places: Sequence[str | Path], models: int, behaviour: float | None
 
     Args:
         places: each a directory that a gateway has recorded to, a run directory, a directory of ``.jsonl`` files of
-            trajectories, or one such file.
+            trajectories, or one such file; the last two on the hub, too, as ``hf://datasets/ORG/NAME/PATH``.
         models: how many models there are to choose from.
         behaviour: probability of a call, at steps that do not say theirs: every model but the first was called with an
             even share of it. None: such a step is refused.
@@ -74,36 +76,36 @@ def read_logs(places: Sequence[str | Path], models: int, behaviour: float | None
     """
     episodes: list[LoggedEpisode] = []
     dropped: Counter[str] = Counter()
-    for path, record in _files(places):
-        for line, trajectory in iter_numbered(path):
-            if trajectory.success is None and trajectory.score is None:
-                dropped["without an outcome"] += 1
-            elif not any((trajectory.instruction, *(step.observation for step in trajectory.steps))):
-                dropped["without what was seen (record_content is false)"] += 1
-            else:
-                usage = None if record is None else record.usage(trajectory.id)
-                spent = load_json(SessionUsage, usage) if usage is not None and usage.is_file() else None
-                episodes.append(_episode(trajectory, spent, models, behaviour, path, line))
+    seen: dict[Path, str | Path] = {}
+    for place in places:
+        with reading(Path(place).expanduser() if not is_on_hub(place) else place) as source:
+            for path, record in _files(source.path, place, seen):
+                for line, trajectory in iter_numbered(path):
+                    if trajectory.success is None and trajectory.score is None:
+                        dropped["without an outcome"] += 1
+                    elif not any((trajectory.instruction, *(step.observation for step in trajectory.steps))):
+                        dropped["without what was seen (record_content is false)"] += 1
+                    else:
+                        usage = None if record is None else record.usage(trajectory.id)
+                        spent = load_json(SessionUsage, usage) if usage is not None and usage.is_file() else None
+                        episodes.append(_episode(trajectory, spent, models, behaviour, path, line))
     found = Logs(tuple(episodes), dropped)
     if not episodes:
         raise InputError(f"nothing to learn from: {found.words()}", places[0], None, FIELD)
     return found
 
 
-def _files(places: Sequence[str | Path]) -> Iterator[tuple[Path, Record | None]]:
-    """Every file of trajectories, and the record that it belongs to."""
-    seen: dict[Path, str | Path] = {}
-    for place in places:
-        root = Path(place).expanduser()
-        folder = root / "trajectories" if (root / "trajectories").is_dir() else root
-        found = [root] if root.is_file() else [p for p in sorted(folder.glob("*.jsonl")) if p.name[0] != "."]
-        if not found:
-            what = "holds no .jsonl file of trajectories" if root.is_dir() else "no such file or directory"
-            raise InputError(what, root, None, FIELD)
-        for path in found:
-            if (before := seen.setdefault(path.resolve(), place)) is not place:
-                raise InputError(f"its episodes would count twice: they are in {before} too", path, None, FIELD)
-            yield path, Record(root) if folder != root else None
+def _files(root: Path, place: str | Path, seen: dict[Path, str | Path]) -> Iterator[tuple[Path, Record | None]]:
+    """Every file of trajectories of a place, and the record that it belongs to."""
+    folder = root / "trajectories" if (root / "trajectories").is_dir() else root
+    found = [root] if root.is_file() else [p for p in sorted(folder.glob("*.jsonl")) if p.name[0] != "."]
+    if not found:
+        what = "holds no .jsonl file of trajectories" if root.is_dir() else "no such file or directory"
+        raise InputError(what, root, None, FIELD)
+    for path in found:
+        if (before := seen.setdefault(path.resolve(), place)) is not place:
+            raise InputError(f"its episodes would count twice: they are in {before} too", path, None, FIELD)
+        yield path, Record(root) if folder != root else None
 
 
 def _episode(

@@ -18,10 +18,13 @@ from atlas_ray import pipeline
 from atlas_ray.cli import main
 from atlas_ray.data.exchange import check_there, import_agenttraj, import_file
 from atlas_ray.data.hub import HubPath, hub_path
+from atlas_ray.data.marked_run import read_marked_run
 from atlas_ray.recipe.loading import Recipe
 from atlas_ray.rundir.files import read_json, write_json
 from atlas_ray.rundir.layout import RunLayout
-from atlas_ray.trajectory import read_trajectories
+from atlas_ray.stages.paths import check_inputs
+from atlas_ray.switching.logs import read_logs
+from atlas_ray.trajectory import read_annotations, read_trajectories
 
 NAME = "hf://datasets/org/walks"
 
@@ -254,3 +257,27 @@ def test_a_kill_leaves_the_note_of_what_was_read_and_no_trajectories(tmp_path):
     assert read_json(RunLayout(run).source)["file"] == str(file)
     assert not RunLayout(run).expert.exists()
     assert import_file(file, run) == 1
+
+
+def test_marks_pairs_and_logs_of_a_recipe_lie_on_the_hub_too(hub, tmp_path):
+    steps = [{"observation": "x", "action": "a", "actor": who, "probability": 0.5} for who in ("quick", "deepthink")]
+    about = {"id": "e", "env": "x", "task": "x", "seed": 0, "instruction": "go", "source": "x"}
+    logged = {**about, "steps": steps, "score": None, "success": True}
+    mark = {"trajectory_id": "a_1", "selector": "theirs", "fraction": 1.0, "critical": [0]}
+    files = {"a.jsonl": lines(record(BUY, item_id="a_1")), "marks.jsonl": lines(mark), "logs/a.jsonl": lines(logged)}
+    hub.put("org/walks", files)
+    asked = {"name": "x", "workers": 0, "collect": {"file": f"{NAME}/a.jsonl"}}
+    asked["select"] = {"selectors": ["mine"], "files": {"mine": f"{NAME}/marks.jsonl"}}
+    pipeline.run(Recipe.model_validate(asked), tmp_path / "run", ("collect", "select"))
+    (made,) = read_annotations(RunLayout(tmp_path / "run").annotations("mine"))
+    assert (made.selector, made.critical) == ("mine", (0,))
+    for place in (f"{NAME}/logs", f"{NAME}/logs/a.jsonl"):
+        assert [e.id for e in read_logs([place], 2).episodes] == ["e"]
+    hub.put("org/walks", {"logs/a.jsonl": lines({**logged, "steps": [{**steps[0], "actor": None}]})})
+    assert str(refused(read_logs, [f"{NAME}/logs"], 2)).startswith(f"{NAME}/logs/a.jsonl:1: ")
+    asked["finetune"] = {"arms": [{"selector": "own", "pairs": True}], "pairs": {"files": {"own": f"{NAME}/no.jsonl"}}}
+    error = refused(check_inputs, Recipe.model_validate(asked))
+    assert error.field == "finetune.pairs.files.own" and "no such file or folder" in error.message
+    asked["select"]["files"]["mine"] = f"{NAME}/no.jsonl"
+    assert refused(check_inputs, Recipe.model_validate(asked)).field == "select.files.mine"
+    assert "no run" in refused(read_marked_run, f"{NAME}/value", "select.distilled.teacher").message

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from .cluster.address import check_address
+from .cluster.devices import check_devices
 from .cluster.remote_rundir import serve_run_dir
 from .cluster.resources import resource_requests
 from .cluster.workers import set_local_cluster_size
@@ -142,6 +143,7 @@ def run(recipe: Recipe, run_dir: Path, stages: Sequence[str] = tuple(STAGE), ver
             from .preflight import check  # (imports torch, which takes seconds)
 
             check(recipe)
+            check_devices(recipe, left)
         open_run(recipe, run_dir)
         set_local_cluster_size(recipe)
         if sync:

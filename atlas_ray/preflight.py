@@ -17,6 +17,7 @@ from .errors import InputError
 from .models.config import longest
 from .models.encoders import make_encoder
 from .models.loading import load_tokenizer, look
+from .models.split import check_split
 from .recipe.loading import Recipe, Switch
 from .recipe.select import TEXT_ENCODERS
 from .rundir.tracking import check as check_trackers
@@ -66,6 +67,8 @@ def _check_models(recipe: Recipe) -> None:
             longest(config, recipe.rounds.finetune.context, "rounds.finetune.context")
         if field != "finetune.base" or recipe.evaluate:
             own_context(recipe.engine.context, config)
+            if recipe.engine.kind == "vllm" and not field.endswith(".encoder"):
+                check_split(config, max(1, int(recipe.engine.gpus)), name)
 
 
 def _check_habit(recipe: Recipe) -> None:

@@ -87,6 +87,16 @@ def take_output(take: Callable[[str, str, str, list[str]], None]) -> None:
     brought.add_handler("atlas-ray", unpack)
 
 
+def node_types() -> list[dict[str, float]] | None:
+    """What each kind of node has that the cluster's autoscaler may start; None where it does not say."""
+    from ray._private.state import state
+
+    config = state.get_cluster_config()
+    if config is None or not config.node_group_configs:
+        return None
+    return [dict(kind.resources) for kind in config.node_group_configs if kind.max_count]
+
+
 def never_began(error: BaseException) -> bool:
     """Whether an actor could not even be made: another one could not either."""
     return bool(getattr(error, "actor_init_failed", False))

@@ -8,15 +8,19 @@ from . import address as cluster
 from .scheduling import no_placement_group
 
 
-def resources_of(group: str | None) -> dict[str, float]:
-    """What the nodes of a group have in total; without a group, what all nodes have."""
+def nodes_of(group: str | None) -> list[dict[str, float]]:
+    """What each node of a group has in total; without a group, each node of all."""
     import ray
 
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and (not group or group in node["Resources"])]
+
+
+def resources_of(group: str | None) -> dict[str, float]:
+    """What the nodes of a group have in total; without a group, what all nodes have."""
     total: dict[str, float] = {}
-    for node in ray.nodes():
-        if node["Alive"] and (not group or group in node["Resources"]):
-            for name, amount in node["Resources"].items():
-                total[name] = total.get(name, 0.0) + amount
+    for node in nodes_of(group):
+        for name, amount in node.items():
+            total[name] = total.get(name, 0.0) + amount
     return total
 
 

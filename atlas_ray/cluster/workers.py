@@ -25,6 +25,7 @@ from . import remote_rundir
 from .capacity import check_groups, check_room
 from .causes import culprit, portable
 from .container import usable_cpus
+from .devices import check_node
 from .resources import peak_of, player_requests, resource_requests, total_of, worker_request
 from .scheduling import no_placement_group
 from .worker_state import WorkerState
@@ -337,10 +338,13 @@ def worker_pool(
     if recipe.workers:
         set_local_cluster_size(recipe)
         ensure_ray(0)
-        room = total_of(player_requests(recipe, models=models, runners=beside))
+        requests = player_requests(recipe, models=models, runners=beside)
+        room = total_of(requests)
         check_room(room.cpus, room.gpus, "workers and engines ask for", ("engine.cpus", "engine.gpus"))
         if recipe.engine.actors:
             check_groups(recipe.placement.resource_request("engines"))
+        for request in requests:
+            check_node(request.gpus, request.group)
     one, asked = worker_request(recipe), recipe.placement.resource_request(place)
     return ActorPool(
         recipe.workers,

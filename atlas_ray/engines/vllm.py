@@ -18,6 +18,7 @@ import torch
 
 from ..errors import AtlasError, InputError
 from ..models.loading import load_config, load_tokenizer
+from ..models.split import check_split
 from .base import (
     Batches,
     Capabilities,
@@ -72,6 +73,7 @@ class VllmEngine(Batches):
             raise InputError("a vLLM engine is open in this process: close() it, or use another process or actor")
         self.tokenizer = load_tokenizer(model)
         config = load_config(model)
+        check_split(config, tensor_parallel, model)
         self.parameters, head_size = model_shape(config)
         self.context = own_context(context, config)
         if threads is not None:

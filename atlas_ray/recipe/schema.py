@@ -42,11 +42,12 @@ class Engine(ConfigModel):
     cpus: Annotated[float, Field(ge=0)] = 1.0
     """CPUs of such an actor, and threads of its model on a CPU."""
     gpus: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs of whoever holds a model. vLLM splits it over several (tensor parallelism); a part of one is shared."""
+    """GPUs of one node for each engine. vLLM splits the model over several (tensor parallelism); a part of one is
+    shared."""
     context: Positive | None = None
     """Most tokens of prompt and continuation; without it the model's own limit."""
     memory: float = Field(default=0.85, gt=0, le=1)
-    """vLLM: share of each GPU's memory for weights and cache."""
+    """vLLM: share of each GPU's memory for weights and cache; at most `gpus` where engines share a GPU."""
     cache_gib: float = Field(default=1.0, gt=0)
     """vLLM on a CPU: GiB for the cache of prefixes."""
     timeout: float = Field(default=600.0, gt=0)
@@ -64,6 +65,11 @@ class Engine(ConfigModel):
     def _gpus_fit(self) -> Self:
         if self.gpus > 1 and (self.gpus != int(self.gpus) or self.kind != "vllm"):
             raise ValueError("gpus: more than one must be a whole number, and only vllm splits a model")
+        if self.kind == "vllm" and 0 < self.gpus < 1 and self.memory > self.gpus:
+            raise ValueError(
+                f"memory: engines with gpus = {self.gpus:g} share a GPU, so each may take at most {self.gpus:g} of "
+                f"its memory, not {self.memory:g}"
+            )
         return self
 
 

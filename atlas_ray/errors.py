@@ -55,6 +55,19 @@ CODES = {
 """Every ``code`` of an error, and what it means. Codes stay as they are when messages change."""
 
 
+def json_kind(value: object) -> str:
+    """What JSON calls a value that it holds: ``null``, ``a number``, ``an object``."""
+    kinds = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "a text",
+        list: "a list",
+        dict: "an object",
+    }
+    return "null" if value is None else kinds.get(type(value), f"a {type(value).__name__}")
+
+
 class AtlasError(Exception):
     """Base of all errors raised on purpose.
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..errors import InputError
+from ..errors import InputError, json_kind
 from ..rundir.files import write_parts
 
 LineT = TypeVar("LineT", bound=BaseModel)
@@ -249,7 +249,7 @@ def _parse(kind: type[LineT], raw: bytes, path: Path, number: int) -> LineT:
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets a thousand deep
         raise InputError(f"not JSON that can be read: {error}", path, number) from None
     if not isinstance(value, dict):
-        raise InputError(f"a line must be a JSON object, this is a {type(value).__name__}", path, number)
+        raise InputError(f"a line must be a JSON object, this is {json_kind(value)}", path, number)
     try:
         # JSON mode, strict: no number is taken for a string, lists become tuples
         return kind.model_validate_json(json.dumps(value), strict=True)

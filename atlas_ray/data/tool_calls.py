@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import json_kind
+
 _BEGINS = '[{"name": '
 
 
@@ -73,7 +75,7 @@ def arguments_of(text: str) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("is JSON that is too deep") from None
     if not isinstance(value, dict):
-        raise ValueError(f"must be a JSON object, is a {type(value).__name__}")
+        raise ValueError(f"must be a JSON object, is {json_kind(value)}")
     return value
 
 

@@ -104,6 +104,8 @@ def _check_file(name: str) -> None:
     try:
         if is_on_hub(name):
             check_there(name)
+        elif "://" in name:
+            raise InputError("is an address, and only datasets are read from one, as hf://datasets/ORG/NAME/FILE", name)
         elif path.is_file():
             path.open("rb").close()
         elif not path.is_dir():

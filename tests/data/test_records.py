@@ -209,9 +209,9 @@ def test_an_integer_is_fine_where_a_number_is_wanted(tmp_path):
     ("line", "says"),
     [
         ("[1, 2]", "this is a list"),
-        ("3", "this is a int"),
-        ("null", "this is a NoneType"),
-        ('"text"', "this is a str"),
+        ("3", "this is a number"),
+        ("null", "this is null"),
+        ('"text"', "this is a text"),
         ("{'id': 'a'}", "not JSON at column 2"),
         ('{"id": "a"} {"id": "b"}', "not JSON at column 13"),
         ('{"id": "a\\ud800"}', ""),

@@ -21,6 +21,7 @@ SWITCH = 'name = "r"\n[switch]\nlevels = ["GoToLocal"]\ncosts = [0.1]\n'
 
 MISSING = [
     (READ, "collect.file", "data.jsonl: collect.file: there is no such file or folder"),
+    (READ.replace("data", "s3://b/data"), "collect.file", "s3://b/data.jsonl: collect.file: is an address"),
     (
         PLAY + SELECT + '["all", "value"]\nrest_of = "all"\nmodel = "./none"\n',
         "select.model",

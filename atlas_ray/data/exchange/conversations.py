@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ...errors import json_kind
 from ..thinking import THINKING
 from .outcomes import EpisodeOutcome, of_text
 from .reading import KEYS, JsonRecord, turns_key
@@ -161,7 +162,7 @@ def raw_turns(record: JsonRecord) -> tuple[str, list[Any]]:
         except (ValueError, RecursionError):
             raise record.error("must be a list of turns, is a text that is no JSON", key) from None
     if not isinstance(raws, list):
-        raise record.error(f"must be a list of turns, is a {type(raws).__name__}", key)
+        raise record.error(f"must be a list of turns, is {json_kind(raws)}", key)
     return key, raws
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ...errors import InputError
+from ...errors import InputError, json_kind
 from ...rundir.files import write_parts
 from ..pairs import Pair, Side, Turn, iter_pairs
 from ..records import Step, first_problem
@@ -183,9 +183,7 @@ def _history(record: JsonRecord, key: str) -> tuple[str, list[dict[str, Any]], s
     """
     raws = record.value[key]
     if not isinstance(raws, list):
-        raise record.error(
-            f"must be a list of turns, is a {type(raws).__name__}: pairs of plain texts cannot be read", key
-        )
+        raise record.error(f"must be a list of turns, is {json_kind(raws)}: pairs of plain texts cannot be read", key)
     turns = [read_turn(record, raw, f"{key}[{number}]") for number, raw in enumerate(raws)]
     head = next((number for number, turn in enumerate(turns) if turn.role != "system"), len(turns))
     instruction = "\n\n".join(filter(None, (beside(record), *(turn.text for turn in turns[:head]))))

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ...errors import InputError
+from ...errors import InputError, json_kind
 from ..records import OnError
 from .raw_files import is_parquet, parquet_rows, text_lines, whole_text
 
@@ -109,7 +109,7 @@ def _record(row: _RawRecord, path: Path, index: int) -> JsonRecord:
     except UnicodeEncodeError:
         raise record.error("holds half of a surrogate pair, which is no character") from None
     if not isinstance(value, dict):
-        raise record.error(f"a record must be a JSON object, this is a {type(value).__name__}")
+        raise record.error(f"a record must be a JSON object, this is {json_kind(value)}")
     return record
 
 

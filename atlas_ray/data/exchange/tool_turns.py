@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ...errors import json_kind
 from ..records import PART_GAP, Part, Step
 from ..thinking import split_thinking, strip_specials
 from ..tool_calls import ToolCall, arguments_of, as_text, calls_of, write_calls
@@ -111,7 +112,7 @@ def _why_empty(record: JsonRecord) -> str:
 
 def _turn(record: JsonRecord, raw: object, where: str) -> Turn:
     if not isinstance(raw, dict):
-        raise record.error(f"a message must be a JSON object, this is a {type(raw).__name__}", where)
+        raise record.error(f"a message must be a JSON object, this is {json_kind(raw)}", where)
     who = _WHO.get(str(raw.get("role")).strip().casefold())
     if who is None:
         raise record.error(f"must be one of {', '.join(_WHO)}, is {raw.get('role')!r}", f"{where}.role")
@@ -164,7 +165,7 @@ def _calls(record: JsonRecord, raw: dict[str, Any], where: str) -> list[ToolCall
             raise record.error("must be a list of calls, is a text that is no JSON", f"{where}.tool_calls") from None
     if told:
         if not isinstance(told, list):
-            raise record.error(f"must be a list of calls, is a {type(told).__name__}", f"{where}.tool_calls")
+            raise record.error(f"must be a list of calls, is {json_kind(told)}", f"{where}.tool_calls")
         return [_call(record, one, f"{where}.tool_calls[{n}]") for n, one in enumerate(told)]
     if raw.get("function_call"):
         return [_call(record, {"function": raw["function_call"]}, f"{where}.function_call", old=True)]
@@ -173,11 +174,11 @@ def _calls(record: JsonRecord, raw: dict[str, Any], where: str) -> list[ToolCall
 
 def _call(record: JsonRecord, raw: object, where: str, old: bool = False) -> ToolCall:
     if not isinstance(raw, dict):
-        raise record.error(f"a call must be a JSON object, this is a {type(raw).__name__}", where)
+        raise record.error(f"a call must be a JSON object, this is {json_kind(raw)}", where)
     inside = raw.get("function") if raw.get("function") is not None else raw  # tau2-bench has name and arguments there
     at = where if old or inside is raw else f"{where}.function"
     if not isinstance(inside, dict):
-        raise record.error(f"must be a JSON object, is a {type(inside).__name__}", at)
+        raise record.error(f"must be a JSON object, is {json_kind(inside)}", at)
     if raw.get("type") not in (None, "function"):
         raise record.error(f"must be 'function', is {raw['type']!r}", f"{where}.type")
     name, arguments = inside.get("name"), inside.get("arguments")
@@ -189,7 +190,7 @@ def _call(record: JsonRecord, raw: object, where: str, old: bool = False) -> Too
         elif arguments is None or isinstance(arguments, str):
             arguments = arguments_of(arguments or "")
         else:
-            raise ValueError(f"must be a JSON object or its text, is a {type(arguments).__name__}")
+            raise ValueError(f"must be a JSON object or its text, is {json_kind(arguments)}")
     except ValueError as error:
         raise record.error(str(error), f"{at}.arguments") from None
     return ToolCall(name, arguments, _id(record, raw.get("id"), f"{where}.id"))
@@ -353,7 +354,7 @@ def tools_of(told: object) -> tuple[dict[str, Any], ...]:
         WrongToolsError: it is none.
     """
     if not isinstance(told, list):
-        raise WrongToolsError("", f"must be a list of JSON schemas, is a {type(told).__name__}")
+        raise WrongToolsError("", f"must be a list of JSON schemas, is {json_kind(told)}")
     found = []
     for number, tool in enumerate(told):
         inside = tool.get("function", tool) if isinstance(tool, dict) else None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ...errors import json_kind
 from ..parsing import LONGEST_REPLY, parse
 from ..thinking import THINKING
 from .reading import JsonRecord
@@ -132,7 +133,7 @@ def read_turn(record: JsonRecord, raw: object, where: str) -> Turn:
         InputError: it is none, holds a tool call or something else than text; names record and field.
     """
     if not isinstance(raw, dict):
-        raise record.error(f"a turn must be a JSON object, this is a {type(raw).__name__}", where)
+        raise record.error(f"a turn must be a JSON object, this is {json_kind(raw)}", where)
     role_key, text_key = _keys(raw)
     called = next((k for k in _CALLS if raw.get(k)), None)
     if called:
@@ -175,7 +176,7 @@ def content_of(record: JsonRecord, content: object, where: str) -> tuple[str, li
     if isinstance(content, dict):
         content = [content]
     if not isinstance(content, list):
-        raise record.error(f"must be a string, is a {type(content).__name__}", where)
+        raise record.error(f"must be a string, is {json_kind(content)}", where)
     texts: list[str] = []
     reasoning: list[str] = []
     for number, part in enumerate(content):
@@ -192,7 +193,7 @@ def content_of(record: JsonRecord, content: object, where: str) -> tuple[str, li
                 raise record.error("must be a string", f"{at}.text")
             texts.append(part["text"])
         else:
-            raise record.error(f"is {kind or type(part).__name__!r}, and only parts of text can be read", at)
+            raise record.error(f"is {repr(kind) if kind else json_kind(part)}, and only parts of text can be read", at)
     return "".join(texts), reasoning
 
 
@@ -206,5 +207,5 @@ def beside(record: JsonRecord) -> str:
     if key is None:
         return ""
     if not isinstance(record.value[key], str):
-        raise record.error(f"must be a string, is a {type(record.value[key]).__name__}", key)
+        raise record.error(f"must be a string, is {json_kind(record.value[key])}", key)
     return str(record.value[key])

@@ -137,7 +137,7 @@ def test_byte_order_mark_line_ends_and_separators_do_not_matter(tmp_path):
     ("where", "value", "field", "says"),
     [
         (["conversations", 5, "value"], "Thought:\nlost", "conversations[5].value", 'no "Action:"'),
-        (["conversations", 3, "value"], 7, "conversations[3].value", "must be a string, is a int"),
+        (["conversations", 3, "value"], 7, "conversations[3].value", "must be a string, is a number"),
         (["conversations", 3, "value"], KeyError, "conversations[3].content", "must be a string"),
         (["conversations", 2, "value"], "\ud800", "", "half of a surrogate pair"),
         (["item_id"], "\udc00_1", "", "half of a surrogate pair"),
@@ -178,7 +178,7 @@ def test_what_is_wrong_is_named_by_line_or_record_and_field(tmp_path, where, val
         ('{"item_id": "a_1"\n', 1, "not JSON at column"),
         ('\n\n{"item_id": }\n', 3, "not JSON at column 13"),
         ("[\n{},\n{]\n", 3, "not JSON at column 2"),
-        ('"text"\n', 1, "this is a str"),
+        ('"text"\n', 1, "this is a text"),
         ("[" * 100_000, None, "not JSON"),
         ("", None, "holds no record"),
         ("[]", None, "holds no record"),

@@ -101,7 +101,7 @@ def test_every_step_is_found_and_nothing_else(tmp_path, row, instruction, steps)
         ([human([{"type": "image_url", "image_url": {}}]), OPEN], "[0].value[0]", "only parts of text"),
         ([human([{"type": "tool_result", "content": "x"}]), OPEN], "[0].value[0]", "OpenAI messages only"),
         ([human("o"), gpt([{"type": "text", "text": 3}])], "[1].value[0].text", "must be a string"),
-        ([human("o"), gpt(7)], "[1].value", "must be a string, is a int"),
+        ([human("o"), gpt(7)], "[1].value", "must be a string, is a number"),
         ([human("o"), gpt("x" * 100_001)], "[1].value", "is longer than"),
         ([{"from": "tutor", "value": "o"}, OPEN], "[0].from", "must be one of"),
     ],

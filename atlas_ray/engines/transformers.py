@@ -35,6 +35,7 @@ class TransformersEngine(Batches):
         model: shipped name, directory or Hugging Face id, or a loaded causal LM with ``tokenizer`` given.
         slots: episodes that can be kept at a time.
         context: most tokens of prompt and continuation; the model's own limit by default.
+        device: where it computes; a GPU by default where there is one.
 
     Raises:
         InputError: the model takes fewer tokens than ``context`` or does not say how many, or nothing can be kept of a
@@ -50,8 +51,15 @@ class TransformersEngine(Batches):
     pass_tokens = 1024
     pass_numbers = 2**25
 
-    def __init__(self, model: str | Any, slots: int, tokenizer: Any = None, context: int | None = None) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def __init__(
+        self,
+        model: str | Any,
+        slots: int,
+        tokenizer: Any = None,
+        context: int | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         loaded = load_model(model) if isinstance(model, str) else model
         self.model: Any = loaded.to(self.device).eval()
         use_grouped_attention(self.model)
@@ -73,8 +81,11 @@ class TransformersEngine(Batches):
         self._generators: dict[int, torch.Generator] = {}
 
     def close(self) -> None:
-        """Drop the weights and everything that was kept."""
+        """Drop the weights and everything that was kept; other processes can then have a GPU's memory."""
+        self._cache.layers.clear()  # they and the cache hold each other, and would wait for a garbage collection
         del self.model, self._cache
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def forget(self, slot: int) -> None:

@@ -56,7 +56,8 @@ def build_tries(options: Sequence[Sequence[int]], most: int) -> list[TokenTrie]:
 def choose(logits_RV: torch.Tensor, temperature: float, generators: Sequence[torch.Generator] | None) -> list[int]:
     """Greedy choice, or a sample by the Gumbel trick in which every row has a generator of its own."""
     if not temperature:
-        return [int(i) for i in logits_RV.argmax(-1)]
+        found: list[int] = logits_RV.argmax(-1).tolist()  # (a GPU is waited for once, not for every row)
+        return found
     if generators is None:
         raise ValueError("sampling at a temperature needs a seed for every row")
     uniform_RV = torch.stack([torch.rand(logits_RV.shape[-1], generator=g) for g in generators])

@@ -88,7 +88,7 @@ def own_process_group(size: int, device: torch.device) -> ProcessGroup:
 def use_bf16(precision: str, device: torch.device) -> bool:
     """Whether passes compute in bfloat16; with ``auto`` they do on GPUs that support it."""
     if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return precision == "bfloat16"
 
 

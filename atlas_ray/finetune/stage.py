@@ -211,9 +211,14 @@ def _take_pairs(config: Finetune, layout: RunLayout, name: str) -> None:
 def _train_here(recipe: Recipe, run_dir: Path, config: Finetune, missing: list[_Run]) -> None:
     """Train the missing models one after the other in this process."""
     _quiet()
-    _say_unknown(recipe, run_dir, prepare(recipe, run_dir, ProcessGroup().device))
+    group = ProcessGroup(device=_device())
+    _say_unknown(recipe, run_dir, prepare(recipe, run_dir, group.device))
     for number, arm, seed in missing:
-        train_arm(recipe, run_dir, arm, seed, ProcessGroup(), number)
+        train_arm(recipe, run_dir, arm, seed, group, number)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _say_unknown(recipe: Recipe, run_dir: Path, stores: list[TokenStore]) -> None:
@@ -267,8 +272,10 @@ def _fit(recipe: Recipe, run_dir: Path, config: Finetune, missing: list[_Run]) -
     replicas = _replicas(config, len(missing), there)
     workers = replicas * config.workers
     check_room(workers, workers if gpu else 0, "the models that are trained ask for", ("finetune.workers",) * 2)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     _say_unknown(recipe, run_dir, prepare(recipe, run_dir, device))
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # a trainer on this GPU needs what the base took here
     try:
         with _own_interrupt():
             _trainer(recipe, run_dir, missing, replicas, workers, gpu).fit()

@@ -48,10 +48,11 @@ def success(recipe: Recipe, model: Any, tokenizer: Any, group: ProcessGroup, rep
     def outcomes() -> list[int]:
         from ..engines import TransformersEngine  # (takes seconds)
 
-        engine = TransformersEngine(model, max(1, min(recipe.num_envs, len(mine))), tokenizer)
+        engine = TransformersEngine(model, max(1, min(recipe.num_envs, len(mine))), tokenizer, device=group.device)
         agent = spec.new_agent(engine)
         beginnings = EpisodeStarter()
         ended = list(rollout(agent, ([beginnings.start(*episode)] for episode in mine)))
+        engine.close()
         written = summed(e.replies for e in ended)
         return [sum(e.success for e in ended), sum(not e.lost for e in ended), *(written[name] for name in names)]
 

@@ -136,7 +136,7 @@ class Tuning(ConfigModel):
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
     workers: int = Field(default=1, ge=0)
-    """Ray Train workers of a model; 0 trains all models one after the other inside this process."""
+    """Ray Train workers of a model; 0 trains all models in turn in this process, on its GPU if there is one."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """Every worker holds the model (DDP), or a share of each matrix (FSDP2)."""
     parallel: Literal["auto"] | Positive = "auto"

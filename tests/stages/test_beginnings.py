@@ -4,6 +4,7 @@ import json
 import threading
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import dying_env
 import numpy as np
@@ -120,7 +121,7 @@ def test_collecting_ends_soon_where_nothing_begins_any_more_and_goes_on_later(tm
 
 def test_a_validation_leaves_out_what_does_not_begin_and_ends_where_nothing_does(monkeypatch):
     monkeypatch.setattr("atlas_ray.agents.spec.AgentSpec.new_agent", lambda self, engine: Fixed(4))
-    monkeypatch.setattr("atlas_ray.engines.TransformersEngine", lambda *a: None)
+    monkeypatch.setattr("atlas_ray.engines.TransformersEngine", lambda *a, **k: SimpleNamespace(close=lambda: None))
     tuned = recipe(
         collect={"levels": {NAME: 5}},
         select={"selectors": ["all"]},

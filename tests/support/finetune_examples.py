@@ -86,10 +86,11 @@ def scale_of(examples, anchor=0.0):
 def naive_loss(model, examples, anchor=0.0, base=None):
     """One sequence at a time, every logit, one position after the other, in float64."""
     trained, anchored = counts(examples)
-    nll = torch.zeros((), dtype=torch.float64)
-    divergence = torch.zeros((), dtype=torch.float64)
+    device = next(model.parameters()).device
+    nll = torch.zeros((), dtype=torch.float64, device=device)
+    divergence = torch.zeros((), dtype=torch.float64, device=device)
     for example in examples:
-        ids = torch.tensor([example.ids])
+        ids = torch.tensor([example.ids], device=device)
         logp = model(input_ids=ids).logits[0].double().log_softmax(-1)
         for position in example.trained:
             nll = nll - logp[position - 1, example.ids[position]]

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from .ragged import obstacle, pass_dtype, ragged_attention
+
 NAME = "atlas_packed"
 
 # Whose layers are residual + attention, then residual + MLP, and whose logits are the head of the last hidden state.
@@ -30,6 +32,24 @@ def packs(model: Any) -> bool:
     return model.config.model_type in FAMILIES
 
 
+def attention_of(model: Any, device: torch.device, dtype: torch.dtype) -> str:
+    """How the sequences of a pass attend while this model is trained, for its log.
+
+    Args:
+        model: a causal LM.
+        device: of its passes.
+        dtype: that they compute in.
+    """
+    if not packs(model):
+        return "the model's own, one sequence at a time"
+    config = model.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    why = obstacle(device, dtype, width, getattr(config, "attention_dropout", 0.0))
+    if why is None:
+        return "varlen_attn, one call for all sequences of a row"
+    return f"scaled_dot_product_attention, one call for neighbours of one length, and not varlen_attn: {why}"
+
+
 def packed_attention(
     module: Any,
     query: torch.Tensor,
@@ -44,14 +64,15 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each of the sequences that stand in one row; transformers' attention interface.
 
+    One call of PyTorch's kernel for ragged sequences where that can be, else one for neighbours of one length.
+
     Args:
         module: the layer.
         query: ``[1, H, T, D]``.
         key, value: ``[1, H / G, T, D]``.
         attention_mask: none.
         dropout, scaling: as in ``scaled_dot_product_attention``.
-        lengths: of the sequences, which add up to T; without them the row is one. Neighbours of one length go through
-            the kernel together.
+        lengths: of the sequences, which add up to T; without them the row is one.
         sliding_window: most positions that one sees, itself included.
         kwargs: what other kinds of attention take.
 
@@ -59,8 +80,11 @@ def packed_attention(
         ``[1, T, H, D]`` and None.
     """
     (_, heads, _, width), shared = query.shape, key.shape[1]
+    lengths = tuple(lengths or query.shape[2:3])
+    if obstacle(query.device, pass_dtype(query), width, dropout) is None:
+        return ragged_attention(query, key, value, lengths, scaling, sliding_window), None
     outs, start = [], 0
-    for length, same in itertools.groupby(lengths or query.shape[2:3]):
+    for length, same in itertools.groupby(lengths):
         count = len(list(same))
         span = slice(start, start := start + count * length)
         q, k, v = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +17,13 @@ from ..recipe.loading import Finetune, Pairs
 from .counts import anchored_tokens, trained_tokens
 from .data import Trained
 from .loss import MaskedModel, Scale, packs_whole
-from .packing import causal_lm, packed
+from .packing import attention_of, causal_lm, packed
 from .preference import NOTED, PairScale, PreferenceModel, pair_scale
 from .process_group import ProcessGroup, share_model, sync, use_bf16
 from .shares import read_shares
 from .state import load_state, save_state
+
+_log = logging.getLogger(__name__)
 
 
 class Taken(NamedTuple):
@@ -80,6 +83,9 @@ class Trainer:
         bf16 = use_bf16(config.precision, group.device)
         self._autocast = bf16 and not self._sharded  # (FSDP2 casts the weights that it gathers)
         self._module = share_model(whole, layers, group, config.strategy, bf16)
+        if group.rank == 0:
+            how = attention_of(self.model, group.device, torch.bfloat16 if bf16 else torch.float32)
+            _log.info("attention: %s", how)
         if unread is not None:
             read_shares(self._module, [part for part in (self.model, base) if part is not None], unread, group)
         self._optimizer = torch.optim.AdamW(

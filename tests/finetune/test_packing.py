@@ -3,8 +3,9 @@
 import pytest
 import torch
 from finetune_examples import fast_loss, gradients, naive_loss, random_examples, sharp
+from ragged_kernel import plain_varlen_attn
 
-from atlas_ray.finetune import packing
+from atlas_ray.finetune import packing, ragged
 from atlas_ray.finetune.loss import MaskedModel
 from atlas_ray.finetune.packing import hidden_at, packed, packed_attention, packs
 
@@ -74,11 +75,8 @@ def test_the_small_models_are_what_their_names_say():
     assert all(hasattr(layer.self_attn, "q_norm") for layer in sharp("qwen3").get_decoder().layers)
 
 
-@pytest.mark.parametrize("narrow", [True, False])
-@pytest.mark.parametrize("name", KINDS)
-def test_packed_rows_give_what_each_sequence_gives_alone(name, narrow):
-    kind, changes = KINDS[name]
-    model, rows, at = sharp(kind, **changes), sequences(), somewhere()
+def assert_as_alone(model, narrow, bound):
+    rows, at = sequences(), somewhere()
     expected = alone(model, rows)[at]
     weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
     expected_grad = gradients(model, (expected * weight).sum())
@@ -86,8 +84,23 @@ def test_packed_rows_give_what_each_sequence_gives_alone(name, narrow):
         logits = together(model, rows, at, narrow)
         grad = gradients(model, (logits * weight).sum())
     assert float(expected.detach().std()) > 0.5, "the logits differ enough to be compared"
-    assert float((logits - expected).detach().abs().max()) < 1e-5
-    assert float((grad - expected_grad).abs().max()) < 1e-6 * float(expected_grad.abs().max())
+    assert float((logits - expected).detach().abs().max()) < 10 * bound
+    assert float((grad - expected_grad).abs().max()) < bound * float(expected_grad.abs().max())
+
+
+@pytest.mark.parametrize("narrow", [True, False])
+@pytest.mark.parametrize("name", KINDS)
+def test_packed_rows_give_what_each_sequence_gives_alone(name, narrow):
+    kind, changes = KINDS[name]
+    assert_as_alone(sharp(kind, **changes), narrow, 1e-6)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_one_call_of_a_gpu_gives_what_each_sequence_gives_alone(name, monkeypatch):
+    monkeypatch.setattr(packing, "obstacle", lambda *_: None)
+    monkeypatch.setattr(ragged.varlen, "varlen_attn", plain_varlen_attn)
+    kind, changes = KINDS[name]
+    assert_as_alone(sharp(kind, **changes).double(), True, 1e-12)
 
 
 def test_narrow_rows_are_computed_at_the_wanted_positions_alone():

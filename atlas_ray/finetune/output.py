@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import AtlasError
-from ..models.loading import adapter_config, base_from, context_of, load_config, load_model, load_tokenizer, whole
+from ..models.loading import adapter_config, base_from, context_of, load_config, load_model, load_tokenizer
 from ..models.tiny import build_model, build_tokenizer
 from ..recipe.loading import Recipe
 from ..rundir.disk import writing
 from ..rundir.files import atomic_directory, write_json, write_text
 from ..rundir.layout import CHECKPOINT_RECORD
+from .adapters import add_adapters
 from .card import card
 from .packing import causal_lm
 from .process_group import ProcessGroup, use_bf16
@@ -36,25 +36,7 @@ def make_model(recipe: Recipe, device: torch.device, words: Sequence[str] = ()) 
     frozen = torch.bfloat16 if config.lora and config.strategy == "ddp" and use_bf16(config.precision, device) else None
     tokenizer, model = load_tokenizer(config.base), load_model(config.base, frozen or torch.float32)
     if config.lora:
-        from peft import LoraConfig, get_peft_model
-
-        lora = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=config.lora.rank,
-            lora_alpha=config.lora.alpha,
-            lora_dropout=config.lora.dropout,
-            target_modules=config.lora.targets,
-        )
-        model.name_or_path = whole(config.base)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
-            try:
-                model = get_peft_model(model, lora)
-            except ValueError as error:
-                raise AtlasError(f"finetune.lora.targets: {error}") from error
-        for p in model.parameters():
-            if p.requires_grad:
-                p.data = p.data.float()
+        model = add_adapters(model, config, recipe.seed)
     return model.to(device), tokenizer
 
 

@@ -95,7 +95,7 @@ class _ArmRun:
         self.state_dir = at.root / self._states
         self._words = new_words(recipe, at.root)
         self.unread: Path | None = None
-        if (found := unread_model(self.config, group)) is not None:
+        if (found := unread_model(self.config, group, recipe.seed)) is not None:
             (self.model, self.unread), self.tokenizer = found, load_tokenizer(self.config.base)
         else:
             self.model, self.tokenizer = output.make_model(recipe, group.device, self._words)
@@ -165,12 +165,12 @@ class _ArmRun:
         def write() -> None:
             model, values = self.model, last
             if self.unread is not None:
-                model = empty_model(self.config.base, self.unread)
+                model = empty_model(self.config, self.unread, self.recipe.seed)
             elif values is not None:
                 model = output.make_model(self.recipe, torch.device("cpu"), self._words)[0]
             if counts.best is not None and counts.best != counts.steps:
                 values = load_file(self.at.root / self._best / "weights.safetensors")
-            if values is not None and self.unread is None:
+            if values is not None and (self.unread is None or self.config.lora):
                 output.put(causal_lm(model), values)
                 values = None
             name = str(_HERE.checkpoint(self.arm.name, self.seed))

@@ -22,7 +22,7 @@ def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
-def _local(tensor: torch.Tensor) -> torch.Tensor:
+def local(tensor: torch.Tensor) -> torch.Tensor:
     """This worker's share of a matrix that is shared out."""
     return (tensor.to_local() if hasattr(tensor, "to_local") else tensor).detach()
 
@@ -53,9 +53,9 @@ def save_state(
             temporary.mkdir(parents=True, exist_ok=True)
             tensors = {}
             for parameter, p in _trained(model):
-                tensors[f"model.{parameter}"] = _local(p).contiguous()
+                tensors[f"model.{parameter}"] = local(p).contiguous()
                 for key in _KEYS if p in optimizer.state else ():
-                    tensors[f"{key}.{parameter}"] = _local(optimizer.state[p][key]).contiguous()
+                    tensors[f"{key}.{parameter}"] = local(optimizer.state[p][key]).contiguous()
             save_file(tensors, temporary / f"{group.rank}-of-{shares}.safetensors")
 
     def finish() -> None:
@@ -98,11 +98,11 @@ def load_state(
         return torch.cat([file.get_tensor(key) for file in files]) if len(files) > 1 else files[0].get_tensor(key)
 
     def put(target: torch.Tensor, key: str) -> torch.Tensor:
-        local, value = _local(target), whole(key)
+        mine, value = local(target), whole(key)
         if hasattr(target, "to_local") and group.size > 1:  # FSDP2 cuts along the first axis as torch.chunk does
             pieces = value.chunk(group.size)
             value = pieces[group.rank] if group.rank < len(pieces) else value[:0]
-        local.copy_(value.reshape(local.shape))
+        mine.copy_(value.reshape(mine.shape))
         return target
 
     with torch.no_grad():

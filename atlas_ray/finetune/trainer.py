@@ -87,7 +87,7 @@ class Trainer:
             how = attention_of(self.model, group.device, torch.bfloat16 if bf16 else torch.float32)
             _log.info("attention: %s", how)
         if unread is not None:
-            read_shares(self._module, [part for part in (self.model, base) if part is not None], unread, group)
+            read_shares(self._module, [part for part in (self.model, self._base) if part is not None], unread, group)
         self._optimizer = torch.optim.AdamW(
             self._parameters(),
             lr=config.learning_rate,

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from atlas_ray.errors import AtlasError
 from atlas_ray.finetune import inputs, output, run
 from atlas_ray.finetune.card import card
+from atlas_ray.finetune.packing import causal_lm
 from atlas_ray.finetune.process_group import ProcessGroup
 from atlas_ray.finetune.shares import empty_model
 from atlas_ray.models.loading import load_model
@@ -267,14 +268,30 @@ def test_the_checkpoint_of_an_arm_holds_the_weights_of_its_best_step(tmp_path, b
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3]
 
 
+def assert_same_files(one, other):
+    names = sorted(path.name for path in one.iterdir())
+    assert names == sorted(path.name for path in other.iterdir())
+    for name in names:
+        mine, theirs = ((kind / name).read_bytes() for kind in (one, other))
+        assert (json.loads(mine) == json.loads(theirs)) if name.endswith(".json") else (mine == theirs), name
+
+
 def test_a_checkpoint_is_the_same_whether_the_model_holds_its_weights_or_not(base, tmp_path):
     wanted = recipe(base, save_dtype="bfloat16")
     model, tokenizer = changed(wanted)
     values = output.weights(model, ProcessGroup(), torch.bfloat16)
-    output.write_model(tmp_path / "given", empty_model(str(base), base), tokenizer, wanted, ABOUT, values)
+    output.write_model(tmp_path / "given", empty_model(wanted.finetune, base, 0), tokenizer, wanted, ABOUT, values)
     output.write_model(tmp_path / "whole", model, tokenizer, wanted, ABOUT)
-    files = sorted(path.name for path in (tmp_path / "whole").iterdir())
-    assert "model.safetensors" in files and files == sorted(path.name for path in (tmp_path / "given").iterdir())
-    for name in files:
-        one, other = ((tmp_path / kind / name).read_bytes() for kind in ("whole", "given"))
-        assert (json.loads(one) == json.loads(other)) if name.endswith(".json") else (one == other), name
+    assert (tmp_path / "whole" / "model.safetensors").exists()
+    assert_same_files(tmp_path / "whole", tmp_path / "given")
+
+
+def test_adapters_are_the_same_whether_their_base_holds_its_weights_or_not(base, tmp_path):
+    wanted = recipe(base, save_dtype="bfloat16", lora={"rank": 4})
+    model, tokenizer = changed(wanted)
+    empty = empty_model(wanted.finetune, base, 0)
+    output.put(causal_lm(empty), output.weights(causal_lm(model), ProcessGroup(), torch.bfloat16))
+    output.write_model(tmp_path / "given", empty, tokenizer, wanted, ABOUT)
+    output.write_model(tmp_path / "whole", model, tokenizer, wanted, ABOUT)
+    assert (tmp_path / "whole" / "adapter_model.safetensors").exists()
+    assert_same_files(tmp_path / "whole", tmp_path / "given")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import finetune_group
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from atlas_ray.finetune.process_group import ProcessGroup
@@ -21,6 +22,7 @@ CASES = [
     "pairs-ddp:ddp:pairs:2:99:",
     "pairs-fsdp:fsdp:pairs:2:99:",
     "unread:fsdp:unread:2:99:",
+    "lora-unread:fsdp:unread-lora:2:99:",
     "full-ddp:ddp:full:2:99:0",
     "full-fsdp:fsdp:full:2:99:1",
 ]
@@ -72,6 +74,13 @@ def test_weights_read_share_by_share_are_those_that_were_loaded_whole(runs):
     assert len(list((runs / "base").glob("*.safetensors"))) > 2
     one, two = load_file(runs / "one-0.safetensors"), load_file(runs / "unread-0.safetensors")
     assert_same(one, two)
+
+
+def test_adapters_on_a_base_read_share_by_share_are_those_on_one_loaded_whole(runs):
+    whole, read = load_file(runs / "lora-fsdp-0.safetensors"), load_file(runs / "lora-unread-0.safetensors")
+    assert_same(load_file(runs / "lora-one-0.safetensors"), read)
+    assert whole.keys() == read.keys() and any("lora_A" in name for name in read)
+    assert all(torch.equal(whole[name], read[name]) for name in whole), "to the bit"
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

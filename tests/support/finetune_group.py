@@ -2,8 +2,8 @@
 
     python finetune_group.py OUT PORT WORLD CASE...
 
-A case is ``name:strategy:kind:size:steps:fail``, of kind ``full``, ``lora``, ``pairs`` or ``unread`` (from
-``OUT/base``). The first worker of every group writes weights and losses to ``OUT/name-TEAM.safetensors``; a case that
+A case is ``name:strategy:kind:size:steps:fail``, of kind ``full``, ``lora``, ``pairs``, or ``unread`` and
+``unread-lora`` (from ``OUT/base``). The first worker of every group writes weights and losses to ``OUT/name-TEAM.safetensors``; a case that
 raises writes ``OUT/name-RANK.error``.
 """
 
@@ -65,8 +65,9 @@ def train(out, name, strategy, kind, group, steps=STEPS):
     """Train, from the state under ``out/name`` if there is one, and write what came of it."""
     losses, noted, pairs = [], [], kind == "pairs"
     trained, unread = model(kind == "lora"), None
-    if kind == "unread":
-        trained, unread = unread_model(config(strategy, base=str(out / "base")), group)
+    if kind.startswith("unread"):
+        adapters = {"lora": {"rank": 4, "alpha": 8}} if kind == "unread-lora" else {}
+        trained, unread = unread_model(config(strategy, base=str(out / "base"), **adapters), group, 0)
 
     def note(progress):
         losses.append(progress.loss)

@@ -123,6 +123,11 @@ def head_bytes(shape: Shape, way: Way) -> float:
     return 16 * PIECE + (0 if way.lora else 4 * shape.vocab * shape.hidden)
 
 
+def whole_gradients(shape: Shape, way: Way, rank: int) -> float:
+    """Bytes of all gradients in float32."""
+    return 4 * (adapters(shape, rank) if way.lora else parameters(shape, tied=False))
+
+
 def moved(shape: Shape, way: Way, gpus: int, rank: int) -> tuple[float, float]:
     """Bytes into a GPU for each pass and for each optimiser step.
 
@@ -130,8 +135,15 @@ def moved(shape: Shape, way: Way, gpus: int, rank: int) -> tuple[float, float]:
     """
     others = (gpus - 1) / gpus
     weights = parameters(shape, tied=False) * others
-    gradients = 4 * (adapters(shape, rank) * others if way.lora else weights)
+    gradients = whole_gradients(shape, way, rank) * others
     return (4 * weights + gradients, 0.0) if way.sharded else (0.0, 2 * gradients)
+
+
+def sent(shape: Shape, way: Way, gpus: int, rank: int, passes: int, whole: bool) -> float:
+    """Bytes into a GPU for an optimiser step under FSDP2, whose gradients are scattered in every pass or kept whole."""
+    a_pass, _ = moved(shape, way, gpus, rank)
+    gradients = whole_gradients(shape, way, rank) * (gpus - 1) / gpus
+    return passes * a_pass - (passes - 1) * gradients * whole
 
 
 def bandwidth(gpus: int) -> float:
@@ -170,6 +182,19 @@ def communication(shape: Shape, options: argparse.Namespace, work: Work) -> None
         seconds = size / bandwidth(gpus)
         tokens = seconds * PEAK * options.mfu / work.flops(shape, way.lora, True) * work.kept
         rows.append(f"{way.name}|{gpus}|{size / 1e9:.1f}|{seconds * 1e3:.0f}|{tokens:,.0f}")
+    table(rows)
+
+
+def accumulation(shape: Shape, options: argparse.Namespace, work: Work) -> None:
+    print("### Gradients between the passes of a step\n")
+    rows = ["way|GPUs|passes|scattered: GB into a GPU|ms|whole: GB into a GPU|ms|more GB on a GPU"]
+    for gpus, way, passes in itertools.product(options.gpus, (FULL, LORA_FSDP), (2, 8)):
+        cells = []
+        for whole in (False, True):
+            size = sent(shape, way, gpus, options.rank, passes, whole)
+            cells += [f"{size / 1e9:.1f}", f"{size / bandwidth(gpus) * 1e3:,.0f}"]
+        more = whole_gradients(shape, way, options.rank) * (gpus - 1) / gpus
+        rows.append("|".join([way.name, str(gpus), str(passes), *cells, f"{more / 1e9:.1f}"]))
     table(rows)
 
 
@@ -239,7 +264,7 @@ def main() -> None:
     print(f"{options.model}: {parameters(shape, tied=False) / 1e9:.2f} G parameters, ", end="")
     print(f"{adapters(shape, options.rank) / 1e6:.1f} M in adapters of rank {options.rank}. ", end="")
     print(f"A trajectory: {work.tokens:,} tokens, {work.trained} trained, {work.kept:,.0f} behind the cut.\n")
-    for part in (memory, communication, speed, saving):
+    for part in (memory, communication, accumulation, speed, saving):
         part(shape, options, work)
 
 

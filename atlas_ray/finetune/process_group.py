@@ -121,13 +121,17 @@ def share_model(module: nn.Module, layers: list[nn.Module], group: ProcessGroup,
     return fully_shard(module, mesh=group.mesh, mp_policy=policy)
 
 
-def sync(module: Any, last: bool) -> AbstractContextManager[Any]:
-    """DDP exchanges gradients in the last micro-batch of an optimiser step only.
+def sync(module: Any, last: bool, whole: bool) -> AbstractContextManager[Any]:
+    """Whether gradients are exchanged in this micro-batch: under DDP in the last one of an optimiser step only.
 
-    FSDP2 does in every one: what it had not exchanged it would keep whole, in float32, on every worker.
+    FSDP2 does in every one, since what it has not exchanged it keeps whole, in float32, on every worker; with ``whole``
+    that is wanted.
     """
-    whole = isinstance(module, nn.parallel.DistributedDataParallel)
-    return module.no_sync() if whole and not last else nullcontext()
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        return nullcontext() if last else module.no_sync()
+    if whole:
+        module.set_requires_gradient_sync(last)
+    return nullcontext()
 
 
 def threads(workers: int) -> int:

@@ -71,6 +71,7 @@ class Trainer:
         if config.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._sharded = config.strategy == "fsdp" and group.size > 1
+        self._whole = self._sharded and config.accumulate == "whole"
         if self._sharded and not self.narrow:
             raise InputError(
                 f"FSDP2 workers must pass together, and a {self.model.config.model_type} model, or one with an adapter "
@@ -151,7 +152,7 @@ class Trainer:
         total = torch.zeros(1 + len(NOTED) if self.pairs else 1, device=self.group.device)
         nothing = PairScale(0.0, 0.0) if self.pairs else Scale(0.0, 0.0)
         for i, micro in enumerate(mine):
-            with sync(self._module, last=i + 1 == len(mine)):
+            with sync(self._module, i + 1 == len(mine), self._whole):
                 with torch.autocast(self.group.device.type, torch.bfloat16, enabled=self._autocast):
                     # a worker without a sequence of its own must still pass with the others
                     said = self._module(micro, scale) if micro else self._module([spare], nothing)

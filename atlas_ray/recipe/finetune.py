@@ -139,6 +139,9 @@ class Tuning(ConfigModel):
     """Ray Train workers of a model; 0 trains all models in turn in this process, on its GPU if there is one."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """Every worker holds the model (DDP), or a share of each matrix (FSDP2)."""
+    accumulate: Literal["scattered", "whole"] = "scattered"
+    """What FSDP2's workers keep of gradients between the passes of an optimiser step: `scattered`, a share each,
+    exchanged in every pass; `whole`, all of them in float32, exchanged in the last pass only."""
     parallel: Literal["auto"] | Positive = "auto"
     """Models trained side by side, each by `workers` workers; `auto`: as many as there are CPUs or GPUs for."""
     save_every: Positive = 200
@@ -152,6 +155,12 @@ class Tuning(ConfigModel):
     def _shared_out(self) -> Self:
         if self.strategy == "fsdp" and not self.workers:
             raise ValueError("strategy: fsdp shares a model out among workers, and workers is 0")
+        if self.accumulate == "whole" and (self.strategy == "ddp" or self.workers == 1):
+            why = "DDP" if self.strategy == "ddp" else "one worker"
+            raise ValueError(
+                f'accumulate: whole is for strategy = "fsdp" with two workers or more; {why} exchanges no gradients '
+                "between passes anyway"
+            )
         return self
 
 

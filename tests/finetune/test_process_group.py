@@ -19,6 +19,9 @@ CASES = [
     "lora-fsdp:fsdp:lora:2:99:",
     "apart:ddp:full:1:99:",
     "moved@cut:fsdp:full:2:5:",
+    "whole:fsdp:whole:2:99:",
+    "whole-moved@cut:fsdp:whole:2:5:",
+    "whole-moved:fsdp:whole:2:99:",
     "pairs-ddp:ddp:pairs:2:99:",
     "pairs-fsdp:fsdp:pairs:2:99:",
     "unread:fsdp:unread:2:99:",
@@ -55,9 +58,9 @@ def runs(tmp_path_factory):
 
 
 def assert_same(one, other, losses=slice(None)):
-    assert one.keys() == other.keys()
+    assert one.keys() - {"scatters"} == other.keys() - {"scatters"}
     assert one["losses"][losses] == pytest.approx(other["losses"], rel=1e-6)
-    for name in one.keys() - {"losses", "noted"}:
+    for name in one.keys() & other.keys() - {"losses", "noted", "scatters"}:
         assert float((one[name] - other[name]).abs().max()) < 2e-6, name
 
 
@@ -81,6 +84,25 @@ def test_adapters_on_a_base_read_share_by_share_are_those_on_one_loaded_whole(ru
     assert_same(load_file(runs / "lora-one-0.safetensors"), read)
     assert whole.keys() == read.keys() and any("lora_A" in name for name in read)
     assert all(torch.equal(whole[name], read[name]) for name in whole), "to the bit"
+
+
+def test_gradients_kept_whole_between_passes_train_what_scattered_ones_do(runs):
+    scattered, whole = load_file(runs / "fsdp-0.safetensors"), load_file(runs / "whole-0.safetensors")
+    assert_same(load_file(runs / "one-0.safetensors"), whole)
+    assert_same(scattered, whole)
+    groups = 3  # two layers, and what is around them
+    a_pass = scattered["scatters"][:groups].sum()
+    assert len(whole["scatters"]) == groups * finetune_group.STEPS, "once an optimiser step"
+    assert whole["scatters"].sum() == a_pass * finetune_group.STEPS
+    assert scattered["scatters"].sum() == a_pass * (len(scattered["scatters"]) // groups)
+    assert len(scattered["scatters"]) > len(whole["scatters"]), "some steps take several passes"
+
+
+def test_a_run_that_keeps_gradients_whole_goes_on_as_if_it_had_not_been_cut(runs):
+    whole, cut = load_file(runs / "whole-0.safetensors"), load_file(runs / "whole-moved-0.safetensors")
+    assert (runs / "whole-moved@cut-0.error").read_text() == "AtlasError: stopped"
+    assert torch.equal(whole["losses"][4:], cut["losses"])
+    assert all(torch.equal(whole[name], cut[name]) for name in whole.keys() - {"losses", "scatters"})
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

@@ -2,13 +2,15 @@
 
     python finetune_group.py OUT PORT WORLD CASE...
 
-A case is ``name:strategy:kind:size:steps:fail``, of kind ``full``, ``lora``, ``pairs``, or ``unread`` and
-``unread-lora`` (from ``OUT/base``). The first worker of every group writes weights and losses to ``OUT/name-TEAM.safetensors``; a case that
-raises writes ``OUT/name-RANK.error``.
+A case is ``name:strategy:kind:size:steps:fail``, of kind ``full``, ``whole`` (its gradients between passes), ``lora``,
+``pairs``, or ``unread`` and ``unread-lora`` (from ``OUT/base``). The first worker of every group writes weights and
+losses to ``OUT/name-TEAM.safetensors``; a case that raises writes
+``OUT/name-RANK.error``.
 """
 
 import random
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -64,7 +66,9 @@ def config(strategy, **more):
 def train(out, name, strategy, kind, group, steps=STEPS):
     """Train, from the state under ``out/name`` if there is one, and write what came of it."""
     losses, noted, pairs = [], [], kind == "pairs"
-    trained, unread = model(kind == "lora"), None
+    trained, unread, settings = model(kind == "lora"), None, config(strategy)
+    if kind == "whole":
+        settings = config(strategy, workers=2, accumulate="whole")
     if kind.startswith("unread"):
         adapters = {"lora": {"rank": 4, "alpha": 8}} if kind == "unread-lora" else {}
         trained, unread = unread_model(config(strategy, base=str(out / "base"), **adapters), group, 0)
@@ -73,25 +77,44 @@ def train(out, name, strategy, kind, group, steps=STEPS):
         losses.append(progress.loss)
         noted.append(list(progress.noted.values()))
 
-    train_run(
-        trained,
-        random_pairs(17) if pairs else examples(),
-        config(strategy),
-        STEPS,
-        seed=3,
-        state_dir=out / f"{name.split('@')[0]}-{group.replica}",
-        anchor=0.0 if pairs else ANCHOR,
-        pairs=PAIRS if pairs else None,
-        group=group,
-        on_step=lambda p: note(p) if p.step <= steps else stop(),
-        unread=unread,
-    )
+    with scatters() as sent:
+        train_run(
+            trained,
+            random_pairs(17) if pairs else examples(),
+            settings,
+            STEPS,
+            seed=3,
+            state_dir=out / f"{name.split('@')[0]}-{group.replica}",
+            anchor=0.0 if pairs else ANCHOR,
+            pairs=PAIRS if pairs else None,
+            group=group,
+            on_step=lambda p: note(p) if p.step <= steps else stop(),
+            unread=unread,
+        )
     found = weights(causal_lm(trained), group)
     if group.rank == 0:
         found["losses"] = torch.tensor(losses, dtype=torch.float64)
+        if strategy == "fsdp":
+            found["scatters"] = torch.tensor(sent)
         if pairs:
             found["noted"] = torch.tensor(noted, dtype=torch.float64)
         save_file(found, out / f"{name}-{group.replica}.safetensors")
+
+
+@contextmanager
+def scatters():
+    """A list that gets the bytes of gradients that FSDP2 sums, of which it gives each worker its share."""
+    found, scatter = [], dist.reduce_scatter_single
+
+    def noted(*args, **kwargs):
+        found.append(kwargs["input"].nbytes)
+        return scatter(*args, **kwargs)
+
+    dist.reduce_scatter_single = noted
+    try:
+        yield found
+    finally:
+        dist.reduce_scatter_single = scatter
 
 
 def stop():

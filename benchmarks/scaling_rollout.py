@@ -30,7 +30,7 @@ from atlas_ray.engines.server import EngineServer
 from atlas_ray.models.loading import load_tokenizer
 from atlas_ray.recipe.loading import Act, Engine
 from atlas_ray.rundir.files import RunLog, append_jsonl
-from atlas_ray.stages import evaluate as evaluation
+from atlas_ray.stages import scored_episodes as evaluation
 
 MODEL = "tiny-quick"  # of which only the tokenizer is used
 LEVEL = "GoToLocalS6N4"
@@ -179,7 +179,9 @@ def point(pool, options, workers, envs, number):
     names = set()
     with tempfile.TemporaryDirectory() as folder:
         receive = Receiver(folder, 1 if options.shared else workers)
-        for finished, (_, (played, seen)) in enumerate(pool.stream(evaluation._job, tasks, evaluation._rest), start=1):
+        for finished, (_, (played, seen)) in enumerate(
+            pool.stream(evaluation._play_task, tasks, evaluation._remaining), start=1
+        ):
             receive(played, seen)
             names.add(seen.worker)
             if 0.3 < finished / (share * workers) < 0.75:
@@ -281,7 +283,7 @@ def memory(options):
     print("|---|---|---|")
     with tempfile.TemporaryDirectory() as folder, ActorPool(2, cpus=0.1) as pool:
         receive = Receiver(folder, 2)
-        for count, (_, result) in enumerate(pool.stream(_episodes, tasks, evaluation._rest), start=1):
+        for count, (_, result) in enumerate(pool.stream(_episodes, tasks, evaluation._remaining), start=1):
             receive(*result)
             if count in (100, 500, 1000, 2000, 4000, 8000, most):
                 gc.collect()

@@ -193,6 +193,9 @@ class ChatAgent:
         cost = decision.token_cost
         return (cost.read, cost.written) if cost.counted and not cost.failed else None
 
+    def computed_by(self, slot: int, decision: Decision | LostAnswer) -> None:
+        """What goes through the model behind a server is not known."""
+
     def prompt(self, slot: int) -> str:
         """All that the model would read now, in one text."""
         return json.dumps(self.messages(slot), ensure_ascii=False)[1:-1]

@@ -128,7 +128,8 @@ class EpisodeResult:
     ``error`` says what is wrong with it. ``lost`` means that the environment is at fault, or that the model gave no
     answer (then ``unanswered`` says why): such an episode says nothing of the agent and is to be played again or
     dropped, never scored. ``replies``: what became of those that the agent's model wrote. ``tokens``: read and written
-    for its decisions, whole prompts included; None where they are not known.
+    for its decisions, whole prompts included; None where they are not known. ``computed``: tokens that
+    go through a model for them which keeps the episode's last prompt; None where not known.
     """
 
     start: EpisodeStart
@@ -140,6 +141,7 @@ class EpisodeResult:
     unanswered: LostAnswer | None = None
     replies: Replies = field(default_factory=Replies)
     tokens: tuple[int, int] | None = None
+    computed: int | None = None
 
     @property
     def retryable(self) -> bool:
@@ -256,6 +258,7 @@ def rollout(
     running: dict[int, tuple[EpisodeStart, list[Step], str]] = {}
     replies: dict[int, Replies] = {}
     tokens: dict[int, tuple[int, int] | None] = {}
+    computed: dict[int, int | None] = {}
     free = list(range(agent.engine.slots))
 
     def end(
@@ -269,8 +272,8 @@ def rollout(
         free.append(slot)
         envs.release(start.env)
         score, success = (info["score"], info["success"]) if info else (0.0, False)
-        taken = tokens.pop(slot)
-        return EpisodeResult(start, steps, score, success, error, lost, unanswered, replies.pop(slot), taken)
+        took = (replies.pop(slot), tokens.pop(slot), computed.pop(slot))
+        return EpisodeResult(start, steps, score, success, error, lost, unanswered, *took)
 
     def failed(slot: int, error: Exception) -> EpisodeResult:
         # a crashed environment must not end the others' episodes
@@ -285,7 +288,7 @@ def rollout(
             free.remove(slot)
             agent.start(slot, start.instruction, start.steps, start.observation)
             running[slot], replies[slot] = (start, [], start.observation), Replies()
-            tokens[slot] = (0, 0) if isinstance(agent, CountsTokens) else None
+            tokens[slot], computed[slot] = ((0, 0), 0) if isinstance(agent, CountsTokens) else (None, None)
         if not running:
             return
         for slot in [s for s in running if not agent.fits(s)]:
@@ -305,6 +308,9 @@ def rollout(
             if (before := tokens[slot]) is not None and isinstance(agent, CountsTokens):
                 more = agent.tokens_of(slot, decision)
                 tokens[slot] = more and (before[0] + more[0], before[1] + more[1])
+            if (through := computed[slot]) is not None and isinstance(agent, CountsTokens):
+                fed = agent.computed_by(slot, decision)
+                computed[slot] = None if fed is None else through + fed
             if isinstance(decision, LostAnswer):
                 yield end(slot, error=f"{UNANSWERED}: {decision.reason}", lost=True, unanswered=decision)
                 continue

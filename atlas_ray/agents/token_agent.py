@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Self
 
 import torch
 
@@ -23,6 +23,7 @@ from ..engines.tries import TRIE_TOKENS, build_tries, choose
 from ..errors import InputError
 from .catch_up import ReadProgress, check_window
 from .decisions import Decision, LostAnswer, TokenCost, confidence, digest
+from .player import CountsTokens, Places, Player
 from .rendering import Prompt
 from .rendering_chat import make_renderer
 from .unknown_words import Reader
@@ -54,56 +55,6 @@ _LONGEST_OFFER = 64
 """Tokens kept free for the separator and the longest action that is scored."""
 
 
-class Places(Protocol):
-    """What can hold so many episodes at a time."""
-
-    @property
-    def slots(self) -> int:
-        """Episodes at a time."""
-        ...
-
-
-class Player(Protocol):
-    """Who plays episodes side by side, each in a slot of its ``engine``."""
-
-    @property
-    def engine(self) -> Places:
-        """Where its text comes from."""
-        ...
-
-    @property
-    def needs_list(self) -> bool:
-        """Whether it cannot act without the admissible actions, however dear it is to list them."""
-        ...
-
-    def start(self, slot: int, instruction: str, steps: Sequence[Step], observation: str) -> None:
-        """Begin an episode in ``slot``, with the ``steps`` that were already taken."""
-        ...
-
-    def advance(self, slot: int, step: Step, observation: str) -> None:
-        """Append a step, whoever took it, and the observation that followed."""
-        ...
-
-    def fits(self, slot: int) -> bool:
-        """Whether there is room for one more turn."""
-        ...
-
-    def act(
-        self, slots: Sequence[int], actions: Sequence[Sequence[str]], seeds: Sequence[int]
-    ) -> Sequence[Decision | LostAnswer]:
-        """One decision for each of ``slots``, or why there is none; ``actions`` are those offered to it."""
-        ...
-
-
-@runtime_checkable
-class CountsTokens(Protocol):
-    """A player that knows what its decisions read and write."""
-
-    def tokens_of(self, slot: int, decision: Decision | LostAnswer) -> tuple[int, int] | None:
-        """Tokens that a decision in ``slot`` has read and written, the whole prompt included; None where unknown."""
-        ...
-
-
 @dataclass
 class _Episode:
     """Token ids before the first step, of the steps, and of the present observation; and how far it was read."""
@@ -112,6 +63,8 @@ class _Episode:
     past: deque[list[int]] = field(default_factory=deque)
     present: list[int] = field(default_factory=list)
     progress: ReadProgress = field(default_factory=ReadProgress)
+    kept: list[int] = field(default_factory=list)
+    """Of the last prompt that was counted, and what was written behind it."""
 
     @property
     def shown(self) -> Iterator[list[int]]:
@@ -267,6 +220,17 @@ class Agent:
     def tokens_of(self, slot: int, decision: Decision | LostAnswer) -> tuple[int, int]:
         """Tokens that a decision in ``slot`` has read and written, the whole prompt included."""
         return self._shown(slot) + decision.token_cost.read, decision.token_cost.written
+
+    def computed_by(self, slot: int, decision: Decision | LostAnswer) -> int:
+        """Tokens through the model for a decision in ``slot`` if it keeps the last prompt of the episode, and no more.
+
+        To be asked once for every decision of an episode, before it goes on.
+        """
+        episode, prompt, cost = self._episodes[slot], self.prompt(slot), decision.token_cost
+        # the last token is always fed, for what follows it
+        cached = min(shared(episode.kept, prompt), len(prompt) - 1) if episode.kept else 0
+        episode.kept = [*prompt, *cost.tail]
+        return len(prompt) - cached + cost.read + cost.written
 
     def act(
         self, slots: Sequence[int], actions: Sequence[Sequence[str]], seeds: Sequence[int]

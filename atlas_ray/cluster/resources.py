@@ -167,5 +167,5 @@ def _switch(recipe: Recipe) -> Iterator[ResourceRequest]:
 
 def _rounds(recipe: Recipe, gpus: bool) -> Iterator[ResourceRequest]:
     """What a round asks for that its switch does not: who tunes QUICK, one training seed after the other."""
-    if recipe.rounds is not None:
+    if recipe.rounds is not None and recipe.switch is not None:  # (others ask for what their own stages ask for)
         yield from _trainers(recipe, "rounds", recipe.rounds.finetune, len(recipe.rounds.arms), gpus)

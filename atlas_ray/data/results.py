@@ -60,6 +60,28 @@ class Score(Cell):
     """The same for each level."""
 
 
+class ArmCompute(_Strict):
+    """FLOPs of models on the way to an arm's model; null where they are not counted.
+
+    2 x weights x tokens where models play or read, of training what had to be computed.
+    """
+
+    collect: NonNegative | None
+    """To play the collected episodes; 0 of experts."""
+    select: NonNegative | None
+    """To mark what is trained, roll-outs and whoever proposes included."""
+    select_steps: Count | None
+    """Environment steps of those roll-outs, replayed ones too."""
+    train: NonNegative | None
+    """Of one training."""
+
+    @property
+    def total(self) -> float | None:
+        """Of all three; None where one is not known."""
+        parts = (self.collect, self.select, self.train)
+        return None if None in parts else sum(part for part in parts if part is not None)
+
+
 class Arm(_Strict):
     """One way to train, over its training seeds; counts are means of one training run."""
 
@@ -82,6 +104,8 @@ class Arm(_Strict):
     """Tokens that were only read, over all epochs."""
     train_seconds: float = Field(ge=0)
     """Wall time of the training, in seconds."""
+    compute: ArmCompute | None = None
+    """FLOPs to collect, select and train; left out of the file for the untuned model."""
     held_in: Score
     """On levels of which other episodes were trained on."""
     held_out: Score | None

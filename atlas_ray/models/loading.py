@@ -206,6 +206,16 @@ def load_config(name: str) -> Any:
         return read_config(place)
 
 
+def parameters(name: str) -> int:
+    """Number of weights of a model, of an adapter those of its base; no weights are read."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(load_config(name))
+    return sum(p.numel() for p in model.parameters())
+
+
 def load_model(name: str, dtype: Any = None) -> Any:
     """A causal LM; safetensors only, no foreign code. Adapters are merged into their base.
 

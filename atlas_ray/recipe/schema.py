@@ -179,7 +179,7 @@ class Recipe(ConfigModel):
     switch: Switch | None = None
     """LONDI."""
     rounds: Rounds | None = None
-    """Rounds of switching and tuning."""
+    """Rounds of switching and tuning, or of a model that learns from its own runs."""
     gateway: Gateway | None = None
     """The switch behind OpenAI's chat API; no stage, `atlas-ray gateway` reads it."""
     sweep: Sweep | None = None
@@ -284,7 +284,8 @@ class Recipe(ConfigModel):
         if not self.rounds:
             return self
         if not self.switch:
-            raise ValueError("rounds: needs a [switch] table")
+            self._own_rounds_fit(self.rounds)
+            return self
         if self.collect and self.collect.switch:
             raise ValueError(
                 "collect.switch: [rounds] collects with its own switches, round by round: remove one of the two"
@@ -294,3 +295,31 @@ class Recipe(ConfigModel):
             what = "an expert" if quick.model == EXPERT else "behind an endpoint"
             raise ValueError(f"switch.models: the first is {what}, so [rounds] cannot tune it: name a model to load")
         return self
+
+    def _own_rounds_fit(self, rounds: Rounds) -> None:
+        """Without a switch a model learns from its own runs.
+
+        Raises:
+            ValueError: what that needs is missing, or something does not go with it.
+        """
+        collect, select, tuning = self.collect, self.select, self.finetune
+        if not (collect and collect.agent and select and tuning and self.evaluate):
+            raise ValueError(
+                "rounds: needs a [switch] table; or, for a model that learns from its own runs, collect.agent, "
+                "[select], [finetune] and [evaluate]"
+            )
+        for name in rounds.of_a_switch:
+            instead = {"episodes": "collect.levels", "arms": "finetune.arms", "finetune": "[finetune]"}.get(name)
+            hint = f": {instead} says it for a model's own runs" if instead else ""
+            raise ValueError(f"rounds.{name}: is of rounds of a switch, and there is no [switch] table{hint}")
+        if collect.agent.base_url:
+            raise ValueError("collect.agent: is behind an endpoint, so [rounds] cannot tune it: name a model to load")
+        if tuning.scratch or collect.agent.model != tuning.base:
+            other = "a new model" if tuning.scratch else repr(tuning.base)
+            raise ValueError(
+                f"finetune.base: [rounds] tunes the model that plays, collect.agent ({collect.agent.model!r}), and "
+                f"this is {other}"
+            )
+        for field, files in (("select.files", select.files), ("finetune.pairs.files", tuning.pairs.files)):
+            if files:
+                raise ValueError(f"{field}: {', '.join(files)} would be the same in every round of [rounds]: leave out")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from ..data.own_rounds import load_own_rounds
 from ..data.rounds import load_rounds
 from ..rundir.files import write_text
 from ..rundir.layout import RunLayout
@@ -29,11 +30,12 @@ from .estimates import estimates_part
 from .forgetting import COULD
 from .headlines import WITHIN, Headline, answers_part, picture
 from .journal import events, stage_times
+from .own_rounds import own_rounds_headlines, own_rounds_part
 from .page import Html, el, missing, page
 from .places import marked_panels, places_figure
 from .plots import atlas_figure, save_png, svg
 from .reading import is_control, read_atlas
-from .round_plots import rounds_figure
+from .round_plots import own_rounds_figure, rounds_figure
 from .rounds import rounds_headlines, rounds_part
 from .run import Run, read_run
 from .selection import agreement_part, review_part
@@ -54,12 +56,13 @@ Part = Callable[[Run], Sequence[Html]]
 _QUESTIONS: tuple[Callable[[Run], list[Headline]], ...] = (
     switch_headlines.switch_headlines,
     rounds_headlines,
+    own_rounds_headlines,
     arm_headlines.arm_headlines,
     sweep_headlines.sweep_headlines,
 )
 """The first screen."""
 
-_MAIN = ("switch", "rounds", "arms", "tokens", "sweep-leaders", "sweep-random", "sweep-all")
+_MAIN = ("switch", "rounds", "own-rounds", "arms", "tokens", "sweep-leaders", "sweep-random", "sweep-all")
 """The headlines with which a command ends."""
 
 _PICTURES: tuple[Part, ...] = (
@@ -74,6 +77,7 @@ _TABLES: tuple[Part, ...] = (
     policies_part,
     lambda run: estimates_part(run.layout),
     rounds_part,
+    own_rounds_part,
     arms_part,
     lambda run: collected_part(run.layout),
     lambda run: outcomes_part(run.marks) if run.marks else [],
@@ -258,6 +262,8 @@ def write_plots(run_dir: str | Path) -> list[Path]:
         figures["londi.png"] = londi_figure(run.policies)
     if run.layout.rounds.is_file():
         figures["rounds.png"] = rounds_figure(load_rounds(run.layout.rounds))
+    if run.layout.own_rounds.is_file():
+        figures["own-rounds.png"] = own_rounds_figure(load_own_rounds(run.layout.own_rounds))
     written = []
     for name, figure in figures.items():
         save_png(figure, run.root / name)

@@ -29,6 +29,7 @@ def claims(recipe: Recipe | None) -> list[Html]:
         "Normalisation: the loss is divided by the number of trained tokens of the whole optimiser step, the same in "
         "every arm.",
         *_switches(recipe),
+        *_own_rounds(recipe),
         "Training settings, encoder, network and exploration of the switch: not taken from the papers. The Q equations "
         "follow LONDI's idea as an earlier paper of the same line writes it out (LICRA); the budget is also enforced "
         "by a mask and by a guard in the environment.",
@@ -82,6 +83,16 @@ def _switches(recipe: Recipe | None) -> list[str]:
         "does; the arms, who acts in a round and which is kept are ours.": recipe.rounds is not None,
     }
     return [line for line, used in lines.items() if used]
+
+
+def _own_rounds(recipe: Recipe | None) -> list[str]:
+    """What is ours of rounds of a model's own runs."""
+    if recipe is None or recipe.rounds is None or recipe.switch is not None:
+        return []
+    return [
+        "Rounds of a model's own runs: that a model collects again with what it has become is expert iteration's and "
+        "STaR's; the selectors, pairs, controls and which round is kept are ours."
+    ]
 
 
 def _value(recipe: Recipe | None) -> str:

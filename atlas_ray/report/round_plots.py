@@ -1,10 +1,11 @@
-"""The pictures of rounds of switching and tuning (ours): what acts in each, and what each lesson taught."""
+"""The pictures of rounds (ours): what acts in each, what each lesson taught, what own runs did for the model."""
 
 from __future__ import annotations
 
 import matplotlib
 from matplotlib.figure import Figure
 
+from ..data.own_rounds import OwnRounds
 from ..data.results import ALWAYS_QUICK
 from ..data.rounds import Round, Rounds, System
 from .labels import Label, write_labels
@@ -87,4 +88,31 @@ def lessons_figure(made: Rounds) -> Figure:
         axes.grid(axis="y", color=LIGHT["rule"], linewidth=0.7)
         axes.margins(x=0.06, y=0.1)
         figure.legend(loc="outside lower center", ncols=3, frameon=False, labelcolor=LIGHT["ink"], fontsize=9)
+    return figure
+
+
+def own_rounds_figure(made: OwnRounds) -> Figure:
+    """Success of the model of every round, held-in and held-out, connected; that of other arms beside it."""
+    with matplotlib.rc_context(SETTINGS):
+        figure = blank(4.2)
+        axes = plain(figure.add_subplot())
+        for split, colour, marker, shift in (("held_in", "blue", "o", -0.04), ("held_out", "orange", "s", 0.04)):
+            cells = [(each, getattr(each, split)) for each in made.rounds]
+            if cells[0][1] is None:
+                continue
+            label, look = split.replace("_", "-"), {"color": LIGHT[colour], "marker": marker, "markersize": 6.5}
+            axes.plot([e.round + shift for e, _ in cells], [c.success for _, c in cells], color=LIGHT[colour])
+            for each, cell in cells:
+                axes.plot([each.round + shift] * 2, cell.ci95, color=LIGHT[colour], linewidth=1.3, alpha=0.4)
+                fill = {} if each.kept else {"markerfacecolor": LIGHT["paper"]}
+                axes.plot([each.round + shift], [cell.success], label=None if each.round else label, **look, **fill)
+                others = [getattr(arm, split).success for arm in each.arms if arm.arm != made.arm]
+                axes.plot([each.round + 2 * shift] * len(others), others, "x", color=LIGHT[colour], markersize=4.5)
+        axes.set_xticks([each.round for each in made.rounds])
+        axes.set_xlabel("round", color=LIGHT["muted"])
+        axes.set_ylabel("success, with 95 % interval", color=LIGHT["muted"])
+        axes.set_ylim(-0.02, 1.02)
+        axes.grid(axis="y", color=LIGHT["rule"], linewidth=0.7)
+        axes.margins(x=0.12)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, labelcolor=LIGHT["ink"], fontsize=9)
     return figure

@@ -43,6 +43,9 @@ def summary(run: Run) -> str:
         parts.append(
             f"at most {r.count} round{'s' * (r.count != 1)} of tuning {recipe.switch.models[0].model} on its calls"
         )
+    if recipe.rounds and not recipe.switch:
+        r = recipe.rounds
+        parts.append(f"at most {r.count} round{'s' * (r.count != 1)} of it, each collected by what the last one tuned")
     if recipe.sweep and swept:
         parts.append(f"swept over {', '.join(recipe.sweep.space)}")
     return "; ".join(parts) + "."

@@ -29,6 +29,12 @@ def arms_part(run: Run) -> list[Html]:
     by_level = levels_table(arms)
     known = known_levels(arms)
     note = "Tokens and seconds are means of one training run, over all its epochs."
+    if any(arm.compute for arm in arms):
+        note += (
+            " FLOPs are those of models: to play the collected episodes, to mark what is trained (roll-outs and "
+            "whoever proposes included, with their environment steps), and to train once; a dash where they are not "
+            "counted."
+        )
     if known:
         note += (
             f" Forgetting: success less that of the untuned model where that could do it, on {', '.join(known)} "
@@ -48,7 +54,8 @@ def arms_table(arms: Sequence[Arm], lost: Sequence[Forgotten | None] = ()) -> Ht
     """The ATLaS arms with cost and success; ``lost`` is what each forgot, empty for no such column."""
     heads = ["arm", "cap m", "anchor", "share of steps", "held-in success", "held-out success"]
     heads += [*(["forgetting"] if lost else []), "trained tokens", "context tokens", "seconds", "seeds"]
-    heads += told_heads(arms)
+    counted = any(arm.compute for arm in arms)
+    heads += [*(["FLOPs to collect", "to select", "to train", "steps to select"] if counted else []), *told_heads(arms)]
     rows: list[list[str | Html]] = [
         [
             label,
@@ -62,11 +69,20 @@ def arms_table(arms: Sequence[Arm], lost: Sequence[Forgotten | None] = ()) -> Ht
             f"{arm.context_tokens:,}",
             f"{arm.train_seconds:.1f}",
             ", ".join(map(str, arm.seeds)) or NOTHING,
+            *(_compute(arm) if counted else []),
             *told(arm, arms),
         ]
         for label, arm, row in zip(arm_labels(arms), arms, lost or [None] * len(arms), strict=True)
     ]
     return table(heads, rows)
+
+
+def _compute(arm: Arm) -> list[str]:
+    took = arm.compute
+    if took is None:
+        return [NOTHING] * 4
+    flops = [NOTHING if part is None else f"{part:.2e}" for part in (took.collect, took.select, took.train)]
+    return [*flops, NOTHING if took.select_steps is None else f"{took.select_steps:,}"]
 
 
 def _change(row: Forgotten | None) -> Html:

@@ -20,6 +20,7 @@ COMPLETION_MARKERS = {
     "evaluate": "evaluation/atlas.json",
     "switch": "switch/policies.json",
     "rounds": "rounds.json",
+    "own-rounds": "own-rounds.json",
     "trial": "trial.json",
     "report": "report.html",
     "tracking": ".tracked.json",
@@ -206,6 +207,10 @@ class RunLayout:
         """The numbers or answers behind a selection, a row a trajectory."""
         return self.annotations_dir / "scores" / f"{name}.jsonl"
 
+    def selection_compute(self, selector: str) -> Path:
+        """What it took to make a selector's annotations."""
+        return self.annotations_dir / "compute" / f"{selector}.json"
+
     @property
     def head(self) -> Path:
         """The numbers of the head that predicts marks, and where it is from."""
@@ -275,6 +280,11 @@ class RunLayout:
         return self.root / "evaluation" / "episodes.jsonl"
 
     @property
+    def evaluation_judged(self) -> Path:
+        """Episodes by which a round of a model's own runs is judged, a row each."""
+        return self.root / "evaluation" / "judged.jsonl"
+
+    @property
     def atlas_scores(self) -> Path:
         """Scores of the base model and of every arm."""
         return self._marker("evaluate")
@@ -330,6 +340,11 @@ class RunLayout:
     def rounds(self) -> Path:
         """Rounds of switching and tuning: their scores, and which is kept."""
         return self._marker("rounds")
+
+    @property
+    def own_rounds(self) -> Path:
+        """Rounds of a model that learns from its own runs: their scores, and which is kept."""
+        return self._marker("own-rounds")
 
     @property
     def switch_judged(self) -> Path:

@@ -12,12 +12,13 @@ from ..data.records import Annotation, Trajectory, read_annotations, read_trajec
 from ..errors import InputError
 from ..recipe.loading import Recipe
 from ..recipe.select import matched, members
-from ..rundir.files import RunLog
+from ..rundir.files import RunLog, write_json
 from ..rundir.layout import RunLayout
 from ..rundir.progress import say
 from .advised import by_advised
 from .agreement import Agreement, agreement
 from .calls import select_calls
+from .compute import selection_compute
 from .controls import (
     by_trajectory,
     select_all,
@@ -157,6 +158,8 @@ def select(recipe: Recipe, run_dir: Path) -> AnnotationsBySelector:
             RunLog(run_dir).event("select", "empty", selector=selector, trajectories=len(made) - marked)
             say(f"  {selector}: {len(made) - marked} of {len(made)} trajectories have no step to select")
         _note_outcomes(run_dir, selector, trajectories, made)
+        taken = selection_compute(recipe, run_dir, selector, trajectories)
+        write_json(RunLayout(run_dir).selection_compute(selector), taken)
         write_annotations(target, made)
         done[selector] = made
     for name, made in done.items():

@@ -55,6 +55,7 @@ def _counted(finished: EpisodeResult) -> dict[str, Any]:
     """What an episode of a model took: its calls, tokens where they are known, and replies."""
     said: dict[str, Any] = {"calls": len(finished.steps) + (finished.unanswered is not None)}
     said |= {"tokens": list(finished.tokens)} if finished.tokens else {}
+    said |= {} if finished.computed is None else {"computed": finished.computed}
     return said | ({"replies": counts} if (counts := finished.replies.row()) else {})
 
 
@@ -111,6 +112,8 @@ def _together(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     said: dict[str, Any] = {"calls": sum(each["calls"] for each in counts)}
     if all("tokens" in each for each in counts):
         said["tokens"] = [sum(column) for column in zip(*(each["tokens"] for each in counts), strict=True)]
+    if all("computed" in each for each in counts):
+        said["computed"] = sum(each["computed"] for each in counts)
     replies = summed(each.get("replies", {}) for each in counts).row()
     return said | ({"replies": replies} if replies else {})
 

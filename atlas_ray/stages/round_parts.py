@@ -131,8 +131,7 @@ class Chain:
         return self._within((self.recipe.seed + STRIDE * number) % SEEDS, collect=collect)
 
     def _within(self, seed: int, **tables: Any) -> Recipe:
-        own = {"collect", "select", "finetune", "evaluate", "switch", "rounds", "sweep", "storage", "trackers"}
-        return Recipe.model_validate(self.recipe.model_dump(exclude_unset=True, exclude=own) | {"seed": seed} | tables)
+        return recipe_within(self.recipe, seed, **tables)
 
     # -- the parts of a round
 
@@ -322,6 +321,12 @@ def within_tokens(
 
 
 # -- runs within the run
+
+
+def recipe_within(recipe: Recipe, seed: int, **tables: Any) -> Recipe:
+    """The recipe of a run within the run: with these tables in place of the run's own."""
+    own = {"collect", "select", "finetune", "evaluate", "switch", "rounds", "sweep", "storage", "trackers"}
+    return Recipe.model_validate(recipe.model_dump(exclude_unset=True, exclude=own) | {"seed": seed} | tables)
 
 
 def open_part(recipe: Recipe, layout: RunLayout) -> None:

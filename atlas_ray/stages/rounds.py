@@ -7,9 +7,8 @@ run directory of ordinary stages (`round_parts.py`), and what is kept follows fr
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -20,14 +19,13 @@ from ..data.rounds import Collected, LevelCollected, Round, Rounds, TunedArm, lo
 from ..recipe.loading import Recipe
 from ..rundir.files import RunLog
 from ..rundir.layout import RunLayout
-from ..rundir.progress import duration, say
+from ..rundir.progress import say
+from .round_clock import Clock
 from .round_parts import Chain, of_rounds, term_of, train_switches
 from .round_scores import Judged, Played, common, compared, episodes_of, success_apart, system, verdicts
 
 _PARTS = ("lesson", "tuning", "switch", "scores")
 """Of a round, for each training seed; round 0 has the last alone. All seeds are trained at a time."""
-_SKIPPED_SECONDS = 1.0
-"""A part that took no longer was there already, and says nothing of those to come."""
 
 
 def play_rounds(recipe: Recipe, run_dir: Path) -> Rounds:
@@ -44,7 +42,9 @@ def play_rounds(recipe: Recipe, run_dir: Path) -> Rounds:
         return load_rounds(layout.rounds)
     config, settings = of_rounds(recipe)
     chains = [Chain(recipe, run_dir, seed) for seed in settings.seeds]
-    clock = _Clock(config.count, len(chains))
+    each = len(chains)
+    parts = Counter(dict.fromkeys(_PARTS, config.count * each)) + Counter(scores=each, training=config.count)
+    clock = Clock(parts, config.count)
     judged: list[Judged] = []
     why = None
     for number in range(config.count + 1):
@@ -61,7 +61,7 @@ def play_rounds(recipe: Recipe, run_dir: Path) -> Rounds:
     return made
 
 
-def _teach(chains: Sequence[Chain], number: int, clock: _Clock) -> str | None:
+def _teach(chains: Sequence[Chain], number: int, clock: Clock) -> str | None:
     """The parts of a round up to its switch; why it cannot be, where the switch before has called nothing."""
     silent = []
     for chain in chains:
@@ -233,37 +233,3 @@ def _tell(made: Rounds, log: RunLog) -> None:
             switch_calls=each.switch.calls,
         )
     say(f"  round {made.kept} is the one to use: {made.why}")
-
-
-class _Clock:
-    """Says which part is played now, how many there are at most, and how long they will take.
-
-    Args:
-        count: most rounds.
-        chains: how many training seeds there are.
-    """
-
-    def __init__(self, count: int, chains: int) -> None:
-        self._count = count
-        self._left = Counter(dict.fromkeys(_PARTS, count * chains)) + Counter(scores=chains, training=count)
-        self._total, self._done = self._left.total(), 0
-        self._seconds: dict[str, list[float]] = {}
-
-    def run(self, part: str, number: int, seed: int | None, play: Callable[[], None]) -> None:
-        """Play a part of a round, for one training seed or for all."""
-        start = time.monotonic()
-        who = f"round {number} of {self._count}, " + ("all seeds" if seed is None else f"seed {seed}")
-        say(f"  {who}: {part} · part {self._done + 1} of {self._total}{self._eta()}")
-        play()
-        if (passed := time.monotonic() - start) > _SKIPPED_SECONDS:
-            self._seconds.setdefault(part, []).append(passed)
-        self._left[part] -= 1
-        self._done += 1
-
-    def _eta(self) -> str:
-        """At most so long, by what parts of this kind took so far."""
-        known = [s for seconds in self._seconds.values() for s in seconds]
-        if not known:
-            return ""
-        left = sum(n * fmean(self._seconds.get(part, known)) for part, n in self._left.items())
-        return f", at most about {duration(left)} left"

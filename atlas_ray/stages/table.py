@@ -201,18 +201,32 @@ def _played_by_switches(recipe: Recipe) -> Episodes:
 
 
 def _rounds(recipe: Recipe, run_dir: Path) -> None:
-    from .rounds import play_rounds
+    if recipe.switch:
+        from .rounds import play_rounds
 
-    play_rounds(recipe, run_dir)
+        play_rounds(recipe, run_dir)
+    else:
+        from .own_rounds import play_own_rounds
+
+        play_own_rounds(recipe, run_dir)
+
+
+def _are_rounds_played(recipe: Recipe, layout: RunLayout) -> bool:
+    return (layout.rounds if recipe.switch else layout.own_rounds).exists()
 
 
 def _models_of_rounds(recipe: Recipe) -> Names:
-    return _models_of_switch(recipe) if recipe.rounds else _nothing(recipe)
+    if recipe.rounds and recipe.switch:
+        yield from _models_of_switch(recipe)
+    elif recipe.rounds:
+        yield from (named for stage in (_models_of_collect, _models_of_select, _base) for named in stage(recipe))
 
 
 def _played_in_rounds(recipe: Recipe) -> Episodes:
     if recipe.rounds and recipe.switch:
         yield from (("switch.levels", name, "train", recipe.rounds.episodes) for name in recipe.switch.levels)
+    elif recipe.rounds and recipe.evaluate:
+        yield from (("evaluate.held_in", name, "dev", 1) for name in recipe.evaluate.held_in)
 
 
 # -- report
@@ -281,11 +295,11 @@ STAGES = (
     ),
     Stage(
         name="rounds",
-        help="let QUICK learn from the switch's calls, and train the switch again, in rounds",
-        title="rounds of switching and tuning",
+        help="tune on the switch's calls, or on a model's own runs, and collect again with what learned, in rounds",
+        title="rounds of collecting and tuning",
         needs=("switch",),
         wanted=lambda recipe: recipe.rounds is not None,
-        is_done=lambda recipe, layout: layout.rounds.exists(),
+        is_done=_are_rounds_played,
         run=_rounds,
         models=_models_of_rounds,
         environments=_played_in_rounds,

@@ -288,6 +288,7 @@ def test_without_a_window_every_token_is_fed_once(decide, unread):
     assert len(finished.steps) == 10
     assert not agent.tally or agent.tally == {"ok": 10}
     assert engine.computed_tokens == [len(agent.renderer.render(record(finished)).ids) - unread]
+    assert finished.computed == engine.computed_tokens[0]
 
 
 @pytest.mark.parametrize("window", [None, 0, 2])

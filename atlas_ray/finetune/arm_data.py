@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.pairs import iter_pairs, read_pairs
+from ..data.pairs import Pair, iter_pairs, read_pairs
 from ..data.records import iter_trajectories, read_annotations
 from ..recipe.loading import Arm, Recipe
 from ..rundir.layout import RunLayout
@@ -69,8 +69,6 @@ def _pairs(recipe: Recipe, run_dir: Path, arm: Arm) -> ArmData:
     store = open_store(run_dir, arm.selector)
     examples = PairExamples(store, np.load(reference_file(recipe, run_dir, store.key)))
     pairs = read_pairs(RunLayout(run_dir).pairs(arm.selector))
-    lengths = {t.id: len(t.steps) for t in iter_trajectories(RunLayout(run_dir).expert)}
-    marked = {(pair.episode, pair.step) for pair in pairs if pair.step < lengths.get(pair.episode, 0)}
     about = {
         "pairs": config.pairs.model_dump(include={"loss", "beta", "sft"}),
         "examples": len(examples),
@@ -80,6 +78,18 @@ def _pairs(recipe: Recipe, run_dir: Path, arm: Arm) -> ArmData:
         "shortened": sum(entry.kept < entry.steps for entry in store.entries[::2]),
         "data_sha256": data_digest(run_dir, arm.selector),
         "unknown": store.unknown,
-        "steps_share": len(marked) / sum(lengths.values()),
+        "steps_share": _steps_share(RunLayout(run_dir).expert, pairs),
     }
     return ArmData(examples, about)
+
+
+def _steps_share(expert: Path, pairs: Sequence[Pair]) -> float:
+    """Share of the run's steps at which there is a pair; of a run without trajectories, of those that pairs show."""
+    if expert.exists():
+        lengths = {t.id: len(t.steps) for t in iter_trajectories(expert)}
+    else:
+        lengths = {}
+        for pair in pairs:
+            lengths[pair.episode] = max(lengths.get(pair.episode, 0), pair.step + 1)
+    marked = {(pair.episode, pair.step) for pair in pairs if pair.step < lengths.get(pair.episode, 0)}
+    return len(marked) / sum(lengths.values())

@@ -245,11 +245,13 @@ class Recipe(ConfigModel):
         if self.select and not self.collect:
             raise ValueError("select: needs a [collect] table")
         if self.finetune:
-            if not self.select:
-                raise ValueError("finetune: needs a [select] table")
             own = self.finetune.pairs.files
             missing = {a.selector for a in self.finetune.arms if not (a.pairs and a.selector in own)}
-            if missing := missing - set(self.select.selectors):
+            if missing and not self.select:
+                raise ValueError(
+                    "finetune: needs a [select] table, or arms with pairs = true on files of finetune.pairs.files alone"
+                )
+            if missing := missing - set(self.select.selectors if self.select else ()):
                 raise ValueError(f"finetune.arms: select.selectors lacks {', '.join(sorted(missing))}")
             for number, arm in enumerate(self.finetune.arms):
                 if arm.selector == "verified" and not arm.pairs:

@@ -309,7 +309,7 @@ STAGES = (
         help="write results.json and report.html of a run again",
         title="report",
         needs=(),  # it takes what is there
-        wanted=lambda recipe: recipe.select is not None or recipe.switch is not None,
+        wanted=lambda recipe: any((recipe.select, recipe.evaluate, recipe.switch)),
         is_done=lambda recipe, layout: layout.report.exists(),
         run=_report,
     ),

@@ -9,6 +9,7 @@ from finetune_examples import TOKENIZER, note, sharp, tiny, trajectory, with_ada
 from preference_examples import plain_logps
 from pydantic import ValidationError
 
+from atlas_ray import pipeline
 from atlas_ray.agents.rendering import Renderer
 from atlas_ray.errors import ContextOverflowError, EmptySelectionError, InputError
 from atlas_ray.finetune import finetune, pairs
@@ -182,7 +183,41 @@ def test_pairs_alone_need_no_token_ids_of_trajectories(base, run_dir, monkeypatc
     assert (made / "adapter_config.json").exists()
 
 
+def alone(base, **tuning):
+    """A recipe of pairs of a file alone: nothing is collected or selected."""
+    table = recipe_of(base, **tuning).finetune.model_dump(exclude_unset=True)
+    scored = {"held_in": ["GoToLocalS5N2"], "episodes": 2, "max_steps": 2}
+    return {"name": "alone", "workers": 0, "num_envs": 2, "style": "action", "finetune": table, "evaluate": scored}
+
+
+def test_a_file_of_pairs_is_trained_scored_and_reported_without_trajectories(base, run_dir, monkeypatch):
+    monkeypatch.setattr("atlas_ray.finetune.run.device_peak", lambda *given: 1e9)
+    out = base.parent / "alone"
+    done = pipeline.run(Recipe.model_validate(alone(base, epochs=1)), out)
+    assert list(done) == ["finetune", "evaluate", "report"] and not RunLayout(out).trajectories_dir.exists()
+    untuned, arm = read_json(RunLayout(out).results)["atlas"]["arms"]
+    assert (untuned["selector"], arm["selector"], arm["pairs"]) == ("none", "mine", "sigmoid")
+    assert arm["steps_share"] == 5 / 11, "of the steps up to the pairs"
+    assert arm["compute"] == {"collect": None, "select": None, "select_steps": None, "train": arm["compute"]["train"]}
+    assert arm["compute"]["train"] > 0 and "this run selected no steps" in RunLayout(out).report.read_text()
+
+
 # --- bad input ---
+
+
+def test_pairs_alone_are_refused_where_an_arm_needs_steps(base, run_dir):
+    given = alone(base)
+    given["finetune"]["arms"].append({"selector": "all"})
+    with pytest.raises(ValidationError, match=r"finetune: needs a \[select\] table, or arms with pairs = true"):
+        Recipe.model_validate(given)
+    path, out = base.parent / "mine.jsonl", base.parent / "out"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    del rows[2]["chosen"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match="chosen") as caught:
+        pipeline.run(Recipe.model_validate(alone(base)), out)
+    assert (caught.value.line, caught.value.field, caught.value.exit_code) == (3, "chosen", 2)
+    assert not RunLayout(out).pairs_dir.exists() and not RunLayout(out).checkpoints.exists()
 
 
 def test_a_selector_that_left_no_pairs_is_named(base, run_dir):

@@ -182,10 +182,33 @@ def gpu(facts: Facts) -> Line:
             f"{found}, but torch is a build for the CPU",
             "install torch's CUDA build of the same version",
         )
+    if facts.driver_cuda and _major(facts.driver_cuda) < _major(facts.torch_cuda):
+        old = f"{found}: its driver serves CUDA {facts.driver_cuda}, and torch is built for {facts.torch_cuda}"
+        remedy = f"renew the driver, or install torch's build for CUDA {_major(facts.driver_cuda)}"
+        return Line("gpu", "error", old, remedy)
     if facts.gpu_trouble:
         remedy = f"the driver must serve CUDA {facts.torch_cuda}: renew it, or install torch's build for its CUDA"
         return Line("gpu", "error", f"{found}, but torch cannot use it: {facts.gpu_trouble}", remedy)
-    return Line("gpu", "ok", f"{found}, CUDA {facts.torch_cuda}")
+    served = f", of {facts.driver_cuda} that the driver serves" if facts.driver_cuda else ""
+    return Line("gpu", "ok", f"{found}, CUDA {facts.torch_cuda}{served}")
+
+
+def nccl(facts: Facts) -> Line:
+    """Whether the GPUs of this machine reach each other, as DDP, FSDP2 and tensor parallelism need."""
+    count = len(facts.gpus)
+    if facts.nccl_trouble:
+        remedy = (
+            "NCCL_DEBUG=INFO before the command says more; give a container more shared memory (docker run "
+            "--shm-size=8g), or try NCCL_P2P_DISABLE=1. finetune.workers = 1 needs no NCCL"
+        )
+        return Line("nccl", "warning", f"no sum over the {count} GPUs: {facts.nccl_trouble}", remedy)
+    if facts.nccl:
+        return Line("nccl", "ok", f"{facts.nccl}, sums over the {count} GPUs")
+    return Line("nccl", "ok", "not needed with fewer than two GPUs" if count < 2 else "not tried, as torch has no GPU")
+
+
+def _major(version: str) -> int:
+    return int(version.partition(".")[0])
 
 
 def cpus(facts: Facts) -> Line:
@@ -219,8 +242,10 @@ def shared_memory(facts: Facts) -> Line:
             "shared memory", "warning", "it cannot be written to, Ray will use the disk", "mount a tmpfs on /dev/shm"
         )
     if facts.shm < _GIB:
-        remedy = "docker run --shm-size=2g; on Kubernetes an emptyDir with medium Memory"
-        return Line("shared memory", "warning", f"{_size(facts.shm)} free in /dev/shm, Ray will use the disk", remedy)
+        also = ", and NCCL has no room between processes" if len(facts.gpus) > 1 else ""
+        remedy = f"docker run --shm-size={8 if also else 2}g; on Kubernetes an emptyDir with medium Memory"
+        found = f"{_size(facts.shm)} free in /dev/shm, Ray will use the disk{also}"
+        return Line("shared memory", "warning", found, remedy)
     return Line("shared memory", "ok", f"{_size(facts.shm)} free in /dev/shm")
 
 
@@ -298,6 +323,7 @@ CHECKS: tuple[Callable[[Facts], Line], ...] = (
     vllm,
     java,
     gpu,
+    nccl,
     cpus,
     memory,
     shared_memory,

@@ -28,6 +28,17 @@ from .packages import COMPANIONS, PACKAGE, Packages, look
 RAY_PORTS = {6379: "GCS", 8265: "dashboard", 10001: "Ray client"}
 
 _ANSWER, _REPLY = 20.0, 3.0  # seconds
+_ALL_GPUS = 120.0  # seconds until each has said something to all others
+_SUM = """
+import torch
+from torch.cuda import nccl
+ones = [torch.ones(1 << 20, device=f"cuda:{i}") for i in range(torch.cuda.device_count())]
+sums = [torch.zeros_like(each) for each in ones]
+nccl.all_reduce(ones, sums)
+wrong = [i for i, each in enumerate(sums) if float(each.min()) != len(ones) or float(each.max()) != len(ones)]
+assert not wrong, f"the sum is wrong on GPU {wrong}"
+print(*nccl.version(), sep=".")
+"""
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,9 @@ class Facts:
         java: version; None: there is none.
         gpus: names of NVIDIA's GPUs.
         gpu_trouble: what nvidia-smi, or torch of a CUDA build beside GPUs, complains about.
+        driver_cuda: newest CUDA version that the driver serves; None where it does not say.
+        nccl, nccl_trouble: version of the NCCL with which torch summed over all GPUs, and why it could not; both empty
+            with fewer than two.
         cpus, cpu_quota: that the kernel shows, and that a container may use.
         memory, memory_limit: free now, and of the container.
         shm: free in ``/dev/shm``.
@@ -67,6 +81,9 @@ class Facts:
     java: str | None
     gpus: list[str]
     gpu_trouble: str
+    driver_cuda: str | None
+    nccl: str
+    nccl_trouble: str
     cpus: int
     cpu_quota: float | None
     memory: int | None
@@ -103,6 +120,7 @@ def gather() -> Facts:
     cuda = _torch_cuda()
     if gpus and cuda and not trouble:
         trouble = _imports("torch; torch.zeros(1, device='cuda')")
+    nccl, nccl_trouble = _nccl() if len(gpus) > 1 and cuda and not trouble else ("", "")
     used = {name: os.environ[name] for name in ("RAY_ADDRESS", "RAY_AUTH_MODE") if os.environ.get(name)}
     cache = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
@@ -121,6 +139,9 @@ def gather() -> Facts:
         java=java_version(),
         gpus=gpus,
         gpu_trouble=trouble,
+        driver_cuda=_driver_cuda() if gpus else None,
+        nccl=nccl,
+        nccl_trouble=nccl_trouble,
         cpus=visible_cpus(),
         cpu_quota=cgroup_cpu_quota(),
         memory=_memory(),
@@ -153,10 +174,12 @@ def _torch_cuda() -> str | None:
     return found.group(1) if found else None
 
 
-def _run(*command: str) -> tuple[int, str]:
+def _run(*command: str, patience: float = _ANSWER) -> tuple[int, str]:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_ANSWER)  # noqa: S603
-    except (OSError, subprocess.TimeoutExpired) as error:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=patience)  # noqa: S603
+    except subprocess.TimeoutExpired:
+        return 1, f"no answer within {patience:g} seconds"
+    except OSError as error:
         return 1, str(error)
     return done.returncode, (done.stdout if done.returncode == 0 else done.stderr or done.stdout).strip()
 
@@ -187,6 +210,19 @@ def _gpus() -> tuple[list[str], str]:
     if code:
         return [], f"nvidia-smi: {said.splitlines()[0] if said else 'no answer'}"
     return [line.strip() for line in said.splitlines()], ""
+
+
+def _driver_cuda() -> str | None:
+    """From the head of nvidia-smi's own table: no query gives it."""
+    found = re.search(r"CUDA (?:UMD )?Version\s*:\s*([\d.]+)", _run("nvidia-smi")[1])
+    return found.group(1) if found else None
+
+
+def _nccl() -> tuple[str, str]:
+    """Let torch sum over all GPUs: the version of NCCL, and why it could not."""
+    code, said = _run(sys.executable, "-c", _SUM, patience=_ALL_GPUS)
+    last = said.splitlines()[-1] if said else "it ended without a word"
+    return ("", last) if code else (last, "")
 
 
 def _memory() -> int | None:

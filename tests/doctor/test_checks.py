@@ -45,6 +45,9 @@ FINE = Facts(
     java=None,
     gpus=[],
     gpu_trouble="",
+    driver_cuda=None,
+    nccl="",
+    nccl_trouble="",
     cpus=2,
     cpu_quota=None,
     memory=8 * GIB,
@@ -90,6 +93,7 @@ def jobs_at(without, with_token, mode=None, address=None, **changes):
 
 
 ON_GPU = replace(have(torch="2.13.0"), gpus=["NVIDIA H100, 81559 MiB, 570.1"], torch_cuda="13.0")
+EIGHT = replace(ON_GPU, gpus=ON_GPU.gpus * 8, nccl="2.27.7", driver_cuda="13.1")
 EVERYWHERE = {6379: "0.0.0.0", 8265: "127.0.0.1"}
 SAID = [
     (checks.python, replace(FINE, python="3.13.1"), "error", "3.13.1, wanted >=3.11,<3.13", "Python >=3.11,<3.13"),
@@ -145,6 +149,25 @@ SAID = [
     (checks.gpu, replace(ON_GPU, torch_cuda=None), "warning", "torch is a build for the CPU", "CUDA build"),
     (checks.gpu, replace(ON_GPU, gpu_trouble="driver too old"), "error", "cannot use it: driver too old", "CUDA 13.0"),
     (checks.gpu, replace(FINE, gpu_trouble="nvidia-smi: no devices"), "warning", "no devices", "mend the driver"),
+    (checks.gpu, EIGHT, "ok", "570.1, CUDA 13.0, of 13.1 that the driver serves", ""),
+    (
+        checks.gpu,
+        replace(ON_GPU, driver_cuda="12.8", gpu_trouble="too old"),
+        "error",
+        "its driver serves CUDA 12.8, and torch is built for 13.0",
+        "torch's build for CUDA 12",
+    ),
+    (checks.nccl, EIGHT, "ok", "2.27.7, sums over the 8 GPUs", ""),
+    (checks.nccl, ON_GPU, "ok", "fewer than two", ""),
+    (checks.nccl, replace(EIGHT, nccl="", torch_cuda=None), "ok", "not tried", ""),
+    (
+        checks.nccl,
+        replace(EIGHT, nccl="", nccl_trouble="RuntimeError: unhandled system error"),
+        "warning",
+        "no sum over the 8 GPUs: RuntimeError: unhandled system error",
+        "NCCL_DEBUG=INFO",
+    ),
+    (checks.shared_memory, replace(EIGHT, shm=GIB // 16), "warning", "64 MiB free in /dev/shm, Ray", "shm-size=8g"),
     (checks.cpus, replace(FINE, cpus=64, cpu_quota=2.0), "ok", "2 of the 64 that are seen", ""),
     (checks.cpus, replace(FINE, cpus=64, cpu_quota=0.5), "warning", "0.5 of the 64", "twice as long"),
     (checks.cpus, replace(FINE, cpus=1), "warning", "1", "twice as long"),

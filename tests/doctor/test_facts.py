@@ -123,9 +123,42 @@ def test_gpus_and_java_are_asked_for_by_their_programs(tmp_path, monkeypatch):
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     assert doctor_facts._gpus() == (["NVIDIA L4, 23034 MiB, 550.54"], "")
+    assert doctor_facts._driver_cuda() is None
+    smi.write_text("#!/bin/sh\necho '| NVIDIA-SMI 550.54  Driver Version: 550.54  CUDA Version: 12.4 |'\n")
+    assert doctor_facts._driver_cuda() == "12.4"
     assert doctor_facts.java_version() == "1.8.0_402"
     smi.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed' >&2; exit 9\n")
     assert doctor_facts._gpus() == ([], "nvidia-smi: NVIDIA-SMI has failed")
     monkeypatch.setenv("PATH", "")
     assert doctor_facts._gpus() == ([], "")
     assert doctor_facts.java_version() is None
+
+
+TORCH = """
+class Values(list):
+    def min(self): return min(self)
+    def max(self): return max(self)
+
+def ones(count, device): return Values([1.0, 1.0])
+def zeros_like(other): return Values([0.0, 0.0])
+"""
+NCCL = """
+def version(): return 2, 27, 7
+def all_reduce(inputs, outputs):
+    for row in outputs: row[:] = [SUM] * 2
+"""
+
+
+def test_nccl_sums_over_all_gpus_or_says_why_not(tmp_path, monkeypatch):
+    """With a torch that is made up: what is run, what is read."""
+    cuda = tmp_path / "torch" / "cuda"
+    cuda.mkdir(parents=True)
+    (tmp_path / "torch" / "__init__.py").write_text(f"{TORCH}\nfrom . import cuda\n")
+    (cuda / "__init__.py").write_text("def device_count(): return 4\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (cuda / "nccl.py").write_text(NCCL.replace("SUM", "4.0"))
+    assert doctor_facts._nccl() == ("2.27.7", "")
+    (cuda / "nccl.py").write_text(NCCL.replace("SUM", "3.0"))
+    assert doctor_facts._nccl() == ("", "AssertionError: the sum is wrong on GPU [0, 1, 2, 3]")
+    monkeypatch.setattr(doctor_facts, "_ALL_GPUS", 0.01)
+    assert doctor_facts._nccl() == ("", "no answer within 0.01 seconds")

@@ -41,6 +41,7 @@ CODES = {
     "context_overflow": "a text is longer than the model's context",
     "empty_selection": "nothing would be trained",
     "diverged": "training gave NaN or infinity",
+    "no_memory": "a GPU has too little memory for what training asked of it",
     "budget_violation": "a call past the budget reached the models, which is a bug",
     "worker_failed": "a piece of work failed more often than its retries allow",
     "environment_gone": "an environment's server or process does not come back",

@@ -11,6 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..errors import AtlasError
 from ..recipe.loading import Finetune, Pairs
 from .counts import Counts, trained_tokens
 from .data import Trained, batches, share_out
@@ -88,6 +91,7 @@ def train_run(
         EmptySelectionError: an optimiser step has no token to train.
         DivergedError: the loss or the gradient is NaN or infinite.
         StorageError: a state could not be written.
+        AtlasError: the GPU has too little memory.
         InputError: FSDP2 cannot shard this kind of model, or its weights cannot be read.
     """
     group = group or ProcessGroup()
@@ -101,7 +105,8 @@ def train_run(
         chosen = [examples[i] for i in indices]
         plan = share_out([e.size for e in chosen], group.size, config.micro_tokens)
         learning_rate = rate(config, step, steps)
-        taken = trainer.step(step, chosen, plan, learning_rate, seed)
+        with _memory_explained(config, group):
+            taken = trainer.step(step, chosen, plan, learning_rate, seed)
 
         counts.add_tokens(chosen, plan)
         counts.add_flops(shape, chosen, config, trainer.narrow)
@@ -121,6 +126,27 @@ def train_run(
             group.run_all_or_raise(on_save, leader=True)
     trainer.model.eval()
     return counts
+
+
+@contextmanager
+def _memory_explained(config: Finetune, group: ProcessGroup) -> Iterator[None]:
+    """Within, a GPU that is full is an error that says which settings take less.
+
+    Of several workers one alone may be full, and the others wait for it: its error stays one that ends them all.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        ways = [] if config.gradient_checkpointing else ["finetune.gradient_checkpointing = true"]
+        ways.append(f"a smaller finetune.micro_tokens (it is {config.micro_tokens}; the loss stays)")
+        ways += [] if config.lora else ["finetune.lora"]
+        if config.strategy == "ddp":
+            ways.append('finetune.strategy = "fsdp" with more finetune.workers')
+        first = str(error).partition(". ")[0]
+        why = (
+            f"{first}. What takes less, in this order: {'; '.join(ways)}. The same command goes on from the last state"
+        )
+        raise AtlasError(why, code="no_memory") if group.size == 1 else torch.OutOfMemoryError(why) from error
 
 
 def _resumed(trainer: Trainer, state_dir: Path) -> tuple[int, Counts]:

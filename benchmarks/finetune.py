@@ -31,9 +31,9 @@ import torch.nn.functional as F
 
 from atlas_ray.agents.rendering import Renderer
 from atlas_ray.agents.rollout import EnvSpec
-from atlas_ray.finetune import loop
+from atlas_ray.finetune import loop, trainer
 from atlas_ray.finetune.base_logps import base_logps
-from atlas_ray.finetune.data import Examples, batches, steps_of
+from atlas_ray.finetune.data import Example, Examples, batches, steps_of
 from atlas_ray.finetune.loss import MaskedModel
 from atlas_ray.finetune.output import make_model
 from atlas_ray.finetune.packing import hidden_at
@@ -41,7 +41,6 @@ from atlas_ray.finetune.store import TokenStore, build_store
 from atlas_ray.models.loading import context_of, load_model, load_tokenizer, resolve
 from atlas_ray.recipe.loading import Recipe
 from atlas_ray.selection.controls import select_random
-from atlas_ray.stages.collect import expert_episode
 from atlas_ray.trajectory import read_annotations
 
 TRICKS = ("cut", "pack", "gather", "narrow")
@@ -49,6 +48,8 @@ TRICKS = ("cut", "pack", "gather", "narrow")
 
 def experts(names, count, most):
     """``count`` expert episodes, of the environments in turn."""
+    from atlas_ray.stages.collect import expert_episode  # (not where other benchmarks take the variants)
+
     made, seed = [], 0
     while len(made) < count:
         options = {} if most is None else {"max_steps": most}
@@ -70,24 +71,27 @@ class Variant(MaskedModel):
     def forward(self, batch, scale):
         if not self.off & {"pack", "gather"}:
             return super().forward(batch, scale)
+        device = next(self.model.parameters()).device
         if "pack" in self.off:
             longest = max(len(e.ids) for e in batch)
             ids = torch.zeros(len(batch), longest, dtype=torch.long)
             for row, e in enumerate(batch):
                 ids[row, : len(e.ids)] = torch.tensor(e.ids)
             trained = torch.tensor([row * longest + p for row, e in enumerate(batch) for p in e.trained])
+            ids = ids.to(device)
             hidden_TD = self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
         else:
             lengths = [len(e.ids) for e in batch]
-            ids = torch.cat([torch.tensor(e.ids) for e in batch])
+            ids = torch.cat([torch.tensor(e.ids) for e in batch]).to(device)
             starts = itertools.accumulate(lengths, initial=0)
             trained = torch.tensor([start + p for start, e in zip(starts, batch, strict=False) for p in e.trained])
-            hidden_TD = hidden_at(self.model, ids, lengths, torch.arange(len(ids)), narrow=False)
+            hidden_TD = hidden_at(self.model, ids, lengths, torch.arange(len(ids), device=device), narrow=False)
+        trained = trained.to(device)
         head = self.model.get_output_embeddings()
         if "gather" not in self.off:
             logits, targets = head(hidden_TD[trained - 1]).float(), ids.flatten()[trained]
         else:
-            labels = torch.full((ids.numel(),), -100)
+            labels = torch.full((ids.numel(),), -100, device=device)
             labels[trained - 1] = ids.flatten()[trained]
             logits, targets = head(hidden_TD).float(), labels
         return F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum") * scale.trained
@@ -109,13 +113,21 @@ def padded_share(sort):
     return share
 
 
+def leave_out(off):
+    """Let this process train without these tricks."""
+    Variant.off, trainer.MaskedModel = frozenset(off), Variant
+    if "pack" in off:
+        trainer.packed = nullcontext
+        loop.share_out = padded_share(sort="order" not in off)
+
+
 class Whole(Examples):
     """Examples that are not cut."""
 
     def __getitem__(self, index):
         made = super().__getitem__(index)
         ids = self.store.ids(self._rows[index][0]).tolist()
-        return loop.Example(ids, made.trained, made.anchored, 0, made.base)
+        return Example(ids, made.trained, made.anchored, 0, made.base)
 
 
 def recipe_of(options):
@@ -171,10 +183,7 @@ def contestant(options, folder):
     """One epoch in this process; what it took goes to ``--out``."""
     torch.set_num_threads(options.threads)
     off = frozenset(options.off)
-    Variant.off, loop.MaskedModel = off, Variant
-    if "pack" in off:
-        loop.packed = nullcontext
-        loop.share_out = padded_share(sort="order" not in off)
+    leave_out(off)
     recipe = recipe_of(options)
     model, _ = make_model(recipe, torch.device("cpu"))
     if options.adapter:  # what a peft model starts from is drawn, so everybody starts from ours

@@ -7,12 +7,15 @@
         --fixed-order order.json                               # the loss of every step, for comparison
 
 It imports nothing of ``atlas_ray``: TRL is no dependency of the project. A line of ``examples.jsonl`` is one
-trajectory, ``{"ids": [...], "trained": [positions]}``; all other positions get the label -100. Everything runs on the
-CPU. Alike in both modes, since every contestant must do the same: batch size, fp32, AdamW (betas 0.9 and 0.98, no
-weight decay), the learning rates of ``atlas-ray`` (below), gradient norm at most 1, no truncation, no checkpoint.
+trajectory, ``{"ids": [...], "trained": [positions]}``; all other positions get the label -100. It runs on the CPU in
+float32 unless ``--device`` says otherwise: then in bfloat16, trained weights in float32 and a frozen base in bfloat16.
+Alike in all modes, since every contestant must do the same: batch size, AdamW (betas 0.9 and 0.98, no weight decay),
+the learning rates of ``atlas-ray`` (below), gradient norm at most 1, no truncation, no checkpoint.
 
 ``default``: SFTConfig as it comes: random order, gradient checkpointing, a log line every 10 steps, a progress bar.
 ``best``: ``group_by_length``, no gradient checkpointing, no logging, no progress bar.
+``packed``: rows of ``--micro-tokens`` without padding, one a pass, gradient checkpointing, no logging, no progress bar:
+the best where there is a kernel for such rows. An optimiser step has as many rows as ``--batch`` examples fill.
 
 ``train_seconds`` is the time of ``trainer.train()``, ``after_first_step_seconds`` that from the end of its first step
 to the end of its last, ``train_cpu_seconds`` the processor time of ``trainer.train()`` over all threads. ``tokens`` are
@@ -45,6 +48,12 @@ MODES = {
     "best": {
         "train_sampling_strategy": "group_by_length",
         "gradient_checkpointing": False,
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+    },
+    "packed": {
+        "packing": True,
+        "gradient_checkpointing": True,
         "logging_strategy": "no",
         "disable_tqdm": True,
     },
@@ -81,7 +90,9 @@ class Trainer(SFTTrainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         self.label_counts.append(inputs["labels"][:, 1:].ne(-100).sum())
-        self.token_counts.append(inputs["attention_mask"].sum())
+        # (packed rows have no padding, and no mask)
+        mask = inputs.get("attention_mask")
+        self.token_counts.append(inputs["input_ids"].numel() if mask is None else mask.sum())
         self.padded_tokens += inputs["input_ids"].numel()
         self.divisors.append(num_items_in_batch)
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -158,7 +169,7 @@ def mean_loss(model, examples, budget=2048):
         batch = [examples[i] for i in order[start:end]]
         longest = len(batch[-1][0])
         # right padding plus causal attention: no real token sees padding, so no mask is needed
-        ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in batch])
+        ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in batch], device=model.device)
         logits = model(input_ids=ids, use_cache=False).logits
         rows = torch.tensor([row for row, (_, trained) in enumerate(batch) for _ in trained], dtype=torch.long)
         columns = torch.tensor([p for _, trained in batch for p in trained], dtype=torch.long)
@@ -169,26 +180,35 @@ def mean_loss(model, examples, budget=2048):
 
 
 def make_trainer(options, examples, fixed_order, clock, directory):
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)  # what TRL loads by itself
-    lora = None
+    cpu, lora = options.device == "cpu", None
+    frozen = options.lora or options.adapter
+    # (float32 is what TRL loads by itself)
+    dtype = torch.float32 if cpu or not frozen else torch.bfloat16
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype)
     if options.adapter:
         model = PeftModel.from_pretrained(model, options.adapter, is_trainable=True)
     elif options.lora:
         lora = LoraConfig(
             r=options.lora, lora_alpha=options.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
         )
+    batch, accumulation, longest = options.batch, 1, None
+    if options.mode == "packed":
+        batch, longest = 1, max(options.micro_tokens, *(len(ids) for ids, _ in examples))
+        a_row = longest * len(examples) / sum(len(ids) for ids, _ in examples)
+        accumulation = max(1, round(options.batch / a_row))
     config = SFTConfig(
         output_dir=directory,
-        use_cpu=True,
-        bf16=False,  # True unless told
-        per_device_train_batch_size=options.batch,
+        use_cpu=cpu,
+        bf16=not cpu,  # True unless told
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
         num_train_epochs=options.epochs,
         max_steps=options.max_steps,
         learning_rate=options.lr,
         adam_beta2=0.98,
         weight_decay=0.0,
         max_grad_norm=1.0,
-        max_length=None,  # 1024 unless told: longer examples would be cut
+        max_length=longest,  # 1024 unless told: longer examples would be cut
         save_strategy="no",
         report_to="none",
         seed=options.seed,
@@ -209,7 +229,9 @@ def make_trainer(options, examples, fixed_order, clock, directory):
 def check_labels(trainer, examples, options):
     """Stop unless the loss was a mean over all trained tokens and no others. Returns their number."""
     labels, divisors = [[int(n) for n in noted] for noted in (trainer.label_counts, trainer.divisors)]
-    if labels != divisors:
+    together = trainer.args.gradient_accumulation_steps
+    steps = [labels[i : i + together] for i in range(0, len(labels), together)]
+    if [sum(step) for step in steps for _ in step] != divisors:
         raise SystemExit("the loss was not divided by the number of trained tokens of the step")
     trained = [len(positions) for _, positions in examples]
     if trainer.fixed_order is not None:
@@ -230,6 +252,8 @@ def main():
     parser.add_argument("--lora", type=int, metavar="RANK", help="train adapters of all linear layers but the LM head")
     parser.add_argument("--lora-alpha", type=int, default=32)
     parser.add_argument("--adapter", metavar="DIR", help="saved adapter to start from, in place of --lora")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--micro-tokens", type=int, default=16384, help="tokens of a row of --mode packed")
     parser.add_argument("--batch", type=int, default=32, help="examples an optimiser step")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--lr", type=float, default=5e-4)
@@ -254,7 +278,10 @@ def main():
         trainer.train()
         train_seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu_begun
         peak_rss = status_mib("VmHWM")
+    together = trainer.args.gradient_accumulation_steps
     result = {
+        "after_first_step_tokens": sum(int(n) for n in trainer.token_counts[together:]),
+        "device_gib": None if options.device == "cpu" else torch.cuda.max_memory_allocated() / 2**30,
         "mode": options.mode,
         "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
         "options": vars(options),

@@ -203,4 +203,6 @@ def environment(**more: str) -> dict[str, str]:
     said = ray_private.environment_of_job()
     # one thread a process: two processes with two threads each starve each other on two cores
     ours = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **more}
+    # or an actor that asks for no GPU would see all of them, and its model would lie on the first
+    ours["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "1"
     return {name: value for name, value in ours.items() if name not in said}

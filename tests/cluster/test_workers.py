@@ -123,3 +123,12 @@ def test_a_silent_actor_is_replaced(ray_session, tmp_path):
         found = [r for _, r in pool.stream(hang_once, ["hang"], lambda task, got: task)]
     assert found == ["first", "first", "second"]
     assert retried == ["no result for 2 s: taken for hung"]
+
+
+def _devices(task, state):
+    yield os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def test_an_actor_that_asks_for_no_gpu_sees_none(ray_session):
+    with ActorPool(1, cpus=0.5) as pool:
+        assert [seen for _, seen in pool.stream(_devices, [0])] == [""]

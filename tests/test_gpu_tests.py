@@ -1,6 +1,7 @@
 """The tests for a GPU are right themselves: all of them on a CPU, without what a bare machine lacks."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 import pytest
-sys.exit(pytest.main(["-q", "-rs", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu"]))
+sys.exit(pytest.main(["-q", "-rs", "-o", "addopts=", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu"]))
 """
 
 
@@ -27,6 +28,5 @@ def test_they_pass_on_a_cpu_without_ray_and_vllm():
     here = {**os.environ, "ATLAS_RAY_GPU_TEST_DEVICE": "cpu", "PYTEST_ADDOPTS": "", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", CODE], cwd=ROOT, env=here, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    said = done.stdout.splitlines()[-1]
-    assert " passed" in said and "failed" not in said
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 60
     assert all("ray" in line or "vllm" in line for line in done.stdout.splitlines() if line.startswith("SKIPPED"))

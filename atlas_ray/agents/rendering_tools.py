@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -81,13 +82,56 @@ class ToolRenderer:
         if self.drops_thoughts and not self._warned and any(s.thought and calls_of(s.action) for s in trajectory.steps):
             self._warned = True
             _log.warning("the chat template writes no text beside a tool call, so thoughts there are not trained")
-        try:
+        with _of(trajectory):
             hidden, mark = self._hide([messages, list(trajectory.tools or ())])
             return self._render(hidden[0], turns, hidden[1], mark)
-        except InputError as error:
-            raise InputError(f"trajectory {trajectory.id!r}: {error.message}", field="prompt") from None
+
+    def thought_lengths(self, trajectory: Trajectory) -> list[int]:
+        """How many tokens of each turn stand before its action, which is its calls or what it says without any.
+
+        They are the thought and the white space behind it; a token that holds something of the action is the action's.
+
+        Raises:
+            InputError: the template refuses the conversation, or writes a thought otherwise than it is.
+        """
+        messages, turns = _messages(trajectory)
+        with _of(trajectory):
+            (messages, tools, thoughts), mark = self._hide(
+                [messages, list(trajectory.tools or ()), [(step.thought or "").strip() for step in trajectory.steps]]
+            )
+            text, places = self._laid(messages, turns, tools, mark)
+            found = []
+            for (start, end), step, thought in zip(places, trajectory.steps, thoughts, strict=True):
+                if not thought or (self.drops_thoughts and calls_of(step.action)):
+                    found.append(0)
+                    continue
+                at = text.find(thought, start, end)
+                if at < 0:
+                    raise _refused("writes a thought otherwise than it is")
+                behind = at + len(thought)
+                behind += len(text[behind:end]) - len(text[behind:end].lstrip())
+                ids, whole = (self._tokens(text, start, to, mark) for to in (behind, end))
+                pairs = enumerate(zip(ids, whole, strict=False))
+                found.append(next((n for n, (one, other) in pairs if one != other), len(ids)))
+            return found
 
     def _render(self, messages: list[Message], turns: Sequence[int], tools: list[Any], mark: str) -> Rendered:
+        text, places = self._laid(messages, turns, tools, mark)
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        done = 0
+        for start, end in places:
+            ids += self._tokens(text, done, start, mark)
+            begun = len(ids)
+            ids += self._tokens(text, start, end, mark)
+            spans.append((begun, len(ids)))
+            done = end
+        return Rendered(ids, spans)
+
+    def _laid(
+        self, messages: list[Message], turns: Sequence[int], tools: list[Any], mark: str
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """What the template writes, and where in it each turn of the agent begins and ends."""
         text = self._write([*messages, *_after(messages[-1])], tools, ask=False)
         if mark and f"{ord(mark):04x}" in text.lower():
             raise _refused("escapes characters, so that special tokens in its texts cannot be told from its own")
@@ -97,19 +141,13 @@ class ToolRenderer:
         cues = [(found.start(), found.end()) for found in re.finditer(re.escape(self._cue), text)]
         if len(cues) != len(turns):
             raise _refused(f"begins {len(cues)} of {len(turns)} turns of the agent as it asks for an answer")
-        ids: list[int] = []
-        spans: list[tuple[int, int]] = []
-        done = 0
+        places = []
         for (_, start), (following, _) in pairwise([*cues, (len(text), len(text))]):
             end = self._ends.search(text, start, following)
             if end is None:
                 raise _refused("ends a turn of the agent with no special token")
-            ids += self._tokens(text, done, start, mark)
-            begun = len(ids)
-            ids += self._tokens(text, start, end.end(), mark)
-            spans.append((begun, len(ids)))
-            done = end.end()
-        return Rendered(ids, spans)
+            places.append((start, end.end()))
+        return text, places
 
     def _tokens(self, text: str, start: int, end: int, mark: str) -> list[int]:
         """Ids of a part of the conversation, in which special tokens are the template's own."""
@@ -215,6 +253,15 @@ def _length(whole: Sequence[int], rendered: Rendered, special: Iterable[int]) ->
 
 def _only(values: set[str]) -> str:
     return values.pop() if len(values) == 1 else ""
+
+
+@contextmanager
+def _of(trajectory: Trajectory) -> Iterator[None]:
+    """Name the trajectory in errors that are raised inside."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"trajectory {trajectory.id!r}: {error.message}", field="prompt") from None
 
 
 def _refused(why: str) -> InputError:

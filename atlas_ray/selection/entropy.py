@@ -8,40 +8,37 @@ end of turn do not count.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 
 from ..agents.rendering import Renderer
+from ..agents.rendering_chat import ChatRenderer
 from ..data.records import Annotation, Trajectory
-from ..errors import InputError
 from .turn_pass import TurnPass, mark_highest
 
 
-def refuse_calls(trajectories: Iterable[Trajectory]) -> None:
-    """Refuse agents that call tools.
+def entropies(turns: TurnPass, renderer: Renderer, trajectory: Trajectory) -> list[float]:
+    """The entropy of the model at each action, in nats; the calls of a turn are one action, as the template has them.
 
     Raises:
-        InputError: there is one; its chat template alone says where in a turn the thought ends and the calls begin.
+        InputError: the template writes a thought otherwise than it is, so that nothing tells where the calls begin.
     """
-    for trajectory in trajectories:
-        if trajectory.tools is not None:
-            raise InputError(
-                f"trajectory {trajectory.id!r} calls tools: entropy cannot tell thoughts from calls, take perplexity",
-                field="select.selectors",
-            )
-
-
-def entropies(turns: TurnPass, renderer: Renderer, trajectory: Trajectory) -> list[float]:
-    """The entropy of the model at each action, in nats."""
+    counts = _action_lengths(turns, renderer, trajectory)
     found = []
-    for step, logits_NV in zip(trajectory.steps, turns.logits_NV.split(turns.lengths), strict=True):
-        count = len(renderer.action(step.action))
+    for count, logits_NV in zip(counts, turns.logits_NV.split(turns.lengths), strict=True):
         logp_NV = logits_NV[len(logits_NV) - 1 - count : -1].float().log_softmax(-1)
         # a token that cannot come has the log-probability minus infinity, and 0 times that is no number
         found.append(-(logp_NV.exp() * logp_NV.clamp_min(torch.finfo(torch.float32).min)).double().sum())
     numbers: list[float] = torch.stack(found).tolist()
     return numbers
+
+
+def _action_lengths(turns: TurnPass, renderer: Renderer, trajectory: Trajectory) -> list[int]:
+    """Tokens of each action, which stands before the last token of its turn."""
+    if trajectory.tools is None:
+        return [len(renderer.action(step.action)) for step in trajectory.steps]
+    assert isinstance(renderer, ChatRenderer)  # no other renders tools
+    thoughts = renderer.tools.thought_lengths(trajectory)
+    return [length - 1 - before for length, before in zip(turns.lengths, thoughts, strict=True)]
 
 
 def select_by_entropy(trajectory: Trajectory, entropies: list[float], fraction: float, model: str) -> Annotation:

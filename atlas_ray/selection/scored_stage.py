@@ -29,7 +29,7 @@ from ..recipe.select import BY_BASE, with_members
 from ..rundir.files import RunLog, append_jsonl, recover_jsonl
 from ..rundir.layout import RunLayout
 from ..rundir.progress import say, track
-from .entropy import entropies, refuse_calls, select_by_entropy
+from .entropy import entropies, select_by_entropy
 from .perplexity import perplexities, select_by_perplexity
 from .replays import Unreplayable, replay_all, replay_specs, rewarded
 from .turn_pass import Measure, measured_steps
@@ -220,16 +220,11 @@ def by_base(recipe: Recipe, run_dir: Path, trajectories: list[Trajectory], selec
     """One pass over every trajectory, then the steps of the highest perplexity or entropy under the base model.
 
     Where the recipe names both, the pass is made once for both.
-
-    Raises:
-        InputError: entropy is asked for of an agent that calls tools.
     """
     config, log, model = recipe.select, RunLog(run_dir), perplexity_model(recipe)
     assert config is not None
     used = {part for name in config.selectors for part in with_members(name)}
     names = tuple(name for name in BY_BASE if name in used or name == selector)
-    if "entropy" in names:
-        refuse_calls(trajectories)
     found = {name: saved_scores(run_dir, name) for name in names}
     others = {name: ResultFile(scores_path(run_dir, name)) for name in names if name != selector}
     # chunks are the same in a run that goes on, because padding shows in the last digits

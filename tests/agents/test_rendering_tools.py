@@ -132,6 +132,26 @@ def test_the_ids_are_those_of_the_whole_conversation(family):
     assert ids.count(call) == whole.count("<tool_call>") and (family == "llama-3.1") == (call not in ids)
 
 
+def test_the_tokens_before_an_action_are_its_thought_and_no_more(family):
+    tokenizer, renderer = tokenizer_of(family), RENDERERS[family]
+    said = Step(observation="Why?", thought="So </tool_call> <|im_end|> it\nis.", action="Because.")
+    item = episode(*STEPS[:2], Step(**answered(("c2", "x")), thought=" odd  ", action=LS), said)
+    rendered, lengths = renderer.render(item), renderer.tools.thought_lengths(item)
+    parts = [
+        (decoded(tokenizer, rendered.ids[start : start + n]), decoded(tokenizer, rendered.ids[start + n : end - 1]))
+        for (start, end), n in zip(rendered.spans, lengths, strict=True)
+    ]
+    beside = not renderer.tools.drops_thoughts
+    assert [before.split() for before, _ in parts] == [
+        ["I", "look."] if beside else [],
+        [],
+        ["odd"] if beside else [],
+        said.thought.split(),
+    ]
+    first, second = (answer.removeprefix("I look.\n") for answer in ANSWERS[family])
+    assert [action for _, action in parts] == [first, second, first, "Because."]
+
+
 def test_parallel_calls_are_one_turn(family):
     renderer = RENDERERS[family]
     if family == "llama-3.1":

@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from tool_tokenizers import model_with_tools
 
 from atlas_ray import pipeline
 from atlas_ray.agents.rendering import Renderer
+from atlas_ray.agents.rendering_chat import ChatRenderer
 from atlas_ray.models.loading import load_model, load_tokenizer
 from atlas_ray.models.tiny import build_model, build_tokenizer, vocabulary
 from atlas_ray.recipe.loading import Recipe
@@ -16,6 +18,7 @@ from atlas_ray.selection.perplexity import step_perplexities
 from atlas_ray.selection.scored_stage import saved_scores
 from atlas_ray.selection.turn_pass import measured_steps
 from atlas_ray.trajectory import read_annotations
+from tests.agents import test_rendering_tools as tools
 from tests.selection.test_perplexity import EPISODES, capped, episode
 
 
@@ -57,6 +60,18 @@ def test_capped_logits_count_as_the_model_caps_them():
     found, _ = measured(model, renderer, EPISODES[:2])
     for trajectory in EPISODES[:2]:
         assert found[trajectory.id] == pytest.approx(one_token_at_a_time(renderer, model, trajectory), rel=1e-3)
+
+
+def test_calls_are_actions_as_the_template_writes_them(tmp_path):
+    name = model_with_tools(tmp_path / "model")
+    model, tokenizer = load_model(str(name)).eval(), load_tokenizer(str(name))
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()  # it knows nothing
+    found, problems = measured(model, ChatRenderer(tokenizer), [tools.episode(*tools.STEPS)])
+    actions = [tools.CALLED, tools.CATTED, "One: a.py.", "None."]
+    tokens = [len(tokenizer(action, add_special_tokens=False)["input_ids"]) for action in actions]
+    each = math.log(model.get_output_embeddings().weight.shape[0])
+    assert problems == [] and found["t"] == pytest.approx([n * each for n in tokens], rel=1e-5)
 
 
 def test_a_model_that_is_sure_has_none_and_one_that_knows_nothing_has_all_of_it():

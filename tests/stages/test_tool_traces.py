@@ -19,6 +19,7 @@ from atlas_ray.finetune.data import Examples
 from atlas_ray.finetune.inputs import open_store, prepare
 from atlas_ray.recipe.loading import Recipe
 from atlas_ray.selection.oracle_prompt import step_lines, whole_prompt
+from atlas_ray.selection.scored_stage import saved_scores
 from atlas_ray.stages.collect_file import check_collected
 from atlas_ray.trajectory import read_annotations, read_trajectories
 
@@ -129,12 +130,19 @@ def test_selectors_that_play_refuse_such_traces_by_the_name_of_their_environment
         pipeline.run(made, tmp_path / "run", ("collect", "select"))
 
 
-def test_entropy_refuses_what_it_cannot_tell_apart_before_a_model_reads_it(tmp_path):
-    select = {"selectors": ["perplexity", "entropy"], "model": str(model_with_tools(tmp_path / "model"))}
+def test_steps_with_calls_are_marked_where_a_model_is_not_sure_of_them(tmp_path):
+    select = {
+        "selectors": ["perplexity", "entropy"],
+        "fraction": 0.3,
+        "model": str(model_with_tools(tmp_path / "model")),
+    }
     made = recipe(write(tmp_path / "a.json", tau()), select=select)
-    with pytest.raises(InputError, match="tau-bench_3_0.*take perplexity"):
-        pipeline.run(made, tmp_path / "run", ("collect", "select"))
-    assert not (tmp_path / "run" / "annotations").exists()
+    pipeline.run(made, tmp_path / "run", ("collect", "select"))
+    (item,) = read_trajectories(tmp_path / "run" / "trajectories" / "expert.jsonl")
+    numbers = saved_scores(tmp_path / "run", "entropy")[item.id]
+    (mark,) = read_annotations(tmp_path / "run" / "annotations" / "entropy.jsonl", [item])
+    assert len(numbers) == len(item.steps) and min(numbers) > 0
+    assert mark.critical == tuple(sorted(sorted(range(4), key=lambda n: -numbers[n])[:2]))
 
 
 def test_an_oracle_reads_parallel_calls_and_what_answers_them(tmp_path):

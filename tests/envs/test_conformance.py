@@ -141,6 +141,13 @@ def test_a_broken_promise_is_found(check, changes, words):
         assert words in checks[check].detail
 
 
+def test_a_split_of_which_no_episode_is_here_is_said_and_no_broken_promise():
+    checks = broken(splits=("train", "test"), variations=lambda self, task, split: range(0 if split == "test" else 300))
+    assert checks["reset options"] == conformance.Check(
+        "reset options", True, "splits train, test, without episodes test; what is unknown is refused"
+    )
+
+
 def test_a_process_left_behind_is_found():
     import subprocess
 

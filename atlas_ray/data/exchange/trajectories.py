@@ -268,7 +268,7 @@ def _named(record: JsonRecord, key: str) -> dict[str, Any]:
     match = _ITEM.fullmatch(str(name))
     task = match[1] if match else "alfworld" if "game_file" in record.value else "unknown"
     seed = int(match[2]) if match else name if isinstance(name, int) else record.index
-    return {"id": str(name), "env": f"AgentGym/{task}-v0", "task": task, "seed": seed}
+    return {"id": str(name), "env": task if task == "unknown" else f"AgentGym/{task}-v0", "task": task, "seed": seed}
 
 
 def _alfworld_game(record: JsonRecord) -> dict[str, Any] | None:

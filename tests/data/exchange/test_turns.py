@@ -359,9 +359,9 @@ def test_a_flag_from_a_table_of_numbers_is_read(tmp_path):
     ("name", "made"),
     [
         (None, ("conversations_0", "unknown", 0)),
-        (3, ("3", "AgentGym/unknown-v0", 3)),
-        (3.0, ("3", "AgentGym/unknown-v0", 3)),
-        ("7d1e-44", ("7d1e-44", "AgentGym/unknown-v0", 0)),
+        (3, ("3", "unknown", 3)),
+        (3.0, ("3", "unknown", 3)),
+        ("7d1e-44", ("7d1e-44", "unknown", 0)),
         ("box_4", ("box_4", "AgentGym/box-v0", 4)),
     ],
 )

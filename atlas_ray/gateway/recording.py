@@ -18,12 +18,12 @@ from ..rundir.files import write_json
 from ..switching.spending import Usage, cost, dollars
 from .replies import ApiError
 from .store import Store
-from .tables import ANSWERED, sessions, steps
+from .tables import ANSWERED, UNRECORDED, sessions, steps
 
 ENV, NO_SEED = "gateway", 0
 _AT_A_TIME = 50
 _s, _k, _p = sessions.c, steps.c, sa.bindparam
-_CHANGED = sa.select(sessions).where(_s.touched > _s.recorded).order_by(_s.touched).limit(_AT_A_TIME)
+_CHANGED = sa.select(sessions).where(UNRECORDED).order_by(_s.touched).limit(_AT_A_TIME)
 _RECORDED = sessions.update().where(_s.id == _p("id_")).values(recorded=_p("touched_"))
 _TAKEN = (
     sa.select(*(column for column in _k if column.name != "answer"))

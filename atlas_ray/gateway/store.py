@@ -84,6 +84,8 @@ class Store:
             with self._engine.begin() as connection:
                 _take_lock(connection, local)
                 META.create_all(connection)
+                for index in (index for table in META.sorted_tables for index in table.indexes):
+                    index.create(connection, checkfirst=True)  # a store that is there lacks those that came later
             self.owner: Owner = (
                 FileOwner(place.with_name(f"{place.name}-owners"))
                 if isinstance(place, Path)

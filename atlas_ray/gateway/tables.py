@@ -42,6 +42,9 @@ sessions = sa.Table(
     sa.Column("recorded", sa.Float, nullable=False),
     sa.UniqueConstraint("key", "name"),
 )
+UNRECORDED = sessions.c.touched > sessions.c.recorded
+"""Of a session that has gone on since it was written down."""
+sa.Index("ix_sessions_unrecorded", sessions.c.touched, sqlite_where=UNRECORDED, postgresql_where=UNRECORDED)
 steps = sa.Table(
     "steps",
     META,

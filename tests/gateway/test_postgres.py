@@ -12,12 +12,15 @@ import pytest
 import sqlalchemy as sa
 from gateway_parts import ask, chat, gateway, recipe, said
 
+from atlas_ray.gateway import recording
 from atlas_ray.gateway.owners import SessionOwner
 from atlas_ray.gateway.past import inherit, note_turn, past_of
 from atlas_ray.gateway.requests import read_request
 from atlas_ray.gateway.sessions import begin
 from atlas_ray.gateway.store import Store
+from atlas_ray.gateway.tables import sessions
 from atlas_ray.switching.spending import NOTHING, UNLIMITED
+from tests.gateway.test_recording import fill
 
 JSON = {"content-type": "application/json"}
 BINARIES = [Path(p) for p in (shutil.which("initdb"),) if p] + sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
@@ -97,6 +100,25 @@ def test_the_past_of_a_session_is_that_of_all_gateways(database):
         assert past_of(tx, ids[0], 2, "z") == (("a", "b", "z"), (), (0, 1))
     for store in stores:
         store.close()
+
+
+def test_the_recorder_reads_only_sessions_that_went_on(database, tmp_path):
+    store = Store(database)
+    with store.transaction() as tx:
+        tx.do(sa.text("DROP INDEX ix_sessions_unrecorded"))  # as in a store from before it
+    store.close()
+    store = Store(database)
+    fill(store, 2000)
+    with store.transaction() as tx:
+        tx.do(sa.update(sessions).values(recorded=sessions.c.touched))
+        tx.do(sa.update(sessions).where(sessions.c.id == f"{1999:032}").values(touched=sessions.c.touched + 1))
+        tx.do(sa.text("ANALYZE sessions"))
+        said = str(recording._CHANGED.compile(store._engine, compile_kwargs={"literal_binds": True}))
+        (plan,) = tx.row(sa.text(f"EXPLAIN (ANALYZE, FORMAT JSON) {said}"))[0]
+    (read,) = plan["Plan"]["Plans"]
+    assert (read["Index Name"], read["Actual Rows"]) == ("ix_sessions_unrecorded", 1)
+    assert "Rows Removed by Filter" not in read
+    store.close()
 
 
 def test_a_gateway_lives_as_long_as_its_connection(database):

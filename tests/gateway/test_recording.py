@@ -2,10 +2,14 @@
 
 import json
 
+import sqlalchemy as sa
 from gateway_parts import ask, chat, gateway, recipe, said
 
 from atlas_ray.data.records import read_trajectories
+from atlas_ray.gateway.recording import Recorder
+from atlas_ray.gateway.tables import sessions
 from atlas_ray.rundir.files import read_json
+from tests.gateway.test_sessions import Talks
 
 
 def play(port, headers=()):
@@ -71,3 +75,48 @@ def test_tool_calls_are_actions(upstream, tmp_path):
             ask(port, chat("go", stream=stream))
     for path in (tmp_path / "record" / "trajectories").iterdir():
         assert json.loads(path.read_text())["steps"][0]["action"] == 'hm\nlook({"at": 3})'
+
+
+def fill(store, number):
+    """Sessions that have been written down."""
+    spent = {f"{prefix}_{name}": 0 for prefix in ("base", "spent") for name in ("calls", "tokens", "usd")}
+    about = {"key": "local", "goal": "", "created": 1.0, "touched": 2.0, "recorded": 2.0, "steps": 3, **spent}
+    with store.transaction() as tx:
+        for _ in range(number):
+            had = tx.row(sa.select(sa.func.count()).select_from(sessions))[0]
+            tx.put(sessions, id=f"{had:032}", **about)
+
+
+def test_only_sessions_that_went_on_are_read(tmp_path):
+    """Counts what SQLite does: each row that it looks at is some instructions of its machine."""
+    talks = Talks(tmp_path, record=str(tmp_path / "record"))
+    recorder, counts = Recorder(talks.admission.settings, talks.store), []
+    for more in (10, 300):
+        fill(talks.store, more)
+        recorder.write()
+        own, done = talks.store._engine.raw_connection(), []
+        own.driver_connection.set_progress_handler(lambda done=done: done.append(1), 1)
+        own.close()
+        talks.turn(f"go {more}")
+        assert recorder.write() == 1 and recorder.write() == 0
+        counts.append(len(done))
+    assert counts[1] < counts[0] + 50, "one of 310 sessions costs as much as one of 10"
+
+
+def test_a_store_from_before_an_index_gets_it(tmp_path):
+    def indices(store):
+        with store.transaction() as tx:
+            return {row.name for row in tx.rows(sa.text("SELECT name FROM sqlite_master WHERE type = 'index'"))}
+
+    talks = Talks(tmp_path)
+    whole = indices(talks.store)
+    talks.turn("go", text="a")
+    with talks.store.transaction() as tx:
+        for name in ("ix_sessions_unrecorded", "ix_steps_same"):
+            tx.do(sa.text(f"DROP INDEX {name}"))
+    assert len(indices(talks.store)) == len(whole) - 2
+    talks.store.close()
+    again = Talks(tmp_path, record=str(tmp_path / "record"))
+    assert indices(again.store) == whole and again.turn("go", "a", "on").step == 1
+    assert Recorder(again.admission.settings, again.store).write() == 1
+    again.store.close()

@@ -181,12 +181,13 @@ def app(arguments: dict[str, str]) -> serve.Application:
 
     Args:
         arguments: ``recipe``, a TOML file with a ``[gateway]`` table, or ``run`` and perhaps ``policy``; ``out``, where
-            sessions are kept (default: the run, or ``runs/NAME``).
+            sessions are kept (default: the run, or ``runs/NAME``); ``version``, another one where the recipe has
+            changed: Serve comes here again only when something in its config has.
 
     Raises:
         InputError: as at the start of ``atlas-ray gateway``; or Serve's proxies were not started with our limits.
     """
-    if unknown := arguments.keys() - {"recipe", "run", "policy", "out"}:
+    if unknown := arguments.keys() - {"recipe", "run", "policy", "out", "version"}:
         raise InputError(f"is no argument: {min(unknown)}", field="args")
     if ("recipe" in arguments) == ("run" in arguments):
         raise InputError("needs either a recipe or a run", field="args")

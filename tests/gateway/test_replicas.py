@@ -189,7 +189,7 @@ def test_the_config_is_one_that_serve_takes():
     schema = pytest.importorskip("ray.serve.schema").ServeDeploySchema.model_validate(config)
     (app,) = schema.applications
     assert app.import_path == f"{replicas.app.__module__}:{replicas.app.__name__}"
-    assert schema.http_options.host == HOST and app.args.keys() <= {"recipe", "out"}
+    assert schema.http_options.host == HOST and app.args.keys() <= {"recipe", "out", "version"}
 
 
 def test_a_config_is_refused_where_clients_would_have_no_limits(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from ..switching.past import Past
 from ..switching.policy import Situation
 from ..switching.spending import Account, Amount, Limits, Usage, cost
 from . import sessions as places
-from .budget import SessionAccount, worst_case
+from .budget import SessionAccount, offer, worst_case
 from .deciding import Choice, Decider
 from .past import inherit, note_turn, past_of
 from .removal import remove_sessions
@@ -45,7 +45,8 @@ class Admitted:
     """A step that may be answered, and is paid for.
 
     ``left``: what is left of the session's budget then. ``asked``: the digest of its conversation; None where a header
-    names the session. ``seen``: that of what it saw; None where the switch reads no past.
+    names the session. ``seen``: that of what it saw; None where the switch reads no past. ``limit``: see
+    :class:`atlas_ray.gateway.budget.Offer`.
     """
 
     session: str
@@ -56,6 +57,7 @@ class Admitted:
     left: Limits
     asked: str | None
     seen: str | None
+    limit: int | None = None
 
     @property
     def reserved(self) -> Amount:
@@ -119,10 +121,9 @@ class Admission:
             usages = [worst_case(m, request, c) for m, c in zip(models, self._counters, strict=True)]
         except ApiError as error:  # which matters where tokens or money have a limit
             unbounded, usages = error, [Usage(request.size, model.max_tokens) for model in models]
-        worst = [cost(model, usage, bool(n)) for n, (model, usage) in enumerate(zip(models, usages, strict=True))]
         chain = request.chain(key)
         with self.store.transaction() as tx:
-            return self._admit(tx, request, key, chain, worst, unbounded)
+            return self._admit(tx, request, key, chain, usages, unbounded)
 
     def _admit(
         self,
@@ -130,7 +131,7 @@ class Admission:
         request: ChatRequest,
         key: str,
         chain: Sequence[str],
-        worst: Sequence[Amount],
+        usages: Sequence[Usage],
         unbounded: ApiError | None,
     ) -> Admitted | Known:
         now = self._clock()
@@ -156,7 +157,9 @@ class Admission:
             raise unbounded
         daily = Account(self.daily, tx.spent_on(key, today))
         account = SessionAccount(session.id, Account(limits, session.spent), key, today, daily)
-        allowed = [account.fits(amount) for amount in worst]
+        each = enumerate(zip(self.settings.models, usages, strict=True))
+        offers = [offer(model, bool(n), request, usage, account) for n, (model, usage) in each]
+        allowed = [made.fits for made in offers]
         self._check(request, allowed, account.left)
         step = session.steps if known is None else known.number
         if known is not None and allowed[known.model]:
@@ -165,7 +168,7 @@ class Admission:
             left = getattr(account.left, self._decider.unit)
             past = past_of(tx, session.id, step, request.seen) if self._decider.reads_past else None
             choice = self._choose(request, session.id, step, allowed, left, past)
-        reservation = tx.reserve(account, step, worst[choice.number], now)
+        reservation = tx.reserve(account, step, offers[choice.number].amount, now)
         if reservation is None:
             raise _empty(account.left)
         asked = chain[-1] if request.session is None else None
@@ -179,7 +182,8 @@ class Admission:
             tx.put(steps, session=session.id, number=step, begun=now, **values)
         left = account.charged(reservation.amount).left
         seen = request.seen if self._decider.reads_past else None
-        return Admitted(session.id, step, choice.number, choice.probability, reservation, left, asked, seen)
+        about = (choice.number, choice.probability, reservation, left, asked, seen, offers[choice.number].limit)
+        return Admitted(session.id, step, *about)
 
     def _check(self, request: ChatRequest, allowed: Sequence[bool], left: Limits) -> None:
         only_quick = request.policy == "quick" or (request.policy == "londi" and self.settings.switch == "quick")

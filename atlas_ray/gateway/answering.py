@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from ..engines import retry
@@ -171,6 +171,8 @@ class Answering:
         began: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         flight = Flight(admitted.session, admitted.step, admitted.number, admitted.left, began)
         self._flights[admitted.session, admitted.step] = flight
+        if admitted.limit is not None:
+            request = replace(request, most=admitted.limit)
         task = asyncio.create_task(self._run(flight, request, key, admitted))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

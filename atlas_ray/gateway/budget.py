@@ -7,10 +7,11 @@ spent, in one transaction that refuses whatever would exceed a limit (:mod:`atla
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..switching.spending import Account, Amount, Limits, Usage
+from ..switching.spending import Account, Amount, Limits, Usage, cost
 from .replies import ApiError
 
 if TYPE_CHECKING:
@@ -97,3 +98,38 @@ def worst_case(model: GatewayModel, request: ChatRequest, count: Callable[[str],
     if model.context is not None:
         prompt = min(prompt, model.context)
     return Usage(prompt * request.choices, limit * request.choices)
+
+
+class Offer(NamedTuple):
+    """What a model may be asked for.
+
+    ``amount``: its worst case. ``fits``: whether so much may be spent. ``limit``: tokens of each answer, where they are
+    fewer than was asked for.
+    """
+
+    amount: Amount
+    fits: bool
+    limit: int | None = None
+
+
+def offer(model: GatewayModel, call: bool, request: ChatRequest, usage: Usage, account: SessionAccount) -> Offer:
+    """What a model may be asked for, with a shorter answer where its ``min_answer`` allows one.
+
+    Args:
+        model: who would act.
+        call: whether it counts as a call.
+        request: what it would be asked.
+        usage: the worst case.
+        account: what may be spent.
+    """
+
+    def amount(limit: int) -> Amount:
+        return cost(model, usage._replace(completion=limit * request.choices), call)
+
+    whole, longest = cost(model, usage, call), usage.completion // request.choices
+    if account.fits(whole):
+        return Offer(whole, True)
+    if model.min_answer is None or not account.fits(amount(least := min(model.min_answer, longest))):
+        return Offer(whole, False)
+    limit = least - 1 + bisect_left(range(least, longest), True, key=lambda n: not account.fits(amount(n)))
+    return Offer(amount(limit), True, limit)

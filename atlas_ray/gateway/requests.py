@@ -32,7 +32,8 @@ class ChatRequest:
     """A body that was read.
 
     ``body``: all of it. ``policy``: ``londi``, ``quick`` or ``deepthink``. ``limits``: the client's own, tighter
-    ones. ``session``: its name by a header. ``idempotency``: its ``Idempotency-Key``.
+    ones. ``session``: its name by a header. ``idempotency``: its ``Idempotency-Key``. ``most``: tokens of each answer
+    for which there is a budget.
     """
 
     body: Mapping[str, Any]
@@ -41,6 +42,7 @@ class ChatRequest:
     session: str | None = None
     idempotency: str | None = None
     size: int = field(default=0)
+    most: int | None = None
 
     @property
     def messages(self) -> Sequence[Mapping[str, Any]]:
@@ -65,8 +67,9 @@ class ChatRequest:
 
     @property
     def limit(self) -> int | None:
-        """Most tokens of each answer that the client wants."""
+        """Most tokens of each answer that the client wants, or for which there is a budget."""
         asked = [self.body[name] for name in LIMIT_FIELDS if self.body.get(name) is not None]
+        asked += [] if self.most is None else [self.most]
         return min(asked) if asked else None
 
     @cached_property

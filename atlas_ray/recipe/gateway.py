@@ -24,10 +24,21 @@ class GatewayModel(EndpointFields):
     """Most tokens of a conversation and its answer, which no prompt exceeds."""
     max_tokens: Positive = 4096
     """Most tokens of an answer, whatever a client asks for; sent where it asks for no limit."""
+    min_answer: Positive | None = None
+    """Fewest tokens of an answer that are worth asking for: where what is left of a budget is too small for the whole
+    limit, the limit is what fits, down to this. Without it the model is not asked then."""
     temperature: Temperature = None
     """Sent where a client sends none; `unset` sends none, whatever the client says."""
     tokenizer: str | None = None
     """Model whose tokenizer counts prompts, a directory or a hub id; without it each byte counts as a token."""
+
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> Self:
+        if self.min_answer is not None and not self.base_url:
+            raise ValueError("min_answer: a local model keeps to no limit of a request: it is for one with a base_url")
+        if self.min_answer is not None and self.min_answer > self.max_tokens:
+            raise ValueError("min_answer: must be at most max_tokens")
+        return self
 
 
 class Budget(ConfigModel):

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from gateway_parts import chat, recipe, tokens_of
+from gateway_parts import answer_of, ask, chat, recipe, tokens_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from atlas_ray.gateway.budget import read_usage, worst_case
+from atlas_ray.gateway.budget import SessionAccount, offer, read_usage, worst_case
 from atlas_ray.gateway.replies import ApiError
 from atlas_ray.gateway.requests import read_request
 from atlas_ray.gateway.store import Store
 from atlas_ray.gateway.tables import reservations, sessions
-from atlas_ray.switching.spending import Amount, Limits, Usage, cost, dollars, picodollars
+from atlas_ray.recipe.gateway import GatewayModel
+from atlas_ray.switching.spending import Account, Amount, Limits, Usage, cost, dollars, picodollars
 
 MODELS = recipe("http://127.0.0.1:1/v1").gateway.models
 JSON = {"content-type": "application/json"}
@@ -80,6 +81,40 @@ def test_usage_that_is_none_keeps_the_reservation(said):
 
 def test_thoughts_that_stand_in_the_total_alone_count_as_written():
     assert read_usage({"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 9}) == Usage(3, 6)
+
+
+@pytest.mark.parametrize("choices", [1, 3])
+def test_a_shorter_answer_is_the_longest_that_fits(choices):
+    model = GatewayModel(model="m", base_url="http://127.0.0.1:1/v1", max_tokens=50, min_answer=20, price_completion=1)
+    asked, whole = request(chat("go", n=choices)), Usage(100, 50 * choices)
+    prices = [cost(model, Usage(100, n * choices), True) for n in range(51)]
+
+    def offered(tokens=None, usd=None, day=None, **more):
+        own, today = Account(Limits(9, tokens, usd), Amount()), Account(Limits(None, day, None), Amount())
+        return offer(model.model_copy(update=more), True, asked, whole, SessionAccount("s", own, "k", "day", today))
+
+    for left in range(100, 100 + 60 * choices):
+        longest = max((n for n in range(51) if prices[n].tokens <= left), default=0)
+        expected = (prices[longest], True, longest) if 20 <= longest < 50 else (prices[50], longest == 50, None)
+        assert offered(tokens=left) == offered(day=left) == expected
+        assert offered(tokens=left, min_answer=None) == (prices[50], longest == 50, None)
+    assert offered(usd=prices[30].usd)[1:] == (True, 30) and offered(usd=prices[19].usd)[1:] == (False, None)
+    short = request(chat("go", n=choices, max_tokens=5))  # of which no part is enough
+    room = Account(Limits(9, 100 + 4 * choices, None), Amount())
+    made = offer(model, True, short, Usage(100, 5 * choices), SessionAccount("s", room, "k", "day", room))
+    assert not made.fits
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_server_is_asked_for_what_fits(upstream, serve, stream):
+    model = {"base_url": upstream.url, "key_variable": "", "max_tokens": 600, "min_answer": 200}
+    models = [{"model": "small", **model}, {"model": "large", **model}]
+    port, _ = serve(models=models, budget={"tokens": 1700})
+    upstream.script = lambda body: answer_of(body, {"role": "assistant", "content": "x"}, body["max_tokens"])
+    found = [ask(port, chat(*talk, stream=stream), {"x-session-id": "s"}) for talk in (["go"], ["go", "x", "on"])]
+    assert [(status, headers["x-atlas-model"]) for status, headers, _ in found] == [(200, "large")] * 2
+    first, second = (asked["max_tokens"] for asked in upstream.requests)
+    assert first == 600 and 200 <= second < 600 and upstream.spent()[1] <= 1700
 
 
 AMOUNTS = st.tuples(st.integers(0, 1), st.integers(0, 9), st.integers(0, 9))

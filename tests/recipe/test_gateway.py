@@ -61,7 +61,12 @@ def test_what_is_wrong_is_named(path, field, value):
 
 @pytest.mark.parametrize(
     ("old", "new", "named"),
-    [("price_completion = 10", "", "price"), ("[gateway.quick]", "[gateway.models]", "quick")],
+    [
+        ("price_completion = 10", "", "price"),
+        ("[gateway.quick]", "[gateway.models]", "quick"),
+        ("price_completion = 10", "price_completion = 10\nmin_answer = 5000", "min_answer"),
+        ('base_url = "https://api.example/v1"', "min_answer = 50", "min_answer"),
+    ],
 )
 def test_tables_that_do_not_go_together_are_refused(path, old, new, named):
     path.write_text(TEXT.replace(old, new))

@@ -4,27 +4,18 @@ What is not slow is the first command of docs/jobs.md, as it stands there.
 """
 
 import json
-import os
 import re
 import shlex
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-import uuid
-from pathlib import Path
 
 import pytest
+from ray_head import ROOT, Head
 
 from atlas_ray.rundir.files import jsonl_rows, read_json
 from atlas_ray.storage.sync import LEASE
 
-ROOT = Path(__file__).parents[1]
-RAY = str(Path(sys.executable).with_name("ray"))
-STOPPING = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}  # seconds between SIGTERM and SIGKILL
 SMALL = {
     "workers": "1",
     "collect.levels": "{ GoToLocalS5N2 = 6, PickupDist = 6 }",
@@ -69,78 +60,6 @@ SMALLEST = {
     "rounds.episodes": "1",
     "rounds.judge_episodes": "1",
 }
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    found = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return found
-
-
-class Head:
-    """A Ray head with ports, a temporary directory and a token of its own."""
-
-    def __init__(self):
-        self.folder = Path(tempfile.mkdtemp(prefix="aj"))
-        token = self.folder / ".ray" / "auth_token"  # where Ray looks for it by itself
-        token.parent.mkdir()
-        token.write_text(uuid.uuid4().hex + uuid.uuid4().hex)
-        gcs, dashboard, agent = free_ports(3)
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-        # the `python` of a job is the first one on its head's path
-        clean["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{clean['PATH']}"
-        self.stranger = {
-            **clean,
-            "RAY_AUTH_MODE": "token",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "HOME": str(self.folder / "s"),
-        }
-        self.environment = {**self.stranger, "HOME": str(self.folder)}
-        self.address = f"http://127.0.0.1:{dashboard}"
-        self.process = subprocess.Popen(
-            [
-                *(RAY, "start", "--head", "--block", "--num-cpus=4", "--node-ip-address=127.0.0.1", f"--port={gcs}"),
-                *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={self.folder / 'r'}"),
-                f"--dashboard-agent-listen-port={agent}",
-            ],
-            env=self.environment,
-            stdout=(self.folder / "head.log").open("w"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-    def wait(self):
-        deadline = time.monotonic() + 120
-        while (answer := self.job("list")).returncode:
-            log = (self.folder / "head.log").read_text()
-            assert self.process.poll() is None and time.monotonic() < deadline, log + answer.stderr
-            time.sleep(1)
-
-    def job(self, *arguments, environment=None, timeout=400):
-        return subprocess.run(
-            [RAY, "job", arguments[0], "--address", self.address, *arguments[1:]],
-            env=environment or self.environment,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-
-    def submit(self, *arguments, wait=True, name=None, **options):
-        """`ray job submit --working-dir . -- python -m atlas_ray ARGUMENTS`."""
-        more = ([] if wait else ["--no-wait"]) + (["--submission-id", name] if name else [])
-        more += ["--runtime-env-json", json.dumps({"env_vars": {"OMP_NUM_THREADS": "1", **STOPPING}})]
-        command = [sys.executable, "-m", "atlas_ray", *map(str, arguments)]
-        return self.job("submit", "--working-dir", ".", *more, "--", *command, **options)
-
-    def close(self):
-        os.killpg(self.process.pid, signal.SIGKILL)  # (asked to end, `ray start --block` takes half a minute)
-        self.process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -282,11 +201,5 @@ def test_stop_ends_a_job_cleanly_and_a_resubmit_goes_on_from_the_storage(head, t
 
 def actors(head):
     """Names of the classes of the actors that live."""
-    found = subprocess.run(
-        [RAY, "list", "actors", "--address", head.address, "--filter", "state=ALIVE", "--format", "json"],
-        env=head.environment,
-        capture_output=True,
-        text=True,
-    )
-    names = [row["class_name"] for row in json.loads(found.stdout or "[]")]
+    names = [row["class_name"] for row in head.actors()]
     return [name for name in names if name not in ("JobSupervisor", "_AutoscalingCoordinatorActor")]  # Ray's own

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -27,21 +28,18 @@ BINARIES = [Path(p) for p in (shutil.which("initdb"),) if p] + sorted(Path("/usr
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory):
+def database():
     """The URL of a PostgreSQL of these tests alone, which listens on a socket in its directory."""
     pytest.importorskip("psycopg", reason="PostgreSQL: needs the extra 'postgres'")
     found = [path.resolve() for path in BINARIES if (path.resolve().parent / "pg_ctl").exists()]
     if not found:
         pytest.skip("PostgreSQL is not installed")
-    folder, binaries = tmp_path_factory.mktemp("pg"), found[-1].parent
-    user = {}
+    # not a directory of pytest's, above which another pytest closes what is opened here to another user
+    folder, binaries, user = Path(tempfile.mkdtemp(prefix="pg")), found[-1].parent, {}
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root
         if subprocess.run(["id", "nobody"], capture_output=True).returncode:
             pytest.skip("PostgreSQL does not run as root, and there is nobody else")
         user = {"user": "nobody", "group": None}
-        for parent in (folder, *folder.parents):
-            if parent.owner() == "root" and parent != Path("/"):
-                parent.chmod(parent.stat().st_mode | 0o011)
         shutil.chown(folder, "nobody")
 
     def run(*command):
@@ -58,6 +56,7 @@ def database(tmp_path_factory):
         yield f"postgresql://atlas@/postgres?host={folder}"
     finally:
         run(str(binaries / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop")
+        shutil.rmtree(folder)
 
 
 def side_by_side(ports, body, headers=()):

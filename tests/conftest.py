@@ -10,6 +10,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # by default Ray's workers give way to every process of the session, so here they would wait for the tests beside them
 os.environ.setdefault("RAY_worker_niceness", "0")
+# the tests' simulators live for seconds, and compiling what they run as well as Java can takes half of their CPU time
+os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1")
 # Ray's workers have it only if Ray is started with it
 os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "atlas_ray.gateway.proxy.layers")
 

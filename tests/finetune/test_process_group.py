@@ -24,6 +24,8 @@ CASES = [
     "whole-moved:fsdp:whole:2:99:",
     "pairs-ddp:ddp:pairs:2:99:",
     "pairs-fsdp:fsdp:pairs:2:99:",
+    "lora-pairs-ddp:ddp:lora-pairs:2:99:",
+    "lora-pairs-fsdp:fsdp:lora-pairs:2:99:",
     "unread:fsdp:unread:2:99:",
     "lora-unread:fsdp:unread-lora:2:99:",
     "full-ddp:ddp:full:2:99:0",
@@ -50,18 +52,19 @@ def spawn(out, world, cases):
 def runs(tmp_path_factory):
     """What one process and what two make of the same runs."""
     out = tmp_path_factory.mktemp("groups")
-    for name, kind in (("one", "full"), ("lora-one", "lora"), ("pairs-one", "pairs")):
+    kinds = {"one": "full", "lora-one": "lora", "pairs-one": "pairs", "lora-pairs-one": "lora-pairs"}
+    for name, kind in kinds.items():
         finetune_group.train(out, name, "ddp", kind, ProcessGroup())
     finetune_group.model(lora=False).save_pretrained(out / "base", max_shard_size="20KB")
     spawn(out, 2, CASES)
     return out
 
 
-def assert_same(one, other, losses=slice(None)):
+def assert_same(one, other, losses=slice(None), most=2e-6):
     assert one.keys() - {"scatters"} == other.keys() - {"scatters"}
     assert one["losses"][losses] == pytest.approx(other["losses"], rel=1e-6)
     for name in one.keys() & other.keys() - {"losses", "noted", "scatters"}:
-        assert float((one[name] - other[name]).abs().max()) < 2e-6, name
+        assert float((one[name] - other[name]).abs().max()) < most, name
 
 
 @pytest.mark.parametrize("kind", ["", "lora-"])
@@ -105,10 +108,12 @@ def test_a_run_that_keeps_gradients_whole_goes_on_as_if_it_had_not_been_cut(runs
     assert all(torch.equal(whole[name], cut[name]) for name in whole.keys() - {"losses", "scatters"})
 
 
+@pytest.mark.parametrize("kind", ["pairs", "lora-pairs"])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_workers_train_on_pairs_as_one_process_does(runs, strategy):
-    one, two = load_file(runs / "pairs-one-0.safetensors"), load_file(runs / f"pairs-{strategy}-0.safetensors")
-    assert_same(one, two)
+def test_two_workers_train_on_pairs_as_one_process_does(runs, strategy, kind):
+    one, two = load_file(runs / f"{kind}-one-0.safetensors"), load_file(runs / f"{kind}-{strategy}-0.safetensors")
+    # the first gradients of an adapter's half are as good as zero, and AdamW divides by them
+    assert_same(one, two, most=1e-5 if kind == "lora-pairs" else 2e-6)
     assert one["noted"].shape == (finetune_group.STEPS, 6)
     assert float((one["noted"] - two["noted"]).abs().max()) < 1e-5 * float(one["noted"].abs().max())
 

@@ -3,9 +3,8 @@
     python finetune_group.py OUT PORT WORLD CASE...
 
 A case is ``name:strategy:kind:size:steps:fail``, of kind ``full``, ``whole`` (its gradients between passes), ``lora``,
-``pairs``, or ``unread`` and ``unread-lora`` (from ``OUT/base``). The first worker of every group writes weights and
-losses to ``OUT/name-TEAM.safetensors``; a case that raises writes
-``OUT/name-RANK.error``.
+``pairs``, ``lora-pairs``, or ``unread`` and ``unread-lora`` (from ``OUT/base``). The first worker of every group writes
+weights and losses to ``OUT/name-TEAM.safetensors``; a case that raises writes ``OUT/name-RANK.error``.
 """
 
 import random
@@ -65,8 +64,8 @@ def config(strategy, **more):
 
 def train(out, name, strategy, kind, group, steps=STEPS):
     """Train, from the state under ``out/name`` if there is one, and write what came of it."""
-    losses, noted, pairs = [], [], kind == "pairs"
-    trained, unread, settings = model(kind == "lora"), None, config(strategy)
+    losses, noted, pairs = [], [], kind.endswith("pairs")
+    trained, unread, settings = model(kind.startswith("lora")), None, config(strategy)
     if kind == "whole":
         settings = config(strategy, workers=2, accumulate="whole")
     if kind.startswith("unread"):

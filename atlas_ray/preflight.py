@@ -16,7 +16,7 @@ from .engines.vllm_setup import check_installed as check_vllm
 from .errors import InputError
 from .models.config import longest
 from .models.encoders import make_encoder
-from .models.loading import load_tokenizer, look
+from .models.loading import adapted, load_tokenizer, look
 from .models.split import check_split
 from .recipe.loading import Recipe, Switch
 from .recipe.select import TEXT_ENCODERS
@@ -69,6 +69,23 @@ def _check_models(recipe: Recipe) -> None:
             own_context(recipe.engine.context, config)
             if recipe.engine.kind == "vllm" and not field.endswith(".encoder"):
                 check_split(config, max(1, int(recipe.engine.gpus)), name)
+
+
+def _check_adapters(recipe: Recipe) -> None:
+    """No adapter that is to be trained, and then played by vLLM, would lie over another: vLLM takes one at a time."""
+    if recipe.engine.kind != "vllm":
+        return
+    tuned, rounds = recipe.finetune, recipe.rounds
+    why = "would be trained over another adapter, and vLLM takes one at a time: "
+    if tuned and tuned.lora and recipe.evaluate and not tuned.scratch and adapted(tuned.base):
+        raise InputError(f"{why}merge that of {tuned.base}, or tune all weights", field="finetune.lora")
+    if rounds and not recipe.switch and tuned and tuned.lora and rounds.count > 1 and rounds.tune_from == "before":
+        raise InputError(f'{why}take "start", or tune all weights', field="rounds.tune_from")
+    if rounds and rounds.finetune.lora and recipe.switch:
+        if adapted(quick := recipe.switch.models[0].model):
+            raise InputError(f"{why}merge that of {quick}, or tune all weights", field="rounds.finetune.lora")
+        if rounds.count > 1 and rounds.tune_from == "before":
+            raise InputError(f'{why}take "start", or tune all weights', field="rounds.tune_from")
 
 
 def _check_habit(recipe: Recipe) -> None:
@@ -139,6 +156,7 @@ def check(recipe: Recipe) -> None:
     if recipe.select and "distilled" in recipe.select.selectors and recipe.select.distilled.encoder in TEXT_ENCODERS:
         make_encoder(recipe.select.distilled.encoder, 0, "select.distilled.encoder")
     _check_models(recipe)
+    _check_adapters(recipe)
     if recipe.prompt == "chat":
         for name in dict.fromkeys(name for _, name in models(recipe)):
             make_renderer(load_tokenizer(name), recipe.style, "chat")

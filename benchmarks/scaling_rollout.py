@@ -26,6 +26,7 @@ from atlas_ray.agents.throughput import CounterSample, ThroughputMeter
 from atlas_ray.cluster.workers import ActorPool
 from atlas_ray.engines import Capabilities, EngineLease, RemoteEngine
 from atlas_ray.engines.base import Batches, EngineCounters, check, finish
+from atlas_ray.engines.reloading import Reloaded
 from atlas_ray.engines.server import EngineServer
 from atlas_ray.models.loading import load_tokenizer
 from atlas_ray.recipe.loading import Act, Engine
@@ -79,12 +80,14 @@ class SimulatedSpec(AgentSpec):
 
 
 class SimulatedServer(EngineServer):
-    """The project's engine actor around a simulated engine; ``settings`` are its two latencies."""
+    """The project's engine actor around a simulated engine with these two latencies."""
 
-    def _run(self, settings, model, slots):
-        self._engine = SimulatedEngine(slots, *settings)
-        self._loaded.set()
-        self._serve(self._engine)
+    def __init__(self, base, row):
+        self._latencies = base, row
+        super().__init__(Engine())
+
+    def _open(self, wanted):
+        return SimulatedEngine(wanted.slots, *self._latencies), Reloaded(anew=True)
 
 
 class Quiet:
@@ -165,9 +168,9 @@ def point(pool, options, workers, envs, number):
     spec = SimulatedSpec(MODEL, Engine(), Act(decide="score"), "action", envs, base=base, row=row)
     groups, server = {"driver": [os.getpid()], "workers": []}, None
     if options.shared:
-        server = ray.remote(SimulatedServer).options(num_cpus=0, max_concurrency=1000).remote((base, row), MODEL, count)
+        server = ray.remote(SimulatedServer).options(num_cpus=0, max_concurrency=1000).remote(base, row)
         spec = replace(
-            spec, leases=tuple(EngineLease(server, MODEL, w * envs, envs, 60.0) for w in range(options.workers))
+            spec, leases=tuple(EngineLease(server, MODEL, w * envs, envs, 60.0, count) for w in range(options.workers))
         )
         groups["engine"] = [ray.get(server.pid.remote())]
     watch = Watch(groups | {"Ray": ray_pids()})

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from ..cluster.worker_state import WorkerState
 from ..data.parsing import Style
-from ..engines import Engine, EngineLease, RemoteEngine, make_engine
+from ..engines import Engine, EngineLease, LocalEngine, RemoteEngine, exchange, make_engine
 from ..engines.chat_endpoint import ChatEndpoint
 from ..engines.endpoint import open_endpoint
 from ..recipe.endpoint import EndpointFields
@@ -43,14 +43,16 @@ class AgentSpec:
         """The engine of a worker; it stays open until one of another spec is asked for."""
         opened = state.get_or_create(OpenAgent)
         if opened.engine is None or opened.spec != self:
-            if opened.engine is not None:
-                opened.engine.close()
+            held = opened.engine
             opened.spec = opened.engine = opened.agent = None
-            opened.engine = self.new_engine(state.index or 0)
+            if held is None or isinstance(held, RemoteEngine) or self.leases:
+                opened.engine = self.new_engine(state.index or 0)
+            else:
+                opened.engine, _ = exchange(held, self.engine, self.model, self.slots)
             opened.spec = self
         return opened.engine
 
-    def new_engine(self, worker: int) -> Engine:
+    def new_engine(self, worker: int) -> LocalEngine | RemoteEngine:
         """An engine for the worker of that number, or its share of one."""
         return RemoteEngine(self.leases[worker]) if self.leases else make_engine(self.engine, self.model, self.slots)
 
@@ -86,7 +88,7 @@ class OpenAgent:
     """The engine that a worker has open, of which spec, its agent if there is one, and how many it has made."""
 
     spec: AgentSpec | None = None
-    engine: Engine | None = None
+    engine: LocalEngine | RemoteEngine | None = None
     agent: Agent | None = None
     made: int = 0
 

@@ -14,7 +14,7 @@ from .base import Batches, EngineCounters, Request, check
 from .server import EngineInfo
 
 _ATTEMPTS = 4
-_LOADING = 3600.0  # seconds
+LOADING = 3600.0  # seconds
 _RESTART = 600.0
 
 
@@ -22,7 +22,7 @@ _RESTART = 600.0
 class EngineLease:
     """A worker's share of a server: the slots from ``first`` on are its own, so its episodes stay with one model.
 
-    ``timeout``: seconds without a pass after which the server is taken for hung.
+    ``timeout``: seconds without a pass after which the server is taken for hung. ``all_slots``: of the server.
     """
 
     server: Any
@@ -30,6 +30,7 @@ class EngineLease:
     first: int
     slots: int
     timeout: float
+    all_slots: int
 
 
 class RemoteEngine(Batches):
@@ -82,7 +83,7 @@ class RemoteEngine(Batches):
         import ray
 
         for attempt in range(1, _ATTEMPTS + 1):
-            answer = getattr(self.lease.server, method).remote(*arguments)
+            answer = getattr(self.lease.server, method).remote(self.lease.model, self.lease.all_slots, *arguments)
             try:
                 while not ray.wait([answer], timeout=self.lease.timeout)[0]:
                     self._check_alive()
@@ -121,5 +122,5 @@ class RemoteEngine(Batches):
         import ray
 
         state = ray.get(self.lease.server.state.remote(), timeout=self.lease.timeout)
-        if state.idle > (_LOADING if state.loading else self.lease.timeout):
+        if state.idle > (LOADING if state.loading else self.lease.timeout):
             raise ray.exceptions.GetTimeoutError(f"no pass for {state.idle:.0f} s")

@@ -31,7 +31,10 @@ from .base import (
     finish,
     own_context,
 )
-from .vllm_setup import MOST_CHILDREN, Loaded, clean_up, load, model_shape
+from .probe import TOLERANCE, difference, given
+from .reloading import Reloaded, StaleWeightsError
+from .vllm_reload import check_reload, take_weights
+from .vllm_setup import MOST_CHILDREN, Loaded, clean_up, load, model_shape, process_state_restored
 
 
 class VllmEngine(Batches):
@@ -50,6 +53,7 @@ class VllmEngine(Batches):
         context: most tokens of prompt and continuation; the model's own by default.
         threads: threads of torch in this process from now on, on a CPU.
         kv_space_gib: memory for the cache on a CPU, in GiB; ``context`` tokens have to fit.
+        rank: highest rank of an adapter that :meth:`reload` may be given.
 
     Raises:
         InputError: vLLM is missing, or it cannot run this model with these settings.
@@ -68,6 +72,7 @@ class VllmEngine(Batches):
         context: int | None = None,
         threads: int | None = None,
         kv_space_gib: float = 1.0,
+        rank: int = 0,
     ) -> None:
         if VllmEngine._open:
             raise InputError("a vLLM engine is open in this process: close() it, or use another process or actor")
@@ -81,6 +86,8 @@ class VllmEngine(Batches):
         self._loaded: Loaded | None = load(
             model,
             None if adapter is None else Path(adapter),
+            rank=rank,
+            config=config,
             context=self.context,
             head_size=head_size,
             gpu_memory=gpu_memory,
@@ -98,6 +105,45 @@ class VllmEngine(Batches):
         self._taken: list[_Work] = []
         self._parts: dict[str, tuple[_Work, tuple[int, ...], list[int]]] = {}
         self._names = count()
+
+    def reload(self, model: str, adapter: str | Path | None = None, expected: Sequence[float] = ()) -> Reloaded:
+        """Take other weights, without starting anew: all of a model of the same shape, or an adapter over it.
+
+        What was cached under the old ones is forgotten. See :mod:`atlas_ray.engines.vllm_reload`.
+
+        Args:
+            model: shipped name, directory or Hugging Face id.
+            adapter: directory of a LoRA adapter over it.
+            expected: what :func:`atlas_ray.engines.probe.expected` gives for it; the engine must give it then.
+
+        Raises:
+            CannotReloadError: vLLM has to be started anew for it; nothing has changed.
+            StaleWeightsError: the engine does not give what is expected. Close it.
+            AtlasError: the engine is closed, or a request is on its way.
+        """
+        loaded = self._model()
+        if self._taken:
+            raise AtlasError("weights cannot be replaced while a request is on its way")
+        found = None if adapter is None else Path(adapter)
+        check_reload(loaded, self.dtype, model, found)
+        before = given(self) if expected else []
+        with process_state_restored():
+            self._loaded = take_weights(loaded, model, found)
+        self.tokenizer = load_tokenizer(model)
+        if not expected:
+            return Reloaded()
+        off, old = difference(given(self), expected), difference(before, expected)
+        if off > TOLERANCE.get(self.dtype, 0.1):
+            raise StaleWeightsError(
+                f"vLLM was given {adapter or model} and does not compute with it: a probe text's log-probabilities are "
+                f"off by {off:.3g} per token, with the old weights by {old:.3g}"
+            )
+        return Reloaded(off, old)
+
+    @property
+    def dtype(self) -> str:
+        """Of the weights, a name of torch."""
+        return str(self._model().llm.llm_engine.vllm_config.model_config.dtype).removeprefix("torch.")
 
     def forget(self, slot: int) -> None:
         """Does nothing: cached blocks are found by the tokens they hold, so nothing stale can be met."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import warnings
@@ -23,6 +24,15 @@ from ..rundir import logs
 MOST_CHILDREN = 128
 """Most log-probabilities of one position that a request can ask for."""
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_rank
+_NO_SHAPE = (
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "use_cache",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
 _CPU_BLOCK = 32  # the least vLLM's CPU attention takes; a fork of a prompt feeds what is left of a block again
 
 
@@ -47,18 +57,26 @@ class Loaded:
         llm: its ``LLM``.
         lora: the request for the adapter, None without one.
         on_cpu: whether it computes on a CPU.
+        source: where the weights lie, as ``from_pretrained`` takes it.
+        shape: what another model must have in common to be loaded in its place.
+        rank: highest rank of an adapter that there is room for; 0 for none.
     """
 
     vllm: Any
     llm: Any
     lora: Any
     on_cpu: bool
+    source: str
+    shape: dict[str, Any]
+    rank: int
 
 
 def load(
     model: str,
     adapter: Path | None,
     *,
+    rank: int,
+    config: Any,
     context: int,
     head_size: int,
     gpu_memory: float,
@@ -71,10 +89,12 @@ def load(
         InputError: vLLM is missing, or it cannot run this model with these settings.
     """
     source = resolve(model)
-    lora = {} if adapter is None else _lora_settings(adapter)
-    with _process_state_restored():
+    if adapter is not None:
+        rank = max(rank, rank_of(adapter))
+    rank = next((most for most in _RANKS if most >= rank), rank) if rank else 0
+    lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank} if rank else {}
+    with process_state_restored():
         vllm = _import_vllm()
-        from vllm.lora.request import LoRARequest
         from vllm.platforms import current_platform
 
         on_cpu = current_platform.is_cpu()
@@ -103,8 +123,26 @@ def load(
                 "(here gpu_memory or kv_space_gib set the memory, and context the length)",
                 model,
             ) from error
-    request = None if adapter is None else LoRARequest("adapter", 1, str(adapter.resolve()))
-    return Loaded(vllm, llm, request, on_cpu)
+    return Loaded(vllm, llm, lora_request(adapter), on_cpu, source, shape_of(config), rank)
+
+
+_adapters = itertools.count(1)
+
+
+def lora_request(adapter: Path | None) -> Any:
+    """How vLLM is asked for an adapter; each is new to it, whatever lay in its directory before."""
+    if adapter is None:
+        return None
+    from vllm.lora.request import LoRARequest
+
+    number = next(_adapters)
+    return LoRARequest(f"adapter-{number}", number, str(adapter.resolve()))
+
+
+def shape_of(config: Any) -> dict[str, Any]:
+    """What of a configuration decides what the weights look like and how they are computed with."""
+    about = config.to_dict()
+    return {name: value for name, value in about.items() if not name.startswith("_") and name not in _NO_SHAPE}
 
 
 def _cpu_settings(kv_space_gib: float) -> dict[str, Any]:
@@ -148,8 +186,12 @@ def _check_head(head_size: int, model: str) -> None:
         raise InputError(f"vLLM on a CPU cannot run heads of size {head_size}, only of {sizes}", model)
 
 
-def _lora_settings(adapter: Path) -> dict[str, Any]:
-    """What vLLM has to reserve for an adapter."""
+def rank_of(adapter: Path) -> int:
+    """Highest rank of a LoRA adapter.
+
+    Raises:
+        InputError: it is none, or vLLM takes none of that rank.
+    """
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (adapter / name).is_file():
             raise InputError(f"is no LoRA adapter: it has no {name}", adapter)
@@ -157,10 +199,10 @@ def _lora_settings(adapter: Path) -> dict[str, Any]:
     ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
     if not all(isinstance(rank, int) for rank in ranks):
         raise InputError("must be the rank of a LoRA adapter", adapter / "adapter_config.json", None, "r")
-    rank = max(ranks)
+    rank: int = max(ranks)
     if rank > _RANKS[-1]:
         raise InputError(f"vLLM takes adapters up to rank {_RANKS[-1]}, this one has {rank}", adapter)
-    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(r for r in _RANKS if r >= rank)}
+    return rank
 
 
 def clean_up() -> None:
@@ -171,13 +213,15 @@ def clean_up() -> None:
 
 
 @contextmanager
-def _process_state_restored() -> Iterator[None]:
+def process_state_restored() -> Iterator[None]:
     """Set what vLLM reads while it is imported and started, and put back what it changes for the whole process."""
     ours = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         "VLLM_CONFIGURE_LOGGING": "0" if logs.is_attached() else "1",
+        # by itself vLLM keeps a core free for each process that shares a model
+        "VLLM_CPU_OMP_THREADS_BIND": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
     }
     logs.capture_loggers("vllm")
     before = {name: os.environ.get(name) for name in (*ours, "LD_PRELOAD", "LD_LIBRARY_PATH")}

@@ -151,6 +151,11 @@ class Tuning(ConfigModel):
     validation: Validation | None = None
     """Held-in score during training."""
 
+    @property
+    def adapter_rank(self) -> int:
+        """Rank of the adapters that are trained; 0 where all weights are."""
+        return self.lora.rank if self.lora else 0
+
     @model_validator(mode="after")
     def _shared_out(self) -> Self:
         if self.strategy == "fsdp" and not self.workers:

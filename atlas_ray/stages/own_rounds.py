@@ -15,6 +15,7 @@ from statistics import fmean
 
 from ..data.own_rounds import OwnArm, OwnLesson, OwnRound, OwnRounds, load_own_rounds, write_own_rounds
 from ..data.paired import level_for
+from ..engines import engines_kept
 from ..errors import InputError
 from ..recipe.loading import Arm, Recipe
 from ..rundir.files import RunLog
@@ -43,6 +44,11 @@ def play_own_rounds(recipe: Recipe, run_dir: Path) -> OwnRounds:
     if not layout.atlas_scores.exists():
         missing = "needs the stage evaluate, which has not been run: the recipe's own stages are the first round"
         raise InputError(missing, run_dir, None, "rounds", "missing_stage")
+    with engines_kept(recipe.finetune.adapter_rank if recipe.finetune else 0):
+        return _play(recipe, run_dir, layout)
+
+
+def _play(recipe: Recipe, run_dir: Path, layout: RunLayout) -> OwnRounds:
     config, tuning = recipe.rounds, recipe.finetune
     assert config is not None and tuning is not None
     chains = [OwnChain(recipe, run_dir, seed) for seed in tuning.seeds]

@@ -18,6 +18,7 @@ from ..agents.rendering_chat import make_renderer
 from ..cluster.workers import worker_pool
 from ..data.records import FIRST_ACTOR, Trajectory, read_trajectories, write_trajectories
 from ..data.results import ALWAYS_DEEPTHINK
+from ..engines.kept import kept_engines
 from ..errors import AtlasError
 from ..models.loading import load_tokenizer
 from ..recipe.loading import Recipe, Rounds, Switch
@@ -344,6 +345,8 @@ def run_stages(recipe: Recipe, layout: RunLayout, stages: Sequence[str]) -> None
     left = [stage for stage in stages if not STAGE[stage].is_done(recipe, layout)]
     if left:
         open_part(recipe, layout)
+    if kept := kept_engines():
+        kept.make_room(recipe, left)
     for stage in left:
         start = time.monotonic()
         STAGE[stage].run(recipe, layout.root)

@@ -16,6 +16,7 @@ from statistics import fmean
 from ..data.paired import level_for
 from ..data.results import ALWAYS_DEEPTHINK, ALWAYS_QUICK
 from ..data.rounds import Collected, LevelCollected, Round, Rounds, TunedArm, load_rounds, write_rounds
+from ..engines import engines_kept
 from ..recipe.loading import Recipe
 from ..rundir.files import RunLog
 from ..rundir.layout import RunLayout
@@ -40,6 +41,11 @@ def play_rounds(recipe: Recipe, run_dir: Path) -> Rounds:
     layout = RunLayout(run_dir)
     if layout.rounds.exists():
         return load_rounds(layout.rounds)
+    with engines_kept(of_rounds(recipe)[0].finetune.adapter_rank):
+        return _play(recipe, run_dir, layout)
+
+
+def _play(recipe: Recipe, run_dir: Path, layout: RunLayout) -> Rounds:
     config, settings = of_rounds(recipe)
     chains = [Chain(recipe, run_dir, seed) for seed in settings.seeds]
     each = len(chains)

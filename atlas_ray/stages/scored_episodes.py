@@ -27,7 +27,7 @@ from ..cluster.worker_state import WorkerState
 from ..cluster.workers import worker_pool
 from ..data.records import Trajectory
 from ..data.replies import Losses, Replies, summed
-from ..engines import EngineLease, EnginePool
+from ..engines import EngineLease, EnginePool, engines_kept
 from ..recipe.loading import Recipe
 from ..rundir.files import RunLog
 from ..rundir.layout import RunLayout
@@ -265,7 +265,11 @@ def play_models(recipe: Recipe, run_dir: Path, models: Mapping[str, str], episod
     retried = log_lost_workers(log, "evaluate", lambda task: {"model": task.key})
     with track(episodes.title, total, len(ends)) as progress:
         flow = ThroughputMeter("evaluate", log, progress, recipe.engine.actors or max(1, recipe.workers))
-        with replies_told(log, "evaluate", ends.all_replies), worker_pool(recipe, retried) as pool:
+        with (
+            replies_told(log, "evaluate", ends.all_replies),
+            worker_pool(recipe, retried) as pool,
+            engines_kept(recipe.finetune.adapter_rank if recipe.finetune else 0),
+        ):
             for tasks, engines in _phases(recipe, plan):
                 with engines:
                     played = file.stream(

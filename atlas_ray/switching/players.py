@@ -14,6 +14,7 @@ from ..cluster.worker_state import WorkerState
 from ..data.records import Step
 from ..engines import Engine, EngineLease, EnginePool, RemoteEngine
 from ..engines.endpoint import check_endpoint
+from ..engines.kept import kept_engines
 from ..errors import InputError
 from ..recipe.loading import Recipe
 from ..recipe.switch import EXPERT, SCORED, Switch, SwitchModel
@@ -273,12 +274,12 @@ def engine_actors(recipe: Recipe, processes: int | None = None) -> Iterator[tupl
         yield ()
         return
     processes = recipe.workers if processes is None else processes
+    where = recipe.placement.resource_request("engines")
     with ExitStack() as pools:
-        yield tuple(
-            pools.enter_context(
-                EnginePool(
-                    recipe.engine, name, processes, settings.num_envs, recipe.placement.resource_request("engines")
-                )
-            ).leases
-            for name in settings.local
-        )
+        leases = {}
+        kept = kept_engines()
+        for name in sorted(settings.local, key=lambda name: not (kept and kept.has(name))):
+            # (a model that is there keeps its engines; another may take what is left)
+            pool = EnginePool(recipe.engine, name, processes, settings.num_envs, where)
+            leases[name] = pools.enter_context(pool).leases
+        yield tuple(leases[name] for name in settings.local)

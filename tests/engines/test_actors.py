@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from unittest.mock import Mock, call
 
 import pytest
 import torch
@@ -63,6 +64,15 @@ def test_an_actor_answers_as_an_engine_in_this_process(leases):
         engine.score([[4, 5, 6, 7]], [1], [[[7], [8]]])
     assert remote.computed_tokens == local.computed_tokens
     assert remote.counters.cached_tokens == local.counters.cached_tokens > 0
+
+
+def test_an_actor_takes_the_model_that_it_is_asked_for(leases):
+    other = [replace(lease, model="tiny-deepthink") for lease in leases]
+    assert play(RemoteEngine(other[0]), 4, rounds=2) == play(TransformersEngine("tiny-deepthink", 3), 4, rounds=2)
+    assert play(RemoteEngine(leases[1]), 4, rounds=2) == play(TransformersEngine("tiny-quick", 3), 4, rounds=2)
+    with pytest.raises(InputError, match="no model of that name"):
+        RemoteEngine(replace(leases[0], model="nothing"))
+    assert RemoteEngine(leases[0]).parameters == TransformersEngine("tiny-quick", 3).parameters
 
 
 def test_workers_that_share_an_actor_do_not_see_each_other(leases):
@@ -146,7 +156,7 @@ def test_hidden_states_of_an_actor_are_those_of_a_plain_forward(leases):
 
 def test_a_model_that_cannot_be_loaded_is_an_input_error(tmp_path):
     def info(settings):
-        return asyncio.run(EngineServer(settings, str(tmp_path), 1).info())
+        return asyncio.run(EngineServer(settings).info(str(tmp_path), 1))
 
     threads = torch.get_num_threads()
     with pytest.raises(InputError, match=r"config\.json"):
@@ -159,9 +169,11 @@ def test_a_model_that_cannot_be_loaded_is_an_input_error(tmp_path):
 
 
 def test_workers_are_seated_evenly_and_no_slot_twice(monkeypatch):
-    monkeypatch.setattr("atlas_ray.engines.pool.spawn", lambda settings, model, slots, *_: (object(), slots))
+    monkeypatch.setattr("atlas_ray.engines.pool.spawn", lambda *_: Mock())
     pool = EnginePool(Engine(actors=3), "tiny-quick", 7, 4)
-    assert [slots for _, slots in pool.servers] == [12, 8, 8]
+    asked = [server.load.remote.call_args for server in pool.servers]
+    assert asked == [call("tiny-quick", slots) for slots in (12, 8, 8)]
+    assert {s.server: s.all_slots for s in pool.leases} == dict(zip(pool.servers, (12, 8, 8), strict=True))
     taken = [(id(s.server), slot) for s in pool.leases for slot in range(s.first, s.first + s.slots)]
     assert len(set(taken)) == len(taken) == 28
     assert len(EnginePool(Engine(actors=3), "tiny-quick", 2, 4).servers) == 2, "no engine without a worker"
@@ -184,7 +196,8 @@ def test_what_a_killed_actor_was_asked_is_asked_again(leases):
     import ray
 
     server = leases[0].server
-    remote, done = RemoteEngine(leases[0]), []
+    RemoteEngine(replace(leases[0], model="tiny-deepthink"))
+    remote, done = RemoteEngine(leases[0]), []  # (a restarted one has to load what it was asked for last)
     pid = ray.get(server.pid.remote())
     worker = threading.Thread(target=lambda: done.append(play(remote, 6, rounds=30)))
     worker.start()

@@ -1,11 +1,16 @@
-"""A stand-in for vLLM's package with a real model behind it, for machines without vLLM: greedy, and without a cache."""
+"""A stand-in for vLLM's package with a real model behind it, for machines without vLLM: greedy, every token is fed.
 
+What it computed for a prompt it keeps, as vLLM's prefix cache would, until it is told to forget it.
+"""
+
+import copy
 import os
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
 import torch
+from peft import PeftModel
 
 from atlas_ray.models.loading import load_model
 
@@ -15,23 +20,38 @@ class ClientError(Exception):
 
 
 class Engine:
-    def __init__(self, model):
-        self.model, self.waiting, self.caches_reset, self.fails = model, {}, 0, None
+    def __init__(self, place):
+        self.model, self.waiting, self.caches_reset, self.fails = load_model(place), {}, 0, None
+        self.adapted, self.cache, self.stuck = {}, {}, False
+        self.vllm_config = SimpleNamespace(model_config=SimpleNamespace(dtype=torch.float32))
         self.renderer = SimpleNamespace(render_cmpl=lambda prompts: prompts)
         self.engine_core = SimpleNamespace(shutdown=lambda: None)
 
     def add_request(self, name, prompt, params, lora_request=None):
         if max(params.get("logprob_token_ids", [0])) >= self.model.config.vocab_size:
             raise ClientError("not in the vocabulary")
-        self.waiting[name] = prompt["prompt_token_ids"], [], params
+        self.waiting[name] = prompt["prompt_token_ids"], [], params, lora_request
+
+    def logits(self, tokens, lora):
+        key = (*tokens, lora)
+        if key not in self.cache:
+            with torch.inference_mode():
+                self.cache[key] = self.network(lora)(torch.tensor([tokens])).logits[0, -1].float()
+        return self.cache[key]
+
+    def network(self, lora):
+        if lora is None:
+            return self.model
+        if lora not in self.adapted:
+            self.adapted[lora] = PeftModel.from_pretrained(copy.deepcopy(self.model), lora[2]).merge_and_unload()
+        return self.adapted[lora]
 
     def step(self):
         if self.fails:
             raise self.fails
         done = []
-        for name, (prompt, written, params) in list(self.waiting.items()):
-            with torch.inference_mode():
-                logits = self.model(torch.tensor([[*prompt, *written]])).logits[0, -1].float()
+        for name, (prompt, written, params, lora) in list(self.waiting.items()):
+            logits = self.logits([*prompt, *written], lora)
             token = int(logits.argmax())
             written.append(token)
             if len(written) < params["max_tokens"] and token not in params.get("stop_token_ids", ()):
@@ -51,11 +71,17 @@ class Engine:
 
     def reset_prefix_cache(self):
         self.caches_reset += 1
+        self.cache = self.cache if self.stuck else {}
+        return not self.stuck
 
 
 def install(monkeypatch, on_cpu=True, refuses=None):
-    """Put it where vLLM would be; ``asked`` of what is returned are the settings that an LLM was made with."""
-    found = SimpleNamespace(asked={}, cleaned=0)
+    """Put it where vLLM would be.
+
+    ``asked`` of what is returned are the settings that an LLM was made with, ``made`` how many were, ``reloaded`` from
+    where weights were reloaded; if it ``ignores`` such, they stay what they were.
+    """
+    found = SimpleNamespace(asked={}, made=0, cleaned=0, reloaded=[], ignores=False)
 
     class LLM:
         def __init__(self, model, **settings):
@@ -64,7 +90,17 @@ def install(monkeypatch, on_cpu=True, refuses=None):
             torch.rand(1)
             if refuses:
                 raise ValueError(refuses)
-            self.llm_engine = Engine(load_model(model))
+            found.made += 1
+            self.llm_engine = Engine(model)
+
+        def collective_rpc(self, method, kwargs=None):
+            if callable(method):
+                return
+            assert method == "reload_weights"
+            found.reloaded.append(kwargs["weights_path"])
+            if not found.ignores:
+                self.llm_engine.model = load_model(kwargs["weights_path"])
+                self.llm_engine.adapted = {}
 
     def clean():
         found.cleaned += 1

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..agents.rendering_chat import make_renderer
@@ -20,8 +21,9 @@ from ..rundir.files import read_json
 from ..rundir.layout import RunLayout
 from . import output
 from .base_logps import base_logps, worth_keeping
-from .pairs import build_pair_store, reference_logps
-from .process_group import use_bf16
+from .pairs import PairExamples, build_pair_store
+from .process_group import ProcessGroup, use_bf16
+from .reference import reference_logps, shared_reference
 from .store import TokenStore, build_store, store_key
 
 
@@ -73,7 +75,8 @@ def _store_dir(run_dir: Path, pairs: str | None = None) -> Path:
 def prepare(recipe: Recipe, run_dir: Path, device: torch.device) -> list[TokenStore]:
     """Render all trajectories and pairs that arms are trained on, and keep what the base says of them.
 
-    Of trajectories that is kept if an arm is anchored and it is little enough, of pairs it always is.
+    Of trajectories that is kept if an arm is anchored and it is little enough, of pairs it always is, but by
+    :func:`share_reference` where FSDP2's workers share the base out.
 
     Call it in one process before any :func:`atlas_ray.finetune.run.train_arm`; what is there already stays.
 
@@ -140,10 +143,32 @@ def _prepare_pairs(recipe: Recipe, run_dir: Path, device: torch.device, name: st
     )
     refuse(store.unknown, recipe.unknown_share, _reader(config), _way_out(config))
     path = reference_file(recipe, run_dir, key)
-    if not path.exists():
+    if not path.exists() and not _shared(config):
         model, _ = output.make_model(recipe, device)
         reference_logps(path, model, store, config.pairs, config.micro_tokens, use_bf16(config.precision, device))
     return store
+
+
+def _shared(config: Finetune) -> bool:
+    """Whether no process may hold all of the base."""
+    return config.strategy == "fsdp" and config.workers > 1
+
+
+def share_reference(recipe: Recipe, run_dir: Path, name: str, group: ProcessGroup) -> None:
+    """Keep what the base says of a selector's pairs where :func:`prepare` left that to FSDP2's workers.
+
+    Every worker of ``group`` calls it.
+
+    Raises:
+        InputError: FSDP2 cannot shard this kind of model, or its weights cannot be read.
+        StorageError: the disk is full.
+    """
+    config = recipe.finetune
+    assert config is not None
+    if _shared(config):
+        store = open_store(run_dir, name)
+        pairs = PairExamples(store, np.zeros((len(store) // 2, 2)))
+        shared_reference(reference_file(recipe, run_dir, store.key), pairs, config, group)
 
 
 def reference_file(recipe: Recipe, run_dir: Path, store_digest: str) -> Path:

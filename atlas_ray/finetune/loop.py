@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,8 @@ from .data import Trained, batches, share_out
 from .flops import shape_of
 from .process_group import ProcessGroup
 from .trainer import Trainer
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ def train_run(
     """
     group = group or ProcessGroup()
     trainer = Trainer(model, examples, config, anchor, group, pairs, unread)
+    if group.rank == 0:
+        _log.info("attention: %s", trainer.attention)
     done, counts = _resumed(trainer, state_dir)
     clock, shape = _Clock(counts.seconds), shape_of(trainer.model.config)
     trainer.model.train()

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from ..agents.rendering import Rendered, Renderer
 from ..data.pairs import Pair, Side
 from ..data.records import Trajectory
 from ..errors import ContextOverflowError, EmptySelectionError, InputError
-from ..recipe.loading import Pairs
-from ..rundir.files import replacing
 from .data import Example, PairExample
-from .packing import causal_lm, packed
-from .preference import PreferenceModel
 from .store import TokenStore, stored, write_store
 
 _SIDES: tuple[Side, Side] = ("chosen", "rejected")
@@ -29,7 +21,7 @@ class PairExamples(Sequence[PairExample]):
 
     Args:
         store: that :func:`build_pair_store` wrote.
-        reference: log-probabilities ``[pairs, 2]`` of the reference, see :func:`reference_logps`.
+        reference: log-probabilities ``[pairs, 2]`` of the reference, see :mod:`atlas_ray.finetune.reference`.
     """
 
     def __init__(self, store: TokenStore, reference: Any) -> None:
@@ -124,51 +116,3 @@ def _fit(
     raise ContextOverflowError(
         f"pair {pair.id!r}: not even its turn fits into {context} tokens; raise finetune.context"
     )
-
-
-def reference_logps(path: Path, model: Any, store: TokenStore, config: Pairs, micro_tokens: int, bf16: bool) -> Any:
-    """Log-probabilities ``[pairs, 2]`` of the chosen and the rejected turns, float32, from ``path``; made if missing.
-
-    They are sums over a turn's tokens, by the passes that training makes, so that both agree.
-
-    Args:
-        path: named after what the store and the reference are.
-        model: the reference; of a peft model the base, its adapters switched off.
-        store: that :func:`build_pair_store` wrote.
-        config: of the recipe.
-        micro_tokens: most tokens of a pass over more than one pair.
-        bf16: whether passes compute in bfloat16.
-    """
-    if not path.exists():
-        unknown = PairExamples(store, np.zeros((len(store) // 2, 2)))
-        found = _reference(model, unknown, config, micro_tokens, bf16)
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.save(file, found)
-    return np.load(path)
-
-
-@torch.no_grad()
-def _reference(model: Any, pairs: PairExamples, config: Pairs, micro_tokens: int, bf16: bool) -> Any:
-    inner, training = causal_lm(model), model.training
-    reader = PreferenceModel(inner, config)
-    device = next(inner.parameters()).device
-    found = np.zeros((len(pairs), 2), dtype=np.float32)
-    off = model.disable_adapter() if model is not inner else nullcontext()
-    model.eval()
-    with off, packed(inner), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        for group in _groups([pair.size for pair in pairs], micro_tokens):
-            parts = [part for place in group for part in pairs[place].parts]
-            found[group] = reader.turn_logps(parts).unflatten(0, (len(group), 2)).float().cpu().numpy()
-    model.train(training)
-    return found
-
-
-def _groups(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Places of like size, together at most ``most``, or one alone."""
-    group: list[int] = []
-    for place in sorted(range(len(sizes)), key=lambda i: sizes[i]):
-        if group and sum(sizes[i] for i in group) + sizes[place] > most:
-            yield group
-            group = []
-        group.append(place)
-    yield group

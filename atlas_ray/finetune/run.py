@@ -21,7 +21,7 @@ from .arm_data import arm_data, items
 from .counts import Counts
 from .data import steps_of
 from .flops import device_peak
-from .inputs import new_words
+from .inputs import new_words, share_reference
 from .loop import Progress, train_run
 from .packing import causal_lm
 from .process_group import ProcessGroup, use_bf16
@@ -94,6 +94,8 @@ class _ArmRun:
             at.fetch(name)
         self.state_dir = at.root / self._states
         self._words = new_words(recipe, at.root)
+        if arm.pairs:
+            share_reference(recipe, at.root, arm.selector, group)
         self.unread: Path | None = None
         if (found := unread_model(self.config, group, recipe.seed)) is not None:
             (self.model, self.unread), self.tokenizer = found, load_tokenizer(self.config.base)

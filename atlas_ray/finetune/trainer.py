@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,15 +14,13 @@ from torch import nn
 from ..errors import DivergedError, EmptySelectionError, InputError
 from ..recipe.loading import Finetune, Pairs
 from .counts import anchored_tokens, trained_tokens
-from .data import Trained
+from .data import Example, Trained
 from .loss import MaskedModel, Scale, packs_whole
 from .packing import attention_of, causal_lm, packed
 from .preference import NOTED, PairScale, PreferenceModel, pair_scale
 from .process_group import ProcessGroup, share_model, sync, use_bf16
 from .shares import read_shares
 from .state import load_state, save_state
-
-_log = logging.getLogger(__name__)
 
 
 class Taken(NamedTuple):
@@ -48,6 +45,7 @@ class Trainer:
 
     Attributes:
         model: the causal LM itself, which holds the adapters if there are any.
+        attention: how the sequences of a pass attend, in words.
         narrow: whether the last layer's MLP is computed at the trained and anchored positions only.
 
     Raises:
@@ -84,9 +82,7 @@ class Trainer:
         bf16 = use_bf16(config.precision, group.device)
         self._autocast = bf16 and not self._sharded  # (FSDP2 casts the weights that it gathers)
         self._module = share_model(whole, layers, group, config.strategy, bf16)
-        if group.rank == 0:
-            how = attention_of(self.model, group.device, torch.bfloat16 if bf16 else torch.float32)
-            _log.info("attention: %s", how)
+        self.attention = attention_of(self.model, group.device, torch.bfloat16 if bf16 else torch.float32)
         if unread is not None:
             read_shares(self._module, [part for part in (self.model, self._base) if part is not None], unread, group)
         self._optimizer = torch.optim.AdamW(
@@ -142,6 +138,25 @@ class Trainer:
             raise DivergedError(_diverged(step, loss, norm, self.config))
         self._optimizer.step()
         return Taken(loss, norm, dict(zip(NOTED, noted, strict=False)))
+
+    def turn_reader(self) -> Callable[[Sequence[Example]], torch.Tensor]:
+        """:meth:`~atlas_ray.finetune.preference.PreferenceModel.turn_logps` of a model that is read, not trained.
+
+        Where it is shared out, every worker calls the function as often. Ask for it once.
+        """
+        if self._sharded:
+            from torch.distributed.fsdp import register_fsdp_forward_method
+
+            register_fsdp_forward_method(self._module, "turn_logps")
+        self.model.eval()
+
+        @torch.no_grad()
+        def read(batch: Sequence[Example]) -> torch.Tensor:
+            with packed(self.model), torch.autocast(self.group.device.type, torch.bfloat16, enabled=self._autocast):
+                logps: torch.Tensor = self._module.turn_logps(batch)
+            return logps
+
+        return read
 
     def _backward(self, mine: list[list[Trained]], spare: Trained, scale: Scale | PairScale) -> list[float]:
         """Forward and backward passes of this worker's micro-batches.

@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from atlas_ray import pipeline
 from atlas_ray.agents.rendering import Renderer
 from atlas_ray.errors import ContextOverflowError, EmptySelectionError, InputError
-from atlas_ray.finetune import finetune, pairs
-from atlas_ray.finetune.pairs import PairExamples, build_pair_store, reference_logps
+from atlas_ray.finetune import finetune, inputs, reference
+from atlas_ray.finetune.pairs import PairExamples, build_pair_store
+from atlas_ray.finetune.reference import reference_logps
 from atlas_ray.recipe.loading import Pairs, Recipe
 from atlas_ray.rundir.files import jsonl_rows, read_json
 from atlas_ray.rundir.layout import RunLayout
@@ -112,7 +113,7 @@ def test_the_reference_on_disk_is_the_base_computed_anew(tmp_path, monkeypatch, 
     with torch.no_grad():
         expected = [[value.item() for value in plain_logps(base.eval(), e)] for e in examples_of(store)]
     assert np.abs(found - expected).max() < 1e-4
-    monkeypatch.setattr(pairs, "PreferenceModel", lambda *_: 1 / 0)
+    monkeypatch.setattr(reference, "PreferenceModel", lambda *_: 1 / 0)
     assert np.array_equal(reference_logps(path, model, store, Pairs(), micro_tokens, False), found), "made once"
 
 
@@ -148,6 +149,14 @@ def run_dir(base, tmp_path):
     write_annotations(RunLayout(tmp_path / "run").annotations("all"), [note(name, 0, 1, 2) for name in "0123"])
     write_pairs(tmp_path / "mine.jsonl", [pair(0, 1), pair(9, 2), pair(1, 0), pair(2, 2), pair(3, 1)])
     return tmp_path / "run"
+
+
+@pytest.mark.parametrize(("strategy", "here"), [("ddp", True), ("fsdp", False)])
+def test_whoever_shares_a_base_out_keeps_its_word_of_pairs(base, run_dir, strategy, here):
+    wanted = recipe_of(base, strategy=strategy, workers=2)
+    write_pairs(RunLayout(run_dir).pairs("mine"), read_pairs(base.parent / "mine.jsonl"))
+    (store,) = inputs.prepare(wanted, run_dir, torch.device("cpu"))
+    assert inputs.reference_file(wanted, run_dir, store.key).exists() == here
 
 
 def test_a_run_trains_on_steps_and_on_pairs_of_a_file(base, run_dir):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import finetune_group
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -26,6 +27,7 @@ CASES = [
     "pairs-fsdp:fsdp:pairs:2:99:",
     "lora-pairs-ddp:ddp:lora-pairs:2:99:",
     "lora-pairs-fsdp:fsdp:lora-pairs:2:99:",
+    "reference:fsdp:reference:2:99:",
     "unread:fsdp:unread:2:99:",
     "lora-unread:fsdp:unread-lora:2:99:",
     "full-ddp:ddp:full:2:99:0",
@@ -116,6 +118,13 @@ def test_two_workers_train_on_pairs_as_one_process_does(runs, strategy, kind):
     assert_same(one, two, most=1e-5 if kind == "lora-pairs" else 2e-6)
     assert one["noted"].shape == (finetune_group.STEPS, 6)
     assert float((one["noted"] - two["noted"]).abs().max()) < 1e-5 * float(one["noted"].abs().max())
+
+
+def test_the_reference_of_a_base_that_is_shared_out_is_that_of_one_process(runs):
+    found, wanted = np.load(runs / "reference.npy"), finetune_group.reference()
+    assert found.dtype == wanted.dtype and found.shape == (17, 2)
+    assert np.array_equal(found, wanted), "to the bit"
+    assert len(set(found.flatten().tolist())) == found.size
 
 
 @pytest.mark.slow

@@ -7,14 +7,12 @@ import logging
 
 import pytest
 import torch
-from finetune_examples import config, sharp, tiny
+from finetune_examples import random_examples, sharp, trained
 from ragged_kernel import plain_varlen_attn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from atlas_ray.finetune import packing, ragged
 from atlas_ray.finetune.packing import packed_attention
-from atlas_ray.finetune.process_group import ProcessGroup
-from atlas_ray.finetune.trainer import Trainer
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 LENGTHS = [5, 1, 9, 5]
@@ -133,10 +131,9 @@ def test_an_older_pytorch_without_shared_keys_is_not_asked(monkeypatch):
 # --- what a training says ---
 
 
-def test_a_training_says_once_how_its_sequences_attend(caplog):
-    with caplog.at_level(logging.INFO, "atlas_ray.finetune.trainer"):
-        Trainer(tiny(), [], config(), 0.0, ProcessGroup())
-        Trainer(tiny(), [], config(), 0.0, ProcessGroup(rank=1))
+def test_a_training_says_once_how_its_sequences_attend(caplog, tmp_path):
+    with caplog.at_level(logging.INFO, "atlas_ray.finetune.loop"):
+        trained(tmp_path, random_examples(4), steps=2)
     (record,) = caplog.records
     assert record.getMessage().startswith("attention: scaled_dot_product_attention, ")
     assert "CUDA devices only" in record.getMessage()

@@ -79,6 +79,7 @@ def test_who_holds_all_of_it_loads_it_whole(base, changes, size):
     )
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 def test_adapters_on_a_base_without_storage_are_those_on_one_that_has_some(base):
     adapters = config("fsdp", base=str(base), lora={"rank": 4, "targets": ["q_proj", "embed_tokens"]})
     empty, _ = unread_model(adapters, TWO, 5)

@@ -3,8 +3,9 @@
     python finetune_group.py OUT PORT WORLD CASE...
 
 A case is ``name:strategy:kind:size:steps:fail``, of kind ``full``, ``whole`` (its gradients between passes), ``lora``,
-``pairs``, ``lora-pairs``, or ``unread`` and ``unread-lora`` (from ``OUT/base``). The first worker of every group writes
-weights and losses to ``OUT/name-TEAM.safetensors``; a case that raises writes ``OUT/name-RANK.error``.
+``pairs``, ``lora-pairs``, or ``unread``, ``unread-lora`` and ``reference`` (from ``OUT/base``). The first worker of
+every group writes weights and losses to ``OUT/name-TEAM.safetensors``, that of a reference to ``OUT/name.npy``; a case
+that raises writes ``OUT/name-RANK.error``.
 """
 
 import random
@@ -25,6 +26,7 @@ from atlas_ray.finetune.loop import train_run
 from atlas_ray.finetune.output import weights
 from atlas_ray.finetune.packing import causal_lm
 from atlas_ray.finetune.process_group import own_process_group
+from atlas_ray.finetune.reference import shared_reference, turn_logps
 from atlas_ray.finetune.shares import unread_model
 from atlas_ray.models.tiny import build_model, vocabulary
 from atlas_ray.recipe.loading import Arm, Finetune, Pairs
@@ -64,6 +66,9 @@ def config(strategy, **more):
 
 def train(out, name, strategy, kind, group, steps=STEPS):
     """Train, from the state under ``out/name`` if there is one, and write what came of it."""
+    if kind == "reference":
+        shared_reference(out / f"{name}.npy", random_pairs(17), config(strategy, base=str(out / "base")), group)
+        return
     losses, noted, pairs = [], [], kind.endswith("pairs")
     trained, unread, settings = model(kind.startswith("lora")), None, config(strategy)
     if kind == "whole":
@@ -98,6 +103,11 @@ def train(out, name, strategy, kind, group, steps=STEPS):
         if pairs:
             found["noted"] = torch.tensor(noted, dtype=torch.float64)
         save_file(found, out / f"{name}-{group.replica}.safetensors")
+
+
+def reference():
+    """Log-probabilities of the turns of the pairs under the model, by this process alone."""
+    return turn_logps(model(lora=False), random_pairs(17), PAIRS, config("ddp").micro_tokens, False)
 
 
 @contextmanager

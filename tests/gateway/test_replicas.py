@@ -21,6 +21,7 @@ from tests.gateway.test_faults import CALLS, STATUSES, TOKENS, USD, check_ledger
 pytest.importorskip("mmh3", reason="Ray Serve: needs the extra 'gateway-ray'")
 replicas = pytest.importorskip("atlas_ray.gateway.replicas", reason="Ray Serve: needs the extra 'gateway-ray'")
 
+replicas._END_SECONDS = 120.0  # the next Serve begins in the same Ray, and must not be ended with this one
 TWO = {"min_replicas": 2, "max_replicas": 2, "num_cpus": 0.1}
 BUDGET = {"calls": CALLS, "tokens": TOKENS, "usd": USD}
 

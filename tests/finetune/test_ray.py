@@ -17,8 +17,11 @@ from atlas_ray import pipeline
 from atlas_ray.errors import AtlasError, InputError
 from atlas_ray.finetune import finetune
 from atlas_ray.models.tiny import build_model, build_tokenizer
-from atlas_ray.recipe.loading import Recipe
+from atlas_ray.recipe.finetune import Lora
+from atlas_ray.recipe.loading import Arm, Pairs, Recipe
 from atlas_ray.rundir.files import jsonl_rows, read_json, write_json
+from atlas_ray.rundir.layout import RunLayout
+from atlas_ray.trajectory import Pair, Turn, read_trajectories, write_pairs
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +94,36 @@ def test_process_groups_side_by_side_train_what_one_process_does(prepared, ray_s
     on_ray(recipe, run_dir, tmp_path / "run", workers=2, parallel=2)
     assert_same_weights(run_dir, tmp_path / "run")
     assert losses(tmp_path / "run") == pytest.approx(losses(run_dir), rel=1e-6)
+
+
+def some_pairs(run_dir):
+    """Pairs at the first step of every expert episode; the other side turns away."""
+    found = []
+    for t in read_trajectories(RunLayout(run_dir).expert):
+        here = t.steps[0]
+        other = "turn left" if here.action == "turn right" else "turn right"
+        sides = [Turn(thought=here.thought, action=action) for action in (here.action, other)]
+        own = {name: getattr(t, name) for name in ("env", "task", "seed", "instruction", "source")}
+        about = {"id": t.id, "episode": t.id, "step": 0, "history": (), "observation": here.observation, **own}
+        found.append(Pair(**about, chosen=sides[0], rejected=sides[1]))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, Lora(rank=4)], ids=["all weights", "adapters"])
+def test_workers_none_of_which_holds_the_base_train_on_pairs_what_one_process_does(
+    prepared, ray_session, tmp_path, lora
+):
+    recipe, run_dir = prepared
+    given = {"arms": [Arm(selector="mine", pairs=True)], "pairs": Pairs(files={"mine": "x"}, beta=0.5), "lora": lora}
+    for name in ("one", "two"):
+        write_pairs(RunLayout(copied(run_dir, tmp_path / name)).pairs("mine"), some_pairs(run_dir))
+    on_ray(recipe, run_dir, tmp_path / "one", **given)
+    on_ray(recipe, run_dir, tmp_path / "two", workers=2, parallel=1, strategy="fsdp", accumulate="whole", **given)
+    file = "adapter_model.safetensors" if lora else "model.safetensors"
+    one, two = (load_file(tmp_path / name / "checkpoints" / "mine+pairs-s0" / file) for name in ("one", "two"))
+    assert one.keys() == two.keys() and max(float((one[k] - two[k]).abs().max()) for k in one) < 2e-6
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
 
 
 def test_two_workers_train_what_one_process_does_and_a_failing_arm_costs_the_others_nothing(

@@ -175,6 +175,43 @@ def train_workers():
     return [pid for pid in found if ours(pid)]
 
 
+def on_pairs(recipe, path):
+    """The recipe with an arm of pairs at the second step of each episode; the expert's action is the chosen one."""
+    episodes = [t for t in read_trajectories(path.parent / "run" / "trajectories" / "expert.jsonl") if len(t.steps) > 1]
+    pairs = [
+        Pair(
+            id=t.id,
+            episode=t.id,
+            step=1,
+            history=t.steps[:1],
+            observation=t.steps[1].observation,
+            chosen=Turn(thought=t.steps[1].thought, action=t.steps[1].action),
+            rejected=Turn(thought=t.steps[1].thought, action="drop"),
+            **{name: getattr(t, name) for name in ("env", "task", "seed", "instruction", "source")},
+        )
+        for t in episodes
+    ]
+    write_pairs(path, pairs)
+    given = recipe.model_dump(mode="json")
+    table = {"files": {"mine": str(path)}, "beta": 0.5, "sft": 0.3}
+    given["finetune"] |= {"arms": [{"selector": "mine", "pairs": True}], "pairs": table, "seeds": [0, 1]}
+    return Recipe.model_validate(given), len(pairs)
+
+
+@pytest.mark.slow
+def test_pairs_are_trained_by_ray_train_as_by_one_process(prepared, ray_session, tmp_path):
+    recipe, run_dir = prepared
+    wanted, pairs = on_pairs(recipe, run_dir.parent / "mine.jsonl")
+    assert pairs > 6
+    kinds = {"one": {}, "ddp": {"workers": 2}, "fsdp": {"workers": 2, "strategy": "fsdp"}, "apart": {"workers": 1}}
+    for name, changes in kinds.items():
+        on_ray(wanted, run_dir, tmp_path / name, **changes)
+        assert_same_weights(tmp_path / "one", tmp_path / name, ("mine+pairs-s0", "mine+pairs-s1"))
+    about = [read_json(tmp_path / name / "checkpoints" / "mine+pairs-s0" / "run.json") for name in kinds]
+    assert [each["workers"] for each in about] == [1, 2, 2, 1]
+    assert len({each["trained_tokens"] for each in about}) == 1 and about[0]["examples"] == pairs
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_killed_worker_changes_nothing(long, ray_session, tmp_path, strategy):

@@ -156,6 +156,7 @@ def test_nccl_sums_over_all_gpus_or_says_why_not(tmp_path, monkeypatch):
     (tmp_path / "torch" / "__init__.py").write_text(f"{TORCH}\nfrom . import cuda\n")
     (cuda / "__init__.py").write_text("def device_count(): return 4\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # a file of the same length in the same second would not be read
     (cuda / "nccl.py").write_text(NCCL.replace("SUM", "4.0"))
     assert doctor_facts._nccl() == ("2.27.7", "")
     (cuda / "nccl.py").write_text(NCCL.replace("SUM", "3.0"))

@@ -126,7 +126,7 @@ def test_what_cannot_be_read_is_refused_and_nothing_is_nothing():
 
 def test_vllm_says_that_it_has_none():
     engine = VllmEngine.__new__(VllmEngine)  # what is refused never reaches vLLM
-    engine._loaded, engine.context = Loaded(None, None, None, True), 100
+    engine._loaded, engine.context = Loaded(None, None, None, True, "", {}, 0), 100
     with pytest.raises(InputError, match="vLLM gives no hidden states: .* hashed words or a sentence encoder"):
         engine.hidden([[5]], [0])
 

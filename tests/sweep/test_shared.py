@@ -10,8 +10,7 @@ from sweep_recipes import recipe_of
 from atlas_ray import pipeline
 from atlas_ray.rundir.files import read_json
 from atlas_ray.selection import scored_stage as scored
-from atlas_ray.stages import collect
-from atlas_ray.stages import evaluate as evaluation
+from atlas_ray.stages import collect, scored_episodes
 from atlas_ray.stages.table import ATLAS
 from atlas_ray.sweep import shared, table
 from atlas_ray.sweep.trials import trials_of
@@ -38,7 +37,7 @@ def work(monkeypatch):
 
     counting(collect, "expert_episode", "episodes", lambda *a: 1)
     counting(scored, "estimate_values", "valued", lambda agent, trajectories, config: len(trajectories))
-    counting(evaluation, "_played", "scored", lambda finished, spec, seed, key: key == "none")
+    counting(scored_episodes, "_played", "scored", lambda finished, spec, seed, key: key == "none")
     return done
 
 

@@ -1,10 +1,10 @@
 """Rounds of a model's own runs: who plays and learns in each, the same episodes, kills, and when they end."""
 
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from killed_writes import Killed, killed_at_a_write
 from own_round_runs import own_rounds_recipe, save_own_model
 
 from atlas_ray import pipeline
@@ -15,7 +15,6 @@ from atlas_ray.data.records import read_annotations, read_trajectories
 from atlas_ray.errors import InputError
 from atlas_ray.recipe.loading import load
 from atlas_ray.report import answers
-from atlas_ray.rundir import files
 from atlas_ray.rundir.files import jsonl_rows, read_json
 from atlas_ray.rundir.layout import RunLayout
 from atlas_ray.stages.own_round_parts import OwnChain
@@ -144,26 +143,9 @@ def test_a_second_start_and_a_moved_run_do_nothing_again(whole, tmp_path):
         moved.rename(whole.run_dir)
 
 
-class Killed(BaseException):
-    """The process is gone."""
-
-
 @pytest.mark.slow
 def test_killed_again_and_again_rounds_end_like_those_that_were_not(whole, tmp_path, monkeypatch):
-    broken, left, kills, parts = tmp_path / "broken", [0], 0, set()
-    append, replace = files._append, Path.replace
-
-    def write(do):
-        def counted(*arguments):
-            left[0] -= 1
-            if left[0] < 0:
-                raise Killed
-            return do(*arguments)
-
-        return counted
-
-    monkeypatch.setattr(files, "_append", write(append))
-    monkeypatch.setattr(Path, "replace", write(replace))
+    broken, left, kills, parts = tmp_path / "broken", killed_at_a_write(monkeypatch), 0, set()
     while not RunLayout(broken).own_rounds.is_file():
         left[0] = 23 + kills % 7  # writes until it is killed
         there = {path for path in broken.rglob("*") if path.is_dir() and (path / "recipe.resolved.json").is_file()}

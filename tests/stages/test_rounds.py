@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from killed_writes import Killed, killed_at_a_write
 from round_runs import PLAYED, TERMS, call_after, put_switches, rounds_recipe, save_models
 
 from atlas_ray import pipeline
@@ -20,7 +21,6 @@ from atlas_ray.data.results import ALWAYS_QUICK
 from atlas_ray.data.rounds import load_rounds
 from atlas_ray.recipe.loading import load
 from atlas_ray.recipe.rounds import LESSON_ARMS
-from atlas_ray.rundir import files
 from atlas_ray.rundir.files import jsonl_rows, read_json
 from atlas_ray.rundir.layout import RunLayout
 from atlas_ray.stages.round_parts import Chain
@@ -271,10 +271,6 @@ def _tested(tmp_path, seed):
     return RunLayout(tmp_path / "run").round_part(1, seed, "switch").switch_episodes
 
 
-class Killed(BaseException):
-    """The process is gone."""
-
-
 def timeless(value):
     if isinstance(value, dict):
         return {k: timeless(v) for k, v in value.items() if k != "seconds"}
@@ -292,20 +288,7 @@ def test_killed_again_and_again_rounds_end_like_those_that_were_not(whole, tmp_p
     (recipe, unbroken), broken = whole, tmp_path / "broken"
     pipeline.open_run(recipe, broken)
     put_switches(recipe, broken, (1, 2))
-    left, kills, parts = [0], 0, set()
-    append, replace = files._append, Path.replace
-
-    def write(do):
-        def counted(*arguments):
-            left[0] -= 1
-            if left[0] < 0:
-                raise Killed
-            return do(*arguments)
-
-        return counted
-
-    monkeypatch.setattr(files, "_append", write(append))
-    monkeypatch.setattr(Path, "replace", write(replace))
+    left, kills, parts = killed_at_a_write(monkeypatch), 0, set()
     while not RunLayout(broken).rounds.is_file():
         left[0] = 13 + kills % 5  # writes until it is killed
         there = {path for path in broken.rglob("*") if path.is_dir() and (path / "recipe.resolved.json").is_file()}

@@ -21,17 +21,11 @@ from atlas_ray.stages.own_round_parts import OwnChain
 from atlas_ray.stages.own_rounds import play_own_rounds
 from atlas_ray.stages.round_parts import STRIDE
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _peak_is_known():
-    """The peak of this machine is measured for every model that is tuned, which takes longer than to tune it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("atlas_ray.finetune.run.device_peak", lambda *given: 1e9)
-        yield
+pytestmark = pytest.mark.usefixtures("peak_is_known")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, peak_is_known):
     made = tmp_path_factory.mktemp("models") / "own"
     save_own_model(made)
     return made

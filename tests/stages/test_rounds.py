@@ -28,16 +28,11 @@ from atlas_ray.stages.round_parts import Chain
 ARMS = ("calls", "random_calls", "all", "deepthink-equal-calls", "deepthink-equal-tokens")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _peak_is_known():
-    """The peak of this machine is measured for every model that is tuned, which takes longer than to tune it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("atlas_ray.finetune.run.device_peak", lambda *given: 1e9)
-        yield
+pytestmark = pytest.mark.usefixtures("peak_is_known")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, peak_is_known):
     made = tmp_path_factory.mktemp("models")
     save_models(made)
     return made

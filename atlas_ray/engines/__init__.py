@@ -50,7 +50,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def make_engine(settings: Settings, model: str, slots: int, rank: int = 0) -> LocalEngine:
+def make_engine(settings: Settings, model: str, slots: int, rank: int = 0, sleeps: bool = False) -> LocalEngine:
     """An engine in this process, by the ``[engine]`` table of a recipe.
 
     Args:
@@ -58,6 +58,7 @@ def make_engine(settings: Settings, model: str, slots: int, rank: int = 0) -> Lo
         model: shipped name, directory (an adapter's too) or Hugging Face id.
         slots: episodes side by side.
         rank: of adapters that :func:`exchange` may bring; vLLM keeps room for them.
+        sleeps: whether it shall be able to give a GPU's memory back, see :meth:`VllmEngine.sleep`.
 
     Raises:
         InputError: vLLM is missing, or the engine cannot run this model.
@@ -76,6 +77,7 @@ def make_engine(settings: Settings, model: str, slots: int, rank: int = 0) -> Lo
             context=settings.context,
             kv_space_gib=settings.cache_gib,
             rank=rank,
+            sleeps=sleeps,
         )
     from .transformers import TransformersEngine
 
@@ -83,13 +85,19 @@ def make_engine(settings: Settings, model: str, slots: int, rank: int = 0) -> Lo
 
 
 def exchange(
-    engine: LocalEngine, settings: Settings, model: str, slots: int, rank: int = 0, expected: Sequence[float] = ()
+    engine: LocalEngine,
+    settings: Settings,
+    model: str,
+    slots: int,
+    rank: int = 0,
+    expected: Sequence[float] = (),
+    sleeps: bool = False,
 ) -> tuple[LocalEngine, Reloaded]:
     """An engine with another model in place of one that is open: a vLLM that can take its weights stays.
 
     Args:
         engine: made by the same settings; closed where it cannot stay.
-        settings, model, slots, rank: as :func:`make_engine` takes them.
+        settings, model, slots, rank, sleeps: as :func:`make_engine` takes them.
         expected: of the probe text, see :meth:`VllmEngine.reload`.
 
     Raises:
@@ -106,7 +114,7 @@ def exchange(
         except Exception:
             _log.exception("vLLM cannot take the weights of %s and is started anew", model)
     engine.close()
-    return make_engine(settings, model, slots, rank), Reloaded(anew=True)
+    return make_engine(settings, model, slots, rank, sleeps), Reloaded(anew=True)
 
 
 def _parts(model: str) -> tuple[str, str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ from ..cluster.capacity import nodes_of, resources_of
 from ..recipe.loading import Recipe
 from ..recipe.schema import Engine as Settings
 from ..recipe.select import BY_BASE
-from ..rundir.progress import say
+from ..rundir.progress import duration, say
+from .remote import LOADING
 
 _open: list[KeptEngines] = []
 
@@ -32,9 +34,11 @@ class KeptEngines:
 
     Attributes:
         rank: highest rank of an adapter that those started meanwhile have room for; 0 for none.
+        sleep: whether those started meanwhile shall be able to give a GPU's memory back for a while.
     """
 
     rank: int = 0
+    sleep: bool = False
     idle: list[KeptServer] = field(default_factory=list)
 
     def has(self, model: str) -> bool:
@@ -61,7 +65,10 @@ class KeptEngines:
             self.idle = []
 
     def make_room(self, recipe: Recipe, stages: Collection[str]) -> None:
-        """End all of them where what these stages start does not fit beside them: trainings, or models that score."""
+        """End all of them where what these stages start does not fit beside them: trainings, or models that score.
+
+        Where this process trains, those that can sleep instead.
+        """
         config, where = recipe.finetune, recipe.placement
         if not self.idle:
             return
@@ -79,24 +86,42 @@ class KeptEngines:
         most = int(there.get(scarce, 0)) // max(1, config.workers)
         workers = config.workers * min(runs, most if config.parallel == "auto" else config.parallel)
         fits = workers + cpus <= there.get("CPU", 0) and (scarce == "CPU" or workers + gpus <= there["GPU"])
-        if config.workers == 0:  # this process trains, on the GPU that it finds
-            fits = not gpus
+        if config.workers == 0:  # this process trains, on the GPU that it finds, whoever has it for Ray
+            fits = not gpus or self._asleep()
         if not fits:
             say("  the engines end, and start again later: the models that are trained need their place")
             self.end()
 
+    def _asleep(self) -> bool:
+        """Let all of them sleep; says whether they do."""
+        if not (self.sleep and all(kept.settings.kind == "vllm" for kept in self.idle)):
+            return False
+        import ray
+
+        begun = time.monotonic()
+        try:
+            rest = all(ray.get([kept.server.sleep.remote() for kept in self.idle], timeout=LOADING))
+        except ray.exceptions.RayError as error:
+            say(f"  an engine was lost when it was to sleep: {str(error).splitlines()[0]}")
+            return False
+        if rest:
+            count = "1 engine sleeps" if len(self.idle) == 1 else f"{len(self.idle)} engines sleep"
+            say(f"  {count} after {duration(time.monotonic() - begun)}: this process trains on the GPU")
+        return rest
+
 
 @contextmanager
-def engines_kept(rank: int = 0) -> Iterator[KeptEngines]:
+def engines_kept(rank: int = 0, sleep: bool = False) -> Iterator[KeptEngines]:
     """While the block lasts, pools of engines hand their actors on; at its end they end.
 
     Args:
         rank: of adapters to come.
+        sleep: whether this process will train meanwhile, and needs the memory of their GPU.
     """
     if _open:
         yield _open[-1]
         return
-    _open.append(KeptEngines(rank))
+    _open.append(KeptEngines(rank, sleep))
     try:
         yield _open[-1]
     finally:

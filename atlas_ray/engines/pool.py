@@ -9,7 +9,7 @@ from typing import Any
 
 from ..recipe.schema import Engine as Settings
 from ..rundir.progress import duration, say
-from .kept import KeptServer, kept_engines
+from .kept import KeptEngines, KeptServer, kept_engines
 from .reloading import Reloaded
 from .remote import LOADING, EngineLease
 from .server import spawn
@@ -51,7 +51,8 @@ class EnginePool:
     def _server(self, settings: Settings, model: str, slots: int, resources: dict[str, float], name: str) -> KeptServer:
         if self._kept and (found := self._kept.take(settings, resources, model)):
             return found
-        server = spawn(settings, resources, name, self._kept.rank if self._kept else 0)
+        kept = self._kept or KeptEngines()
+        server = spawn(settings, resources, name, kept.rank, kept.sleep)
         server.load.remote(model, slots)
         return KeptServer(server, settings, resources, model)
 

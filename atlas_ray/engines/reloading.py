@@ -1,4 +1,4 @@
-"""How an engine took other weights, or why it could not. Imports neither torch nor vLLM."""
+"""How an engine took other weights, or why it could not, and could not sleep. Imports neither torch nor vLLM."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from ..errors import AtlasError
 
 class CannotReloadError(AtlasError, RuntimeError):
     """vLLM has to be started anew for these weights."""
+
+
+class CannotSleepError(AtlasError, RuntimeError):
+    """An engine keeps its memory until it is closed."""
 
 
 class StaleWeightsError(AtlasError, RuntimeError):

@@ -50,7 +50,14 @@ class _Load:
     done: asyncio.Future[EngineInfo]
 
 
-_Item = _Load | tuple[Request, asyncio.Future[Request]]
+@dataclass(frozen=True)
+class _Sleep:
+    """Give a GPU's memory back; ``done`` gets whether the engine did."""
+
+    done: asyncio.Future[bool]
+
+
+_Item = _Load | _Sleep | tuple[Request, asyncio.Future[Request]]
 
 
 class EngineServer:
@@ -64,6 +71,7 @@ class EngineServer:
         log_folder, name: where and as whom its process logs.
         run_dir: where the run's directory is, which the model may lie in.
         rank: of adapters that there shall be room for.
+        sleeps: whether it shall be able to :meth:`sleep`.
     """
 
     def __init__(
@@ -73,10 +81,11 @@ class EngineServer:
         name: str = "engine",
         run_dir: remote_rundir.RunDirHandle | None = None,
         rank: int = 0,
+        sleeps: bool = False,
     ) -> None:
         logs.attach_process(log_folder, name)
         remote_rundir.set_run_dir_handle(run_dir)
-        self._settings, self._rank = settings, rank
+        self._settings, self._rank, self._sleeps = settings, rank, sleeps
         self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._engine: LocalEngine | None = None
@@ -98,6 +107,8 @@ class EngineServer:
                     while waiting:
                         self._pass(waiting)
                     self._load(item)
+                elif isinstance(item, _Sleep):
+                    self._rest(item)
                 else:
                     self._submit(*item, waiting)
             if waiting:
@@ -114,14 +125,25 @@ class EngineServer:
             self._engine = None  # (closed)
             self._tell(wanted.done, error if isinstance(error, Exception) else AtlasError(repr(error)))
 
+    def _rest(self, wanted: _Sleep) -> None:
+        from .vllm import VllmEngine
+
+        try:
+            if rests := isinstance(self._engine, VllmEngine):
+                self._engine.sleep()
+            self._tell(wanted.done, rests)
+        except Exception:
+            _log.exception("the engine does not sleep")
+            self._tell(wanted.done, False)
+
     def _open(self, wanted: _Load) -> tuple[LocalEngine, Reloaded]:
         """An engine with this model, in place of the one that is open, if any."""
         from . import exchange, make_engine
 
         settings, model, slots = self._settings, wanted.model, wanted.slots
         if self._engine is None:
-            return make_engine(settings, model, slots, self._rank), Reloaded(anew=True)
-        return exchange(self._engine, settings, model, slots, self._rank, wanted.expected)
+            return make_engine(settings, model, slots, self._rank, self._sleeps), Reloaded(anew=True)
+        return exchange(self._engine, settings, model, slots, self._rank, wanted.expected, self._sleeps)
 
     def _submit(
         self,
@@ -209,6 +231,17 @@ class EngineServer:
         model = remote_rundir.localize(model)
         return await asyncio.to_thread(expected, model, self._engine.dtype, self._engine.context)
 
+    async def sleep(self) -> bool:
+        """Give a GPU's memory back until a model is asked for again, the same or another; says whether it did.
+
+        Nothing may be on its way.
+        """
+        self._loop = asyncio.get_running_loop()
+        done = self._loop.create_future()
+        self._asked = None  # what is asked for next is loaded, so that one that cannot wake starts anew
+        self._inbox.put(_Sleep(done))
+        return await done
+
     async def state(self) -> State:
         """Answers at once, whatever the engine does."""
         loading = self._loading is None or not self._loading.done()
@@ -236,14 +269,17 @@ class EngineServer:
         return os.getpid()
 
 
-def spawn(settings: Settings, resources: dict[str, float], name: str = "engine", rank: int = 0) -> Any:
+def spawn(
+    settings: Settings, resources: dict[str, float], name: str = "engine", rank: int = 0, sleeps: bool = False
+) -> Any:
     """A server as a Ray actor, restarted when it dies, on a node with the CPUs and GPUs that the recipe names.
 
-    ``resources``: custom ones that it asks for besides. ``name``: of its log. ``rank``: see :class:`EngineServer`.
+    ``resources``: custom ones that it asks for besides. ``name``: of its log. ``rank``, ``sleeps``: see
+    :class:`EngineServer`.
     """
     import ray
 
     options = {"num_cpus": settings.cpus, "num_gpus": settings.gpus, "resources": resources}
     options |= no_placement_group()
     server = ray.remote(EngineServer).options(**options, max_restarts=-1, max_concurrency=1000)
-    return server.remote(settings, logs.folder(), name, remote_rundir.run_dir_handle(), rank)
+    return server.remote(settings, logs.folder(), name, remote_rundir.run_dir_handle(), rank, sleeps)

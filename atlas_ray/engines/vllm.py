@@ -7,6 +7,7 @@ variables that subprocesses inherit (``LD_PRELOAD`` among them), the state of th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -32,9 +33,11 @@ from .base import (
     own_context,
 )
 from .probe import TOLERANCE, difference, given
-from .reloading import Reloaded, StaleWeightsError
+from .reloading import CannotSleepError, Reloaded, StaleWeightsError
 from .vllm_reload import check_reload, take_weights
 from .vllm_setup import MOST_CHILDREN, Loaded, clean_up, load, model_shape, process_state_restored
+
+_log = logging.getLogger(__name__)
 
 
 class VllmEngine(Batches):
@@ -54,6 +57,7 @@ class VllmEngine(Batches):
         threads: threads of torch in this process from now on, on a CPU.
         kv_space_gib: memory for the cache on a CPU, in GiB; ``context`` tokens have to fit.
         rank: highest rank of an adapter that :meth:`reload` may be given.
+        sleeps: whether :meth:`sleep` will be called; a GPU's memory is then taken in another way.
 
     Raises:
         InputError: vLLM is missing, or it cannot run this model with these settings.
@@ -73,6 +77,7 @@ class VllmEngine(Batches):
         threads: int | None = None,
         kv_space_gib: float = 1.0,
         rank: int = 0,
+        sleeps: bool = False,
     ) -> None:
         if VllmEngine._open:
             raise InputError("a vLLM engine is open in this process: close() it, or use another process or actor")
@@ -93,6 +98,7 @@ class VllmEngine(Batches):
             gpu_memory=gpu_memory,
             tensor_parallel=tensor_parallel,
             kv_space_gib=kv_space_gib,
+            sleeps=sleeps,
         )
         VllmEngine._open = True
         # on a GPU the batch decides how its half-precision sums are rounded, which can turn a near tie
@@ -105,6 +111,25 @@ class VllmEngine(Batches):
         self._taken: list[_Work] = []
         self._parts: dict[str, tuple[_Work, tuple[int, ...], list[int]]] = {}
         self._names = count()
+        self._asleep = False
+
+    def sleep(self) -> None:
+        """Give a GPU's memory back, but for CUDA's own, until something is asked or :meth:`reload` is called.
+
+        The weights wait in this machine's memory, what was cached is forgotten. Sleeping twice is fine.
+
+        Raises:
+            CannotSleepError: it was not started so that it can, or this platform has no such thing.
+            AtlasError: the engine is closed, or a request is on its way.
+        """
+        loaded = self._model()
+        if not loaded.sleeps:
+            raise CannotSleepError("this vLLM keeps its memory until it is closed")
+        if self._taken:
+            raise AtlasError("vLLM cannot sleep while a request is on its way")
+        if not self._asleep:
+            loaded.llm.sleep(level=1)
+            self._asleep = True
 
     def reload(self, model: str, adapter: str | Path | None = None, expected: Sequence[float] = ()) -> Reloaded:
         """Take other weights, without starting anew: all of a model of the same shape, or an adapter over it.
@@ -121,7 +146,7 @@ class VllmEngine(Batches):
             StaleWeightsError: the engine does not give what is expected. Close it.
             AtlasError: the engine is closed, or a request is on its way.
         """
-        loaded = self._model()
+        loaded = self._awake()
         if self._taken:
             raise AtlasError("weights cannot be replaced while a request is on its way")
         found = None if adapter is None else Path(adapter)
@@ -164,7 +189,7 @@ class VllmEngine(Batches):
             InputError: it asks for a hidden state.
             AtlasError: the engine is closed.
         """
-        loaded = self._model()
+        loaded = self._awake()
         if isinstance(request, HiddenStateRequest):
             raise InputError("vLLM gives no hidden states: let the switch read hashed words or a sentence encoder")
         check(request, self.context)
@@ -229,11 +254,23 @@ class VllmEngine(Batches):
         The engine cannot be used any more, and what is on its way is never answered; closing twice is fine.
         """
         if self._loaded is not None:
+            try:
+                self._awake()  # what is freed has to be there
+            except Exception:
+                _log.exception("vLLM did not wake before it was closed")
             self._loaded.llm.llm_engine.engine_core.shutdown()
             self._loaded = None
             self._taken, self._parts = [], {}
             VllmEngine._open = False
             clean_up()
+
+    def _awake(self) -> Loaded:
+        """The model, with all its memory."""
+        loaded = self._model()
+        if self._asleep:
+            loaded.llm.wake_up()
+            self._asleep = False
+        return loaded
 
     def _model(self) -> Loaded:
         if self._loaded is None:

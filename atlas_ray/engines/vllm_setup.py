@@ -60,6 +60,7 @@ class Loaded:
         source: where the weights lie, as ``from_pretrained`` takes it.
         shape: what another model must have in common to be loaded in its place.
         rank: highest rank of an adapter that there is room for; 0 for none.
+        sleeps: whether it can give a GPU's memory back and take it again.
     """
 
     vllm: Any
@@ -69,6 +70,7 @@ class Loaded:
     source: str
     shape: dict[str, Any]
     rank: int
+    sleeps: bool = False
 
 
 def load(
@@ -82,6 +84,7 @@ def load(
     gpu_memory: float,
     tensor_parallel: int,
     kv_space_gib: float,
+    sleeps: bool = False,
 ) -> Loaded:
     """Import vLLM, start it, and put back what it changes for the whole process.
 
@@ -98,6 +101,7 @@ def load(
         from vllm.platforms import current_platform
 
         on_cpu = current_platform.is_cpu()
+        sleeps = sleeps and current_platform.is_sleep_mode_available()
         if on_cpu:
             _check_head(head_size, model)
         try:
@@ -115,6 +119,7 @@ def load(
                 **({"distributed_executor_backend": "mp"} if tensor_parallel > 1 else {}),
                 **(_cpu_settings(kv_space_gib) if on_cpu else {"gpu_memory_utilization": gpu_memory}),
                 **lora,
+                **({"enable_sleep_mode": True} if sleeps else {}),
             )
         except (ValueError, NotImplementedError) as error:
             clean_up()
@@ -123,7 +128,7 @@ def load(
                 "(here gpu_memory or kv_space_gib set the memory, and context the length)",
                 model,
             ) from error
-    return Loaded(vllm, llm, lora_request(adapter), on_cpu, source, shape_of(config), rank)
+    return Loaded(vllm, llm, lora_request(adapter), on_cpu, source, shape_of(config), rank, sleeps)
 
 
 _adapters = itertools.count(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -215,6 +216,14 @@ def _train_here(recipe: Recipe, run_dir: Path, config: Finetune, missing: list[_
     _say_unknown(recipe, run_dir, prepare(recipe, run_dir, group.device))
     for number, arm, seed in missing:
         train_arm(recipe, run_dir, arm, seed, group, number)
+    _free(group.device)  # engines on this GPU come back to it
+
+
+def _free(device: torch.device) -> None:
+    """Give back what torch keeps of a GPU's memory for this process."""
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _device() -> torch.device:
@@ -274,8 +283,7 @@ def _fit(recipe: Recipe, run_dir: Path, config: Finetune, missing: list[_Run]) -
     check_room(workers, workers if gpu else 0, "the models that are trained ask for", ("finetune.workers",) * 2)
     device = _device()
     _say_unknown(recipe, run_dir, prepare(recipe, run_dir, device))
-    if device.type == "cuda":
-        torch.cuda.empty_cache()  # a trainer on this GPU needs what the base took here
+    _free(device)  # a trainer on this GPU needs what the base took here
     try:
         with _own_interrupt():
             _trainer(recipe, run_dir, missing, replicas, workers, gpu).fit()

@@ -44,7 +44,9 @@ def play_own_rounds(recipe: Recipe, run_dir: Path) -> OwnRounds:
     if not layout.atlas_scores.exists():
         missing = "needs the stage evaluate, which has not been run: the recipe's own stages are the first round"
         raise InputError(missing, run_dir, None, "rounds", "missing_stage")
-    with engines_kept(recipe.finetune.adapter_rank if recipe.finetune else 0):
+    tuning = recipe.finetune
+    assert tuning is not None
+    with engines_kept(tuning.adapter_rank, sleep=tuning.workers == 0):
         return _play(recipe, run_dir, layout)
 
 

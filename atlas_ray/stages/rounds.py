@@ -41,7 +41,8 @@ def play_rounds(recipe: Recipe, run_dir: Path) -> Rounds:
     layout = RunLayout(run_dir)
     if layout.rounds.exists():
         return load_rounds(layout.rounds)
-    with engines_kept(of_rounds(recipe)[0].finetune.adapter_rank):
+    tuning = of_rounds(recipe)[0].finetune
+    with engines_kept(tuning.adapter_rank, sleep=tuning.workers == 0):
         return _play(recipe, run_dir, layout)
 
 

@@ -19,7 +19,7 @@ def started(monkeypatch):
     """Engine actors in name only: those that were started, and those that were ended."""
     made, ended = [], []
 
-    def spawn(settings, resources, name, rank):
+    def spawn(settings, resources, name, rank, sleeps):
         made.append(Mock(rank=rank))
         made[-1].reloaded.remote.return_value = Reloaded(0.001, 1.5)
         made[-1].expected.remote.return_value = [-1.0]

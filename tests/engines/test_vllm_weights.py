@@ -1,7 +1,8 @@
-"""Real vLLM: weights that are reloaded, a model over two processes, and engine actors of one model side by side."""
+"""Real vLLM: weights that are reloaded, sleep, one model over two processes, and engine actors side by side."""
 
 import re
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -49,6 +50,21 @@ def test_weights_are_reloaded_and_adapters_taken_by_name(tuned, processes):
             print(f"{processes} processes, {over or base}: {told}")
             assert told.off < TOLERANCE["float32"] / 2 < 0.05 < told.before
             assert like(engine, TransformersEngine(over or base, 2))
+    finally:
+        engine.close()
+
+
+@pytest.mark.vllm
+def test_one_that_slept_answers_as_before_and_takes_other_weights(tuned):
+    engine = VllmEngine("tiny-quick", 2, context=256, kv_space_gib=0.25)
+    engine._loaded = replace(engine._loaded, sleeps=True)  # (a CPU frees nothing; the scheduler stops and goes on)
+    try:
+        for model in ("tiny-quick", str(tuned / "whole")):
+            engine.sleep()
+            assert engine._loaded.llm.llm_engine.is_sleeping()
+            if model != "tiny-quick":
+                engine.reload(model, expected=expected(model, "float32", 256))
+            assert like(engine, TransformersEngine(model, 2))
     finally:
         engine.close()
 

@@ -1,4 +1,4 @@
-"""vLLM on a GPU: close to transformers, with an adapter, split over two, and nothing left behind."""
+"""vLLM on a GPU: close to transformers, with an adapter, split over two, asleep, and nothing left behind."""
 
 import gc
 
@@ -79,3 +79,32 @@ def test_an_adapter_by_name_changes_what_it_says_and_closing_gives_the_memory_ba
     assert float((found - untuned).abs().max()) > 0.2, "the adapter must do something"
     if device.type == "cuda":
         assert before - torch.cuda.mem_get_info(device)[0] < 1 << 30
+
+
+def test_asleep_it_leaves_the_gpu_to_others_and_wakes_with_the_same_or_other_weights(device, saved):
+    if device.type == "cpu":
+        pytest.skip("vllm does not sleep on a CPU")
+    from atlas_ray.models.loading import load_model
+
+    changed = model()
+    with torch.no_grad():
+        changed.get_output_embeddings().weight.mul_(0.5)
+    changed.save_pretrained(saved / "other")
+    build_tokenizer().save_pretrained(saved / "other")
+    engine = VllmEngine(str(saved / "base"), 3, context=256, gpu_memory=0.3, sleeps=True)
+    try:
+        asked = torch.cat(list(engine.score(PROMPTS, range(3), OPTIONS)))
+        free, total = torch.cuda.mem_get_info(device)
+        engine.sleep()
+        freed = torch.cuda.mem_get_info(device)[0] - free
+        assert freed > 0.2 * total, f"of 0.3 of {total >> 30} GiB it gave {freed >> 20} MiB back"
+        taken = torch.empty(freed - (1 << 30), dtype=torch.uint8, device=device)  # (a training takes the place)
+        del taken
+        torch.cuda.empty_cache()
+        again = torch.cat(list(engine.score(PROMPTS, range(3), OPTIONS)))
+        assert torch.allclose(again, asked, atol=0.05)
+        engine.sleep()
+        engine.reload(str(saved / "other"))
+        close_to(engine, reference(load_model(str(saved / "other"))))
+    finally:
+        engine.close()

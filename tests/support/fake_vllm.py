@@ -22,7 +22,7 @@ class ClientError(Exception):
 class Engine:
     def __init__(self, place):
         self.model, self.waiting, self.caches_reset, self.fails = load_model(place), {}, 0, None
-        self.adapted, self.cache, self.stuck = {}, {}, False
+        self.adapted, self.cache, self.stuck, self.asleep = {}, {}, False, False
         self.vllm_config = SimpleNamespace(model_config=SimpleNamespace(dtype=torch.float32))
         self.renderer = SimpleNamespace(render_cmpl=lambda prompts: prompts)
         self.engine_core = SimpleNamespace(shutdown=lambda: None)
@@ -47,6 +47,7 @@ class Engine:
         return self.adapted[lora]
 
     def step(self):
+        assert not self.asleep, "vLLM waits for ever"
         if self.fails:
             raise self.fails
         done = []
@@ -75,13 +76,14 @@ class Engine:
         return not self.stuck
 
 
-def install(monkeypatch, on_cpu=True, refuses=None):
+def install(monkeypatch, on_cpu=True, refuses=None, sleep_mode=True):
     """Put it where vLLM would be.
 
     ``asked`` of what is returned are the settings that an LLM was made with, ``made`` how many were, ``reloaded`` from
-    where weights were reloaded; if it ``ignores`` such, they stay what they were.
+    where weights were reloaded, ``slept`` at which levels it slept; if it ``ignores`` reloads, weights stay what they
+    were, and with ``no_room`` it cannot wake.
     """
-    found = SimpleNamespace(asked={}, made=0, cleaned=0, reloaded=[], ignores=False)
+    found = SimpleNamespace(asked={}, made=0, cleaned=0, reloaded=[], ignores=False, slept=[], no_room=False)
 
     class LLM:
         def __init__(self, model, **settings):
@@ -92,6 +94,16 @@ def install(monkeypatch, on_cpu=True, refuses=None):
                 raise ValueError(refuses)
             found.made += 1
             self.llm_engine = Engine(model)
+
+        def sleep(self, level):
+            found.slept.append(level)
+            self.llm_engine.asleep = True
+
+        def wake_up(self):
+            if found.no_room:
+                raise RuntimeError("CUDA out of memory")
+            assert self.llm_engine.asleep
+            self.llm_engine.asleep, self.llm_engine.cache = False, {}
 
         def collective_rpc(self, method, kwargs=None):
             if callable(method):
@@ -114,7 +126,9 @@ def install(monkeypatch, on_cpu=True, refuses=None):
         },
         "vllm.lora": {},
         "vllm.lora.request": {"LoRARequest": lambda *given: given},
-        "vllm.platforms": {"current_platform": SimpleNamespace(is_cpu=lambda: on_cpu)},
+        "vllm.platforms": {
+            "current_platform": SimpleNamespace(is_cpu=lambda: on_cpu, is_sleep_mode_available=lambda: sleep_mode)
+        },
         "vllm.distributed": {},
         "vllm.distributed.parallel_state": {"cleanup_dist_env_and_memory": clean},
     }

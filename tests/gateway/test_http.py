@@ -1,6 +1,7 @@
 """The gateway over HTTP: OpenAI's client, raw requests, what goes through and what does not."""
 
 import asyncio
+import gc
 import http.client
 import json
 import socket
@@ -321,3 +322,8 @@ def test_tokens_let_in_and_have_budgets_of_their_own(upstream, serve):
     for headers in bearers:
         assert [ask(port, chat(t), headers)[1]["x-atlas-model"] for t in ("a", "b")] == ["large", "small"]
     assert not any(token in str(upstream.headers) for token in tokens)
+
+
+def test_garbage_is_not_looked_for_in_what_was_imported_before(serve):
+    serve()
+    assert gc.get_freeze_count() > 10_000

@@ -189,11 +189,11 @@ class VllmEngine(Batches):
             InputError: it asks for a hidden state.
             AtlasError: the engine is closed.
         """
-        loaded = self._awake()
+        self._model()
         if isinstance(request, HiddenStateRequest):
             raise InputError("vLLM gives no hidden states: let the switch read hashed words or a sentence encoder")
         check(request, self.context)
-        work = _Work(request)
+        work, loaded = _Work(request), self._awake()
         engine = loaded.llm.llm_engine
         self._taken.append(work)
         try:

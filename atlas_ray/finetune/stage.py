@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -72,6 +72,10 @@ def _worker(config: dict[str, Any]) -> None:
 
     logs.attach_process(config["logs"], f"trainer-{ray.train.get_context().get_world_rank()}")
     _quiet()
+    with suppress(OSError):  # (other nodes may not have it)
+        os.chdir(
+            config["cwd"]
+        )  # Ray Train begins in a directory of its own, and a recipe may name a base by a relative path
     recipe, run_dir = Recipe.model_validate(config["recipe"]), Path(config["run_dir"])
     assert recipe.finetune is not None
     torch.set_num_threads(config["threads"])
@@ -311,6 +315,7 @@ def _trainer(recipe: Recipe, run_dir: Path, missing: list[_Run], replicas: int, 
             "threads": threads(workers),
             "logs": logs.folder(),
             "home": remote_rundir.run_dir_handle(),
+            "cwd": str(Path.cwd()),
         },
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": 1, **asked}),
         run_config=RunConfig(
@@ -333,7 +338,10 @@ def _raise_failures(run_dir: Path, config: Finetune, missing: list[_Run]) -> Non
     if failed:
         names = {number: checkpoint_dir(run_dir, arm, seed).name for number, arm, seed in missing}
         kind = InputError if all(about["kind"] == InputError.__name__ for about in failed.values()) else AtlasError
-        raise kind("; ".join(f"{names[number]}: {about['why']}" for number, about in failed.items()))
+        whose: dict[str, list[str]] = {}  # most of the time all fail for one reason
+        for number, about in failed.items():
+            whose.setdefault(about["why"], []).append(names[number])
+        raise kind("; ".join(f"{', '.join(models)}: {why}" for why, models in whose.items()))
     if left := [checkpoint_dir(run_dir, arm, seed).name for _, arm, seed in _missing(run_dir, config)]:
         raise AtlasError(
             f"{', '.join(left)}: trained, but there is no checkpoint in {run_dir / 'checkpoints'}. Is the run "

@@ -127,15 +127,17 @@ def test_workers_none_of_which_holds_the_base_train_on_pairs_what_one_process_do
 
 
 def test_two_workers_train_what_one_process_does_and_a_failing_arm_costs_the_others_nothing(
-    prepared, ray_session, tmp_path
+    prepared, ray_session, tmp_path, monkeypatch
 ):
     recipe, run_dir = prepared
+    monkeypatch.chdir(run_dir.parent)  # the base is named from here, and Ray Train's workers begin elsewhere
     target = copied(run_dir, tmp_path / "run")
     marks = target / "annotations" / "all.jsonl"
     rows = [{**row, "critical": []} for row in jsonl_rows(marks)]
     marks.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arms = [recipe.finetune.arms[n] for n in (0, 2)]
     with pytest.raises(AtlasError, match="^all-s0: no step of any trajectory is selected") as caught:
-        on_ray(recipe, run_dir, target, workers=2, parallel=1, arms=[recipe.finetune.arms[n] for n in (0, 2)])
+        on_ray(recipe, run_dir, target, workers=2, parallel=1, arms=arms, base="model")
     assert "\n" not in str(caught.value)
     assert_same_weights(run_dir, target, ["random+anchor0.5-s0"])
     alone = {(arm, step): loss for (arm, step), loss in losses(run_dir).items() if arm == "random+anchor0.5"}

@@ -72,10 +72,9 @@ def _worker(config: dict[str, Any]) -> None:
 
     logs.attach_process(config["logs"], f"trainer-{ray.train.get_context().get_world_rank()}")
     _quiet()
+    # Ray Train begins in a directory of its own, and a recipe may name a base by a relative path
     with suppress(OSError):  # (other nodes may not have it)
-        os.chdir(
-            config["cwd"]
-        )  # Ray Train begins in a directory of its own, and a recipe may name a base by a relative path
+        os.chdir(config["cwd"])
     recipe, run_dir = Recipe.model_validate(config["recipe"]), Path(config["run_dir"])
     assert recipe.finetune is not None
     torch.set_num_threads(config["threads"])

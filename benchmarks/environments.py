@@ -2,6 +2,7 @@
 
 python benchmarks/environments.py            steps and resets, five episodes a round, alternating, medians of the rounds
 python benchmarks/environments.py --memory   200 episodes in one process: resident memory of Python and of the JVM
+python benchmarks/environments.py --levels 32   32 episodes at a time of one ScienceWorld task after the other
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import gymnasium as gym
 
 from atlas_ray import envs
+from atlas_ray.envs.science_world import VARIATIONS
 
 Play = Callable[[int], tuple[int, float, float]]
 """Plays the episode of a seed: steps, seconds spent in steps, seconds spent in the reset."""
@@ -194,10 +196,30 @@ def memory(episodes: int) -> None:
             print(f"| {episode} | {steps} | {resident(os.getpid())} | {resident(env.pid)} |", flush=True)  # type: ignore[attr-defined]
 
 
+def levels(width: int) -> None:
+    """``width`` episodes at a time of one task after the other, as a run's stages play the levels of a recipe."""
+    print("| task | episodes at a time | resets/s | JVM MiB |\n|---|---|---|---|")
+    for task in list(VARIATIONS)[:6] + [name for name in VARIATIONS if name.startswith("lifespan")]:
+        playing = [envs.lease(f"ScienceWorld/{task}") for _ in range(width)]
+        began = time.perf_counter()
+        for number, env in enumerate(playing):
+            env.reset(seed=number)
+        spent = time.perf_counter() - began
+        print(f"| {task} | {width} | {width / spent:.1f} | {resident(playing[0].pid)} |", flush=True)  # type: ignore[attr-defined]
+        for env in playing:
+            envs.release(env)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--levels", type=int, metavar="WIDTH")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--episodes", type=int, default=200)
     arguments = parser.parse_args()
-    memory(arguments.episodes) if arguments.memory else compare(arguments.rounds)
+    if arguments.levels:
+        levels(arguments.levels)
+    elif arguments.memory:
+        memory(arguments.episodes)
+    else:
+        compare(arguments.rounds)

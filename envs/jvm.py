@@ -19,7 +19,7 @@ import threading
 import time
 import weakref
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, ClassVar
@@ -45,6 +45,8 @@ def said_error(text: object) -> bool:
 
 START_SECONDS = 120.0
 """A JVM that is not there after this time is taken for one that never will be."""
+MOST_INTERFACES = 40
+"""Of one JVM: each of ScienceWorld's holds up to 15 MB of the heap. Whoever plays more at a time has another JVM."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def _launch(jar: str) -> tuple[int, str, subprocess.Popen[str]]:
 class _Machine:
     """A running JVM. It ends with its last user, with this process (kill -9 included), or when it stops answering."""
 
-    def __init__(self, simulator: Simulator) -> None:
+    def __init__(self, simulator: Simulator, alone: bool) -> None:
         from py4j.java_gateway import GatewayParameters, JavaGateway
 
         # what goes wrong is raised as one error of ours; py4j would print its own traceback for each as well. Whoever
@@ -178,7 +180,7 @@ class _Machine:
         logging.getLogger("py4j.java_gateway").setLevel(logging.CRITICAL)
         folder = os.path.dirname(str(find_spec(simulator.package).origin))  # type: ignore[union-attr]
         jar = next(os.path.join(folder, f) for f in os.listdir(folder) if f.endswith(".jar"))
-        self.simulator, self.users, self.owner = simulator, 0, os.getpid()
+        self.simulator, self.alone, self.users, self.owner = simulator, alone, 0, os.getpid()
         try:
             port, token, self.process = _launch(jar)
         except (OSError, EnvironmentDiedError) as error:
@@ -187,6 +189,11 @@ class _Machine:
         self.gateway = JavaGateway(_client(settings), gateway_parameters=settings, java_process=self.process)
         self.lock = threading.Lock()
         self._random: Any = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs, and is this process's: a forked child must not talk into its parent's JVM."""
+        return self.owner == os.getpid() and self.process.poll() is None
 
     def _named(self, name: str) -> Any:
         return functools.reduce(getattr, name.split("."), self.gateway.jvm)
@@ -221,15 +228,19 @@ class _Machine:
                     pipe.close()
 
 
-_machines: dict[tuple[int, Simulator, object], _Machine] = {}
+_machines: list[_Machine] = []
 _lock = threading.RLock()
+
+
+def _with_room(simulator: Simulator) -> _Machine | None:
+    shared = (m for m in _machines if m.simulator == simulator and not m.alone and m.alive)
+    return next((m for m in shared if m.users < MOST_INTERFACES), None)
 
 
 def _forget(machine: _Machine) -> None:
     with _lock:
-        for key, known in list(_machines.items()):
-            if known is machine:
-                del _machines[key]
+        if machine in _machines:
+            _machines.remove(machine)
     machine.end()
 
 
@@ -248,12 +259,13 @@ class Interface:
     def __init__(self, simulator: Simulator, alone: bool = False) -> None:
         simulator.check()
         with _lock:
-            # a forked child must not talk into its parent's JVM
-            key = (os.getpid(), simulator, object() if alone else None)
-            machine = _machines.get(key)
-            if machine is None or machine.process.poll() is not None:
-                machine = _machines[key] = _Machine(simulator)
+            machine = None if alone else _with_room(simulator)
+            if machine is None:
+                machine = _Machine(simulator, alone)
+                _machines.append(machine)
             machine.users += 1
+        self.loaded: tuple[str, ...] | None = None
+        """What its simulator was last told to load, where that outlives an episode."""
         self._machine = machine
         self._finalize = weakref.finalize(self, _leave, machine, os.getpid())
         self._object = self._guarded(simulator.interface, lambda: machine.interface())
@@ -262,6 +274,16 @@ class Interface:
     def pid(self) -> int:
         """Process id of the JVM."""
         return int(self._machine.process.pid)
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other plays in its JVM."""
+        return self._machine.alone
+
+    @property
+    def alive(self) -> bool:
+        """Whether its JVM is there, and of this process."""
+        return self._machine.alive
 
     def call(self, method: str, *arguments: Any, seed: str | None = None, afresh: bool = False) -> Any:
         """Call a method of the interface object, with the simulator's random generator seeded by a text.
@@ -324,7 +346,7 @@ def _leave(machine: _Machine, owner: int) -> None:
 def machines() -> list[int]:
     """Process ids of the JVMs this process runs."""
     with _lock:
-        return [m.process.pid for (pid, _, _), m in _machines.items() if pid == os.getpid()]
+        return [m.process.pid for m in _machines if m.owner == os.getpid()]
 
 
 class JvmEnv(TextEnv):
@@ -346,6 +368,12 @@ class JvmEnv(TextEnv):
         if self._simulator is None:
             self._simulator = Interface(self.simulator)
         return self._simulator
+
+    def take_over(self, idle: Iterable[TextEnv]) -> None:
+        """Go on with an interface object of one that does not play, so that as many are kept as ever played at once."""
+        for other in idle:
+            if self._simulator is None and type(other) is type(self) and (kept := other._simulator) and kept.alive:
+                self._simulator, other._simulator = kept, None
 
     def _call(self, method: str, *arguments: object, seed: str | None = None, afresh: bool = False) -> Any:
         try:

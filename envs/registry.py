@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, get_args, get_type_hints
 import gymnasium as gym
 
 from .core import TextEnv, UnknownEnvironmentError
+from .jvm import JvmEnv
 
 
 @dataclass(frozen=True)
@@ -225,6 +227,7 @@ def make(name: str, **kwargs: Any) -> TextEnv:
 
 
 _idle: dict[tuple[Any, ...], list[TextEnv]] = {}
+_idle_lock = threading.Lock()
 
 
 def _key(name: str, kwargs: dict[str, Any]) -> tuple[Any, ...]:
@@ -232,25 +235,36 @@ def _key(name: str, kwargs: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def lease(name: str, **kwargs: Any) -> TextEnv:
-    """Like :func:`make`, but takes one that :func:`release` kept, with the process behind it, where there is one."""
-    idle = _idle.get(_key(name, kwargs))
-    if idle:
-        return idle.pop()
-    env = make(name, **kwargs)
-    env.leased = _key(name, kwargs)
+    """Like :func:`make`, but takes one that :func:`release` kept, with the process behind it, where there is one.
+
+    Where only others of its kind were kept, it goes on with what stands behind one of these.
+    """
+    key = _key(name, kwargs)
+    with _idle_lock:
+        idle = _idle.get(key)
+        env = idle.pop() if idle else None
+    if env is None:
+        env = make(name, **kwargs)
+        env.leased = key
+    if isinstance(env, JvmEnv):
+        with _idle_lock:
+            env.take_over(other for kept in _idle.values() for other in kept)
     return env
 
 
 def release(env: TextEnv) -> None:
     """Give back what :func:`lease` gave; any other environment is closed."""
     if env.reusable and env.leased is not None:
-        _idle.setdefault(env.leased, []).append(env)
+        with _idle_lock:
+            _idle.setdefault(env.leased, []).append(env)
     else:
         env.close()
 
 
 def drain() -> None:
     """Close what :func:`release` kept, and end the processes behind it."""
-    for idle in _idle.values():
-        while idle:
-            idle.pop().close()
+    with _idle_lock:
+        kept = [env for idle in _idle.values() for env in idle]
+        _idle.clear()
+    for env in kept:
+        env.close()

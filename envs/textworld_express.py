@@ -80,21 +80,20 @@ class TextWorldExpress(JvmEnv):
     def __init__(self, task: str, max_steps: int | None = None, split: str | None = None, params: str = "") -> None:
         self.params = game_params(task.removesuffix("-v0"), params)
         super().__init__(task, max_steps, split)
-        self._loaded: str | None = None
-        self._alone = False
         self._valid: list[str] = []
 
     def _interface(self) -> Interface:
         alone = self.task in _SHARING
-        if self._simulator is not None and alone != self._alone:
+        if self._simulator is not None and alone != self._simulator.alone:
             self.close()
         if self._simulator is None:
-            self._simulator, self._loaded, self._alone = Interface(SIMULATOR, alone), None, alone
-        if self._loaded != self.task:
-            problem = self._simulator.call("load", self.task, game_params(self.task, self.params))
+            self._simulator = Interface(SIMULATOR, alone)
+        wanted = self.task, game_params(self.task, self.params)
+        if self._simulator.loaded != wanted:
+            problem = self._simulator.call("load", *wanted)
             if problem:
                 raise ValueError(f"params: {' '.join(str(problem).split())}")
-            self._loaded = self.task
+            self._simulator.loaded = wanted
         return self._simulator
 
     def _answer(self, method: str, *arguments: object) -> dict[str, Any]:

@@ -183,6 +183,58 @@ def test_leases_reuse_an_environment_with_the_same_settings_only():
     assert envs.lease("TextWorldExpress/coin", split="train") is a
 
 
+@pytest.mark.parametrize(
+    ("levels", "settings"),
+    [
+        (("ScienceWorld/lifespan-longest-lived", "ScienceWorld/boil"), {}),
+        (("TextWorldExpress/coin", "TextWorldExpress/mapreader"), {}),
+        (("TextWorldExpress/coin", "TextWorldExpress/coin"), {"params": "numLocations=3"}),
+    ],
+)
+def test_of_another_level_it_goes_on_with_what_stood_behind_the_last_and_plays_as_one_that_is_new(levels, settings):
+    def told(env):
+        first = env.reset(seed=3)
+        return first[0], first[1]["goal"], env.step("look around")[0]
+
+    names = (levels[0], {}), (levels[1], settings)
+    fresh = []
+    for name, kwargs in names:
+        env = envs.make(name, **kwargs)
+        fresh.append(told(env))
+        env.close()
+    assert fresh[0] != fresh[1]
+    for (name, kwargs), expected in zip(names * 2, fresh * 2, strict=True):
+        playing = [envs.lease(name, **kwargs) for _ in range(2)]
+        assert [told(env) for env in playing] == [expected, expected]
+        assert len(jvm.machines()) == 1 and jvm._machines[0].users == 2, "as many as play at once, whatever they played"
+        for env in playing:
+            envs.release(env)
+
+
+def test_one_whose_jvm_died_while_it_was_kept_is_not_gone_on_with():
+    kept = envs.lease("TextWorldExpress/coin")
+    kept.reset(seed=0)
+    os.kill(kept.pid, signal.SIGKILL)
+    kept._simulator._machine.process.wait()
+    envs.release(kept)
+    other = envs.lease("TextWorldExpress/mapreader")
+    assert other.reset(seed=0)[0] and other.pid in jvm.machines()
+    envs.release(other)
+
+
+def test_more_episodes_at_a_time_than_a_jvm_has_memory_for_are_played_in_several(monkeypatch):
+    monkeypatch.setattr(jvm, "MOST_INTERFACES", 2)
+    playing = [TextWorldExpress("coin") for _ in range(3)]
+    assert len({env.reset(seed=0)[0] for env in playing}) == 1
+    assert [env.pid for env in playing].count(playing[0].pid) == 2 and len(jvm.machines()) == 2
+    playing[0].close()
+    playing[0].reset(seed=0)
+    assert len(jvm.machines()) == 2, "there is room in the first again"
+    for env in playing:
+        env.close()
+    assert jvm.machines() == []
+
+
 class _Killer:
     """An agent of one slot that follows a gold path and kills the JVM once, in its third step."""
 

@@ -78,6 +78,12 @@ def _pairs_and_steps(arms: Sequence[Arm]) -> list[Pair]:
     return [(arm, other) for arm, other in found if other is not None]
 
 
+def _with_successes(arms: Sequence[Arm]) -> list[Pair]:
+    other = next((arm for arm in arms if arm.selector == "successes" and not arm.anchor and not arm.pairs), None)
+    own = (arm for arm in arms if arm is not other and (arm.pairs or not is_control(arm.selector)))
+    return [] if other is None else [(arm, other) for arm in own]
+
+
 def _predicted_and_made(arms: Sequence[Arm]) -> list[Pair]:
     def made(arm: Arm) -> Iterator[Arm]:
         others = (a for a in critical(arms) if a.selector != "distilled")
@@ -113,6 +119,12 @@ QUESTIONS = (
         _predicted_and_made,
     ),
     Question("pairs", "Do pairs of turns teach more than steps alone?", "the steps alone", _pairs_and_steps),
+    Question(
+        "successes",
+        "Of a model's own runs, what teaches more than the successes alone?",
+        "the successes alone",
+        _with_successes,
+    ),
     Question("anchor", "Does the anchor help?", "the same without the anchor", _with_and_without),
 )
 """What is asked of the arms of a sweep, in this order."""

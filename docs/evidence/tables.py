@@ -16,8 +16,8 @@ sentence both stand on one line. A NAME that nobody has kept yet is said to be s
     score ARM VALUE [SPLIT]      one success rate, at a value of the swept number
     less QUESTION ARM VALUE [SPLIT]   one difference
 
-QUESTION is one of ``leaders``, ``random``, ``random-cap``, ``non-critical``, ``all``, ``distilled``, ``anchor``,
-``forgetting``; of rounds ``answers`` knows ``rounds`` and ``lessons``.
+QUESTION is one of ``leaders``, ``random``, ``random-cap``, ``non-critical``, ``all``, ``distilled``, ``pairs``,
+``successes``, ``anchor``, ``forgetting``; of rounds ``answers`` knows ``rounds`` and ``lessons``.
 """
 
 from __future__ import annotations

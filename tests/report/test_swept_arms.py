@@ -255,6 +255,15 @@ def test_an_arm_of_pairs_is_set_against_steps_and_is_nobodys_control():
     assert found["random"] == [("mine", "random_mine")] and found["all"] == [("mine", "all")]
 
 
+def test_what_is_selected_of_a_models_own_runs_is_set_against_its_successes():
+    rows = [arm(name, 0.5, None, fraction=1.0) for name in ("all", "successes", "advised", "entropy", "random_entropy")]
+    rows.append({**arm("verified", 0.6, None, fraction=1.0), "pairs": "sigmoid"})
+    arms = [Arm.model_validate_json(json.dumps(row)) for row in rows]
+    found = {q.name: [(first.name, second.name) for first, second in q.pairs(arms)] for q in QUESTIONS}
+    names = ("advised", "entropy", "verified+pairs")
+    assert found["successes"] == [(name, "successes") for name in names]
+
+
 def test_predicted_marks_are_set_against_those_that_were_made_under_the_same_terms():
     names = ("value", "distilled", "random_distilled", "all")
     rows = [arm(name, 0.5, None, anchor=anchor) for anchor in (0.0, 0.5) for name in names]

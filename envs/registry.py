@@ -16,7 +16,7 @@ from typing import Any, get_args, get_type_hints
 import gymnasium as gym
 
 from .core import TextEnv, UnknownEnvironmentError
-from .jvm import JvmEnv
+from .jvm_env import JvmEnv
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from typing import ClassVar, Self
 
 from . import agentgym_dialect as dialect
 from .core import SPLITS, EnvironmentDiedError, Turn
-from .jvm import JvmEnv, Simulator, said_error
+from .jvm import Simulator, said_error
+from .jvm_env import JvmEnv
 
 SIMULATOR = Simulator(
     "ScienceWorld",

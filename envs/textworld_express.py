@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from .core import SPLITS, EnvironmentDiedError, Turn
-from .jvm import Interface, JvmEnv, Simulator, said_error
+from .jvm import Interface, Simulator, said_error
+from .jvm_env import JvmEnv
 
 SIMULATOR = Simulator("TextWorldExpress", "textworld_express", "textworldexpress.runtime.PythonInterface")
 

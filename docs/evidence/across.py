@@ -9,9 +9,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from atlas_ray.data.paired import Difference
 from atlas_ray.report.headlines import with_interval
-from atlas_ray.report.outcomes import compared
+from atlas_ray.report.outcomes import Played, compared
 from atlas_ray.report.run import read_run
+
+
+def apart(first: Played, second: Played, levels: set[str]) -> Difference | None:
+    """Success of the first less that of the second on these levels; None without an episode that both played."""
+    return compared(first, second, counts=lambda episode: episode[0] in levels)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -24,12 +30,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for a in one.arms:
         for b in other.arms:
             for split, score in (("held-in", a.held_in), ("held-out", a.held_out)):
-                levels = {*(score.levels or {})} if score else set()
-                first, second = (
-                    {k: {e: hit for e, hit in played.items() if e[0] in levels} for k, played in arms.items()}
-                    for arms in (one.outcomes.arms[a.name], other.outcomes.arms[b.name])
+                found = apart(
+                    one.outcomes.arms[a.name], other.outcomes.arms[b.name], {*(score.levels or {})} if score else set()
                 )
-                found = compared(first, second)
                 if found is not None:
                     print(f"{split}: {a.name} less {b.name}: {with_interval(found)}")
 

@@ -24,6 +24,8 @@ Baseline = Literal["random", "every", "threshold", "classifier", "escalate", "tr
 Signal = Literal["entropy", "margin", "catch-up", "proposal", "visits", "unchanged", "since-call"]
 SCORED = ("entropy", "margin")
 """Signals that need the probabilities of the first model."""
+PAST = ("visits", "unchanged", "since-call")
+"""Signals of the episode's own past, for which no model is asked."""
 
 
 def _cost(given: Any) -> float | str:
@@ -267,7 +269,7 @@ class Switch(ConfigModel):
         cannot = {
             "algorithm": self.algorithm != "dqn",
             "averages": bool(self.averages),
-            "signals": bool(self.signals),
+            "signals": not set(self.signals) <= set(PAST),
             "encoder": self.encoder == "hidden",
             "costs": MEASURED in self.costs,
             "budgets": any(isinstance(n, str) for n in self.budgets),
@@ -276,7 +278,8 @@ class Switch(ConfigModel):
         }
         if field := next((name for name, asked in cannot.items() if asked), None):
             raise ValueError(
-                f"{field}: nothing is played to learn from logs; take dqn, numbers, an encoder of text, and no play"
+                f"{field}: nothing is played to learn from logs, and no model asked; take dqn, numbers, an encoder of "
+                "text, signals of the past (visits, unchanged, since-call), and no play"
             )
 
     @property

@@ -39,20 +39,21 @@ def learn_from_logs(context: StageContext) -> list[Row]:
     if layout.switch_estimates.is_file():
         found: list[Row] = files.read_json(layout.switch_estimates)
         return found
-    read = read_logs(settings.logs, len(settings.models), settings.behaviour)
+    signals = settings.signals
+    read = read_logs(settings.logs, len(settings.models), settings.behaviour, whole=bool(signals))
     _note(context, read)
     learned, held_out = split(read.episodes, settings.held_out)
     if not learned or not held_out:
         raise InputError(f"too few to learn from some and to hold out others: {read.words()}", field=FIELD)
     encoder = make_encoder(settings.encoder, settings.features)
     assert settings.max_steps is not None
-    known, judged = (Transitions.of(part, encoder, settings.max_steps) for part in (learned, held_out))
+    known, judged = (Transitions.of(part, encoder, settings.max_steps, signals) for part in (learned, held_out))
     columns = known.columns(len(settings.models))
     if not layout.switch_logs.is_file():
         write_transitions(layout.switch_logs, columns)
     for spec in specs:
         for training in spec.seeds:
-            _train(context, spec, training, encoder.width)
+            _train(context, spec, training, known.encoded.shape[1])
     rows = _estimates(context, specs, known, judged)
     files.write_json(layout.switch_estimates, rows)
     for row in rows:
@@ -99,6 +100,7 @@ def _train(context: StageContext, spec: PolicySpec, training: int, width: int) -
         budget=spec.budget,
         cost=spec.cost,
         encoder=settings.encoder,
+        signals=tuple(settings.signals),
     )
 
     def note(row: Row) -> None:

@@ -32,6 +32,8 @@ class LoggedEpisode:
         outcome: what was reported of its end, 0..1.
         success: whether the goal was reached; None where only a score between 0 and 1 is known.
         money: dollars of each step, what was reserved and kept included; None where nothing says so.
+        numbers: of its steps, from 0, where a record tells them: some were not answered, or its first ones are another
+            session's. None: 0, 1, 2 and so on.
     """
 
     id: str
@@ -41,6 +43,7 @@ class LoggedEpisode:
     outcome: float
     success: bool | None
     money: tuple[float, ...] | None
+    numbers: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Logs:
         return f"{len(self.episodes):,} logged episodes, {self.steps:,} steps{left_out}"
 
 
-def read_logs(places: Sequence[str | Path], models: int, behaviour: float | None = None) -> Logs:
+def read_logs(places: Sequence[str | Path], models: int, behaviour: float | None = None, whole: bool = False) -> Logs:
     """Read logged episodes.
 
     Args:
@@ -70,6 +73,7 @@ def read_logs(places: Sequence[str | Path], models: int, behaviour: float | None
         models: how many models there are to choose from.
         behaviour: probability of a call, at steps that do not say theirs: every model but the first was called with an
             even share of it. None: such a step is refused.
+        whole: leave out, and count, sessions that went on where another had been, whose record has not their past.
 
     Raises:
         InputError: nothing to learn from is there, or a step lacks its actor or probability; names file, line, field.
@@ -88,11 +92,15 @@ def read_logs(places: Sequence[str | Path], models: int, behaviour: float | None
                     else:
                         usage = None if record is None else record.usage(trajectory.id)
                         spent = load_json(SessionUsage, usage) if usage is not None and usage.is_file() else None
-                        episodes.append(_episode(trajectory, spent, models, behaviour, path, line))
-    found = Logs(tuple(episodes), dropped)
+                        found = _episode(trajectory, spent, models, behaviour, path, line)
+                        if whole and found.numbers and found.numbers[0]:
+                            dropped["that went on from another session (signals ask for their past)"] += 1
+                        else:
+                            episodes.append(found)
+    logs = Logs(tuple(episodes), dropped)
     if not episodes:
-        raise InputError(f"nothing to learn from: {found.words()}", places[0], None, FIELD)
-    return found
+        raise InputError(f"nothing to learn from: {logs.words()}", places[0], None, FIELD)
+    return logs
 
 
 def _files(root: Path, place: str | Path, seen: dict[Path, str | Path]) -> Iterator[tuple[Path, Record | None]]:
@@ -126,8 +134,11 @@ def _episode(
         actors.append(who)
         probabilities.append(chance)
     money = None if usage is None else _money(usage, len(actors))
+    numbers = None if usage is None else tuple(step.step for step in usage.steps[: len(actors)])
+    if numbers == tuple(range(len(actors))):
+        numbers = None
     texts = tuple(f"{trajectory.instruction}\n{step.observation}" for step in trajectory.steps)
-    return LoggedEpisode(trajectory.id, texts, tuple(actors), tuple(probabilities), outcome, success, money)
+    return LoggedEpisode(trajectory.id, texts, tuple(actors), tuple(probabilities), outcome, success, money, numbers)
 
 
 def _choice(step: Step, models: int, behaviour: float | None, path: Path, line: int, where: str) -> tuple[int, float]:

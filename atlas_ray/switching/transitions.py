@@ -21,6 +21,8 @@ from ..models.hashed_words import Vector
 from ..rundir.files import replacing
 from .features import with_shares
 from .logs import LoggedEpisode
+from .past import Past
+from .signals import of_past
 
 Floats = NDArray[np.float64]
 
@@ -30,7 +32,7 @@ class Transitions:
     """N steps of E episodes, one episode after the other.
 
     Attributes:
-        encoded: what the encoder makes of each state, ``[N, width]``.
+        encoded: what the encoder makes of each state, then its signals, ``[N, width]``.
         step_share: share of the steps that was used before it, ``[N]``.
         actions: number of the model that acted, ``[N]``.
         probabilities: with which it was chosen, ``[N]``.
@@ -50,14 +52,17 @@ class Transitions:
     success: Floats
 
     @classmethod
-    def of(cls, episodes: Sequence[LoggedEpisode], encoder: Encoder, max_steps: int) -> Transitions:
-        """Those of some episodes; ``max_steps`` is what a share of the steps is of."""
+    def of(
+        cls, episodes: Sequence[LoggedEpisode], encoder: Encoder, max_steps: int, signals: Sequence[str] = ()
+    ) -> Transitions:
+        """Those of some episodes; ``max_steps`` is what a share of the steps is of, ``signals`` are of the past."""
         texts = [text for episode in episodes for text in episode.texts]
+        seen = [encoder(texts), *(_of_past(name, episodes) for name in signals)]
         lengths = np.array([len(episode.actors) for episode in episodes])
         nothing = [(np.nan,) * n for n in lengths]
         return cls(
-            encoded=encoder(texts),
-            step_share=np.concatenate([np.minimum(1.0, np.arange(n) / max_steps) for n in lengths]),
+            encoded=np.concatenate(seen, axis=1),
+            step_share=np.minimum(1.0, [n / max_steps for e in episodes for n in e.numbers or range(len(e.actors))]),
             actions=np.array([a for episode in episodes for a in episode.actors], np.int64),
             probabilities=np.array([p for episode in episodes for p in episode.probabilities]),
             money=np.array([m for e, none in zip(episodes, nothing, strict=True) for m in e.money or none]),
@@ -122,6 +127,13 @@ def write_transitions(path: Path, columns: Mapping[str, NDArray[np.generic]]) ->
 
 
 UNCERTAINTY, INDEX = "uncertainty", "index"
+
+
+def _of_past(name: str, episodes: Sequence[LoggedEpisode]) -> Vector:
+    """A signal of each state's past, ``[N, 1]``; one goal throughout, so a text stands for what was seen."""
+    pasts = [Past(episode.texts, (), episode.actors) for episode in episodes]
+    values = [of_past(name, past.until(n)) for past in pasts for n in range(len(past.acted))]
+    return np.array(values, np.float32)[:, None]
 
 
 def split(episodes: Sequence[LoggedEpisode], share: float) -> tuple[list[LoggedEpisode], list[LoggedEpisode]]:

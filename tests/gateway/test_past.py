@@ -1,8 +1,10 @@
 """A switch that reads the past is shown it from a session's own turns."""
 
+from urllib.parse import quote
+
 import numpy as np
 import pytest
-from gateway_parts import gateway
+from gateway_parts import ask, gateway
 from serving_sessions import switch
 from switch_models import SHAPES, model, specs
 
@@ -10,10 +12,14 @@ from atlas_ray.agents.token_agent import Agent
 from atlas_ray.engines import TransformersEngine
 from atlas_ray.errors import InputError
 from atlas_ray.gateway.opening import check_gateway, recipe_of_gateway
+from atlas_ray.models.encoders import make_encoder
 from atlas_ray.models.tiny import build_tokenizer
+from atlas_ray.rundir.files import read_json
 from atlas_ray.switching.evaluate import evaluate_policy
+from atlas_ray.switching.logs import read_logs
 from atlas_ray.switching.policy import SwitchPolicy
-from tests.gateway.test_learned import STEPS, Player, run
+from atlas_ray.switching.transitions import Transitions
+from tests.gateway.test_learned import STEPS, Player, play, run
 from tests.gateway.test_sessions import Talks, request
 
 SIGNALS, WIDTH = ("unchanged", "visits", "since-call"), 32
@@ -70,6 +76,27 @@ def test_a_session_is_shown_what_an_episode_of_the_same_turns_is_shown(run, tmp_
         rows = evaluate_policy(a_switch(), own, specs(STEPS), range(4), 2, record=True)
         assert [r["called_at"] for r in rows] == [p.called_at for p in players]
         assert [[s["action"] for s in r["episode"]["steps"]] for r in rows] == [p.actions for p in players]
+
+
+@of_actions
+def test_a_record_shows_a_switch_that_learns_from_it_what_its_sessions_were_shown(run, tmp_path, shown):
+    a_switch().save(run / "checkpoints" / NAME)
+    made, record = recipe_of_gateway(run, NAME), tmp_path / "record"
+    about = {"explore": 0.5, "record": str(record)}
+    made = made.model_copy(update={"gateway": made.gateway.model_copy(update=about)})
+    seen = {}
+    with gateway(made, tmp_path) as (port, _):
+        for seed in range(4):
+            session = play(port, seed).session
+            assert ask(port, {"success": True}, path=f"/v1/atlas/sessions/{quote(session)}/outcome")[0] == 204
+            seen[session] = np.array(shown)
+            shown.clear()
+    told = {i: usage["session"] for i, usage in ((p.stem, read_json(p)) for p in (record / "usage").iterdir())}
+    for episode in read_logs([record], 2, whole=True).episodes:
+        logged = Transitions.of([episode], make_encoder("hashing", WIDTH), made.gateway.max_steps, SIGNALS)
+        left = np.maximum(0, 2 - logged.calls_before()) / 2
+        assert logged.features(left).tobytes() == seen.pop(told[episode.id]).tobytes(), "equal to the bit"
+    assert not seen
 
 
 class Watched(Talks):

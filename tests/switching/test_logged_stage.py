@@ -16,7 +16,7 @@ from atlas_ray.rundir import files
 from atlas_ray.rundir.layout import RunLayout
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.features import EXTRA
-from atlas_ray.switching.policy import SwitchConfig
+from atlas_ray.switching.policy import Situation, SwitchConfig
 from atlas_ray.switching.stage import switch_stage
 
 WIDTH = 32
@@ -127,7 +127,8 @@ def test_a_command_writes_the_report_and_refuses_logs_without_probabilities(logs
         ({"logs": "x"}, "max_steps"),
         ({"logs": "x", "max_steps": 5, "algorithm": "sac"}, "algorithm"),
         ({"logs": "x", "max_steps": 5, "averages": [1.0]}, "averages"),
-        ({"logs": "x", "max_steps": 5, "signals": ["margin"]}, "signals"),
+        ({"logs": "x", "max_steps": 5, "signals": ["visits", "margin"]}, "signals"),
+        ({"logs": "x", "max_steps": 5, "signals": ["catch-up"]}, "signals"),
         ({"logs": "x", "max_steps": 5, "encoder": "hidden"}, "encoder"),
         ({"logs": "x", "max_steps": 5, "costs": ["measured"]}, "costs"),
         ({"logs": "x", "max_steps": 5, "budgets": ["50%"]}, "budgets"),
@@ -143,7 +144,7 @@ def test_what_logs_cannot_teach_is_refused_by_its_field(table, field):
 
 def test_switches_are_trained_from_logs_and_are_policies_of_the_run(ray_session, logs, tmp_path):
     layout, said = RunLayout(tmp_path / "run"), []
-    made = recipe(logs, seeds=[0, 1], costs=[])
+    made = recipe(logs, seeds=[0, 1], costs=[], signals=["since-call"])
     files.write_json(layout.recipe, made.model_dump(mode="json"))
     switch_stage(made, layout.root, said.append)
     assert sum("about" in line for line in said) == 2
@@ -151,8 +152,9 @@ def test_switches_are_trained_from_logs_and_are_policies_of_the_run(ray_session,
     for seed in (0, 1):
         policy = policy_of(str(layout.root / f"switch-budget1-seed{seed}"), "gateway.switch")
         switch = SwitchPolicy.load(policy.directory)
-        assert switch.config.budget == 1
-        assert not switch("play\nstate 2", 0), "no call where none is left"
+        assert (switch.config.budget, switch.config.signals) == (1, ("since-call",))
+        seen = np.append(switch.encoder(["play\nstate 2"])[0], np.float32(1))
+        assert not switch.decide([Situation("play\nstate 2", 0, 0.5, "e", 1, encoded=seen)])[0], "none is left"
         weights.append(switch.tensors["layers.0.weight"])
     assert not np.array_equal(*weights)
     rows = files.read_json(layout.switch_estimates)

@@ -8,7 +8,7 @@ import switch_logs
 import switch_mdps
 from switch_logs import CodeEncoder
 from switch_mdps import MDPS
-from switch_models import both
+from switch_models import agents, both, specs
 
 from atlas_ray.errors import InputError
 from atlas_ray.models.encoders import HashingEncoder
@@ -16,6 +16,7 @@ from atlas_ray.switching.budget import BudgetGuard
 from atlas_ray.switching.features import BUDGET_ENTRY
 from atlas_ray.switching.logs import read_logs
 from atlas_ray.switching.policy import Situation
+from atlas_ray.switching.text_game import TextGame
 from atlas_ray.switching.transitions import Transitions, split, uncertainty
 
 
@@ -144,6 +145,49 @@ def test_a_switch_decides_on_a_log_as_it_does_at_play(budget):
     numbers = switch.numbers(logs.features(share))
     assert np.allclose(numbers, np.array(expected), atol=1e-5)
     assert numbers.argmax(1).tolist() == np.array(expected).argmax(1).tolist()
+
+
+SIGNALS = ("since-call", "visits", "unchanged")
+
+
+def test_signals_of_the_past_are_those_of_play():
+    """Two models take turns in a game, and the switch reads the same of its log, to the bit."""
+    game, rng = TextGame(specs(9), agents(2), 2, HashingEncoder(32), SIGNALS), np.random.default_rng(0)
+    played, shown = [], []
+    for seed in range(0, 6, 2):
+        texts, seen, actors = [[], []], [[], []], [[], []]
+        for row in (0, 1):
+            game.begin(row, seed + row)
+        while live := [row for row in (0, 1) if not game.episodes[row].over]:
+            drawn = {row: int(rng.random() < 0.4) for row in live}
+            for row, features in zip(live, game.observe(live), strict=True):
+                texts[row].append(game.episodes[row].text)
+                seen[row].append(features)
+                actors[row].append(drawn[row])
+            game.advance(drawn)
+        for row in (0, 1):
+            name, count = f"e{seed + row}", len(actors[row])
+            about = (tuple(texts[row]), tuple(actors[row]), (0.5,) * count, 1.0, True, None)
+            played.append(switch_logs.LoggedEpisode(name, *about))
+            shown += seen[row]
+    logs = Transitions.of(played, HashingEncoder(32), 9, SIGNALS)
+    assert logs.encoded.tobytes() == np.array(shown).tobytes()
+    assert all(0 < np.count_nonzero(column) < len(column) for column in logs.encoded[:, 32:].T)
+
+
+def test_sessions_that_went_on_from_another_are_shown_their_own_steps_and_no_past(tmp_path):
+    for name, first in (("a", 0), ("b", 3)):
+        switch_logs.write(tmp_path / "trajectories" / f"{name}.jsonl", [line(id=name)])
+        (tmp_path / "usage").mkdir(exist_ok=True)
+        told = json.loads(usage(name, "0.02", ["0.01", "0.01"]))
+        told["steps"][0]["step"], told["steps"][1]["step"] = first, first + 2  # the one between was not answered
+        (tmp_path / "usage" / f"{name}.json").write_text(json.dumps(told))
+    found = read_logs([tmp_path], 2).episodes
+    assert [e.numbers for e in found] == [(0, 2), (3, 5)]
+    assert Transitions.of(found, HashingEncoder(8), 4).step_share.tolist() == [0, 0.5, 0.75, 1]
+    whole = read_logs([tmp_path], 2, whole=True)
+    assert [e.id for e in whole.episodes] == ["a"]
+    assert whole.words().endswith("left out: 1 that went on from another session (signals ask for their past)")
 
 
 def test_transitions_are_those_of_the_environment():

@@ -41,6 +41,7 @@ from atlas_ray.switching.baselines import Random
 from atlas_ray.switching.decision_cache import DecisionCache
 from atlas_ray.switching.environment import SwitchingVectorEnv
 from atlas_ray.switching.evaluate import evaluate_policy
+from atlas_ray.switching.logistic import BLANK, read
 from atlas_ray.switching.players import open_players
 from atlas_ray.switching.policy import SwitchConfig
 from atlas_ray.switching.signals import WIDTHS
@@ -310,21 +311,22 @@ def signals_part(options):
     specs, players = [env_spec(recipe, LEVEL, MAX_STEPS, "train")], open_players(recipe, WorkerState())
 
     def play(signals):
-        game = TextGame(specs, players, options.rows, make_encoder("hashing", WIDTH), signals)
-        rng, rows, seconds, read = np.random.default_rng(0), range(options.rows), 0.0, 0
+        game = TextGame(specs, players, options.rows, make_encoder("hashing", WIDTH), signals, classifier=BLANK)
+        rng, rows, seconds, states = np.random.default_rng(0), range(options.rows), 0.0, 0
         for row in rows:
             game.begin(row, row)
         while playing := [row for row in rows if not game.episodes[row].over]:
             game.observe(playing)  # QUICK is asked
             begun = time.process_time()
             for _ in range(REPEATS):
+                read.cache_clear()
                 game.observe(playing)
-            seconds, read = seconds + time.process_time() - begun, read + REPEATS * len(playing)
+            seconds, states = seconds + time.process_time() - begun, states + REPEATS * len(playing)
             calls = rng.random(options.rows) < 1 / 3
             game.advance({row: int(calls[row]) for row in playing})
         used = [game.usage(row) for row in rows]
         flops = sum(u.flops for models in used for u in models) / options.rows
-        return {"cpu_us": 1e6 * seconds / read, "mflops_per_episode": flops / 1e6}
+        return {"cpu_us": 1e6 * seconds / states, "mflops_per_episode": flops / 1e6}
 
     play(())  # models and texts are warm
     found = {name or "none": play((name,) if name else ()) for name in ("", *WIDTHS)}

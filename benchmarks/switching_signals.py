@@ -28,7 +28,8 @@ VARIANTS: dict[str, dict[str, object]] = {
     "margin": {"signals": ["margin", "entropy"]},
     "proposal": {"signals": ["proposal"]},
     "loops": {"signals": LOOPS},
-    "all": {"signals": ["margin", "entropy", "proposal", "catch-up", *LOOPS]},
+    "classifier": {"signals": ["classifier"]},
+    "all": {"signals": ["margin", "entropy", "proposal", "catch-up", *LOOPS]},  # but the classifier
     "boundary": {"boundary_episodes": 60},
     "playoff": {"playoff_episodes": 200},
 }

@@ -21,7 +21,7 @@ ENCODERS = ("hashing", "hidden", "minilm")
 """Of a switch, that are no names of models."""
 Unit = Literal["calls", "tokens", "usd"]
 Baseline = Literal["random", "every", "threshold", "classifier", "escalate", "triggers", "oracle"]
-Signal = Literal["entropy", "margin", "catch-up", "proposal", "visits", "unchanged", "since-call"]
+Signal = Literal["entropy", "margin", "catch-up", "proposal", "visits", "unchanged", "since-call", "classifier"]
 SCORED = ("entropy", "margin")
 """Signals that need the probabilities of the first model."""
 PAST = ("visits", "unchanged", "since-call")
@@ -136,8 +136,9 @@ class Switch(ConfigModel):
     signals: list[Signal] = []
     """What it sees besides: `entropy` and `margin` of QUICK's answer, and the answer's words (`proposal`), which QUICK
     then gives at every step; the share of the prompt that DEEPTHINK has yet to read (`catch-up`); how often the state
-    was seen in the episode (`visits`), how many actions up to now had no effect (`unchanged`), and how long ago the
-    last call was (`since-call`)."""
+    was seen in the episode (`visits`), how many actions up to now had no effect (`unchanged`), how long ago the last
+    call was (`since-call`); and the chance that QUICK would do what DEEPTHINK would, by a `classifier` that is fitted
+    before to `fit_episodes` of DEEPTHINK."""
     num_envs: Positive = 32
     """Episodes stepped together; one batch a model a vector step."""
     env_runners: int = Field(default=0, ge=0)
@@ -180,7 +181,7 @@ class Switch(ConfigModel):
     escalate_after: Positive = 3
     """`escalate`: steps by QUICK after which DEEPTHINK takes over, or does not."""
     fit_episodes: Positive = 200
-    """`classifier` and `escalate`: episodes on training seeds that they are fitted to."""
+    """`classifier`, as a baseline or signal, and `escalate`: episodes on training seeds that they are fitted to."""
     rates: list[Annotated[float, Field(gt=0, lt=1)]] = []
     """Rates of calls at which these baselines are played besides."""
     run_length: Positive = 1

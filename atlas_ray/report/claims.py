@@ -69,7 +69,8 @@ def _switches(recipe: Recipe | None) -> list[str]:
         "Averages: a price of calls that rises and falls until they keep to an average is textbook; LONDI has none.": (
             bool(s.averages)
         ),
-        "Signals: that the switch also sees QUICK's answer, or what the episode's past says, is ours.": bool(s.signals),
+        "Signals: that the switch also sees QUICK's answer, what the episode's past says, or a classifier's doubt, is "
+        "ours.": bool(s.signals),
         "Baselines: LONDI's own are not known to us. A rule is set to the rate of calls that a switch has, to two "
         "digits; a threshold is set in episodes that QUICK plays alone; the oracle asks the environment's expert.": (
             bool(s.baselines)

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..errors import InputError
 from .baselines import calibrate
-from .fitted import Branch, calibrate_escalation, chance, fit, read
+from .fitted import Branch, calibrate_escalation
+from .logistic import chance, fit, read
 from .past import Past
 
 FITTED = frozenset({"classifier", "escalate"})
@@ -52,16 +53,9 @@ class Calibration:
 
         Args:
             quick: rows of episodes that QUICK played alone, with the episodes.
-            shadowed: of episodes that DEEPTHINK played while QUICK was asked too. Where it won any, only those count.
+            shadowed: as of :func:`classifier_of`.
         """
-        won = [row for row in shadowed if row["success"]] or shadowed
-        features, labels = [], []
-        for row in won:
-            for step, proposed in zip(range(row["steps"]), row["proposed"], strict=False):
-                past = _past(row, step)
-                features.append(read(row["episode"]["instruction"], past))
-                labels.append(proposed == row["episode"]["steps"][step]["action"])
-        weights = fit(features, labels)
+        weights = classifier_of(shadowed)
         chances = [chance(weights, _read(row, step)) for row in quick for step in range(row["steps"])]
         return replace(self, classifier=weights, chances=chances)
 
@@ -90,6 +84,20 @@ class Calibration:
         ]
         short = sum(row["steps"] for row in quick if row["steps"] <= after)
         return replace(self, escalation=weights, after=after, branches=branches, other_steps=short)
+
+
+def classifier_of(shadowed: Sequence[dict[str, Any]]) -> tuple[float, ...]:
+    """Weights of the chance that QUICK says what DEEPTHINK says.
+
+    Args:
+        shadowed: rows of episodes that DEEPTHINK played while QUICK was asked too. Where it won any, only those count.
+    """
+    features, labels = [], []
+    for row in [row for row in shadowed if row["success"]] or shadowed:
+        for step, proposed in zip(range(row["steps"]), row["proposed"], strict=False):
+            features.append(_read(row, step))
+            labels.append(proposed == row["episode"]["steps"][step]["action"])
+    return fit(features, labels)
 
 
 def _read(row: dict[str, Any], step: int) -> Any:

@@ -1,7 +1,7 @@
 """Rules that are fitted to episodes on training seeds, without a reward to learn from: what RL has to beat (ours).
 
-Both are a logistic regression on hashed words, so that they read what a switch reads by default. A rule calls where its
-number is below ``tau``; which one keeps to a rate is said by :func:`atlas_ray.switching.baselines.calibrate` and
+Both are a logistic regression on hashed words, see :mod:`atlas_ray.switching.logistic`. A rule calls where its number
+is below ``tau``; which one keeps to a rate is said by :func:`atlas_ray.switching.baselines.calibrate` and
 :func:`calibrate_escalation`.
 """
 
@@ -10,71 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..models.hashed_words import Vector, encode
+from ..models.hashed_words import Vector
 from .baselines import required
-from .past import Past
+from .logistic import chance, read
 from .policy import Situation
-
-WORDS, ACTIONS = 256, 32
-"""Entries for goal and observation, and for the actions that led there."""
-WIDTH = WORDS + ACTIONS + 3
-"""Entries that a rule reads: words, actions, how often the state was seen, actions without effect, and a one."""
-BLANK = (0.0,) * WIDTH
-"""Weights that give every state the chance 0.5."""
-_RIDGE = 1.0
-_ITERATIONS = 30
-
-
-@lru_cache(maxsize=10_000)
-def read(goal: str, past: Past) -> Vector:
-    """``[WIDTH]``: the present state of an episode, read-only."""
-    loops: list[float] = [past.visits / (1 + past.visits), past.unchanged / (1 + past.unchanged), 1.0]
-    parts: list[Vector | list[float]] = [
-        encode(f"{goal}\n{past.observations[-1]}", WORDS),
-        encode(", ".join(past.actions), ACTIONS),
-        loops,
-    ]
-    vector = np.concatenate(parts, dtype=np.float32)
-    vector.flags.writeable = False
-    return vector
-
-
-def fit(features: Sequence[Vector], labels: Sequence[bool]) -> tuple[float, ...]:
-    """Weights ``[F]`` of a logistic regression of labels ``[N]`` on features ``[N, F]``, by Newton's method.
-
-    All weights are shrunk, so one exists for any labels, also where all are the same.
-
-    Raises:
-        ValueError: there is nothing to fit.
-    """
-    if not len(features):
-        raise ValueError("features: none to fit to")
-    x, y = np.array(features, np.float64), np.array(labels, np.float64)
-    weights = np.zeros(x.shape[1])
-    for _ in range(_ITERATIONS):
-        p = _sigmoid(x @ weights)
-        gradient = x.T @ (p - y) + _RIDGE * weights
-        hessian = (x.T * (p * (1 - p))) @ x + _RIDGE * np.eye(len(weights))
-        step = np.linalg.solve(hessian, gradient)
-        weights -= step
-        if np.abs(step).max() < 1e-9:
-            break
-    return tuple(weights.tolist())
-
-
-def chance(weights: Sequence[float], features: Vector) -> float:
-    """The probability that the label holds."""
-    return float(_sigmoid(np.array(features @ np.array(weights))))
-
-
-def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return 0.5 * (1 + np.tanh(x / 2))
 
 
 @dataclass(frozen=True)

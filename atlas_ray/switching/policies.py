@@ -102,6 +102,11 @@ def single_model_policies(settings: Switch) -> list[PolicySpec]:
     return [PolicySpec(name, "always", action=n) for name, n in settings.single_models.items()]
 
 
+def shadowed_by_quick(settings: Switch) -> PolicySpec:
+    """DEEPTHINK throughout, while QUICK is asked too."""
+    return PolicySpec("deepthink, shadowed by quick", "shadowed", action=len(settings.models) - 1)
+
+
 def learned_policies(settings: Switch, run_dir: Path, resolved: dict[str, int] | None = None) -> list[PolicySpec]:
     """The switches to train, in the order of the recipe: costs, budgets, averages.
 

@@ -22,8 +22,9 @@ from ..models.hashed_words import Vector
 from ..rundir import files
 from .budget import QUICK, amount, share, whole
 from .features import BUDGET_ENTRY, EXTRA, with_shares
+from .logistic import WIDTH
 from .past import Past
-from .signals import PAST, WIDTHS, of_past, total_width
+from .signals import CLASSIFIER, PAST, WIDTHS, of_past, total_width
 from .spending import Unit
 
 if TYPE_CHECKING:  # a saved switch decides without the agents
@@ -64,6 +65,7 @@ class SwitchConfig:
     ``encoder`` and ``signals``: as in the recipe. ``features``: width of what they give. ``hidden``: widths of the
     hidden layers. ``models``: how many there are. ``budget`` n in ``unit`` (``usd``: dollars), ``cost`` c of a call, or
     ``average`` calls per episode. ``run_length``: steps of a call, which whoever plays has to keep to.
+    ``classifier``: the weights of that signal.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
@@ -78,6 +80,7 @@ class SwitchConfig:
     signals: tuple[str, ...] = ()
     unit: Unit = "calls"
     run_length: Annotated[int, Field(ge=1)] = 1
+    classifier: tuple[float, ...] = ()
 
     @property
     def cap(self) -> int | None:
@@ -100,6 +103,10 @@ class SwitchPolicy:
 
     def __init__(self, config: SwitchConfig, tensors: dict[str, NDArray[np.float32]]) -> None:
         self.config, self.tensors = config, tensors
+        if len(config.classifier) != (WIDTH if CLASSIFIER in config.signals else 0):
+            raise InputError(f"the signal {CLASSIFIER} has {WIDTH} weights, and without it there are none")
+        if not np.isfinite(config.classifier).all():
+            raise InputError(f"the weights of {CLASSIFIER} must be finite")
         widths = [config.features + EXTRA, *config.hidden, config.models]
         shapes: dict[str, tuple[int, ...]]
         shapes = {f"layers.{2 * i}.weight": (after, before) for i, (before, after) in enumerate(pairwise(widths))}
@@ -205,7 +212,8 @@ class SwitchPolicy:
         with files.atomic_directory(directory) as temporary:
             save_file(self.tensors, temporary / WEIGHTS)
             config = asdict(self.config)
-            for name, default in (("unit", "calls"), ("run_length", 1)):  # so that earlier versions read it
+            # so that earlier versions read it
+            for name, default in (("unit", "calls"), ("run_length", 1), ("classifier", ())):
                 if config[name] == default:
                     del config[name]
             files.write_json(temporary / CONFIG, config)

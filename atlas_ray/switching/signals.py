@@ -1,4 +1,4 @@
-"""What a switch may see besides the text, by name: of QUICK's answer, and of the episode's own past (all ours)."""
+"""What a switch may see besides the text, by name: QUICK's answer, the episode's past, a classifier (all ours)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..models.hashed_words import Vector, encode
+from .logistic import chance, read
 from .past import Past
 
 if TYPE_CHECKING:  # a saved switch decides without the agents
@@ -24,10 +25,13 @@ WIDTHS = {
     "unchanged": 1,
     "since-call": 1,
     "proposal": _ENCODED - _GOAL,
+    "classifier": 1,
 }
 """Entries of each signal, as the recipe names them."""
 SCORED = frozenset({"entropy", "margin"})
 """Those for which QUICK has to score the actions; as in the recipe, whose module takes a second to import."""
+CLASSIFIER = "classifier"
+"""Fitted to training episodes before a switch learns; at play no model is asked for it."""
 PAST = frozenset({"visits", "unchanged", "since-call"})
 """Those of the episode's own past, for which no model is asked."""
 
@@ -58,6 +62,11 @@ def of_past(name: str, past: Past) -> float:
         return 1 / past.since_call if past.since_call else 0.0
     count = past.visits if name == "visits" else past.unchanged
     return count / (1 + count)
+
+
+def of_classifier(weights: Sequence[float], goal: str, past: Past) -> float:
+    """The chance that QUICK would do what DEEPTHINK would, 0..1, by weights that were fitted to training episodes."""
+    return chance(weights, read(goal, past._replace(acted=())))  # so that equal states are read once
 
 
 def of_proposal(goal: str, decision: Decision | None) -> Vector:

@@ -21,10 +21,10 @@ from ..recipe.switch import MEASURED
 from ..rundir import files
 from ..rundir.following import Tail, polling
 from ..rundir.progress import duration, say
-from .calibration import FITTED, Calibration
+from .calibration import FITTED, Calibration, classifier_of
 from .episode_file import EpisodeFile
-from .fitted import BLANK
 from .logged_stage import learn_from_logs
+from .logistic import BLANK
 from .policies import (
     PolicySpec,
     Row,
@@ -33,9 +33,11 @@ from .policies import (
     lost_episode_seeds,
     resolve_budget,
     scorable_episodes,
+    shadowed_by_quick,
     single_model_policies,
     summarize_policy,
 )
+from .signals import CLASSIFIER
 from .stage_context import StageContext
 from .tasks import PlayTask, TrainTask, engine_leases, remaining, rollout_chunk, train
 
@@ -47,7 +49,7 @@ def switch_stage(recipe: Recipe, run_dir: str | Path, say: Callable[[str], None]
 
     Writes ``checkpoints/switch-cost0.05-seed0/`` and the like; ``switch/selection.jsonl``, episodes played before the
     test (what a call takes, what a percentage is of, QUICK's margins), and ``switch/usage.json``, what came of them;
-    ``switch/fitting.jsonl``, training episodes that baselines are fitted to;
+    ``switch/fitting.jsonl``, training episodes that baselines and a signal are fitted to;
     ``switch/episodes.jsonl``, a row per test episode; ``switch/policies.json``, the rows returned; and
     ``switch/replay.json``, a few episodes of the last budget's switch, or of the last switch, step by step.
 
@@ -155,6 +157,8 @@ def _train_all(context: StageContext, selection: EpisodeFile) -> list[PolicySpec
     """Train every switch of the recipe, those whose terms follow from episodes of others last."""
     settings = context.settings
     usage: dict[str, Any] = {}
+    if CLASSIFIER in settings.signals:
+        context.classifier = classifier_of(_fitting(context)(shadowed_by_quick(settings)))
     if MEASURED in settings.costs:
         context.mean_call = usage["mean_call"] = _mean_call(context, selection)
     _train_missing(context, learned_policies(settings, context.run_dir))
@@ -214,31 +218,35 @@ def _calibration(context: StageContext, selection: EpisodeFile) -> Calibration:
         found = replace(found, margins=[margin for row in rows for margin in row["margins"]])
     if not FITTED & set(settings.baselines):
         return found
-    file, last = context.layout.switch_fitting, len(settings.models) - 1
-    fitting = EpisodeFile(context, file, "train", SWITCH_TRAIN, settings.fit_episodes, record=True)
-
-    def play(spec: PolicySpec) -> list[Row]:
-        return scorable_episodes(fitting.play([spec]), spec.name)
-
+    play, last = _fitting(context), len(settings.models) - 1
     quick = play(PolicySpec("quick, fitted to", "always"))
     if "escalate" in settings.baselines:
         after = settings.escalate_after
         always = PolicySpec(f"deepthink after {after}", "escalate", last, tau=math.inf, weights=BLANK, after=after)
         found = found.with_escalation(quick, play(always), after)
     if "classifier" in settings.baselines:
-        found = found.with_classifier(quick, play(PolicySpec("deepthink, shadowed by quick", "shadowed", last)))
+        found = found.with_classifier(quick, play(shadowed_by_quick(settings)))
     return found
+
+
+def _fitting(context: StageContext) -> Callable[[PolicySpec], list[Row]]:
+    """What plays a policy in the training episodes that rules and the signal of a classifier are fitted to."""
+    if context.fitting is None:
+        place, count = context.layout.switch_fitting, context.settings.fit_episodes
+        context.fitting = EpisodeFile(context, place, "train", SWITCH_TRAIN, count, record=True)
+    file = context.fitting
+    return lambda spec: scorable_episodes(file.play([spec]), spec.name)
 
 
 def train_together(runs: Sequence[tuple[Recipe, Path]]) -> None:
     """Train the switches of several runs, as many at a time as there are workers, as each run's stage would.
 
-    What needs other episodes or models first is left to the stage: measured costs, budgets as percentages, engine
-    actors.
+    What needs other episodes or models first is left to the stage: measured costs, budgets as percentages, the signal
+    of a classifier, engine actors.
     """
     contexts = [StageContext(recipe, run_dir, say) for recipe, run_dir in runs]
     recipe, settings = contexts[0].recipe, contexts[0].settings
-    if recipe.engine.actors or MEASURED in settings.costs:
+    if recipe.engine.actors or MEASURED in settings.costs or CLASSIFIER in settings.signals:
         return
     tasks = {c.run_dir: _missing_trainings(c, learned_policies(c.settings, c.run_dir)) for c in contexts}
     if sum(map(len, tasks.values())) < 2:
@@ -257,8 +265,9 @@ def train_together(runs: Sequence[tuple[Recipe, Path]]) -> None:
 
 def _missing_trainings(context: StageContext, policy_specs: Sequence[PolicySpec]) -> list[TrainTask]:
     """The trainings of switches that have no checkpoint."""
+    about = context.recipe, str(context.run_dir)
     return [
-        TrainTask(context.recipe, str(context.run_dir), spec, training, context.mean_call, context.leases)
+        TrainTask(*about, spec, training, context.mean_call, context.leases, context.classifier)
         for spec in policy_specs
         for training in spec.seeds
         if not (spec.directory(training) / "config.json").is_file()

@@ -31,6 +31,8 @@ class StageContext:
         trainers: the workers that train, often the same.
         leases: each worker's shares of the engine actors.
         mean_call: what a mean call of DEEPTHINK takes, where the cost is measured.
+        classifier: weights of the signal of that name.
+        fitting: training episodes that it and rules are fitted to, once some are played.
         episode_files: what was played, each in its file.
     """
 
@@ -44,6 +46,8 @@ class StageContext:
         self.trainers: ActorPool[Any, Any]
         self.leases: Leases = ()
         self.mean_call: float | None = None
+        self.classifier: tuple[float, ...] = ()
+        self.fitting: EpisodeFile | None = None
         self.episode_files: list[EpisodeFile] = []
         self.tally: Tally = Counter()
         self._earlier_events = len(list(files.jsonl_rows(self.layout.events)))

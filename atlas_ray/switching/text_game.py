@@ -23,7 +23,7 @@ from .decision_cache import CachedDecision, DecisionCache
 from .environment import Outcome
 from .episode import Episode, expert_action, expert_of, restore_env, take_step, with_recovery
 from .players import ExpertPlayer, SwitchPlayer
-from .signals import OVER, SCORED, Confidence, of_past, of_proposal, total_width
+from .signals import CLASSIFIER, OVER, SCORED, Confidence, of_classifier, of_past, of_proposal, total_width
 from .spending import NOTHING, Amount
 
 HIDDEN = "hidden"
@@ -59,6 +59,7 @@ class TextGame:
         absorb_env_deaths: an episode whose environment dies too often, or does not begin it, is over and lost; its next
             step says so. Without it :class:`envs.EnvironmentDiedError` is raised.
         bills: whether to count what every step is paid for, ``Outcome.spent`` and ``Episode.spent``.
+        classifier: weights of the signal of that name.
 
     Raises:
         InputError: a signal, the encoder or the unit cannot be had of these models.
@@ -79,6 +80,7 @@ class TextGame:
         mean_call: float | None = None,
         absorb_env_deaths: bool = False,
         bills: bool = False,
+        classifier: Sequence[float] = (),
     ) -> None:
         if min(agent.engine.slots for agent in agents) < rows:
             raise ValueError(f"{rows} episodes side by side need as many slots in all engines")
@@ -87,7 +89,7 @@ class TextGame:
         self.rows, self.models = rows, len(self.agents)
         self.encoder, self.signals, self.decision_cache = encoder, tuple(signals), decision_cache
         self.unit, self.mean_call = unit, mean_call
-        self.absorb_env_deaths, self.bills = absorb_env_deaths, bills
+        self.absorb_env_deaths, self.bills, self.classifier = absorb_env_deaths, bills, classifier
         if mean_call is not None:
             check_unit(self.agents, unit)
         for agent in self.agents:
@@ -159,6 +161,8 @@ class TextGame:
                 values = [self._accountant.unread_share(row, self.models - 1) for row in rows]
             elif signal in SCORED:
                 values = [getattr(c, signal) for c in sure]
+            elif signal == CLASSIFIER:
+                values = [of_classifier(self.classifier, e.goal, e.past) for e in episodes]
             else:
                 values = [of_past(signal, episode.past) for episode in episodes]
             parts.append(np.array(values, np.float32)[:, None])

@@ -13,19 +13,11 @@ from atlas_ray.errors import InputError
 from atlas_ray.switching.baselines import Always, Shadowed, Triggers, calibrate
 from atlas_ray.switching.calibration import Calibration
 from atlas_ray.switching.evaluate import evaluate_policy
-from atlas_ray.switching.fitted import (
-    BLANK,
-    Branch,
-    Classifier,
-    EscalateOnce,
-    calibrate_escalation,
-    chance,
-    fit,
-    read,
-)
+from atlas_ray.switching.fitted import Branch, Classifier, EscalateOnce, calibrate_escalation
+from atlas_ray.switching.logistic import BLANK, chance, fit, read
 from atlas_ray.switching.past import Past
 from atlas_ray.switching.players import ExpertPlayer
-from atlas_ray.switching.policy import Situation
+from atlas_ray.switching.policy import Situation, SwitchConfig, SwitchPolicy
 
 TRAINING, TEST = range(62), range(1000, 1062)
 
@@ -112,6 +104,35 @@ def test_a_classifier_calls_where_quick_fails_and_nowhere_else(calibration):
     assert calibration.terms("classifier", 0.25, None) == {"tau": tau, "weights": calibration.classifier}
     quick = play(Always(0), TRAINING, "train")
     assert len(calibration.chances) == sum(row["steps"] for row in quick), "of QUICK's own steps on training roads"
+
+
+def test_a_switch_that_reads_the_classifier_can_play_as_it_does_and_keeps_it(calibration, tmp_path):
+    """Linear: a call where the chance is below a half. Saved and loaded it is the same to the bit."""
+    weights = {"layers.0.weight": np.array([[0, 0, 0], [-1, 0, 0]], np.float32)}
+    weights["layers.0.bias"] = np.array([0, 0.5], np.float32)
+    config = SwitchConfig(1, (), signals=("classifier",), classifier=calibration.classifier)
+    SwitchPolicy(config, weights).save(tmp_path / "switch")
+    learned = SwitchPolicy.load(tmp_path / "switch")
+    assert learned.config == config
+    for budget in (None, 1):
+        by_rule, by_network = (
+            play(policy, TEST, "test", budget=budget) for policy in (Classifier(calibration.classifier, 0.5), learned)
+        )
+        assert [r["called_at"] for r in by_rule] == [r["called_at"] for r in by_network]
+        assert any(r["calls"] for r in by_rule)
+    with pytest.raises(InputError, match="classifier: give them as `encoded`"):
+        learned("go to the end\na red road")
+
+
+@pytest.mark.parametrize(
+    ("signals", "classifier"),
+    [(("classifier",), ()), (("classifier",), BLANK[1:]), ((), BLANK), (("classifier",), (math.nan, *BLANK[1:]))],
+)
+def test_weights_of_the_classifier_that_do_not_fit_its_signal_are_refused(signals, classifier):
+    width = len(signals)
+    tensors = {"layers.0.weight": np.zeros((2, width + 2), np.float32), "layers.0.bias": np.zeros(2, np.float32)}
+    with pytest.raises(InputError, match="classifier"):
+        SwitchPolicy(SwitchConfig(width, (), signals=signals, classifier=classifier), tensors)
 
 
 def test_escalation_is_decided_once_by_the_first_steps(calibration):

@@ -1,6 +1,7 @@
 """Playing with policies, and the stage from training to table."""
 
 import json
+import shutil
 from collections import Counter
 from itertools import pairwise
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from atlas_ray.report.episode_view import switch_episode_view
 from atlas_ray.rundir import files
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.baselines import Always, EveryKth, Oracle, Random, Threshold
+from atlas_ray.switching.calibration import classifier_of
 from atlas_ray.switching.evaluate import evaluate_policy
 from atlas_ray.switching.features import EXTRA
 from atlas_ray.switching.players import ExpertPlayer
@@ -234,6 +236,28 @@ def test_a_switch_is_trained_for_each_seed_and_not_again(ray_session, make, tmp_
     switch_stage(recipe, tmp_path, again.append)
     assert not any("training" in line for line in again)
     assert [(path / "model.safetensors").read_bytes() for path in paths] == weights
+
+
+def test_a_classifier_is_fitted_before_any_switch_learns_and_plays_as_the_baseline_of_its_name(
+    ray_session, make, tmp_path
+):
+    """Of the same episodes: they are played once, kept over a second start, and every switch has the same weights."""
+    recipe = make(
+        costs=[0.05], seeds=[0, 3], baselines=["classifier"], signals=["classifier", "visits"], steps=40, fit_episodes=6
+    )
+    said = []
+    switch_stage(recipe, tmp_path, said.append)
+    played = lines(tmp_path / "switch" / "fitting.jsonl")
+    assert [row["policy"] for row in played] == ["deepthink, shadowed by quick"] * 6 + ["quick, fitted to"] * 6
+    folders = [tmp_path / "checkpoints" / f"switch-cost0.05-seed{seed}" for seed in (0, 3)]
+    configs = [SwitchPolicy.load(folder).config for folder in folders]
+    assert configs[0] == configs[1] and configs[0].signals == ("classifier", "visits") and configs[0].features == 34
+    assert configs[0].classifier == classifier_of(played[:6]) and any(configs[0].classifier)
+    shutil.rmtree(folders[1])
+    (tmp_path / "switch" / "episodes.jsonl").unlink()
+    switch_stage(recipe, tmp_path, said.append)
+    assert SwitchPolicy.load(folders[1]).config == configs[0]
+    assert lines(tmp_path / "switch" / "fitting.jsonl") == played
 
 
 def test_a_budget_of_tokens_is_kept_and_told_by_every_policy_under_it(make, tmp_path):

@@ -6,8 +6,8 @@
     python benchmarks/switching_signals.py --table            # the table of what is there
 
 A run that is there goes on, or is not run again. Baselines are played beside the first variant, random calls at each
-switch's own rate beside all. By arithmetic an hour and three quarters on two idle cores: `switching` trains and plays
-20 switches in half an hour, and each of the seven variants has ten.
+switch's own rate beside all; all play the same test episodes, and differences are taken on these. Half an hour a
+variant on two cores, three quarters the first.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from atlas_ray.data.results import combine, load_results
-from atlas_ray.rundir.layout import RunLayout
+from atlas_ray.data.results import Policy
+from atlas_ray.report.headlines import with_interval
+from atlas_ray.report.outcomes import compared
+from atlas_ray.report.run import Run, read_run
 
 RECIPE = "switching-signals"
 LOOPS = ["visits", "unchanged", "since-call"]
@@ -48,24 +50,40 @@ def run(name: str, directory: Path, quick: bool) -> None:
     subprocess.run(command, check=True)  # noqa: S603
 
 
+def over(one: Run, policy: Policy, other: Run, second: Policy | None) -> str:
+    """Success of a policy less that of another on the same episodes, with a 95 % interval."""
+    if second is None:
+        return ""
+    found = compared(one.outcomes.policies[policy.name], other.outcomes.policies[second.name])
+    return "" if found is None else with_interval(found)
+
+
 def table(directories: dict[str, Path]) -> None:
     """Print what the runs say; of all but the first the switches and their twins alone."""
-    heads = ["variant", "policy", "success", "when chosen", "over random at its rate", "calls", "compute"]
+    heads = ["success", "when chosen", "over random at its rate", "over the same of the first", "over the classifier"]
+    heads = ["variant", "policy", *heads, "calls", "compute"]
     print(f"\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
-    for variant, directory in directories.items():
-        results = load_results(RunLayout(directory).results)
-        assert results.londi is not None
-        policies = {p.name: p for p in results.londi.policies}
-        for p in policies.values():
-            if variant != next(iter(VARIANTS)) and not (p.learned or p.name.startswith("random")):
+    runs = {name: read_run(directory) for name, directory in directories.items()}
+    first = next(iter(runs.values()))
+    for variant, run in runs.items():
+        own, base = ({p.name: p for p in r.results.londi.policies} for r in (run, first))
+        for p in own.values():
+            if run is not first and not (p.learned or p.name.startswith("random")):
                 continue
             limit = "" if p.budget is None else f", n={p.budget}"
-            twin = policies.get(f"random(p={p.deepthink_share:.2f}{limit})") if p.learned else None
-            over = "" if twin is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*combine([(1, p), (-1, twin)]))
+            twin = own.get(f"random(p={p.deepthink_share:.2f}{limit})") if p.learned else None
+            # the classifier that calls about as often under the same budget
+            rules = [q for q in base.values() if q.name.startswith("classifier") and q.budget == p.budget and p.learned]
+            rule = min(rules, key=lambda q: abs(q.deepthink_share - p.deepthink_share), default=None)
             chosen = "" if p.chosen_success is None else f"{p.chosen_success:.2f}"
             success = f"{p.success:.2f} [{p.ci95[0]:.2f}, {p.ci95[1]:.2f}]"
-            calls, compute = f"{p.deepthink_calls_per_episode:.2f}", f"{p.compute:.3g} {p.compute_unit}"
-            print(f"| {variant} | {p.name} | {success} | {chosen} | {over} | {calls} | {compute} |")
+            differences = [
+                over(run, p, run, twin),
+                over(run, p, first, base.get(p.name) if run is not first and p.learned else None),
+                over(run, p, first, rule) + (f" ({rule.deepthink_calls_per_episode:.2f} calls)" if rule else ""),
+            ]
+            calls, compute = f"{p.deepthink_calls_per_episode:.2f}", f"{p.compute / 1e6:,.0f} MFLOPs"
+            print(f"| {' | '.join([variant, p.name, success, chosen, *differences, calls, compute])} |")
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,17 +86,25 @@ class Calibration:
         return replace(self, escalation=weights, after=after, branches=branches, other_steps=short)
 
 
-def classifier_of(shadowed: Sequence[dict[str, Any]]) -> tuple[float, ...]:
+def classifier_of(
+    shadowed: Sequence[dict[str, Any]], say: Callable[[str], None] = lambda line: None
+) -> tuple[float, ...]:
     """Weights of the chance that QUICK says what DEEPTHINK says.
 
     Args:
         shadowed: rows of episodes that DEEPTHINK played while QUICK was asked too. Where it won any, only those count.
+        say: told what they are fitted to.
     """
-    features, labels = [], []
-    for row in [row for row in shadowed if row["success"]] or shadowed:
+    features, labels, used = [], [], [row for row in shadowed if row["success"]] or shadowed
+    for row in used:
         for step, proposed in zip(range(row["steps"]), row["proposed"], strict=False):
             features.append(_read(row, step))
             labels.append(proposed == row["episode"]["steps"][step]["action"])
+    calls = sum(row["calls"] for row in shadowed)
+    say(
+        f"  classifier: fitted to {len(labels):,} steps of {len(used):,} of {len(shadowed):,} training episodes, which "
+        f"took {calls:,} calls; QUICK says the same at {sum(labels) / max(1, len(labels)):.0%} of them"
+    )
     return fit(features, labels)
 
 

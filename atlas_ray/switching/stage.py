@@ -158,7 +158,7 @@ def _train_all(context: StageContext, selection: EpisodeFile) -> list[PolicySpec
     settings = context.settings
     usage: dict[str, Any] = {}
     if CLASSIFIER in settings.signals:
-        context.classifier = classifier_of(_fitting(context)(shadowed_by_quick(settings)))
+        context.classifier = classifier_of(_fitting(context)(shadowed_by_quick(settings)), context.say)
     if MEASURED in settings.costs:
         context.mean_call = usage["mean_call"] = _mean_call(context, selection)
     _train_missing(context, learned_policies(settings, context.run_dir))

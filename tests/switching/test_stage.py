@@ -253,6 +253,8 @@ def test_a_classifier_is_fitted_before_any_switch_learns_and_plays_as_the_baseli
     configs = [SwitchPolicy.load(folder).config for folder in folders]
     assert configs[0] == configs[1] and configs[0].signals == ("classifier", "visits") and configs[0].features == 34
     assert configs[0].classifier == classifier_of(played[:6]) and any(configs[0].classifier)
+    (told,) = [line for line in said if "classifier: fitted" in line]
+    assert f"of 6 training episodes, which took {sum(row['calls'] for row in played):,} calls" in told
     shutil.rmtree(folders[1])
     (tmp_path / "switch" / "episodes.jsonl").unlink()
     switch_stage(recipe, tmp_path, said.append)

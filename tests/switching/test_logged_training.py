@@ -55,6 +55,8 @@ def test_logs_of_a_random_mix_teach_the_best_switch(ray_session, tmp_path, terms
 TERMS = [*({"cost": c} for c in (0.02, 0.05, 0.2)), *({"budget": n} for n in (1, 2, 4))]
 EPISODES = {("chain-6", 0.2): 4000, ("chain-12", 0.2): 64_000, ("dead-ends-12", 0.2): 64_000}
 """4,000, but where a call is worth 0.003 to 0.006: there even dynamic programming on fewer episodes is wrong."""
+STEPS = {("chain-12", 0.2): 16_000}
+"""8,000, but where one of four calls is worth 0.003, of which 8,000 miss it on three seeds of five."""
 
 
 @pytest.mark.slow
@@ -64,7 +66,8 @@ EPISODES = {("chain-6", 0.2): 4000, ("chain-12", 0.2): 64_000, ("dead-ends-12", 
 )
 def test_logs_of_a_random_mix_teach_every_game_its_best_switch(ray_session, tmp_path, name, terms):
     episodes = EPISODES.get((name, terms.get("cost")), 4000)
-    shares = [learn(tmp_path, name, episodes, steps=8000, seed=seed, **terms)[2] for seed in range(5)]
+    steps = STEPS.get((name, terms.get("cost")), 8000)
+    shares = [learn(tmp_path, name, episodes, steps=steps, seed=seed, **terms)[2] for seed in range(5)]
     print(name, terms, episodes, [round(float(share), 4) for share in shares])
     assert sum(share >= GOOD for share in shares) >= 4, shares
 

@@ -31,6 +31,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "proposal": {"signals": ["proposal"]},
     "loops": {"signals": LOOPS},
     "classifier": {"signals": ["classifier"]},
+    "classifier-alone": {"signals": ["classifier"], "features": 8},  # hardly a word beside it
     "all": {"signals": ["margin", "entropy", "proposal", "catch-up", *LOOPS]},  # but the classifier
     "boundary": {"boundary_episodes": 60},
     "playoff": {"playoff_episodes": 200},

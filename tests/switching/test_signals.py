@@ -1,5 +1,7 @@
 """What a switch sees besides the text: QUICK's answer and the episode's own past."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import signs_env
@@ -9,7 +11,9 @@ from atlas_ray.agents.decisions import Decision
 from atlas_ray.agents.rollout import EnvSpec
 from atlas_ray.models.encoders import make_encoder
 from atlas_ray.models.hashed_words import encode
+from atlas_ray.recipe import switch as recipe_switch
 from atlas_ray.recipe.loading import Switch
+from atlas_ray.recipe.switch import Signal
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.baselines import Triggers
 from atlas_ray.switching.evaluate import evaluate_policy
@@ -17,7 +21,7 @@ from atlas_ray.switching.features import EXTRA
 from atlas_ray.switching.past import Past
 from atlas_ray.switching.players import ExpertPlayer
 from atlas_ray.switching.policy import SwitchConfig
-from atlas_ray.switching.signals import CLASSIFIER, WIDTHS, of_past, of_proposal, total_width
+from atlas_ray.switching.signals import CLASSIFIER, PAST, SCORED, WIDTHS, of_past, of_proposal, total_width
 from atlas_ray.switching.text_game import TextGame
 
 ROADS = [EnvSpec("signs_env:Signs/Roads-v0", {"split": "test"})]
@@ -33,6 +37,12 @@ def test_signals_of_the_past_by_hand():
     assert told("aba", [0, 1]) == [1 / 2, 0, 1]
     assert told("baaa", [1, 0, 0]) == [2 / 3, 2 / 3, 1 / 3]
     assert told("ab", [0]) == [0, 0, 0]
+
+
+def test_a_recipe_names_the_signals_that_there_are():
+    """The recipe's lists stand by themselves, since what a signal is takes long to import there."""
+    assert set(get_args(Signal)) == set(WIDTHS)
+    assert set(recipe_switch.SCORED) == SCORED and set(recipe_switch.PAST) == PAST
 
 
 def test_a_proposal_is_its_words_and_what_they_are_to_the_goal():

@@ -217,10 +217,17 @@ class Policy(_Strict):
     chosen_success: Share | None = None
     """Success in the episodes that chose the policies of a learned switch, mean over its training seeds; left out where
     it is not known."""
+    checkpoint: str | None = None
+    """Directory in ``checkpoints/`` of a rule that is kept as a switch, fitted and not learned."""
     replies: ReplyCounts | None = None
     """Replies of models that write, over all episodes, by outcome; left out where no model writes."""
     lost_episodes: Count = 0
     """Episodes in which a model gave no answer, which are not scored; left out when 0."""
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it can be served: a trained switch, or a rule that is kept as one."""
+        return self.learned or self.checkpoint is not None
 
     @property
     def learned(self) -> bool:

@@ -20,7 +20,7 @@ from .deciding import Choice, Decider
 from .past import inherit, note_turn, past_of
 from .removal import remove_sessions
 from .replies import ApiError
-from .requests import ChatRequest, check_bounded, link, text_of
+from .requests import ChatRequest, action_of, check_bounded, link
 from .store import Reservation, Store, Transaction
 from .tables import ANSWERED, FAILED, OPEN, sessions, steps
 
@@ -166,7 +166,9 @@ class Admission:
             choice = Choice(known.model, known.probability)  # it was decided already
         else:
             left = getattr(account.left, self._decider.unit)
-            past = past_of(tx, session.id, step, request.seen) if self._decider.reads_past else None
+            past = None
+            if self._decider.reads_past:
+                past = past_of(tx, session.id, step, request.seen, self._decider.actions(request.messages))
             choice = self._choose(request, session.id, step, allowed, left, past)
         reservation = tx.reserve(account, step, offers[choice.number].amount, now)
         if reservation is None:
@@ -282,13 +284,6 @@ class Admission:
         with self.store.transaction() as tx:
             spent = tx.account(session, "", "", self.daily).spent
             return spent, tx.spent_until(session, 2**31 - 1)
-
-
-def action_of(message: dict[str, Any]) -> str:
-    """What an assistant's message does: its text, then its tool calls, each as ``name(arguments)`` on a line."""
-    calls = [call.get("function") or {} for call in message.get("tool_calls") or ()]
-    lines = [f"{call.get('name')}({call.get('arguments') or ''})" for call in calls]
-    return "\n".join([*([text] if (text := text_of(message)) else []), *lines])
 
 
 def _day(now: float) -> str:

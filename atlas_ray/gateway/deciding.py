@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from ..data.parsing import Style
 from ..errors import InputError
 from ..recipe.gateway import FIXED, Gateway
 from ..recipe.of_run import policy_of
 from ..switching.budget import QUICK
 from ..switching.policy import Situation, SwitchPolicy
-from ..switching.signals import PAST
+from ..switching.signals import CLASSIFIER, FROM_PAST
 from ..switching.spending import Limits, Unit
+from .past import actions_of
 
 FIELD = "gateway.switch"
 
@@ -31,22 +34,23 @@ class Decider:
     Args:
         settings: of the recipe.
         seed: of what is drawn.
+        style: of what models say.
 
     Raises:
         InputError: the switch is not there, was trained with another number of models, or reads what only an engine
             that plays itself can give.
     """
 
-    def __init__(self, settings: Gateway, seed: int) -> None:
-        self._settings, self._seed, self.models = settings, seed, len(settings.models)
+    def __init__(self, settings: Gateway, seed: int, style: Style = "action") -> None:
+        self._settings, self._seed, self._style, self.models = settings, seed, style, len(settings.models)
         self._switch: SwitchPolicy | None = None
         if settings.switch in FIXED:
             return
         policy = policy_of(settings.switch, FIELD)
         if policy.directory is None:
-            raise InputError("is no learned switch: name one of the run's, or take quick or deepthink", field=FIELD)
+            raise InputError("is no switch: name one of the run's, or take quick or deepthink", field=FIELD)
         self._switch = switch = SwitchPolicy.load(policy.directory)
-        if wants := switch.reads_beside(PAST):
+        if wants := switch.reads_beside(FROM_PAST):
             raise InputError(
                 f"reads {' and '.join(wants)}, which the gateway does not have: train one without, or take "
                 "`atlas-ray serve`, which has them of the models that it plays with",
@@ -68,6 +72,11 @@ class Decider:
     def reads_past(self) -> bool:
         """Whether it has to be told of a session's past."""
         return self._switch is not None and bool(self._switch.config.signals)
+
+    def actions(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+        """What was done in a conversation, where the switch reads that too."""
+        reads = self._switch is not None and CLASSIFIER in self._switch.config.signals
+        return actions_of(messages, self._style) if reads else ()
 
     @property
     def limits(self) -> Limits:

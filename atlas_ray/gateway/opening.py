@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..recipe.endpoint import EndpointFields
 from ..recipe.gateway import Gateway, GatewayModel
 from ..recipe.loading import Recipe
-from ..recipe.of_run import recipe_of, switch_policies
+from ..recipe.of_run import only_switch, recipe_of, switch_policies
 from ..recipe.switch import EXPERT
 from ..rundir.layout import RunLayout
 from ..stages.same_models import policy_models, refuse_other_models
@@ -46,8 +46,7 @@ def recipe_of_gateway(run_dir: Path, name: str | None = None) -> Recipe:
     """
     recipe = recipe_of(run_dir)
     known = switch_policies(recipe, run_dir)
-    switches = [policy for policy in known.values() if policy.number is None]
-    name = name or (switches[0].name if len(switches) == 1 else None)
+    name = name or only_switch(known.values())
     if name is None or name not in known:
         what = f"has no policy {name!r}" if name else "has no single switch: say which policy"
         raise InputError(f"{what}; it has {', '.join(known) or 'none'}", run_dir)
@@ -91,7 +90,7 @@ def open_gateway(
         InputError: a model, the switch, a tokenizer or the store cannot be had; names the field.
     """
     settings = _settings(recipe)
-    decider = Decider(settings, recipe.seed)
+    decider = Decider(settings, recipe.seed, recipe.style)
     counters = [_counter(model.tokenizer, number) for number, model in enumerate(settings.models)]
     with ExitStack() as opened:
         upstreams = _upstreams(recipe, settings, player, opened)
@@ -112,7 +111,7 @@ def check_gateway(recipe: Recipe) -> None:
         InputError: names the field.
     """
     settings = _settings(recipe)
-    Decider(settings, recipe.seed)
+    Decider(settings, recipe.seed, recipe.style)
     for number, model in enumerate(settings.models):
         if model.base_url:
             HttpUpstream(model, _where(number))

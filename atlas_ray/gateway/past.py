@@ -6,9 +6,15 @@ seen: whether two observations are the same is all that signals of the past ask.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
 import sqlalchemy as sa
 
+from ..data.parsing import LONGEST_ACTION, Style, parse
 from ..switching.past import Past
+from .requests import action_of
 from .store import Transaction
 from .tables import turns
 
@@ -27,17 +33,30 @@ _AGAIN = (
 )
 
 
-def past_of(tx: Transaction, session: str, step: int, seen: str) -> Past:
-    """The episode until a step; its observations are digests, and what was done is left out.
+def past_of(tx: Transaction, session: str, step: int, seen: str, actions: Sequence[str] = ()) -> Past:
+    """The episode until a step; its observations are digests.
 
     Args:
         tx: the transaction.
         session: whose.
         step: that is about to be taken.
         seen: :attr:`ChatRequest.seen` of its request.
+        actions: of the conversation, see :func:`actions_of`. Before the session's own turns examples may stand.
     """
     before = tx.rows(_BEFORE, session_=session, step_=step)
-    return Past((*(row.seen for row in before), seen), (), tuple(row.model for row in before))
+    done = tuple(actions)[-len(before) :] if before else ()
+    return Past((*(row.seen for row in before), seen), done, tuple(row.model for row in before))
+
+
+def actions_of(messages: Sequence[Mapping[str, Any]], style: Style) -> tuple[str, ...]:
+    """What the assistant's turns did, from a conversation as it was sent: what was said is not kept for this."""
+    turns = (message for message in messages if message["role"] == "assistant")
+    return tuple(_action(action_of(turn), style) for turn in turns)
+
+
+@lru_cache(maxsize=10_000)
+def _action(said: str, style: Style) -> str:
+    return parse(said, style, longest=LONGEST_ACTION).action or said
 
 
 def note_turn(tx: Transaction, session: str, step: int, model: int, seen: str) -> None:

@@ -138,6 +138,13 @@ def text_of(message: Mapping[str, Any]) -> str:
     return "\n".join(text for text in texts if isinstance(text, str))
 
 
+def action_of(message: Mapping[str, Any]) -> str:
+    """What an assistant's message does: its text, then its tool calls, each as ``name(arguments)`` on a line."""
+    calls = [call.get("function") or {} for call in message.get("tool_calls") or ()]
+    lines = [f"{call.get('name')}({call.get('arguments') or ''})" for call in calls]
+    return "\n".join([*([text] if (text := text_of(message)) else []), *lines])
+
+
 def _media(message: Mapping[str, Any]) -> list[Any]:
     content = message.get("content")
     parts = content if isinstance(content, list) else ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,19 +18,21 @@ from .switch import EXPERT, Switch, SwitchModel
 
 @dataclass(frozen=True)
 class RunPolicy:
-    """A learned switch of a run, or one of the models of its ``[switch]`` table throughout.
+    """A switch of a run, or one of the models of its ``[switch]`` table throughout.
 
     Attributes:
         run_dir: the run directory.
         recipe: of that run, with a ``[switch]`` table.
-        name: ``switch-cost0.05-seed0``, ``always-quick`` and the like.
-        number: of the model that acts throughout; None for a learned switch.
+        name: ``switch-cost0.05-seed0``, ``switch-classifier0.25``, ``always-quick`` and the like.
+        number: of the model that acts throughout; None for a switch.
+        fitted: whether it is a rule that was fitted, and no switch that was learned.
     """
 
     run_dir: Path
     recipe: Recipe
     name: str
     number: int | None = None
+    fitted: bool = False
 
     @property
     def settings(self) -> Switch:
@@ -39,7 +42,7 @@ class RunPolicy:
 
     @property
     def directory(self) -> Path | None:
-        """Where the learned switch lies; None for one model throughout."""
+        """Where the switch lies; None for one model throughout."""
         return RunLayout(self.run_dir).checkpoints / self.name if self.number is None else None
 
     @property
@@ -58,9 +61,14 @@ class RunPolicy:
         return EXPERT in [model.model for model in self.models]
 
     @property
+    def encoder(self) -> str | None:
+        """What a learned switch reads texts with; a fitted one reads hashed words."""
+        return self.settings.encoder if self.number is None and not self.fitted else None
+
+    @property
     def names(self) -> set[str]:
-        """Names of what it runs: its models, and the encoder of a learned switch."""
-        return {model.model for model in self.models} | ({self.settings.encoder} if self.number is None else set())
+        """Names of what it runs: its models, and its encoder."""
+        return {model.model for model in self.models} | ({self.encoder} if self.encoder else set())
 
 
 def recipe_of(run_dir: Path, field: str | None = None) -> Recipe:
@@ -86,11 +94,20 @@ def recipe_of(run_dir: Path, field: str | None = None) -> Recipe:
 
 
 def switch_policies(recipe: Recipe, run_dir: Path) -> dict[str, RunPolicy]:
-    """The policies of a run's switch stage by name: its learned switches, then its models throughout."""
+    """The policies of a run's switch stage by name: its learned switches, fitted ones, then its models throughout."""
     if recipe.switch is None:
         return {}
-    found = {path.name: RunPolicy(run_dir, recipe, path.name) for path in RunLayout(run_dir).switch_checkpoints}
+    layout = RunLayout(run_dir)
+    found = {path.name: RunPolicy(run_dir, recipe, path.name) for path in layout.switch_checkpoints}
+    found |= {path.name: RunPolicy(run_dir, recipe, path.name, fitted=True) for path in layout.switch_rules}
     return found | {name: RunPolicy(run_dir, recipe, name, n) for name, n in recipe.switch.single_models.items()}
+
+
+def only_switch(policies: Iterable[RunPolicy]) -> str | None:
+    """The name of the only learned switch, or of the only fitted one where none is learned; None if there are more."""
+    switches = [policy for policy in policies if policy.number is None]
+    choice = [policy.name for policy in switches if not policy.fitted] or [policy.name for policy in switches]
+    return choice[0] if len(choice) == 1 else None
 
 
 def policy_of(given: str, field: str) -> RunPolicy:

@@ -292,6 +292,8 @@ class Recipe(ConfigModel):
             raise ValueError(
                 "collect.switch: [rounds] collects with its own switches, round by round: remove one of the two"
             )
+        if not self.switch.learns:
+            raise ValueError("switch.costs: [rounds] learns switches: name a cost, budget or average")
         quick = self.switch.models[0]
         if quick.model == EXPERT or quick.base_url:
             what = "an expert" if quick.model == EXPERT else "behind an endpoint"

@@ -175,7 +175,7 @@ class Switch(ConfigModel):
     """Compared with every learned switch: calls at `random`, `every` k-th step, where QUICK's margin is below a
     `threshold`, where a `classifier` doubts that QUICK does what DEEPTHINK would, or from one step on (`escalate`),
     each at the switch's own rate; where hand-written `triggers` hold; the `oracle` calls where QUICK does not do what
-    the expert would."""
+    the expert would. A `classifier` is kept as a switch, too."""
     critical: list[Annotated[str, Field(min_length=1)]] = []
     """`triggers`: beginnings of actions of QUICK that count as critical, for which it is asked at every step."""
     escalate_after: Positive = 3
@@ -208,8 +208,9 @@ class Switch(ConfigModel):
         distinct(self.levels, "levels")
         self._check_logs()
         self._check_runs()
-        if not self.costs and not self.budgets and not self.averages:
-            raise ValueError("costs: name at least one cost, budget or average")
+        if not self.learns and (self.logs or "classifier" not in self.baselines or not self.rates):
+            hint = "" if self.logs else "; or, to fit one without learning, rates for the baseline classifier"
+            raise ValueError(f"costs: name at least one cost, budget or average{hint}")
         if any(isinstance(n, str) and n.endswith("%") for n in self.budgets) and not self.costs:
             raise ValueError("budgets: a percentage is of what the first cost's switch uses, and costs is empty")
         for name in ("costs", "budgets", "averages", "seeds", "rates"):
@@ -254,6 +255,11 @@ class Switch(ConfigModel):
                 f"run_length: {self.run_length} does not go with these {field}: "
                 "take costs, and budgets of so many calls or more"
             )
+
+    @property
+    def learns(self) -> bool:
+        """Whether a switch is learned; without, one is fitted."""
+        return bool(self.costs or self.budgets or self.averages)
 
     @property
     def bills(self) -> bool:

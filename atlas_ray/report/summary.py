@@ -37,6 +37,8 @@ def summary(run: Run) -> str:
         count = (len(s.costs) + len(s.budgets) + len(s.averages)) * len(s.seeds)
         models = " and ".join(m.model for m in s.models)
         learned = "1 switch learned in each trial" if swept else f"{count} switch{'es' * (count != 1)} learned"
+        if not s.learns:
+            learned = f"{len(s.rates)} switch{'es' * (len(s.rates) != 1)} fitted"
         parts.append(f"{learned} between {models} on {', '.join(s.levels)}")
     if recipe.rounds and recipe.switch and not swept:
         r = recipe.rounds

@@ -22,28 +22,30 @@ _SHOWN = (
 
 def switch_headlines(run: Run) -> list[Headline]:
     """Nothing where no switch was scored."""
-    learned = [p for p in run.policies if p.learned]
-    if not learned:
+    switches = [p for p in run.policies if p.is_switch]
+    if not switches:
         return []
     shown = picture(svg(londi_figure(run.policies), "londi", "Success against DEEPTHINK calls"), _SHOWN)
-    return [_headline(run, learned, shown)]
+    return [_headline(run, switches, shown)]
 
 
-def _headline(run: Run, learned: list[Policy], shown: Html) -> Headline:
+def _headline(run: Run, switches: list[Policy], shown: Html) -> Headline:
     question = "When is the large model worth a call?"
     pair = ends(run.policies)
     if pair is None:
         answer = "What the switch saves cannot be told: the large model was not scored alone, or never called."
         return Headline("switch", question, answer, (), shown)
-    level = level_for(len(learned))
-    to_deepthink = {p.name: difference(run.outcomes.of_policies(p, pair[1], level), p, pair[1], level) for p in learned}
-    chosen = _chosen(learned, to_deepthink)
+    level = level_for(len(switches))
+    to_deepthink = {
+        p.name: difference(run.outcomes.of_policies(p, pair[1], level), p, pair[1], level) for p in switches
+    }
+    chosen = _chosen(switches, to_deepthink)
     what, number, to_random = _random(run, chosen, pair, level)
     saved = 1 - chosen.deepthink_calls_per_episode / pair[1].deepthink_calls_per_episode
     answer = _answer(
         chosen,
         pair[1],
-        "The switch" if len(learned) == 1 else f"The switch {chosen.name}",
+        "The switch" if len(switches) == 1 else f"The switch {chosen.name}",
         f"{percent(abs(saved))} {'fewer' if saved > 0 else 'more'} calls" if round(saved, 2) else "as many calls",
         to_deepthink[chosen.name],
         what,
@@ -52,17 +54,17 @@ def _headline(run: Run, learned: list[Policy], shown: Html) -> Headline:
     lines = [
         f"{p.name} less {pair[1].name}: {with_interval(to_deepthink[p.name])}, "
         f"{p.deepthink_calls_per_episode:.2f} calls per episode against {pair[1].deepthink_calls_per_episode:.2f}"
-        for p in sorted(learned, key=lambda p: p.name != chosen.name)
+        for p in sorted(switches, key=lambda p: p.name != chosen.name)
     ]
     return Headline("switch", question, answer, [lines[0], number, *lines[1:]], shown, trained_once([chosen]))
 
 
-def _chosen(learned: list[Policy], to_deepthink: dict[str, Difference]) -> Policy:
+def _chosen(switches: list[Policy], to_deepthink: dict[str, Difference]) -> Policy:
     """Of those that reach the large model the one with fewest calls, else the nearest of those that may reach it."""
-    if good := [p for p in learned if is_as_good(to_deepthink[p.name])]:
+    if good := [p for p in switches if is_as_good(to_deepthink[p.name])]:
         return min(good, key=lambda p: p.deepthink_calls_per_episode)
-    maybe = [p for p in learned if to_deepthink[p.name].high >= 0]
-    return max(maybe or learned, key=lambda p: to_deepthink[p.name].low)
+    maybe = [p for p in switches if to_deepthink[p.name].high >= 0]
+    return max(maybe or switches, key=lambda p: to_deepthink[p.name].low)
 
 
 def _answer(

@@ -100,7 +100,7 @@ def londi_figure(policies: Sequence[Policy], against: Against = "calls") -> Figu
                 _draw(axes, own, kind, against)
         _frame(axes, policies, against)
         figure.legend(loc="outside lower center", ncols=2, frameon=False, labelcolor=LIGHT["ink"], fontsize=9)
-        named = [p.learned or p in (pair or ()) for p in policies]
+        named = [p.is_switch or p in (pair or ()) for p in policies]
         write_labels(
             figure,
             axes,

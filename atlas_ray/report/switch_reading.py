@@ -40,26 +40,35 @@ def above_line(policy: Policy, quick: Policy, deepthink: Policy) -> tuple[float,
 
 
 def twins(policy: Policy, policies: Sequence[Policy]) -> list[Policy]:
-    """Baselines at the policy's rate of calls, to two digits, and triggers at their own, all under the same budget."""
+    """Baselines at a switch's rate of calls, to two digits, and triggers at their own, all under the same budget.
+
+    The rate of a rule that is kept as a switch is what it was set to, as theirs is.
+    """
+    rate = round(policy.deepthink_share, 2) if policy.learned else _set_to(policy)
 
     def at_its_rate(other: Policy) -> bool:
-        rate = re.search(r"\(p=([\d.]+)", other.name)
-        return rate is not None and float(rate[1]) == round(policy.deepthink_share, 2)
+        return other is not policy and (own := _set_to(other)) is not None and own == rate
 
     rivals = [p for p in policies if (p.budget, p.budget_unit) == (policy.budget, policy.budget_unit)]
     return [p for p in rivals if family(p) == TRIGGERS or (family(p) in MATCHED and at_its_rate(p))]
 
 
+def _set_to(policy: Policy) -> float | None:
+    """The rate of calls that a baseline was set to, where it has one."""
+    rate = re.search(r"\(p=([\d.]+)", policy.name)
+    return None if rate is None else float(rate[1])
+
+
 def read_londi(policies: Sequence[Policy]) -> dict[str, list[str]]:
-    """Sentences by what they are about: all policies first, then every learned switch under its name."""
+    """Sentences by what they are about: all policies first, then every switch under its name."""
     pair = ends(policies)
     told = {"All policies": _all(policies, pair)}
     for policy in policies:
-        if policy.learned:
+        if policy.is_switch:
             about = [] if pair is None else [_line(policy, *pair)]
             about += _versus(policy, twins(policy, policies))
             about += [] if pair is None else [_saving(policy, pair[1])]
-            told[policy.name] = about + _spread(policy) + _chosen(policy)
+            told[policy.name] = about + _spread(policy) + _chosen(policy) + _kept(policy)
     return {name: sentences for name, sentences in told.items() if sentences}
 
 
@@ -136,6 +145,15 @@ def _chosen(policy: Policy) -> list[str]:
         return []
     more = policy.chosen_success - policy.success
     return [f"In the episodes that chose it its success was {policy.chosen_success:.2f}, {signed(-more)} here."]
+
+
+def _kept(policy: Policy) -> list[str]:
+    if policy.checkpoint is None:
+        return []
+    return [
+        f"It was fitted to training episodes, not learned, and is kept as checkpoints/{policy.checkpoint}: it can be "
+        "served and collected with like a learned switch."
+    ]
 
 
 def _interval(policy: Policy) -> str:

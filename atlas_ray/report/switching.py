@@ -28,7 +28,7 @@ def reading_part(policies: Sequence[Policy]) -> list[Html]:
 
 def switch_pictures(run: Run) -> list[Html]:
     """Success against compute, the twin of the headline's picture."""
-    if not any(p.learned for p in run.policies):
+    if not any(p.is_switch for p in run.policies):
         return []
     figure = svg(londi_figure(run.policies, "compute"), "londi-compute", "Success against compute")
     caption = (

@@ -270,7 +270,17 @@ class RunLayout:
     @property
     def switch_checkpoints(self) -> list[Path]:
         """Directories of the trained switches that lie here, sorted by name."""
-        return [path.parent for path in sorted(self.checkpoints.glob("switch-*/config.json"))]
+        return [path.parent for path in sorted(self.checkpoints.glob("switch-*-seed*/config.json"))]
+
+    def switch_rule(self, terms: str) -> Path:
+        """Directory of a switch that was fitted and not trained; ``terms`` are ``classifier0.25`` and the like."""
+        return self.checkpoints / f"switch-{terms}"
+
+    @property
+    def switch_rules(self) -> list[Path]:
+        """Directories of the fitted switches that lie here, sorted by name."""
+        found = (path.parent for path in self.checkpoints.glob("switch-*/config.json"))
+        return sorted(set(found) - set(self.switch_checkpoints))
 
     # -- scores
 

@@ -11,7 +11,7 @@ from ..agents.spec import agent_spec
 from ..cluster.worker_state import WorkerState
 from ..errors import InputError
 from ..recipe.loading import Recipe
-from ..recipe.of_run import RunPolicy, recipe_of, switch_policies
+from ..recipe.of_run import RunPolicy, only_switch, recipe_of, switch_policies
 from ..rundir.layout import RunLayout
 from ..stages.same_models import policy_models, refuse_other_models
 from ..switching.baselines import Always
@@ -74,8 +74,8 @@ def open_sessions(run_dir: Path, name: str | None = None, max_sessions: int | No
 
 def _only(run_dir: Path, known: Mapping[str, Path | RunPolicy]) -> str:
     tuned = [name for name, served in known.items() if isinstance(served, Path)]
-    switches = [name for name, served in known.items() if isinstance(served, RunPolicy) and served.number is None]
-    choice = switches or tuned
-    if len(choice) != 1:
+    switches = [served for served in known.values() if isinstance(served, RunPolicy) and served.number is None]
+    choice = only_switch(switches) if switches else tuned[0] if len(tuned) == 1 else None
+    if choice is None:
         raise InputError(f"say which policy: {', '.join(known) or 'the run has none yet'}", run_dir)
-    return choice[0]
+    return choice

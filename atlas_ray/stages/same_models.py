@@ -20,8 +20,8 @@ def models_and_encoders(recipe: Recipe, stage: str) -> Iterator[tuple[str, str]]
     yield from STAGE[stage].models(recipe)
     if stage == "collect" and recipe.collect and recipe.collect.switch:
         policy = policy_of(recipe.collect.switch, "collect.switch")
-        if policy.number is None and policy.settings.encoder not in ENCODERS:
-            yield "collect.switch", policy.settings.encoder
+        if policy.encoder is not None and policy.encoder not in ENCODERS:
+            yield "collect.switch", policy.encoder
     if stage in ("switch", "rounds") and recipe.switch and recipe.switch.encoder not in ENCODERS:
         yield "switch.encoder", recipe.switch.encoder
 

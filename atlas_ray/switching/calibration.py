@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from ..errors import InputError
 from .baselines import calibrate
 from .fitted import Branch, calibrate_escalation
@@ -57,7 +59,8 @@ class Calibration:
         """
         weights = classifier_of(shadowed)
         chances = [chance(weights, _read(row, step)) for row in quick for step in range(row["steps"])]
-        return replace(self, classifier=weights, chances=chances)
+        # in float32, as the rule reads them
+        return replace(self, classifier=weights, chances=np.array(chances, np.float32).tolist())
 
     def with_escalation(
         self, quick: Sequence[dict[str, Any]], escalated: Sequence[dict[str, Any]], after: int
@@ -109,7 +112,8 @@ def classifier_of(
 
 
 def _read(row: dict[str, Any], step: int) -> Any:
-    return read(row["episode"]["instruction"], _past(row, step))
+    past = _past(row, step)
+    return read(f"{row['episode']['instruction']}\n{past.observations[-1]}", past)
 
 
 def _past(row: dict[str, Any], step: int) -> Past:

@@ -12,28 +12,44 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+import numpy as np
+
 from ..models.hashed_words import Vector
 from .baselines import required
+from .features import EXTRA
 from .logistic import chance, read
-from .policy import Situation
+from .policy import Situation, SwitchConfig, SwitchPolicy
+from .signals import CLASSIFIER
+from .spending import Unit
 
 
-@dataclass(frozen=True)
-class Classifier:
-    """A call where QUICK's chance to do what DEEPTHINK would is below ``tau``.
+def classifier_switch(
+    weights: tuple[float, ...], tau: float, action: int = 1, budget: float | None = None, unit: Unit = "calls"
+) -> SwitchPolicy:
+    """A switch that calls where QUICK's chance to do what DEEPTHINK would is below ``tau``: linear, and not learned.
 
-    It is fitted to the steps of DEEPTHINK's successes, in which QUICK was asked too. A step has the label "downgrade"
-    where QUICK says the same.
+    The chance is fitted to the steps of DEEPTHINK's successes, in which QUICK was asked too. A step has the label
+    "downgrade" where QUICK says the same.
+
+    Args:
+        weights: of the chance, see :mod:`atlas_ray.switching.logistic`.
+        tau: rounded up to float32, in which the chance is read.
+        action: the model that it calls, which is the last one.
+        budget: of an episode.
+        unit: of the budget.
     """
-
-    weights: tuple[float, ...]
-    tau: float
-    action: int = 1
-    needs: ClassVar[frozenset[str]] = frozenset({"past"})
-
-    def decide(self, situations: Sequence[Situation]) -> list[int]:
-        """By each state, whose past must be there."""
-        return [self.action * (chance(self.weights, _seen(s)) < self.tau) for s in situations]
+    below = np.float32(tau)
+    if float(below) < tau:  # (numpy would compare in float32)
+        below = np.nextafter(below, np.float32(np.inf))
+    # half of it for models between the two, so that none of them is ever the largest
+    shares = np.array([0, *[0.5] * (action - 1), 1], np.float32)
+    weight = np.zeros((action + 1, 1 + EXTRA), np.float32)
+    weight[:, 0] = -shares
+    bias = shares * below
+    config = SwitchConfig(
+        1, (), action + 1, budget=budget, unit=unit, signals=(CLASSIFIER,), classifier=tuple(map(float, weights))
+    )
+    return SwitchPolicy(config, {"layers.0.weight": weight, "layers.0.bias": bias})
 
 
 @dataclass(frozen=True)
@@ -57,9 +73,11 @@ class EscalateOnce:
         return chance(self.weights, _seen(situation, self.after))
 
 
-def _seen(situation: Situation, until: int | None = None) -> Vector:
+def _seen(situation: Situation, step: int) -> Vector:
     past = required(situation.past, "past")
-    return read(situation.text.partition("\n")[0], past if until is None else past.until(until))
+    goal = situation.text.removesuffix(f"\n{past.observations[-1]}")
+    then = past.until(step)
+    return read(f"{goal}\n{then.observations[-1]}", then)
 
 
 class Branch(NamedTuple):

@@ -22,11 +22,16 @@ _ITERATIONS = 30
 
 
 @lru_cache(maxsize=10_000)
-def read(goal: str, past: Past) -> Vector:
-    """``[WIDTH]``: the present state of an episode, read-only."""
+def read(text: str, past: Past) -> Vector:
+    r"""``[WIDTH]``: the present state of an episode, read-only.
+
+    Args:
+        text: ``"goal\nobservation"``.
+        past: its actions are read; of its observations, which may be digests, only which are the same.
+    """
     loops: list[float] = [past.visits / (1 + past.visits), past.unchanged / (1 + past.unchanged), 1.0]
     parts: list[Vector | list[float]] = [
-        encode(f"{goal}\n{past.observations[-1]}", WORDS),
+        encode(text, WORDS),
         encode(", ".join(past.actions), ACTIONS),
         loops,
     ]

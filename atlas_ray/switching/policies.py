@@ -20,7 +20,7 @@ from ..rundir.layout import RunLayout
 from .baselines import Always, EveryKth, Oracle, Random, Shadowed, Threshold, Triggers
 from .calibration import Calibration
 from .evaluate import Policy
-from .fitted import Classifier, EscalateOnce
+from .fitted import EscalateOnce, classifier_switch
 from .policy import CHOSEN, SwitchPolicy
 from .spending import Unit
 
@@ -57,6 +57,14 @@ class PolicySpec:
     after: int = 0
 
     @property
+    def saved_as(self) -> str | None:
+        """The terms in the name of the directory of a rule that is kept as a switch; None for others."""
+        if self.kind != "classifier":
+            return None
+        limit = "" if self.limit is None else f"-{_limit_word(self).replace('=', '')}"
+        return f"classifier{_rate_word(self.rate)}{limit}"
+
+    @property
     def limit(self) -> int | str | None:
         """Its budget as people say it: calls, or ``tokens=2000``; None without one."""
         if self.budget is None:
@@ -77,13 +85,14 @@ class PolicySpec:
         """The policy itself; ``seed`` is of what it draws."""
         if self.seeds:
             return SwitchPolicy.load(localize(str(self.directory(training))))
+        if self.kind == "classifier":
+            return classifier_switch(self.weights, self.tau, self.action, self.budget, self.unit)
         rules: dict[str, Policy] = {
             "always": Always(self.action),
             "random": Random(self.rate, seed, self.action),
             "every": EveryKth(self.rate, self.action),
             "threshold": Threshold(self.tau, self.action),
             "triggers": Triggers(self.critical, self.action),
-            "classifier": Classifier(self.weights, self.tau, self.action),
             "escalate": EscalateOnce(self.weights, self.tau, self.after, self.action),
             "oracle": Oracle(self.action),
             "shadowed": Shadowed(self.action),
@@ -211,8 +220,7 @@ def baselines(
             continue
         for rate, under in [*wanted, *((rate, unlimited) for rate in settings.rates)]:
             if rate:
-                digits = f"{rate:.2f}" if round(rate, 2) == rate else f"{rate:g}"
-                name = f"{kind}(p={digits}{'' if under.limit is None else f', {_limit_word(under)}'})"
+                name = f"{kind}(p={_rate_word(rate)}{'' if under.limit is None else f', {_limit_word(under)}'})"
                 calls = under.limit if isinstance(under.limit, int) else None
                 terms = calibration.terms(kind, rate, calls)
                 terms |= {"budget": under.budget, "unit": under.unit, "rate": rate}
@@ -225,6 +233,10 @@ def baselines(
 def chance_of_a_run(share: float, run: int) -> float:
     """With which a run of so many steps has to begin at every decision, so that calls are this share of the steps."""
     return share / (run - share * (run - 1))
+
+
+def _rate_word(rate: float) -> str:
+    return f"{rate:.2f}" if round(rate, 2) == rate else f"{rate:g}"
 
 
 def _limit_word(policy_spec: PolicySpec) -> str:
@@ -284,6 +296,8 @@ def summarize_policy(
     if models > 2:
         row["calls_by_model"] = [fmean(r["calls_by_model"][n] for r in rows) for n in range(models)]
     row |= {name: value for name, value in (("lost_episodes", lost), ("replies", replies.row())) if value}
+    if policy_spec.saved_as is not None:
+        row["checkpoint"] = RunLayout().switch_rule(policy_spec.saved_as).name
     if policy_spec.seeds:
         row["seeds"] = list(policy_spec.seeds)
         row["success_by_seed"] = [fmean(r["success"] for r in run) for run in runs]

@@ -24,7 +24,7 @@ from .budget import QUICK, amount, share, whole
 from .features import BUDGET_ENTRY, EXTRA, with_shares
 from .logistic import WIDTH
 from .past import Past
-from .signals import CLASSIFIER, PAST, WIDTHS, of_past, total_width
+from .signals import CLASSIFIER, FROM_PAST, WIDTHS, of_classifier, of_past, total_width
 from .spending import Unit
 
 if TYPE_CHECKING:  # a saved switch decides without the agents
@@ -162,11 +162,17 @@ class SwitchPolicy:
         return [int(n) for n in self.values(situations).argmax(-1)] if situations else []
 
     def _read(self, situations: Sequence[Situation]) -> Vector:
-        pasts = [s.past for s in situations if s.past is not None]
-        if wants := self.reads_beside(PAST if len(pasts) == len(situations) else frozenset()):
-            raise InputError(f"this switch reads {' and '.join(wants)}: give them as `encoded`")
+        seen = [(s.text, s.past) for s in situations if s.past is not None]
+        if wants := self.reads_beside(FROM_PAST if len(seen) == len(situations) else frozenset()):
+            how = "`encoded`" if self.reads_beside(FROM_PAST) else "`past`, or as `encoded`"
+            raise InputError(f"this switch reads {' and '.join(wants)}: give them as {how}")
         parts = [self.encoder([s.text for s in situations])]
-        parts += [np.array([[of_past(name, past)] for past in pasts], np.float32) for name in self.config.signals]
+        for name in self.config.signals:
+            told = [
+                of_classifier(self.config.classifier, text, past) if name == CLASSIFIER else of_past(name, past)
+                for text, past in seen
+            ]
+            parts.append(np.array(told, np.float32)[:, None])
         return np.concatenate(parts, axis=1)
 
     def reads_beside(self, given: Collection[str]) -> list[str]:
@@ -180,6 +186,7 @@ class SwitchPolicy:
         budget_left: float | None = None,
         step_share: float = 0.0,
         encoded: Vector | None = None,
+        past: Past | None = None,
     ) -> int:
         r"""Which model should act now.
 
@@ -190,6 +197,8 @@ class SwitchPolicy:
             step_share: steps taken so far, as a share of the limit, 0..1.
             encoded: ``[features]``, what is read in place of the text by a switch with signals or with QUICK's hidden
                 state, in this order.
+            past: the episode so far, from which a switch reads the signals `visits`, `unchanged`, `since-call` and
+                `classifier` by itself.
 
         Returns:
             0 for QUICK, 1 for DEEPTHINK (with more models their number); always 0 with ``budget_left`` of 0 or less.
@@ -203,9 +212,11 @@ class SwitchPolicy:
         step_share = _share(step_share)
         if encoded is not None:
             encoded = _vector(encoded, self.config.features)
+        if past is not None and not (isinstance(past, Past) and past.observations):
+            raise InputError("must be a Past that ends with the present observation", field="past")
         if left is not None and left <= 0:
             return QUICK
-        return self.decide([Situation(observation, left, step_share, "", 0, encoded)])[0]
+        return self.decide([Situation(observation, left, step_share, "", 0, encoded, past=past)])[0]
 
     def save(self, directory: str | Path) -> None:
         """Write the switch, atomically."""

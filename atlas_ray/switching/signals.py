@@ -34,6 +34,8 @@ CLASSIFIER = "classifier"
 """Fitted to training episodes before a switch learns; at play no model is asked for it."""
 PAST = frozenset({"visits", "unchanged", "since-call"})
 """Those of the episode's own past, for which no model is asked."""
+FROM_PAST = PAST | {CLASSIFIER}
+"""Those that follow from the text and the episode's past."""
 
 
 class Confidence(NamedTuple):
@@ -64,9 +66,9 @@ def of_past(name: str, past: Past) -> float:
     return count / (1 + count)
 
 
-def of_classifier(weights: Sequence[float], goal: str, past: Past) -> float:
+def of_classifier(weights: Sequence[float], text: str, past: Past) -> float:
     """The chance that QUICK would do what DEEPTHINK would, 0..1, by weights that were fitted to training episodes."""
-    return chance(weights, read(goal, past._replace(acted=())))  # so that equal states are read once
+    return chance(weights, read(text, past._replace(acted=())))  # so that equal states are read once
 
 
 def of_proposal(goal: str, decision: Decision | None) -> Vector:

@@ -37,6 +37,7 @@ from .policies import (
     single_model_policies,
     summarize_policy,
 )
+from .policy import SwitchPolicy
 from .signals import CLASSIFIER
 from .stage_context import StageContext
 from .tasks import PlayTask, TrainTask, engine_leases, remaining, rollout_chunk, train
@@ -50,6 +51,7 @@ def switch_stage(recipe: Recipe, run_dir: str | Path, say: Callable[[str], None]
     Writes ``checkpoints/switch-cost0.05-seed0/`` and the like; ``switch/selection.jsonl``, episodes played before the
     test (what a call takes, what a percentage is of, QUICK's margins), and ``switch/usage.json``, what came of them;
     ``switch/fitting.jsonl``, training episodes that baselines and a signal are fitted to;
+    ``checkpoints/switch-classifier0.25/`` and the like, such baselines as switches;
     ``switch/episodes.jsonl``, a row per test episode; ``switch/policies.json``, the rows returned; and
     ``switch/replay.json``, a few episodes of the last budget's switch, or of the last switch, step by step.
 
@@ -82,7 +84,8 @@ def switch_stage(recipe: Recipe, run_dir: str | Path, say: Callable[[str], None]
             learned = _train_all(context, selection)
             policy_specs, rows = _play_test(context, learned, selection)
             if not context.layout.switch_replay.is_file():
-                record_episodes(context, learned, scorable_episodes(rows, "the comparison"))
+                own = learned or [spec for spec in policy_specs if spec.saved_as]
+                record_episodes(context, own, scorable_episodes(rows, "the comparison"))
         summaries = _summarize(context, policy_specs, rows)
         files.write_json(context.layout.switch_policies, summaries)
         context.report_tally()
@@ -321,17 +324,29 @@ def _play_test(
     rows = test.play([*plain, *learned])
     scorable, calibration = scorable_episodes(rows, "the comparison"), _calibration(context, selection)
     rules = baselines(context.settings, learned, scorable, calibration)
+    _keep_fitted(context, rules)
     return [*plain, *learned, *rules], rows + test.play(rules)
 
 
-def record_episodes(context: StageContext, learned: Sequence[PolicySpec], rows: Sequence[Row]) -> None:
+def _keep_fitted(context: StageContext, rules: Sequence[PolicySpec]) -> None:
+    """Save the rules that are switches, to be served and collected with like learned ones."""
+    for rule in rules:
+        if rule.saved_as is None or (where := context.layout.switch_rule(rule.saved_as)).is_dir():
+            continue
+        policy = rule.make_policy(context.recipe.seed)
+        assert isinstance(policy, SwitchPolicy)
+        policy.save(where)
+        context.say(f"  {rule.name} is kept as {where.relative_to(context.run_dir)}")
+
+
+def record_episodes(context: StageContext, switches: Sequence[PolicySpec], rows: Sequence[Row]) -> None:
     """Play a few episodes of a switch again, and write their steps to ``switch/replay.json``.
 
     One of each kind that there is, so that its failures are seen too: a success with calls, a failure with calls, a
     success without any; of a kind the one with most steps by QUICK.
     """
-    spec = next((spec for spec in reversed(learned) if spec.budget is not None), learned[-1])
-    training = spec.seeds[0]
+    spec = next((spec for spec in reversed(switches) if spec.budget is not None), switches[-1])
+    training = spec.training_seeds[0]
     own = [row for row in rows if row["policy"] == spec.name and row["training"] == training]
     kinds: dict[tuple[bool, bool], Row] = {}
     for row in sorted(own, key=lambda r: r["steps"] - r["calls"]):

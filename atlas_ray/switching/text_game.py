@@ -162,7 +162,7 @@ class TextGame:
             elif signal in SCORED:
                 values = [getattr(c, signal) for c in sure]
             elif signal == CLASSIFIER:
-                values = [of_classifier(self.classifier, e.goal, e.past) for e in episodes]
+                values = [of_classifier(self.classifier, e.text, e.past) for e in episodes]
             else:
                 values = [of_past(signal, episode.past) for episode in episodes]
             parts.append(np.array(values, np.float32)[:, None])

@@ -1,17 +1,19 @@
 """A switch that reads the past is shown it from a session's own turns."""
 
+import shutil
 from urllib.parse import quote
 
 import numpy as np
 import pytest
 from gateway_parts import ask, gateway
-from serving_sessions import switch
+from serving_sessions import rule, switch
 from switch_models import SHAPES, model, specs
 
 from atlas_ray.agents.token_agent import Agent
 from atlas_ray.engines import TransformersEngine
 from atlas_ray.errors import InputError
 from atlas_ray.gateway.opening import check_gateway, recipe_of_gateway
+from atlas_ray.gateway.past import actions_of
 from atlas_ray.models.encoders import make_encoder
 from atlas_ray.models.tiny import build_tokenizer
 from atlas_ray.rundir.files import read_json
@@ -23,7 +25,7 @@ from tests.gateway.test_learned import STEPS, Player, play, run
 from tests.gateway.test_sessions import Talks, request
 
 SIGNALS, WIDTH = ("unchanged", "visits", "since-call"), 32
-NAME = "switch-budget2-seed1"
+NAME, SEEDS = "switch-budget2-seed1", range(3)
 __all__ = ["run"]
 of_actions = pytest.mark.parametrize("run", ["action"], indirect=True)
 
@@ -97,6 +99,56 @@ def test_a_record_shows_a_switch_that_learns_from_it_what_its_sessions_were_show
         left = np.maximum(0, 2 - logged.calls_before()) / 2
         assert logged.features(left).tobytes() == seen.pop(told[episode.id]).tobytes(), "equal to the bit"
     assert not seen
+
+
+@pytest.mark.parametrize("budget", [None, 2])
+def test_a_rule_of_a_classifier_goes_as_in_play(run, tmp_path, shown, budget):
+    """It reads what was done, too: from the conversation, as the models of a run do."""
+    policy = rule(0.766, budget=budget)  # of its chances here
+    policy.save(run / "checkpoints" / "switch-classifier0.30")
+    made = recipe_of_gateway(run, "switch-classifier0.30")
+    with gateway(made, tmp_path) as (port, answering):
+        assert answering.admission.limits.calls == budget
+        clients = [play(port, seed) for seed in SEEDS]
+    seen = sorted(x.tobytes() for x in shown)
+    shown.clear()
+    own = [Agent(TransformersEngine(model(name), 1, build_tokenizer()), made.style) for name in SHAPES]
+    rows = evaluate_policy(policy, own, specs(STEPS), SEEDS, budget, record=True)
+    assert [row["called_at"] for row in rows] == [client.called_at for client in clients]
+    assert [[step["action"] for step in row["episode"]["steps"]] for row in rows] == [c.actions for c in clients]
+    assert sorted(x.tobytes() for x in shown) == seen and len(set(seen)) > 6
+    assert 0 < sum(row["calls"] for row in rows) < sum(row["steps"] for row in rows)
+    shutil.rmtree(run / "checkpoints" / "switch-classifier0.30")
+
+
+def test_actions_are_those_of_the_sessions_own_turns_with_tool_calls_as_they_are_recorded():
+    call = {"function": {"name": "open", "arguments": '{"door": 1}'}}
+    talk = [
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "content": "Thought:\nan example\n\nAction:\nlook"},
+        {"role": "user", "content": "a room"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "open"},
+        {"role": "assistant", "content": [{"type": "text", "text": "Thought:\nso\n\nAction:\ngo in"}]},
+    ]
+    assert actions_of(talk, "react") == ("look", 'open({"door": 1})', "go in")
+    assert actions_of([{"role": "assistant", "content": "I do not know"}], "react") == ("I do not know",)
+
+
+@of_actions
+def test_examples_before_a_session_are_no_actions_of_its_past(run, tmp_path):
+    rule().save(run / "checkpoints" / "switch-classifier0.30")
+    talks = Talks(tmp_path, switch=f"{run}/switch-classifier0.30")
+    pasts, choose = [], talks.admission._decider.choose
+    talks.admission._decider.choose = lambda *a: pasts.append(a[-1].past) or choose(*a)
+    talk = ["go", "an example", "a room"]
+    talks.turn(*talk, text="x")
+    talks.turn(*talk, "x", "a hall", text="y")
+    talks.turn(*talk, "x", "a hall", "y", "a hall")
+    assert [past.actions for past in pasts] == [(), ("x",), ("x", "y")]
+    assert [past.unchanged for past in pasts] == [0, 0, 1]
+    talks.store.close()
+    shutil.rmtree(run / "checkpoints" / "switch-classifier0.30")
 
 
 class Watched(Talks):

@@ -5,6 +5,7 @@ import logging
 import os
 import queue
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from serving_sessions import HOST, ask, begin, play_over, switch
+from serving_sessions import HOST, ask, begin, play_over, rule, switch
 from switch_models import LEVELS, SHAPES, model
 
 from atlas_ray import cli
@@ -85,6 +86,23 @@ def test_switches_tuned_models_and_the_switchs_own_models_can_be_served(run):
     assert shapes["always-deepthink"] == (None, 5, 1, "deepthink")
     with open_sessions(run, "all-s0", max_sessions=2) as sessions:
         assert sessions.max_sessions == 2
+
+
+def test_a_fitted_switch_is_served_too_and_taken_unasked_where_no_switch_was_learned(run):
+    rule().save(run / "checkpoints" / "switch-classifier0.25")
+    with open_sessions(run, "switch-classifier0.25") as sessions:
+        assert (sessions.budget, len(sessions.models)) == (None, 2)
+    with pytest.raises(InputError, match="say which policy: all-s0, switch-budget1-seed0"), open_sessions(run):
+        pass
+    shutil.rmtree(run / "checkpoints" / "switch-budget1-seed0")
+    with open_sessions(run) as sessions:
+        assert sessions.name == "switch-budget2-seed0"
+    shutil.rmtree(run / "checkpoints" / "switch-budget2-seed0")
+    with open_sessions(run) as sessions:
+        assert sessions.name == "switch-classifier0.25"
+    rule(budget=2).save(run / "checkpoints" / "switch-classifier0.25-n2")
+    with pytest.raises(InputError, match="say which policy: .*switch-classifier0.25-n2"), open_sessions(run):
+        pass
 
 
 def test_which_policy_has_to_be_said_where_there_are_several(run, tmp_path):

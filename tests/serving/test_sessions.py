@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from serving_sessions import STEPS, Client, refused, served, stubbed, switch
+from serving_sessions import STEPS, Client, refused, rule, served, stubbed, switch
 from switch_models import agents, specs
 
 from atlas_ray.agents.token_agent import LostAnswer
@@ -32,11 +32,18 @@ def play_at(sessions, seeds):
 
 
 @pytest.mark.parametrize(
-    ("budget", "signals"),
-    [(None, ("margin", "catch-up")), (2, ("margin",)), (2, ("proposal", "visits", "unchanged", "since-call"))],
+    ("budget", "policy"),
+    [
+        (None, switch(None, ("margin", "catch-up"))),
+        (2, switch(2, ("margin",))),
+        (2, switch(2, ("proposal", "visits", "unchanged", "since-call"))),
+        (None, switch(None, ("visits", "classifier"))),
+        (None, rule()),
+        (2, rule(budget=2)),
+    ],
 )
-def test_episodes_go_as_they_do_in_play(budget, signals):
-    policy, seeds = switch(budget, signals), range(11)
+def test_episodes_go_as_they_do_in_play(budget, policy):
+    seeds = range(11)
     expected = evaluate_policy(policy, agents(4), specs(STEPS), seeds, budget, record=True)
     done = play_at(served(policy, budget), seeds)
     assert any(row["calls"] for row in expected) and any(row["calls"] < row["steps"] for row in expected)

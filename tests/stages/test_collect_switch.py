@@ -3,6 +3,7 @@
 import dying_env
 import pytest
 from collecting_runs import collects, finished_run, random_switch, save_model
+from serving_sessions import rule
 from switch_models import LEVELS
 
 from atlas_ray import envs, pipeline
@@ -23,13 +24,16 @@ from atlas_ray.switching.players import close_players, open_players
 from atlas_ray.trajectory import read_trajectories
 
 SWITCH, DYING = "switch-cost0.05-seed0", "dying_env:Dying/Doors-v0"
+RULE = "switch-classifier0.30"
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A finished run whose small model knows nothing and whose large one is the expert."""
     folder = tmp_path_factory.mktemp("finished")
-    return finished_run(folder / "run", [save_model("quick", folder), "expert"])
+    made = finished_run(folder / "run", [save_model("quick", folder), "expert"])
+    rule(0.65).save(made / "checkpoints" / RULE)
+    return made
 
 
 def played(run, policy, spec, seeds, budget=None):
@@ -49,7 +53,8 @@ def content(run_dir):
 
 
 @pytest.mark.parametrize(
-    ("name", "budget", "levels"), [(SWITCH, None, LEVELS), ("switch-budget2-seed0", 2, LEVELS[:1])]
+    ("name", "budget", "levels"),
+    [(SWITCH, None, LEVELS), ("switch-budget2-seed0", 2, LEVELS[:1]), (RULE, None, LEVELS)],
 )
 def test_the_first_successes_are_kept_with_who_acted_and_everything_played_is_counted(
     run, tmp_path, name, budget, levels
@@ -74,7 +79,8 @@ def test_the_first_successes_are_kept_with_who_acted_and_everything_played_is_co
         assert {s.probability for s in t.steps} == {1.0}
         assert (t.success, t.score, t.source, t.id) == (True, row["score"], f"lesson/{name}", f"{t.env}/{t.seed}")
     acted = {s.actor for t in made for s in t.steps}
-    assert acted == {"quick", "deepthink"}
+    assert acted == {"quick", "deepthink"} or name == RULE, "which wins only where it calls throughout"
+    assert all(usage["calls_by_model"])
     for field in ("steps", "calls", "flops"):
         assert usage[field] == sum(row[field] for row in counted), field
     for field in ("calls_by_model", "tokens"):
@@ -222,7 +228,10 @@ def test_what_is_not_there_is_refused_before_anything_runs(run, tmp_path):
     for policy, says in (
         (tmp_path / "nowhere" / SWITCH, "is no run directory"),
         (run / "switch-cost0.5-seed0", f"did you mean '{SWITCH}'"),
-        (run / "checkpoints" / "all-s0", f"it has switch-budget2-seed0, {SWITCH}, always-quick, always-deepthink"),
+        (
+            run / "checkpoints" / "all-s0",
+            f"it has switch-budget2-seed0, {SWITCH}, {RULE}, always-quick",
+        ),
         ("switch", "RUN/switch-cost0.05-seed0"),
     ):
         error = refused(collects(policy), tmp_path / "x")

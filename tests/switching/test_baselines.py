@@ -9,7 +9,8 @@ from atlas_ray.data.results import Policy, interval
 from atlas_ray.recipe.loading import Switch
 from atlas_ray.switching.baselines import Always, EveryKth, Oracle, Random, Threshold, Triggers, calibrate
 from atlas_ray.switching.calibration import Calibration
-from atlas_ray.switching.fitted import Branch, Classifier, EscalateOnce
+from atlas_ray.switching.fitted import Branch, EscalateOnce, classifier_switch
+from atlas_ray.switching.logistic import BLANK
 from atlas_ray.switching.policies import (
     baselines,
     call_histogram,
@@ -195,14 +196,18 @@ def test_rules_that_look_back_are_fitted_once_and_set_to_each_rate(tmp_path):
     learned = learned_policies(recipe, tmp_path)
     rows = [row(c.name, t, s, True, [0, 1], 8) for c in learned for t in (0, 7) for s in range(3)]
     branches = [Branch(n / 10, 8, 4, 2) for n in range(10)]
-    fitted = Calibration(classifier=(1.0,), chances=[0.1, 0.2, 0.3, 0.4], escalation=(2.0,), after=3, branches=branches)
+    fitted = Calibration(classifier=BLANK, chances=[0.1, 0.2, 0.3, 0.4], escalation=(2.0,), after=3, branches=branches)
     by_name = {c.name: c for c in baselines(recipe, learned, rows, fitted)}
     assert list(by_name) == [
         *("classifier(p=0.25)", "classifier(p=0.25, n=0)", "classifier(p=0.25, n=2)"),
         *("escalate(p=0.25)", "escalate(p=0.25, n=0)", "escalate(p=0.25, n=2)"),
         *("triggers", "triggers(n=2)"),
     ]
-    assert by_name["classifier(p=0.25)"].make_policy(0) == Classifier((1.0,), 0.2)
+    for name, budget in (("classifier(p=0.25)", None), ("classifier(p=0.25, n=2)", 2)):
+        made, same = by_name[name].make_policy(0), classifier_switch(BLANK, 0.2, budget=budget)
+        assert made.config == same.config and str(made.tensors) == str(same.tensors)
+    kept = ("classifier0.25", "classifier0.25-n0", "classifier0.25-n2")
+    assert tuple(spec.saved_as for spec in by_name.values() if spec.saved_as) == kept
     # eight of ten: 16 calls in 48 steps are 0.33, seven: 14 in 52 are 0.27, six: 12 in 56 are 0.21
     assert by_name["escalate(p=0.25, n=2)"].make_policy(0) == EscalateOnce((2.0,), 0.7, 3)
     assert by_name["triggers(n=2)"].make_policy(0) == Triggers(("drop",))

@@ -13,7 +13,7 @@ from atlas_ray.errors import InputError
 from atlas_ray.switching.baselines import Always, Shadowed, Triggers, calibrate
 from atlas_ray.switching.calibration import Calibration
 from atlas_ray.switching.evaluate import evaluate_policy
-from atlas_ray.switching.fitted import Branch, Classifier, EscalateOnce, calibrate_escalation
+from atlas_ray.switching.fitted import Branch, EscalateOnce, calibrate_escalation, classifier_switch
 from atlas_ray.switching.logistic import BLANK, chance, fit, read
 from atlas_ray.switching.past import Past
 from atlas_ray.switching.players import ExpertPlayer
@@ -96,7 +96,7 @@ def calibration():
 
 
 def test_a_classifier_calls_where_quick_fails_and_nowhere_else(calibration):
-    rule = Classifier(calibration.classifier, 0.5)
+    rule = classifier_switch(calibration.classifier, 0.5)
     for row in play(rule, TEST, "test", record=True):
         assert row["called_at"] == [t for t, s in enumerate(shown(row)) if "red" in s]
         assert row["success"] and row["steps"] == signs_env.JUNCTIONS
@@ -106,22 +106,44 @@ def test_a_classifier_calls_where_quick_fails_and_nowhere_else(calibration):
     assert len(calibration.chances) == sum(row["steps"] for row in quick), "of QUICK's own steps on training roads"
 
 
-def test_a_switch_that_reads_the_classifier_can_play_as_it_does_and_keeps_it(calibration, tmp_path):
-    """Linear: a call where the chance is below a half. Saved and loaded it is the same to the bit."""
-    weights = {"layers.0.weight": np.array([[0, 0, 0], [-1, 0, 0]], np.float32)}
-    weights["layers.0.bias"] = np.array([0, 0.5], np.float32)
-    config = SwitchConfig(1, (), signals=("classifier",), classifier=calibration.classifier)
-    SwitchPolicy(config, weights).save(tmp_path / "switch")
-    learned = SwitchPolicy.load(tmp_path / "switch")
-    assert learned.config == config
-    for budget in (None, 1):
-        by_rule, by_network = (
-            play(policy, TEST, "test", budget=budget) for policy in (Classifier(calibration.classifier, 0.5), learned)
-        )
-        assert [r["called_at"] for r in by_rule] == [r["called_at"] for r in by_network]
-        assert any(r["calls"] for r in by_rule)
-    with pytest.raises(InputError, match="classifier: give them as `encoded`"):
-        learned("go to the end\na red road")
+@pytest.mark.parametrize("budget", [None, 1])
+def test_a_rule_of_a_classifier_is_a_switch_that_decides_by_its_chance(calibration, tmp_path, budget):
+    """Saved and loaded it is the same; from Python it reads an episode's past by itself."""
+    tau = calibrate(calibration.chances, 0.25)
+    classifier_switch(calibration.classifier, tau, budget=budget).save(tmp_path / "switch")
+    rule = SwitchPolicy.load(tmp_path / "switch")
+    assert rule.config.signals == ("classifier",) and rule.config.budget == budget
+    made = 0
+    for row in play(rule, TEST, "test", budget=budget, record=True):
+        observations, actions = shown(row), [step["action"] for step in row["episode"]["steps"]]
+        called = []
+        for t, observation in enumerate(observations):
+            so_far = past(observations[: t + 1], actions[:t])
+            text = f"{row['episode']['instruction']}\n{observation}"
+            own = chance(calibration.classifier, read(text, so_far))
+            left = None if budget is None else budget - len(called)
+            called += [t] if float(np.float32(own)) < tau and left != 0 else []
+            assert rule(text, left, past=so_far) == (t in called)
+        assert row["called_at"] == called
+        made += len(called)
+    assert made
+    with pytest.raises(InputError, match="classifier: give them as `past`, or as `encoded`"):
+        rule("go to the end\na red road")
+    for wrong in (("a",), Past((), (), ())):
+        with pytest.raises(InputError, match="a Past that ends with the present observation") as error:
+            rule("go to the end\na red road", past=wrong)
+        assert error.value.field == "past"
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.25, 0.5, 1.0])
+def test_a_rule_calls_at_the_states_below_its_threshold_in_the_precision_in_which_it_reads(calibration, rate):
+    """Also where the threshold is one of the chances, or lies above all of them."""
+    tau = calibrate(calibration.chances, rate)
+    rule = classifier_switch(calibration.classifier, tau, action=2)
+    features = np.array([[c, 1, 0] for c in calibration.chances], np.float32)
+    wanted = [2 * (c < tau) for c in calibration.chances]
+    assert rule.greedy(features) == wanted and rule.config.models == 3
+    assert {0.0: {0}, 1.0: {2}}.get(rate, {0, 2}) == set(wanted)
 
 
 @pytest.mark.parametrize(
@@ -168,5 +190,6 @@ def test_escalation_meets_the_rate_that_is_nearest(calibration):
 
 
 def test_a_state_is_read_the_same_whoever_acted():
-    assert read("g", past("ab")).tolist() == read("g", past("ab", acted=[1])).tolist()
-    assert read("g", past("aa")).tolist() != read("g", past("ba")).tolist()
+    assert read("g\nb", past("ab")).tolist() == read("g\nb", past("ab", acted=[1])).tolist()
+    assert read("g\na", past("aa")).tolist() != read("g\na", past("ba")).tolist()
+    assert read("g\na", past("aa")).tolist() == read("g\na", past("xx")).tolist(), "digests will do"

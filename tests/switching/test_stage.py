@@ -11,9 +11,11 @@ import pytest
 from switch_models import SHAPES, agents, model, small_switch, specs
 
 from atlas_ray.agents.rollout import SWITCH_TEST, SWITCH_TRAIN, seed_block
+from atlas_ray.cluster.worker_state import WorkerState
 from atlas_ray.data.results import Londi, interval
 from atlas_ray.models.tiny import build_tokenizer
 from atlas_ray.recipe.loading import Recipe
+from atlas_ray.recipe.of_run import switch_policies
 from atlas_ray.report.episode_view import switch_episode_view
 from atlas_ray.rundir import files
 from atlas_ray.switching import SwitchPolicy
@@ -21,7 +23,7 @@ from atlas_ray.switching.baselines import Always, EveryKth, Oracle, Random, Thre
 from atlas_ray.switching.calibration import classifier_of
 from atlas_ray.switching.evaluate import evaluate_policy
 from atlas_ray.switching.features import EXTRA
-from atlas_ray.switching.players import ExpertPlayer
+from atlas_ray.switching.players import ExpertPlayer, close_players, open_players
 from atlas_ray.switching.policies import learned_policies
 from atlas_ray.switching.policy import SwitchConfig
 from atlas_ray.switching.stage import switch_stage
@@ -260,6 +262,51 @@ def test_a_classifier_is_fitted_before_any_switch_learns_and_plays_as_the_baseli
     switch_stage(recipe, tmp_path, said.append)
     assert SwitchPolicy.load(folders[1]).config == configs[0]
     assert lines(tmp_path / "switch" / "fitting.jsonl") == played
+
+
+def test_a_rule_of_a_classifier_is_kept_as_a_switch_that_plays_as_its_row_says(compared):
+    rows = [row for row in compared.rows if "checkpoint" in row]
+    assert [row["name"] for row in rows] == [r["name"] for r in compared.rows if r["name"].startswith("classifier")]
+    assert len(rows) >= 2 and any("budget" in row for row in rows)
+    shadowed = [r for r in lines(compared.directory / "switch" / "fitting.jsonl") if "shadowed" in r["policy"]]
+    episodes = lines(compared.directory / "switch" / "episodes.jsonl")
+    for row in rows:
+        rule = SwitchPolicy.load(compared.directory / "checkpoints" / row["checkpoint"])
+        assert (rule.config.budget, rule.config.classifier) == (row.get("budget"), classifier_of(shadowed))
+        own = sorted((r for r in episodes if r["policy"] == row["name"]), key=lambda r: r["seed"])
+        players = open_players(compared.recipe, state := WorkerState(0))
+        seeds = [r["seed"] for r in own]
+        again = evaluate_policy(rule, players, specs(5), seeds, rule.config.budget)
+        close_players(state)
+        assert [r["called_at"] for r in again] == [r["called_at"] for r in own]
+        assert f"  {row['name']} is kept as checkpoints/{row['checkpoint']}" in compared.said
+    policies = switch_policies(compared.recipe, compared.directory)
+    assert {row["checkpoint"] for row in rows} == {name for name, policy in policies.items() if policy.fitted}
+
+
+def test_a_switch_is_fitted_where_none_is_learned(make, tmp_path):
+    """Nothing is trained, and what is left is a run like any other."""
+    recipe = make(costs=[], baselines=["random", "classifier"], rates=[0.3, 0.6], fit_episodes=6)
+    said = []
+    rows = switch_stage(recipe, tmp_path, said.append)
+    kinds = ("random", "classifier")
+    assert [row["name"] for row in rows[2:]] == [f"{kind}(p={rate})" for kind in kinds for rate in ("0.30", "0.60")]
+    assert [row.get("checkpoint") for row in rows[2:]] == [None, None, "switch-classifier0.30", "switch-classifier0.60"]
+    assert not any("training" in line and "switches" in line for line in said)
+    replay = files.read_json(tmp_path / "switch" / "replay.json")
+    assert replay["policy"] == "classifier(p=0.60)" and len(replay["steps"][0]["values"]) == 2
+    again = []
+    assert switch_stage(recipe, tmp_path, again.append)[2]["name"] == "random(p=0.30)"
+    assert not any("is kept as" in line for line in again)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"rates": [0.3]}, {"baselines": ["classifier"]}, {"rates": [0.3], "baselines": ["classifier"], "logs": "x"}],
+)
+def test_what_neither_learns_nor_fits_a_switch_is_refused(make, more):
+    with pytest.raises(ValueError, match="costs: name at least one cost, budget or average"):
+        make(costs=[], **more)
 
 
 def test_a_budget_of_tokens_is_kept_and_told_by_every_policy_under_it(make, tmp_path):

@@ -20,8 +20,10 @@ MEASURED = "measured"
 ENCODERS = ("hashing", "hidden", "minilm")
 """Of a switch, that are no names of models."""
 Unit = Literal["calls", "tokens", "usd"]
-Baseline = Literal["random", "every", "threshold", "classifier", "escalate", "triggers", "oracle"]
-Signal = Literal["entropy", "margin", "catch-up", "proposal", "visits", "unchanged", "since-call", "classifier"]
+Baseline = Literal["random", "every", "threshold", "classifier", "verifier", "escalate", "triggers", "oracle"]
+Signal = Literal[
+    "entropy", "margin", "catch-up", "proposal", "visits", "unchanged", "since-call", "classifier", "verifier"
+]
 SCORED = ("entropy", "margin")
 """Signals that need the probabilities of the first model."""
 PAST = ("visits", "unchanged", "since-call")
@@ -137,8 +139,8 @@ class Switch(ConfigModel):
     """What it sees besides: `entropy` and `margin` of QUICK's answer, and the answer's words (`proposal`), which QUICK
     then gives at every step; the share of the prompt that DEEPTHINK has yet to read (`catch-up`); how often the state
     was seen in the episode (`visits`), how many actions up to now had no effect (`unchanged`), how long ago the last
-    call was (`since-call`); and the chance that QUICK would do what DEEPTHINK would, by a `classifier` that is fitted
-    before to `fit_episodes` of DEEPTHINK."""
+    call was (`since-call`); and the chance that QUICK would do what DEEPTHINK would, which is fitted before to
+    `fit_episodes` of DEEPTHINK: by the state (`classifier`), or by the state and QUICK's answer (`verifier`)."""
     num_envs: Positive = 32
     """Episodes stepped together; one batch a model a vector step."""
     env_runners: int = Field(default=0, ge=0)
@@ -173,15 +175,15 @@ class Switch(ConfigModel):
     """Episodes of the final comparison, for every policy the same seeds."""
     baselines: list[Baseline] = ["random"]
     """Compared with every learned switch: calls at `random`, `every` k-th step, where QUICK's margin is below a
-    `threshold`, where a `classifier` doubts that QUICK does what DEEPTHINK would, or from one step on (`escalate`),
-    each at the switch's own rate; where hand-written `triggers` hold; the `oracle` calls where QUICK does not do what
-    the expert would. A `classifier` is kept as a switch, too."""
+    `threshold`, where a `classifier` of states or a `verifier` of QUICK's answers doubts that QUICK does what DEEPTHINK
+    would, or from one step on (`escalate`), each at the switch's own rate; where hand-written `triggers` hold; the
+    `oracle` calls where QUICK does not do what the expert would. Classifier and verifier are kept as switches, too."""
     critical: list[Annotated[str, Field(min_length=1)]] = []
     """`triggers`: beginnings of actions of QUICK that count as critical, for which it is asked at every step."""
     escalate_after: Positive = 3
     """`escalate`: steps by QUICK after which DEEPTHINK takes over, or does not."""
     fit_episodes: Positive = 200
-    """`classifier`, as a baseline or signal, and `escalate`: episodes on training seeds that they are fitted to."""
+    """`classifier`, `verifier` (as baselines or signals), `escalate`: training episodes that they are fitted to."""
     rates: list[Annotated[float, Field(gt=0, lt=1)]] = []
     """Rates of calls at which these baselines are played besides."""
     run_length: Positive = 1
@@ -208,8 +210,8 @@ class Switch(ConfigModel):
         distinct(self.levels, "levels")
         self._check_logs()
         self._check_runs()
-        if not self.learns and (self.logs or "classifier" not in self.baselines or not self.rates):
-            hint = "" if self.logs else "; or, to fit one without learning, rates for the baseline classifier"
+        if not self.learns and (self.logs or not {"classifier", "verifier"} & set(self.baselines) or not self.rates):
+            hint = "" if self.logs else "; or, to fit one without learning, rates for the baseline verifier"
             raise ValueError(f"costs: name at least one cost, budget or average{hint}")
         if any(isinstance(n, str) and n.endswith("%") for n in self.budgets) and not self.costs:
             raise ValueError("budgets: a percentage is of what the first cost's switch uses, and costs is empty")
@@ -228,8 +230,9 @@ class Switch(ConfigModel):
 
     def _check_unit(self, budget: int | str, unit: str) -> None:
         """Refuse a budget of tokens or money that cannot be kept."""
-        asks = [s for s in self.signals if s in (*SCORED, "proposal")] + ["hidden"] * (self.encoder == "hidden")
-        asks += ["threshold"] * ("threshold" in self.baselines) + ["critical"] * bool(self.critical)
+        asks: list[str] = [s for s in self.signals if s in (*SCORED, "proposal", "verifier")]
+        asks += [rule for rule in self.baselines if rule in ("threshold", "verifier")]
+        asks += ["hidden"] * (self.encoder == "hidden") + ["critical"] * bool(self.critical)
         if asks:
             raise ValueError(f"budgets: {budget} cannot be kept with {asks[0]}, for which QUICK is asked at every step")
         if self.boundary_episodes:

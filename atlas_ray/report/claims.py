@@ -75,10 +75,10 @@ def _switches(recipe: Recipe | None) -> list[str]:
         "digits; a threshold is set in episodes that QUICK plays alone; the oracle asks the environment's expert.": (
             bool(s.baselines)
         ),
-        "Fitted and hand-written rules: a classifier of steps that could be downgraded, one value and one switch after "
-        "the first steps (SWE-Router's idea) and triggers (SwiftSage's idea) are made anew here, and read what our "
-        "switch reads; what is fitted is fitted to training episodes.": bool(
-            {"classifier", "escalate", "triggers"} & set(s.baselines)
+        "Fitted and hand-written rules: a classifier of steps that could be downgraded, a verifier of QUICK's answers "
+        "(as in cascades), one value and one switch after the first steps (SWE-Router's idea), triggers (SwiftSage's "
+        "idea) are made anew here, and read what our switch reads; what is fitted is fitted to training episodes.": (
+            bool({"classifier", "verifier", "escalate", "triggers"} & set(s.baselines))
         ),
         "Rounds: to tune QUICK on a switch's calls and train the switch again joins both methods, which neither paper "
         "does; the arms, who acts in a round and which is kept are ours.": recipe.rounds is not None,

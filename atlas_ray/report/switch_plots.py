@@ -40,6 +40,7 @@ _KINDS = {
     "every": _Kind("every k-th step", "d", "blue", 6.5),
     "threshold": _Kind("threshold on QUICK's margin", "v", "blue", 6.5),
     "classifier": _Kind("classifier of downgrades", "<", "blue", 6.5),
+    "verifier": _Kind("verifier of QUICK's answers", "H", "blue", 7.0),
     "escalate": _Kind("escalate once", ">", "blue", 6.5),
     TRIGGERS: _Kind("hand-written triggers", "p", "blue", 7.5),
     ORACLE: _Kind("oracle", "*", "blue", 10.0),

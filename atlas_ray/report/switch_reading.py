@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ..data.results import ALWAYS_DEEPTHINK, ALWAYS_QUICK, Policy, combine
 from .reading import UNCLEAR, judge, signed, span
 
-MATCHED = ("random", "every", "threshold", "classifier", "escalate")
+MATCHED = ("random", "every", "threshold", "classifier", "verifier", "escalate")
 """Families of baselines that are played at the rate of each learned switch."""
 TRIGGERS = "triggers"
 """The family that calls at a rate of its own."""

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import InputError
 from .baselines import calibrate
 from .fitted import Branch, calibrate_escalation
-from .logistic import chance, fit, read
+from .logistic import chance, fit, read, read_answer
 from .past import Past
+from .signals import CLASSIFIER, VERIFIER
 
-FITTED = frozenset({"classifier", "escalate"})
+DOUBTS = (CLASSIFIER, VERIFIER)
+"""Rules that doubt QUICK, by the signal of the same name."""
+FITTED = frozenset({*DOUBTS, "escalate"})
 """Rules that are fitted to episodes on training seeds."""
+
+
+class Doubt(NamedTuple):
+    """Weights of such a rule's chance, and what that is in the states of episodes that QUICK played alone."""
+
+    weights: tuple[float, ...]
+    chances: Sequence[float]
 
 
 @dataclass(frozen=True)
 class Calibration:
     """Numbers that rules are set by.
 
-    ``margins``: of QUICK in episodes that it played alone. ``classifier``: its weights; ``chances`` what it says of
-    states in which QUICK played alone. ``escalation``: weights; ``after`` how many steps it decides; ``branches`` both
-    ways to go on from there, ``other_steps`` the steps of episodes that did not come so far.
+    ``margins``: of QUICK in episodes that it played alone. ``doubts``: by the name of the rule. ``escalation``:
+    weights; ``after`` how many steps it decides; ``branches`` both ways to go on from there, ``other_steps`` the steps
+    of episodes that did not come so far.
     """
 
     margins: Sequence[float] = ()
-    classifier: tuple[float, ...] = ()
-    chances: Sequence[float] = ()
+    doubts: Mapping[str, Doubt] = field(default_factory=dict)
     escalation: tuple[float, ...] = ()
     after: int = 0
     branches: Sequence[Branch] = ()
@@ -43,24 +52,28 @@ class Calibration:
         """
         if kind == "threshold":
             return {"tau": calibrate(self.margins, rate)}
-        if kind == "classifier":
-            return {"tau": calibrate(self.chances, rate), "weights": self.classifier}
+        if kind in DOUBTS:
+            doubt = self.doubts.get(kind, Doubt((), ()))
+            return {"tau": calibrate(doubt.chances, rate), "weights": doubt.weights}
         if kind == "escalate":
             tau = calibrate_escalation(self.branches, rate, budget, self.other_steps)
             return {"tau": tau, "weights": self.escalation, "after": self.after}
         return {}
 
-    def with_classifier(self, quick: Sequence[dict[str, Any]], shadowed: Sequence[dict[str, Any]]) -> Calibration:
-        """Fit the classifier of downgrades.
+    def with_doubt(self, kind: str, quick: Sequence[dict[str, Any]], shadowed: Sequence[dict[str, Any]]) -> Calibration:
+        """Fit one of :data:`DOUBTS`.
 
         Args:
+            kind: which.
             quick: rows of episodes that QUICK played alone, with the episodes.
-            shadowed: as of :func:`classifier_of`.
+            shadowed: as of :func:`weights_of`.
         """
-        weights = classifier_of(shadowed)
-        chances = [chance(weights, _read(row, step)) for row in quick for step in range(row["steps"])]
+        weights = weights_of(kind, shadowed)
+        taken = [(row, n, step["action"]) for row in quick for n, step in enumerate(row["episode"]["steps"])]
+        chances = [chance(weights, _seen(kind, row, step, action)) for row, step, action in taken]
         # in float32, as the rule reads them
-        return replace(self, classifier=weights, chances=np.array(chances, np.float32).tolist())
+        doubt = Doubt(weights, np.array(chances, np.float32).tolist())
+        return replace(self, doubts={**self.doubts, kind: doubt})
 
     def with_escalation(
         self, quick: Sequence[dict[str, Any]], escalated: Sequence[dict[str, Any]], after: int
@@ -79,7 +92,7 @@ class Calibration:
         reached = [row for row in quick if row["steps"] > after and row["seed"] in other]
         if not reached:
             raise InputError(f"no episode that QUICK begins lasts longer than {after}", field="switch.escalate_after")
-        features = [_read(row, after) for row in reached]
+        features = [_seen(CLASSIFIER, row, after, "") for row in reached]
         weights = fit(features, [row["success"] for row in reached])
         branches = [
             Branch(chance(weights, x), row["steps"], other[row["seed"]]["steps"], other[row["seed"]]["calls"])
@@ -89,31 +102,33 @@ class Calibration:
         return replace(self, escalation=weights, after=after, branches=branches, other_steps=short)
 
 
-def classifier_of(
-    shadowed: Sequence[dict[str, Any]], say: Callable[[str], None] = lambda line: None
+def weights_of(
+    kind: str, shadowed: Sequence[dict[str, Any]], say: Callable[[str], None] = lambda line: None
 ) -> tuple[float, ...]:
     """Weights of the chance that QUICK says what DEEPTHINK says.
 
     Args:
+        kind: one of :data:`DOUBTS`: whether QUICK's answer is read, too.
         shadowed: rows of episodes that DEEPTHINK played while QUICK was asked too. Where it won any, only those count.
         say: told what they are fitted to.
     """
     features, labels, used = [], [], [row for row in shadowed if row["success"]] or shadowed
     for row in used:
         for step, proposed in zip(range(row["steps"]), row["proposed"], strict=False):
-            features.append(_read(row, step))
+            features.append(_seen(kind, row, step, proposed))
             labels.append(proposed == row["episode"]["steps"][step]["action"])
     calls = sum(row["calls"] for row in shadowed)
     say(
-        f"  classifier: fitted to {len(labels):,} steps of {len(used):,} of {len(shadowed):,} training episodes, which "
+        f"  {kind}: fitted to {len(labels):,} steps of {len(used):,} of {len(shadowed):,} training episodes, which "
         f"took {calls:,} calls; QUICK says the same at {sum(labels) / max(1, len(labels)):.0%} of them"
     )
     return fit(features, labels)
 
 
-def _read(row: dict[str, Any], step: int) -> Any:
+def _seen(kind: str, row: dict[str, Any], step: int, action: str) -> Any:
     past = _past(row, step)
-    return read(f"{row['episode']['instruction']}\n{past.observations[-1]}", past)
+    text = f"{row['episode']['instruction']}\n{past.observations[-1]}"
+    return read_answer(text, past, action) if kind == VERIFIER else read(text, past)
 
 
 def _past(row: dict[str, Any], step: int) -> Past:

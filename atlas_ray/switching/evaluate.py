@@ -270,7 +270,7 @@ def make_game(
     if isinstance(policy, SwitchPolicy):
         c = policy.config
         encoder = "hidden" if c.encoder == "hidden" else encoder_of(c.encoder, c.features - total_width(c.signals))
-        options = {**options, "encoder": encoder, "signals": c.signals, "classifier": c.classifier}
+        options = {**options, "encoder": encoder, "signals": c.signals, "weights": c.weights}
     return TextGame(specs, agents, rows, **options)
 
 

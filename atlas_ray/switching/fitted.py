@@ -19,12 +19,17 @@ from .baselines import required
 from .features import EXTRA
 from .logistic import chance, read
 from .policy import Situation, SwitchConfig, SwitchPolicy
-from .signals import CLASSIFIER
+from .signals import Weights
 from .spending import Unit
 
 
-def classifier_switch(
-    weights: tuple[float, ...], tau: float, action: int = 1, budget: float | None = None, unit: Unit = "calls"
+def doubting_switch(
+    signal: str,
+    weights: tuple[float, ...],
+    tau: float,
+    action: int = 1,
+    budget: float | None = None,
+    unit: Unit = "calls",
 ) -> SwitchPolicy:
     """A switch that calls where QUICK's chance to do what DEEPTHINK would is below ``tau``: linear, and not learned.
 
@@ -32,6 +37,7 @@ def classifier_switch(
     "downgrade" where QUICK says the same.
 
     Args:
+        signal: the chance: ``classifier`` reads the state, ``verifier`` QUICK's answer too.
         weights: of the chance, see :mod:`atlas_ray.switching.logistic`.
         tau: rounded up to float32, in which the chance is read.
         action: the model that it calls, which is the last one.
@@ -46,8 +52,14 @@ def classifier_switch(
     weight = np.zeros((action + 1, 1 + EXTRA), np.float32)
     weight[:, 0] = -shares
     bias = shares * below
+    own = Weights(**{signal: tuple(map(float, weights))})
     config = SwitchConfig(
-        1, (), action + 1, budget=budget, unit=unit, signals=(CLASSIFIER,), classifier=tuple(map(float, weights))
+        *(1, (), action + 1),
+        budget=budget,
+        unit=unit,
+        signals=(signal,),
+        classifier=own.classifier,
+        verifier=own.verifier,
     )
     return SwitchPolicy(config, {"layers.0.weight": weight, "layers.0.bias": bias})
 

@@ -18,9 +18,9 @@ from ..recipe.switch import MEASURED, budget_terms
 from ..rundir import files
 from ..rundir.layout import RunLayout
 from .baselines import Always, EveryKth, Oracle, Random, Shadowed, Threshold, Triggers
-from .calibration import Calibration
+from .calibration import DOUBTS, Calibration
 from .evaluate import Policy
-from .fitted import EscalateOnce, classifier_switch
+from .fitted import EscalateOnce, doubting_switch
 from .policy import CHOSEN, SwitchPolicy
 from .spending import Unit
 
@@ -34,8 +34,8 @@ class PolicySpec:
 
     ``directories`` and ``seeds``: of a learned switch, one for each training seed. Else ``kind`` is ``always`` model
     ``action``, or a rule that calls it: ``random``, ``every``, ``threshold`` (below ``tau``), ``triggers`` (with its
-    ``critical`` actions), ``classifier`` and ``escalate`` (both below ``tau``, by ``weights``, the latter ``after`` so
-    many steps), ``oracle``; ``shadowed`` is ``always`` with QUICK asked too.
+    ``critical`` actions), ``classifier``, ``verifier`` and ``escalate`` (below ``tau``, by ``weights``, the last
+    ``after`` so many steps), ``oracle``; ``shadowed`` is ``always`` with QUICK asked too.
     ``budget`` is in ``unit``, money in dollars. ``run``: steps of a call.
     """
 
@@ -59,10 +59,10 @@ class PolicySpec:
     @property
     def saved_as(self) -> str | None:
         """The terms in the name of the directory of a rule that is kept as a switch; None for others."""
-        if self.kind != "classifier":
+        if self.kind not in DOUBTS:
             return None
         limit = "" if self.limit is None else f"-{_limit_word(self).replace('=', '')}"
-        return f"classifier{_rate_word(self.rate)}{limit}"
+        return f"{self.kind}{_rate_word(self.rate)}{limit}"
 
     @property
     def limit(self) -> int | str | None:
@@ -85,8 +85,8 @@ class PolicySpec:
         """The policy itself; ``seed`` is of what it draws."""
         if self.seeds:
             return SwitchPolicy.load(localize(str(self.directory(training))))
-        if self.kind == "classifier":
-            return classifier_switch(self.weights, self.tau, self.action, self.budget, self.unit)
+        if self.kind in DOUBTS:
+            return doubting_switch(self.kind, self.weights, self.tau, self.action, self.budget, self.unit)
         rules: dict[str, Policy] = {
             "always": Always(self.action),
             "random": Random(self.rate, seed, self.action),

@@ -22,9 +22,8 @@ from ..models.hashed_words import Vector
 from ..rundir import files
 from .budget import QUICK, amount, share, whole
 from .features import BUDGET_ENTRY, EXTRA, with_shares
-from .logistic import WIDTH
 from .past import Past
-from .signals import CLASSIFIER, FROM_PAST, WIDTHS, of_classifier, of_past, total_width
+from .signals import FROM_PAST, WIDTHS, Weights, of_episode, total_width
 from .spending import Unit
 
 if TYPE_CHECKING:  # a saved switch decides without the agents
@@ -65,7 +64,7 @@ class SwitchConfig:
     ``encoder`` and ``signals``: as in the recipe. ``features``: width of what they give. ``hidden``: widths of the
     hidden layers. ``models``: how many there are. ``budget`` n in ``unit`` (``usd``: dollars), ``cost`` c of a call, or
     ``average`` calls per episode. ``run_length``: steps of a call, which whoever plays has to keep to.
-    ``classifier``: the weights of that signal.
+    ``classifier`` and ``verifier``: the weights of these signals.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
@@ -81,6 +80,12 @@ class SwitchConfig:
     unit: Unit = "calls"
     run_length: Annotated[int, Field(ge=1)] = 1
     classifier: tuple[float, ...] = ()
+    verifier: tuple[float, ...] = ()
+
+    @property
+    def weights(self) -> Weights:
+        """Of its signals that are fitted."""
+        return Weights(self.classifier, self.verifier)
 
     @property
     def cap(self) -> int | None:
@@ -103,10 +108,7 @@ class SwitchPolicy:
 
     def __init__(self, config: SwitchConfig, tensors: dict[str, NDArray[np.float32]]) -> None:
         self.config, self.tensors = config, tensors
-        if len(config.classifier) != (WIDTH if CLASSIFIER in config.signals else 0):
-            raise InputError(f"the signal {CLASSIFIER} has {WIDTH} weights, and without it there are none")
-        if not np.isfinite(config.classifier).all():
-            raise InputError(f"the weights of {CLASSIFIER} must be finite")
+        config.weights.check(config.signals)
         widths = [config.features + EXTRA, *config.hidden, config.models]
         shapes: dict[str, tuple[int, ...]]
         shapes = {f"layers.{2 * i}.weight": (after, before) for i, (before, after) in enumerate(pairwise(widths))}
@@ -168,10 +170,7 @@ class SwitchPolicy:
             raise InputError(f"this switch reads {' and '.join(wants)}: give them as {how}")
         parts = [self.encoder([s.text for s in situations])]
         for name in self.config.signals:
-            told = [
-                of_classifier(self.config.classifier, text, past) if name == CLASSIFIER else of_past(name, past)
-                for text, past in seen
-            ]
+            told = [of_episode(name, self.config.weights, text, past) for text, past in seen]
             parts.append(np.array(told, np.float32)[:, None])
         return np.concatenate(parts, axis=1)
 
@@ -224,7 +223,7 @@ class SwitchPolicy:
             save_file(self.tensors, temporary / WEIGHTS)
             config = asdict(self.config)
             # so that earlier versions read it
-            for name, default in (("unit", "calls"), ("run_length", 1), ("classifier", ())):
+            for name, default in (("unit", "calls"), ("run_length", 1), ("classifier", ()), ("verifier", ())):
                 if config[name] == default:
                     del config[name]
             files.write_json(temporary / CONFIG, config)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ..errors import InputError
 from ..models.hashed_words import Vector, encode
-from .logistic import chance, read
+from .logistic import ANSWERED_WIDTH, WIDTH, chance, read, read_answer
 from .past import Past
 
 if TYPE_CHECKING:  # a saved switch decides without the agents
@@ -26,16 +27,42 @@ WIDTHS = {
     "since-call": 1,
     "proposal": _ENCODED - _GOAL,
     "classifier": 1,
+    "verifier": 1,
 }
 """Entries of each signal, as the recipe names them."""
 SCORED = frozenset({"entropy", "margin"})
 """Those for which QUICK has to score the actions; as in the recipe, whose module takes a second to import."""
-CLASSIFIER = "classifier"
-"""Fitted to training episodes before a switch learns; at play no model is asked for it."""
+CLASSIFIER, VERIFIER = "classifier", "verifier"
+"""Fitted to training episodes before a switch learns. The second is of QUICK's answer, which is then asked for."""
 PAST = frozenset({"visits", "unchanged", "since-call"})
 """Those of the episode's own past, for which no model is asked."""
 FROM_PAST = PAST | {CLASSIFIER}
 """Those that follow from the text and the episode's past."""
+ANSWERED = frozenset({"proposal", VERIFIER})
+"""Those of QUICK's answer."""
+
+
+class Weights(NamedTuple):
+    """Of the signals that are fitted, by name; nothing for those that a switch does not have."""
+
+    classifier: tuple[float, ...] = ()
+    verifier: tuple[float, ...] = ()
+
+    def check(self, signals: Collection[str]) -> None:
+        """Refuse others than those of these signals.
+
+        Raises:
+            InputError: some are missing, too many, or not finite.
+        """
+        for name, width in ((CLASSIFIER, WIDTH), (VERIFIER, ANSWERED_WIDTH)):
+            own = getattr(self, name)
+            if len(own) != (width if name in signals else 0):
+                raise InputError(f"the signal {name} has {width} weights, and without it there are none")
+            if not np.isfinite(own).all():
+                raise InputError(f"the weights of {name} must be finite")
+
+
+NOT_FITTED = Weights()
 
 
 class Confidence(NamedTuple):
@@ -69,6 +96,27 @@ def of_past(name: str, past: Past) -> float:
 def of_classifier(weights: Sequence[float], text: str, past: Past) -> float:
     """The chance that QUICK would do what DEEPTHINK would, 0..1, by weights that were fitted to training episodes."""
     return chance(weights, read(text, past._replace(acted=())))  # so that equal states are read once
+
+
+def of_verifier(weights: Sequence[float], text: str, past: Past, decision: Decision | None) -> float:
+    """The chance that DEEPTHINK would do what QUICK is about to, 0..1; 0 where QUICK gives no answer."""
+    if decision is None:
+        return 0.0
+    return chance(weights, read_answer(text, past._replace(acted=()), decision.action))
+
+
+def of_episode(name: str, weights: Weights, text: str, past: Past) -> float:
+    """One of :data:`FROM_PAST`."""
+    return of_classifier(weights.classifier, text, past) if name == CLASSIFIER else of_past(name, past)
+
+
+def of_answer(
+    name: str, weights: Weights, goal: str, text: str, past: Past, decision: Decision | None
+) -> float | Vector:
+    """One of :data:`ANSWERED`."""
+    if name == VERIFIER:
+        return of_verifier(weights.verifier, text, past, decision)
+    return of_proposal(goal, decision)
 
 
 def of_proposal(goal: str, decision: Decision | None) -> Vector:

@@ -21,7 +21,7 @@ from ..recipe.switch import MEASURED
 from ..rundir import files
 from ..rundir.following import Tail, polling
 from ..rundir.progress import duration, say
-from .calibration import FITTED, Calibration, classifier_of
+from .calibration import DOUBTS, FITTED, Calibration, weights_of
 from .episode_file import EpisodeFile
 from .logged_stage import learn_from_logs
 from .logistic import BLANK
@@ -38,7 +38,7 @@ from .policies import (
     summarize_policy,
 )
 from .policy import SwitchPolicy
-from .signals import CLASSIFIER
+from .signals import Weights
 from .stage_context import StageContext
 from .tasks import PlayTask, TrainTask, engine_leases, remaining, rollout_chunk, train
 
@@ -160,8 +160,9 @@ def _train_all(context: StageContext, selection: EpisodeFile) -> list[PolicySpec
     """Train every switch of the recipe, those whose terms follow from episodes of others last."""
     settings = context.settings
     usage: dict[str, Any] = {}
-    if CLASSIFIER in settings.signals:
-        context.classifier = classifier_of(_fitting(context)(shadowed_by_quick(settings)), context.say)
+    if own := [name for name in DOUBTS if name in settings.signals]:
+        shadowed = _fitting(context)(shadowed_by_quick(settings))
+        context.weights = Weights(**{name: weights_of(name, shadowed, context.say) for name in own})
     if MEASURED in settings.costs:
         context.mean_call = usage["mean_call"] = _mean_call(context, selection)
     _train_missing(context, learned_policies(settings, context.run_dir))
@@ -227,13 +228,14 @@ def _calibration(context: StageContext, selection: EpisodeFile) -> Calibration:
         after = settings.escalate_after
         always = PolicySpec(f"deepthink after {after}", "escalate", last, tau=math.inf, weights=BLANK, after=after)
         found = found.with_escalation(quick, play(always), after)
-    if "classifier" in settings.baselines:
-        found = found.with_classifier(quick, play(shadowed_by_quick(settings)))
+    for kind in DOUBTS:
+        if kind in settings.baselines:
+            found = found.with_doubt(kind, quick, play(shadowed_by_quick(settings)))
     return found
 
 
 def _fitting(context: StageContext) -> Callable[[PolicySpec], list[Row]]:
-    """What plays a policy in the training episodes that rules and the signal of a classifier are fitted to."""
+    """What plays a policy in the training episodes that rules and signals are fitted to."""
     if context.fitting is None:
         place, count = context.layout.switch_fitting, context.settings.fit_episodes
         context.fitting = EpisodeFile(context, place, "train", SWITCH_TRAIN, count, record=True)
@@ -244,12 +246,12 @@ def _fitting(context: StageContext) -> Callable[[PolicySpec], list[Row]]:
 def train_together(runs: Sequence[tuple[Recipe, Path]]) -> None:
     """Train the switches of several runs, as many at a time as there are workers, as each run's stage would.
 
-    What needs other episodes or models first is left to the stage: measured costs, budgets as percentages, the signal
-    of a classifier, engine actors.
+    What needs other episodes or models first is left to the stage: measured costs, budgets as percentages, signals
+    that are fitted, engine actors.
     """
     contexts = [StageContext(recipe, run_dir, say) for recipe, run_dir in runs]
     recipe, settings = contexts[0].recipe, contexts[0].settings
-    if recipe.engine.actors or MEASURED in settings.costs or CLASSIFIER in settings.signals:
+    if recipe.engine.actors or MEASURED in settings.costs or set(DOUBTS) & set(settings.signals):
         return
     tasks = {c.run_dir: _missing_trainings(c, learned_policies(c.settings, c.run_dir)) for c in contexts}
     if sum(map(len, tasks.values())) < 2:
@@ -270,7 +272,7 @@ def _missing_trainings(context: StageContext, policy_specs: Sequence[PolicySpec]
     """The trainings of switches that have no checkpoint."""
     about = context.recipe, str(context.run_dir)
     return [
-        TrainTask(*about, spec, training, context.mean_call, context.leases, context.classifier)
+        TrainTask(*about, spec, training, context.mean_call, context.leases, context.weights)
         for spec in policy_specs
         for training in spec.seeds
         if not (spec.directory(training) / "config.json").is_file()

@@ -12,6 +12,7 @@ from ..data.replies import Replies, summed
 from ..recipe.loading import Recipe, Switch
 from ..rundir import files
 from ..rundir.layout import RunLayout
+from .signals import NOT_FITTED
 from .tasks import STOPPED, Leases, PlayTask, Tally, TrainTask
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class StageContext:
         trainers: the workers that train, often the same.
         leases: each worker's shares of the engine actors.
         mean_call: what a mean call of DEEPTHINK takes, where the cost is measured.
-        classifier: weights of the signal of that name.
+        weights: of the signals that are fitted.
         fitting: training episodes that it and rules are fitted to, once some are played.
         episode_files: what was played, each in its file.
     """
@@ -46,7 +47,7 @@ class StageContext:
         self.trainers: ActorPool[Any, Any]
         self.leases: Leases = ()
         self.mean_call: float | None = None
-        self.classifier: tuple[float, ...] = ()
+        self.weights = NOT_FITTED
         self.fitting: EpisodeFile | None = None
         self.episode_files: list[EpisodeFile] = []
         self.tally: Tally = Counter()

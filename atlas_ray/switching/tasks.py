@@ -23,7 +23,7 @@ from .evaluate import encoder_of, evaluate_policy, rollout_policy
 from .players import close_players, engine_actors, lost, open_players
 from .policies import PolicySpec, Row, scorable_episodes
 from .policy import SwitchConfig, SwitchPolicy
-from .signals import total_width
+from .signals import NOT_FITTED, Weights, total_width
 from .text_game import TextGame
 from .train import train_switch
 
@@ -43,7 +43,7 @@ _state = WorkerState()
 
 @dataclass(frozen=True)
 class TrainTask:
-    """One switch to train: a policy_spec and a training seed. ``classifier``: weights of the signal of that name."""
+    """One switch to train: a policy_spec and a training seed. ``weights``: of the signals that are fitted."""
 
     recipe: Recipe
     run_dir: str
@@ -51,7 +51,7 @@ class TrainTask:
     training: int
     mean_call: float | None
     leases: Leases
-    classifier: tuple[float, ...] = ()
+    weights: Weights = NOT_FITTED
 
     @property
     def who(self) -> str:
@@ -136,7 +136,7 @@ class TaskEnvCreator:
         players = open_players(recipe, _state, self.task.leases)
         encoder = "hidden" if settings.encoder == "hidden" else encoder_of(settings.encoder, settings.features)
         options = {"encoder": encoder, "signals": settings.signals, **_game_options(recipe, self.task.mean_call)}
-        options["classifier"] = self.task.classifier
+        options["weights"] = self.task.weights
         game = TextGame(_specs(recipe, "train"), players, settings.num_envs, **options)
         cost, weights = policy_spec.cost_terms(settings)
         unit, run = policy_spec.unit, policy_spec.run
@@ -245,7 +245,7 @@ def build_training(task: TrainTask, index: int) -> TrainingSetup:
         signals=tuple(settings.signals),
         unit=policy_spec.unit,
         run_length=policy_spec.run,
-        classifier=task.classifier,
+        **task.weights._asdict(),
     )
     first_episode = seed_block(recipe.seed, SWITCH_TRAIN) + task.training * BETWEEN_SEEDS
     seed = recipe.seed * 100 + task.training

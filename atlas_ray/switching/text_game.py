@@ -23,7 +23,7 @@ from .decision_cache import CachedDecision, DecisionCache
 from .environment import Outcome
 from .episode import Episode, expert_action, expert_of, restore_env, take_step, with_recovery
 from .players import ExpertPlayer, SwitchPlayer
-from .signals import CLASSIFIER, OVER, SCORED, Confidence, of_classifier, of_past, of_proposal, total_width
+from .signals import ANSWERED, NOT_FITTED, OVER, SCORED, WIDTHS, Confidence, Weights, of_answer, of_episode, total_width
 from .spending import NOTHING, Amount
 
 HIDDEN = "hidden"
@@ -59,7 +59,7 @@ class TextGame:
         absorb_env_deaths: an episode whose environment dies too often, or does not begin it, is over and lost; its next
             step says so. Without it :class:`envs.EnvironmentDiedError` is raised.
         bills: whether to count what every step is paid for, ``Outcome.spent`` and ``Episode.spent``.
-        classifier: weights of the signal of that name.
+        weights: of the signals that are fitted.
 
     Raises:
         InputError: a signal, the encoder or the unit cannot be had of these models.
@@ -80,7 +80,7 @@ class TextGame:
         mean_call: float | None = None,
         absorb_env_deaths: bool = False,
         bills: bool = False,
-        classifier: Sequence[float] = (),
+        weights: Weights = NOT_FITTED,
     ) -> None:
         if min(agent.engine.slots for agent in agents) < rows:
             raise ValueError(f"{rows} episodes side by side need as many slots in all engines")
@@ -89,7 +89,7 @@ class TextGame:
         self.rows, self.models = rows, len(self.agents)
         self.encoder, self.signals, self.decision_cache = encoder, tuple(signals), decision_cache
         self.unit, self.mean_call = unit, mean_call
-        self.absorb_env_deaths, self.bills, self.classifier = absorb_env_deaths, bills, classifier
+        self.absorb_env_deaths, self.bills, self.weights = absorb_env_deaths, bills, weights
         if mean_call is not None:
             check_unit(self.agents, unit)
         for agent in self.agents:
@@ -150,23 +150,20 @@ class TextGame:
         else:
             texts = [self.episodes[row].text for row in rows]
             parts = [self.encoder(texts)] if self.encoder else [np.zeros((len(rows), 0), np.float32)]
-        sure = self.confidence(rows) if SCORED & set(self.signals) else []
-        episodes = [self.episodes[row] for row in rows]
-        for signal in self.signals:
-            if signal == "proposal":
-                told = zip(episodes, self.proposals(rows), strict=True)
-                parts.append(np.array([of_proposal(e.goal, answer) for e, answer in told]))
-                continue
-            if signal == "catch-up":
-                values = [self._accountant.unread_share(row, self.models - 1) for row in rows]
-            elif signal in SCORED:
-                values = [getattr(c, signal) for c in sure]
-            elif signal == CLASSIFIER:
-                values = [of_classifier(self.classifier, e.text, e.past) for e in episodes]
-            else:
-                values = [of_past(signal, episode.past) for episode in episodes]
-            parts.append(np.array(values, np.float32)[:, None])
+        for name in self.signals:
+            parts.append(np.array(self._signal(name, rows), np.float32).reshape(len(rows), WIDTHS[name]))
         return np.concatenate(parts, axis=1)
+
+    def _signal(self, name: str, rows: Sequence[int]) -> Sequence[float | Vector]:
+        episodes = [self.episodes[row] for row in rows]
+        if name in ANSWERED:
+            told = zip(episodes, self.proposals(rows), strict=True)
+            return [of_answer(name, self.weights, e.goal, e.text, e.past, answer) for e, answer in told]
+        if name in SCORED:
+            return [getattr(sure, name) for sure in self.confidence(rows)]
+        if name == "catch-up":
+            return [self._accountant.unread_share(row, self.models - 1) for row in rows]
+        return [of_episode(name, self.weights, e.text, e.past) for e in episodes]
 
     def confidence(self, rows: Sequence[int]) -> list[Confidence]:
         """Of QUICK's answers in the present states. QUICK is asked once per state: it acts by that answer.

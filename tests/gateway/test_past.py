@@ -223,7 +223,7 @@ def test_tools_and_content_parts_are_what_was_seen(watched):
 
 @of_actions
 def test_what_quick_would_have_to_be_asked_for_is_refused_at_the_start(run):
-    for signal in ("proposal", "catch-up", "entropy"):
+    for signal in ("proposal", "catch-up", "entropy", "verifier"):
         switch(2, ("visits", signal), WIDTH).save(run / "checkpoints" / "switch-budget2-seed2")
         with pytest.raises(InputError, match=f"reads {signal}, which") as error:
             check_gateway(recipe_of_gateway(run, "switch-budget2-seed2"))

@@ -37,9 +37,10 @@ def play_at(sessions, seeds):
         (None, switch(None, ("margin", "catch-up"))),
         (2, switch(2, ("margin",))),
         (2, switch(2, ("proposal", "visits", "unchanged", "since-call"))),
-        (None, switch(None, ("visits", "classifier"))),
+        (None, switch(None, ("visits", "classifier", "verifier"))),
         (None, rule()),
         (2, rule(budget=2)),
+        (None, rule(signal="verifier")),
     ],
 )
 def test_episodes_go_as_they_do_in_play(budget, policy):

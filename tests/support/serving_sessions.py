@@ -15,8 +15,8 @@ from atlas_ray.serving import ActRequest, Refused, SessionManager
 from atlas_ray.serving.app import HOST, listen, make_app
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.features import EXTRA
-from atlas_ray.switching.fitted import classifier_switch
-from atlas_ray.switching.logistic import WIDTH
+from atlas_ray.switching.fitted import doubting_switch
+from atlas_ray.switching.logistic import ANSWERED_WIDTH, WIDTH
 from atlas_ray.switching.network import SwitchNetwork
 from atlas_ray.switching.policy import SwitchConfig
 from atlas_ray.switching.signals import total_width
@@ -32,18 +32,19 @@ def switch(budget=None, signals=("margin", "catch-up"), width=32):
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.7)
     tensors = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-    classifier = doubts() if "classifier" in signals else ()
-    return SwitchPolicy(SwitchConfig(features, (8,), budget=budget, signals=signals, classifier=classifier), tensors)
+    own = {name: doubts(name) for name in ("classifier", "verifier") if name in signals}
+    return SwitchPolicy(SwitchConfig(features, (8,), budget=budget, signals=signals, **own), tensors)
 
 
-def doubts():
-    """Weights of a classifier that nobody fitted, which doubts now and then."""
-    return tuple(torch.randn(WIDTH, generator=torch.Generator().manual_seed(3)).mul(0.06).tolist())
+def doubts(signal):
+    """Weights of a signal that nobody fitted, which doubts now and then."""
+    width = WIDTH if signal == "classifier" else ANSWERED_WIDTH
+    return tuple(torch.randn(width, generator=torch.Generator().manual_seed(3)).mul(0.06).tolist())
 
 
-def rule(tau=0.5, **terms):
+def rule(tau=0.5, signal="classifier", **terms):
     """A switch that calls where it doubts more."""
-    return classifier_switch(doubts(), tau, **terms)
+    return doubting_switch(signal, doubts(signal), tau, **terms)
 
 
 def served(policy, budget=None, max_sessions=4, **more):

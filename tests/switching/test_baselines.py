@@ -8,8 +8,8 @@ import pytest
 from atlas_ray.data.results import Policy, interval
 from atlas_ray.recipe.loading import Switch
 from atlas_ray.switching.baselines import Always, EveryKth, Oracle, Random, Threshold, Triggers, calibrate
-from atlas_ray.switching.calibration import Calibration
-from atlas_ray.switching.fitted import Branch, EscalateOnce, classifier_switch
+from atlas_ray.switching.calibration import Calibration, Doubt
+from atlas_ray.switching.fitted import Branch, EscalateOnce, doubting_switch
 from atlas_ray.switching.logistic import BLANK
 from atlas_ray.switching.policies import (
     baselines,
@@ -196,7 +196,8 @@ def test_rules_that_look_back_are_fitted_once_and_set_to_each_rate(tmp_path):
     learned = learned_policies(recipe, tmp_path)
     rows = [row(c.name, t, s, True, [0, 1], 8) for c in learned for t in (0, 7) for s in range(3)]
     branches = [Branch(n / 10, 8, 4, 2) for n in range(10)]
-    fitted = Calibration(classifier=BLANK, chances=[0.1, 0.2, 0.3, 0.4], escalation=(2.0,), after=3, branches=branches)
+    doubts = {"classifier": Doubt(BLANK, [0.1, 0.2, 0.3, 0.4])}
+    fitted = Calibration(doubts=doubts, escalation=(2.0,), after=3, branches=branches)
     by_name = {c.name: c for c in baselines(recipe, learned, rows, fitted)}
     assert list(by_name) == [
         *("classifier(p=0.25)", "classifier(p=0.25, n=0)", "classifier(p=0.25, n=2)"),
@@ -204,7 +205,7 @@ def test_rules_that_look_back_are_fitted_once_and_set_to_each_rate(tmp_path):
         *("triggers", "triggers(n=2)"),
     ]
     for name, budget in (("classifier(p=0.25)", None), ("classifier(p=0.25, n=2)", 2)):
-        made, same = by_name[name].make_policy(0), classifier_switch(BLANK, 0.2, budget=budget)
+        made, same = by_name[name].make_policy(0), doubting_switch("classifier", BLANK, 0.2, budget=budget)
         assert made.config == same.config and str(made.tensors) == str(same.tensors)
     kept = ("classifier0.25", "classifier0.25-n0", "classifier0.25-n2")
     assert tuple(spec.saved_as for spec in by_name.values() if spec.saved_as) == kept

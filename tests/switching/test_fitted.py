@@ -11,13 +11,14 @@ from scipy.optimize import minimize
 from atlas_ray.agents.rollout import EnvSpec
 from atlas_ray.errors import InputError
 from atlas_ray.switching.baselines import Always, Shadowed, Triggers, calibrate
-from atlas_ray.switching.calibration import Calibration
+from atlas_ray.switching.calibration import DOUBTS, Calibration
 from atlas_ray.switching.evaluate import evaluate_policy
-from atlas_ray.switching.fitted import Branch, EscalateOnce, calibrate_escalation, classifier_switch
-from atlas_ray.switching.logistic import BLANK, chance, fit, read
+from atlas_ray.switching.fitted import Branch, EscalateOnce, calibrate_escalation, doubting_switch
+from atlas_ray.switching.logistic import BLANK, WIDTH, chance, fit, read, read_answer
 from atlas_ray.switching.past import Past
 from atlas_ray.switching.players import ExpertPlayer
 from atlas_ray.switching.policy import Situation, SwitchConfig, SwitchPolicy
+from atlas_ray.switching.signals import of_verifier
 
 TRAINING, TEST = range(62), range(1000, 1062)
 
@@ -92,27 +93,39 @@ def calibration():
     quick, shadowed = (play(p, TRAINING, "train", record=True) for p in (Always(0), Shadowed(1)))
     assert all(set(row["proposed"]) == {"left"} and len(row["proposed"]) == row["steps"] for row in shadowed)
     escalated = play(EscalateOnce(BLANK, math.inf, 2), TRAINING, "train")
-    return Calibration().with_classifier(quick, shadowed).with_escalation(quick, escalated, 2)
+    made = Calibration().with_escalation(quick, escalated, 2)
+    for kind in DOUBTS:
+        made = made.with_doubt(kind, quick, shadowed)
+    return made
 
 
-def test_a_classifier_calls_where_quick_fails_and_nowhere_else(calibration):
-    rule = classifier_switch(calibration.classifier, 0.5)
+@pytest.fixture(params=DOUBTS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def doubt(calibration, kind):
+    return calibration.doubts[kind]
+
+
+def test_a_rule_that_doubts_quick_calls_where_it_fails_and_nowhere_else(calibration, kind, doubt):
+    rule = doubting_switch(kind, doubt.weights, 0.5)
     for row in play(rule, TEST, "test", record=True):
         assert row["called_at"] == [t for t, s in enumerate(shown(row)) if "red" in s]
         assert row["success"] and row["steps"] == signs_env.JUNCTIONS
-    tau = calibrate(calibration.chances, 0.25)
-    assert calibration.terms("classifier", 0.25, None) == {"tau": tau, "weights": calibration.classifier}
+    assert calibration.terms(kind, 0.25, None) == {"tau": calibrate(doubt.chances, 0.25), "weights": doubt.weights}
     quick = play(Always(0), TRAINING, "train")
-    assert len(calibration.chances) == sum(row["steps"] for row in quick), "of QUICK's own steps on training roads"
+    assert len(doubt.chances) == sum(row["steps"] for row in quick), "of QUICK's own steps on training roads"
 
 
 @pytest.mark.parametrize("budget", [None, 1])
-def test_a_rule_of_a_classifier_is_a_switch_that_decides_by_its_chance(calibration, tmp_path, budget):
-    """Saved and loaded it is the same; from Python it reads an episode's past by itself."""
-    tau = calibrate(calibration.chances, 0.25)
-    classifier_switch(calibration.classifier, tau, budget=budget).save(tmp_path / "switch")
+def test_a_rule_is_a_switch_that_decides_by_its_chance(kind, doubt, tmp_path, budget):
+    """Saved and loaded it is the same; from Python it reads an episode's past by itself, and is told an answer."""
+    tau = calibrate(doubt.chances, 0.25)
+    doubting_switch(kind, doubt.weights, tau, budget=budget).save(tmp_path / "switch")
     rule = SwitchPolicy.load(tmp_path / "switch")
-    assert rule.config.signals == ("classifier",) and rule.config.budget == budget
+    assert rule.config.signals == (kind,) and rule.config.budget == budget
     made = 0
     for row in play(rule, TEST, "test", budget=budget, record=True):
         observations, actions = shown(row), [step["action"] for step in row["episode"]["steps"]]
@@ -120,14 +133,17 @@ def test_a_rule_of_a_classifier_is_a_switch_that_decides_by_its_chance(calibrati
         for t, observation in enumerate(observations):
             so_far = past(observations[: t + 1], actions[:t])
             text = f"{row['episode']['instruction']}\n{observation}"
-            own = chance(calibration.classifier, read(text, so_far))
+            features = read(text, so_far) if kind == "classifier" else read_answer(text, so_far, "left")
+            own = np.float32(chance(doubt.weights, features))
             left = None if budget is None else budget - len(called)
-            called += [t] if float(np.float32(own)) < tau and left != 0 else []
-            assert rule(text, left, past=so_far) == (t in called)
+            called += [t] if float(own) < tau and left != 0 else []
+            told = {"past": so_far} if kind == "classifier" else {"encoded": [own]}
+            assert rule(text, left, **told) == (t in called)
         assert row["called_at"] == called
         made += len(called)
     assert made
-    with pytest.raises(InputError, match="classifier: give them as `past`, or as `encoded`"):
+    how = "`past`, or as `encoded`" if kind == "classifier" else "`encoded`"
+    with pytest.raises(InputError, match=f"{kind}: give them as {how}"):
         rule("go to the end\na red road")
     for wrong in (("a",), Past((), (), ())):
         with pytest.raises(InputError, match="a Past that ends with the present observation") as error:
@@ -136,14 +152,29 @@ def test_a_rule_of_a_classifier_is_a_switch_that_decides_by_its_chance(calibrati
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.25, 0.5, 1.0])
-def test_a_rule_calls_at_the_states_below_its_threshold_in_the_precision_in_which_it_reads(calibration, rate):
+def test_a_rule_calls_at_the_states_below_its_threshold_in_the_precision_in_which_it_reads(kind, doubt, rate):
     """Also where the threshold is one of the chances, or lies above all of them."""
-    tau = calibrate(calibration.chances, rate)
-    rule = classifier_switch(calibration.classifier, tau, action=2)
-    features = np.array([[c, 1, 0] for c in calibration.chances], np.float32)
-    wanted = [2 * (c < tau) for c in calibration.chances]
+    tau = calibrate(doubt.chances, rate)
+    rule = doubting_switch(kind, doubt.weights, tau, action=2)
+    features = np.array([[c, 1, 0] for c in doubt.chances], np.float32)
+    wanted = [2 * (c < tau) for c in doubt.chances]
     assert rule.greedy(features) == wanted and rule.config.models == 3
     assert {0.0: {0}, 1.0: {2}}.get(rate, {0, 2}) == set(wanted)
+
+
+def test_an_answer_is_read_with_the_state_that_it_is_given_in():
+    """The goal's words are the same in every answer; what is right in one state may be wrong in another."""
+    ball, key = (read_answer(f"take the {it}\na door", past("a"), f"take {it}") for it in ("red ball", "grey key"))
+    assert ball[WIDTH:].tolist() != key[WIDTH:].tolist(), "the words of their states differ"
+    assert ball[-32:].tolist() == key[-32:].tolist()
+    assert ball[-32:].tolist() != read_answer("take the red ball\na door", past("a"), "take key")[-32:].tolist()
+    assert ball[:WIDTH].tolist() == read("take the red ball\na door", past("a")).tolist()
+    states, answers = ["go\na wall", "go\na hall"] * 20, ["turn", "turn", "on", "on"] * 10
+    features = [read_answer(s, past("a"), a) for s, a in zip(states, answers, strict=True)]
+    labels = [("wall" in s) == (a == "turn") for s, a in zip(states, answers, strict=True)]
+    weights = fit(features, labels)
+    assert [chance(weights, x) > 0.5 for x in features] == labels, "which no sum of words and answers could tell"
+    assert of_verifier(weights, "go\na wall", past("a"), None) == 0, "no answer is doubted most"
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,11 @@ from atlas_ray.switching.features import EXTRA
 from atlas_ray.switching.past import Past
 from atlas_ray.switching.players import ExpertPlayer
 from atlas_ray.switching.policy import SwitchConfig
-from atlas_ray.switching.signals import CLASSIFIER, PAST, SCORED, WIDTHS, of_past, of_proposal, total_width
+from atlas_ray.switching.signals import CLASSIFIER, PAST, SCORED, VERIFIER, WIDTHS, of_past, of_proposal, total_width
 from atlas_ray.switching.text_game import TextGame
 
 ROADS = [EnvSpec("signs_env:Signs/Roads-v0", {"split": "test"})]
-ALL = tuple(name for name in WIDTHS if name != CLASSIFIER)
+ALL = tuple(name for name in WIDTHS if name not in (CLASSIFIER, VERIFIER))
 
 
 def test_signals_of_the_past_by_hand():

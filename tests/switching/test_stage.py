@@ -8,19 +8,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from switch_models import SHAPES, agents, model, small_switch, specs
+from switch_models import agents, specs
 
 from atlas_ray.agents.rollout import SWITCH_TEST, SWITCH_TRAIN, seed_block
 from atlas_ray.cluster.worker_state import WorkerState
 from atlas_ray.data.results import Londi, interval
-from atlas_ray.models.tiny import build_tokenizer
-from atlas_ray.recipe.loading import Recipe
 from atlas_ray.recipe.of_run import switch_policies
 from atlas_ray.report.episode_view import switch_episode_view
 from atlas_ray.rundir import files
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.baselines import Always, EveryKth, Oracle, Random, Threshold
-from atlas_ray.switching.calibration import classifier_of
+from atlas_ray.switching.calibration import weights_of
 from atlas_ray.switching.evaluate import evaluate_policy
 from atlas_ray.switching.features import EXTRA
 from atlas_ray.switching.players import ExpertPlayer, close_players, open_players
@@ -87,22 +85,6 @@ def test_the_objective_takes_off_weights_or_what_was_really_used():
         assert row["objective"] == pytest.approx(row["return"] - 0.1 * row["flops"] / 1e6)
 
 
-@pytest.fixture(scope="module")
-def make(tmp_path_factory):
-    """A recipe with two untrained models and few steps."""
-    folder = tmp_path_factory.mktemp("models")
-    for name in SHAPES:
-        model(name).save_pretrained(folder / name)
-        build_tokenizer().save_pretrained(folder / name)
-
-    def recipe(workers=0, **switch):
-        return Recipe.model_validate(
-            {"name": "x", "workers": workers, "style": "action", "switch": small_switch(folder, **switch)}
-        )
-
-    return recipe
-
-
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -120,7 +102,7 @@ def save_random_switch(directory, seed, **terms):
 @pytest.fixture(scope="module")
 def compared(make, tmp_path_factory):
     """A run of the stage that every kind of policy takes part in: its recipe, directory, rows and what was said."""
-    rules = ["random", "every", "threshold", "classifier", "escalate", "triggers", "oracle"]
+    rules = ["random", "every", "threshold", "classifier", "verifier", "escalate", "triggers", "oracle"]
     fitted = {"fit_episodes": 6, "escalate_after": 2, "critical": ["go"]}
     recipe = make(budgets=["50%"], seeds=[0, 3], baselines=rules, rates=[0.2], **fitted)
     directory, said = tmp_path_factory.mktemp("compared") / "run", []
@@ -146,7 +128,7 @@ def test_every_policy_of_the_recipe_has_a_row(compared):
     for name in learned:
         rate = f"{by_name[name]['deepthink_share']:.2f}"
         limit = f", n={by_name[name]['budget']}" if "budget" in by_name[name] else ""
-        kinds = ("random", "every", "threshold", "classifier", "escalate")
+        kinds = ("random", "every", "threshold", "classifier", "verifier", "escalate")
         assert rate == "0.00" or {f"{kind}(p={rate}{limit})" for kind in kinds} <= set(names)
     assert {"triggers", f"triggers(n={budget})"} <= set(names)
     assert files.read_json(compared.directory / "switch" / "policies.json") == compared.rows
@@ -245,7 +227,12 @@ def test_a_classifier_is_fitted_before_any_switch_learns_and_plays_as_the_baseli
 ):
     """Of the same episodes: they are played once, kept over a second start, and every switch has the same weights."""
     recipe = make(
-        costs=[0.05], seeds=[0, 3], baselines=["classifier"], signals=["classifier", "visits"], steps=40, fit_episodes=6
+        costs=[0.05],
+        seeds=[0, 3],
+        baselines=["classifier"],
+        signals=["classifier", "visits", "verifier"],
+        steps=40,
+        fit_episodes=6,
     )
     said = []
     switch_stage(recipe, tmp_path, said.append)
@@ -253,9 +240,15 @@ def test_a_classifier_is_fitted_before_any_switch_learns_and_plays_as_the_baseli
     assert [row["policy"] for row in played] == ["deepthink, shadowed by quick"] * 6 + ["quick, fitted to"] * 6
     folders = [tmp_path / "checkpoints" / f"switch-cost0.05-seed{seed}" for seed in (0, 3)]
     configs = [SwitchPolicy.load(folder).config for folder in folders]
-    assert configs[0] == configs[1] and configs[0].signals == ("classifier", "visits") and configs[0].features == 34
-    assert configs[0].classifier == classifier_of(played[:6]) and any(configs[0].classifier)
-    (told,) = [line for line in said if "classifier: fitted" in line]
+    assert (
+        configs[0] == configs[1]
+        and configs[0].signals == ("classifier", "visits", "verifier")
+        and configs[0].features == 35
+    )
+    assert configs[0].verifier == weights_of("verifier", played[:6]) and any(configs[0].verifier)
+    assert configs[0].classifier == weights_of("classifier", played[:6]) and any(configs[0].classifier)
+    told, other = [line for line in said if ": fitted to" in line]
+    assert told.split(":")[1] == other.split(":")[1] and "verifier" in other
     assert f"of 6 training episodes, which took {sum(row['calls'] for row in played):,} calls" in told
     shutil.rmtree(folders[1])
     (tmp_path / "switch" / "episodes.jsonl").unlink()
@@ -266,13 +259,15 @@ def test_a_classifier_is_fitted_before_any_switch_learns_and_plays_as_the_baseli
 
 def test_a_rule_of_a_classifier_is_kept_as_a_switch_that_plays_as_its_row_says(compared):
     rows = [row for row in compared.rows if "checkpoint" in row]
-    assert [row["name"] for row in rows] == [r["name"] for r in compared.rows if r["name"].startswith("classifier")]
-    assert len(rows) >= 2 and any("budget" in row for row in rows)
+    doubting = [row["name"] for row in compared.rows if row["name"].startswith(("classifier", "verifier"))]
+    assert [row["name"] for row in rows] == doubting
+    assert len(rows) >= 4 and any("budget" in row for row in rows)
     shadowed = [r for r in lines(compared.directory / "switch" / "fitting.jsonl") if "shadowed" in r["policy"]]
     episodes = lines(compared.directory / "switch" / "episodes.jsonl")
     for row in rows:
         rule = SwitchPolicy.load(compared.directory / "checkpoints" / row["checkpoint"])
-        assert (rule.config.budget, rule.config.classifier) == (row.get("budget"), classifier_of(shadowed))
+        (kind,) = rule.config.signals
+        assert (rule.config.budget, getattr(rule.config, kind)) == (row.get("budget"), weights_of(kind, shadowed))
         own = sorted((r for r in episodes if r["policy"] == row["name"]), key=lambda r: r["seed"])
         players = open_players(compared.recipe, state := WorkerState(0))
         seeds = [r["seed"] for r in own]
@@ -282,31 +277,6 @@ def test_a_rule_of_a_classifier_is_kept_as_a_switch_that_plays_as_its_row_says(c
         assert f"  {row['name']} is kept as checkpoints/{row['checkpoint']}" in compared.said
     policies = switch_policies(compared.recipe, compared.directory)
     assert {row["checkpoint"] for row in rows} == {name for name, policy in policies.items() if policy.fitted}
-
-
-def test_a_switch_is_fitted_where_none_is_learned(make, tmp_path):
-    """Nothing is trained, and what is left is a run like any other."""
-    recipe = make(costs=[], baselines=["random", "classifier"], rates=[0.3, 0.6], fit_episodes=6)
-    said = []
-    rows = switch_stage(recipe, tmp_path, said.append)
-    kinds = ("random", "classifier")
-    assert [row["name"] for row in rows[2:]] == [f"{kind}(p={rate})" for kind in kinds for rate in ("0.30", "0.60")]
-    assert [row.get("checkpoint") for row in rows[2:]] == [None, None, "switch-classifier0.30", "switch-classifier0.60"]
-    assert not any("training" in line and "switches" in line for line in said)
-    replay = files.read_json(tmp_path / "switch" / "replay.json")
-    assert replay["policy"] == "classifier(p=0.60)" and len(replay["steps"][0]["values"]) == 2
-    again = []
-    assert switch_stage(recipe, tmp_path, again.append)[2]["name"] == "random(p=0.30)"
-    assert not any("is kept as" in line for line in again)
-
-
-@pytest.mark.parametrize(
-    "more",
-    [{}, {"rates": [0.3]}, {"baselines": ["classifier"]}, {"rates": [0.3], "baselines": ["classifier"], "logs": "x"}],
-)
-def test_what_neither_learns_nor_fits_a_switch_is_refused(make, more):
-    with pytest.raises(ValueError, match="costs: name at least one cost, budget or average"):
-        make(costs=[], **more)
 
 
 def test_a_budget_of_tokens_is_kept_and_told_by_every_policy_under_it(make, tmp_path):

@@ -41,15 +41,16 @@ from atlas_ray.switching.baselines import Random
 from atlas_ray.switching.decision_cache import DecisionCache
 from atlas_ray.switching.environment import SwitchingVectorEnv
 from atlas_ray.switching.evaluate import evaluate_policy
-from atlas_ray.switching.logistic import BLANK, read
+from atlas_ray.switching.logistic import ANSWERED_WIDTH, BLANK, read, read_answer
 from atlas_ray.switching.players import open_players
 from atlas_ray.switching.policy import SwitchConfig
-from atlas_ray.switching.signals import WIDTHS
+from atlas_ray.switching.signals import WIDTHS, Weights
 from atlas_ray.switching.text_game import TextGame
 
 PARTS = ("env", "updates", "latency", "signals")
 LEVEL, MAX_STEPS, WIDTH, HIDDEN, BATCH = "GoToLocalS6N4", 20, 256, (128, 64), 64
 REPEATS = 10
+NOTHING_KNOWN = Weights(BLANK, (0.0,) * ANSWERED_WIDTH)
 
 
 def recipe_of(rows):
@@ -311,7 +312,7 @@ def signals_part(options):
     specs, players = [env_spec(recipe, LEVEL, MAX_STEPS, "train")], open_players(recipe, WorkerState())
 
     def play(signals):
-        game = TextGame(specs, players, options.rows, make_encoder("hashing", WIDTH), signals, classifier=BLANK)
+        game = TextGame(specs, players, options.rows, make_encoder("hashing", WIDTH), signals, weights=NOTHING_KNOWN)
         rng, rows, seconds, states = np.random.default_rng(0), range(options.rows), 0.0, 0
         for row in rows:
             game.begin(row, row)
@@ -320,6 +321,7 @@ def signals_part(options):
             begun = time.process_time()
             for _ in range(REPEATS):
                 read.cache_clear()
+                read_answer.cache_clear()
                 game.observe(playing)
             seconds, states = seconds + time.process_time() - begun, states + REPEATS * len(playing)
             calls = rng.random(options.rows) < 1 / 3

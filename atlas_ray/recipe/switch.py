@@ -187,7 +187,8 @@ class Switch(ConfigModel):
     rates: list[Annotated[float, Field(gt=0, lt=1)]] = []
     """Rates of calls at which these baselines are played besides."""
     run_length: Positive = 1
-    """Steps that a model acts for once it is called, without a decision in between; of random calls too."""
+    """Steps that a model acts for once it is called, without a decision in between; of random calls, classifiers and
+    verifiers too."""
 
     @model_validator(mode="before")
     @classmethod

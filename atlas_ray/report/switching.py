@@ -63,8 +63,10 @@ def _note(policies: Sequence[Policy]) -> str:
         )
     if any(p.catch_up for p in policies):
         note += " Catching up: share of the compute that models take to read steps of others, or steps again."
-    if longest := max(p.run_length for p in policies):
-        note += f" Calls of switches and of random calls come in runs of {longest} steps." if longest > 1 else ""
+    if (longest := max(p.run_length for p in policies)) > 1:
+        note += (
+            f" Calls of switches, random ones, and those of classifiers and verifiers come in runs of {longest} steps."
+        )
     if any(p.calls_by_model for p in policies):
         note += " Calls and shares are of all models but QUICK; calls of each model go from QUICK to DEEPTHINK."
     if any(p.lost_episodes for p in policies):

@@ -30,6 +30,7 @@ def doubting_switch(
     action: int = 1,
     budget: float | None = None,
     unit: Unit = "calls",
+    run_length: int = 1,
 ) -> SwitchPolicy:
     """A switch that calls where QUICK's chance to do what DEEPTHINK would is below ``tau``: linear, and not learned.
 
@@ -43,6 +44,7 @@ def doubting_switch(
         action: the model that it calls, which is the last one.
         budget: of an episode.
         unit: of the budget.
+        run_length: steps of a call.
     """
     below = np.float32(tau)
     if float(below) < tau:  # (numpy would compare in float32)
@@ -58,6 +60,7 @@ def doubting_switch(
         budget=budget,
         unit=unit,
         signals=(signal,),
+        run_length=run_length,
         classifier=own.classifier,
         verifier=own.verifier,
     )

@@ -86,7 +86,7 @@ class PolicySpec:
         if self.seeds:
             return SwitchPolicy.load(localize(str(self.directory(training))))
         if self.kind in DOUBTS:
-            return doubting_switch(self.kind, self.weights, self.tau, self.action, self.budget, self.unit)
+            return doubting_switch(self.kind, self.weights, self.tau, self.action, self.budget, self.unit, self.run)
         rules: dict[str, Policy] = {
             "always": Always(self.action),
             "random": Random(self.rate, seed, self.action),
@@ -222,17 +222,18 @@ def baselines(
             if rate:
                 name = f"{kind}(p={_rate_word(rate)}{'' if under.limit is None else f', {_limit_word(under)}'})"
                 calls = under.limit if isinstance(under.limit, int) else None
-                terms = calibration.terms(kind, rate, calls)
-                terms |= {"budget": under.budget, "unit": under.unit, "rate": rate}
-                if kind == "random":
-                    terms |= {"rate": chance_of_a_run(rate, settings.run_length), "run": settings.run_length}
+                runs = settings.run_length if kind in (*DOUBTS, "random") else 1
+                begins = chance_of_a_run(rate, runs)
+                terms = calibration.terms(kind, begins, calls)
+                terms |= {"budget": under.budget, "unit": under.unit, "run": runs}
+                terms["rate"] = begins if kind == "random" else rate
                 found[name] = PolicySpec(name, kind, action=last, **terms)
     return list(found.values())
 
 
 def chance_of_a_run(share: float, run: int) -> float:
     """With which a run of so many steps has to begin at every decision, so that calls are this share of the steps."""
-    return share / (run - share * (run - 1))
+    return share if run == 1 else share / (run - share * (run - 1))
 
 
 def _rate_word(rate: float) -> str:

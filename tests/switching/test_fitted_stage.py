@@ -3,6 +3,7 @@
 import pytest
 
 from atlas_ray.rundir import files
+from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.stage import switch_stage
 
 
@@ -20,6 +21,22 @@ def test_a_switch_is_fitted_where_none_is_learned(make, tmp_path):
     again = []
     assert switch_stage(recipe, tmp_path, again.append)[2]["name"] == "random(p=0.30)"
     assert not any("is kept as" in line for line in again)
+
+
+def test_rules_call_in_runs(make, tmp_path):
+    more = {"run_length": 2, "fit_episodes": 8}
+    recipe = make(costs=[], baselines=["random", "classifier", "verifier"], rates=[0.5], **more)
+    rows = {row["name"]: row for row in switch_stage(recipe, tmp_path, lambda line: None)}
+    for kind in ("random", "classifier", "verifier"):
+        row = rows[f"{kind}(p=0.50)"]
+        assert row["run_length"] == 2 and row["deepthink_share"] > 0, kind
+        for episode in files.jsonl_rows(tmp_path / "switch" / "episodes.jsonl"):
+            if episode["policy"] == row["name"]:
+                steps, called = episode["steps"], episode["called_at"]
+                begun = [t for n, t in enumerate(called) if n == 0 or called[n - 1] != t - 1]
+                assert all(t + 1 in called or t + 1 == steps for t in begun), "no call stands alone"
+    for kind in ("classifier", "verifier"):
+        assert SwitchPolicy.load(tmp_path / "checkpoints" / f"switch-{kind}0.50").config.run_length == 2
 
 
 @pytest.mark.parametrize(

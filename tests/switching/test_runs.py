@@ -15,11 +15,13 @@ from switch_models import agents, specs
 
 from atlas_ray.recipe.loading import Recipe, Switch
 from atlas_ray.switching import SwitchPolicy
-from atlas_ray.switching.baselines import Random
+from atlas_ray.switching.baselines import Random, calibrate
 from atlas_ray.switching.budget import BudgetGuard
+from atlas_ray.switching.calibration import Calibration, Doubt
 from atlas_ray.switching.environment import PENALTY, RUN_LEFT, SwitchingVectorEnv
 from atlas_ray.switching.evaluate import evaluate_policy
 from atlas_ray.switching.features import with_shares
+from atlas_ray.switching.logistic import BLANK
 from atlas_ray.switching.network import SwitchNetwork
 from atlas_ray.switching.policies import PolicySpec, baselines, chance_of_a_run
 from atlas_ray.switching.policy import SwitchConfig
@@ -279,6 +281,16 @@ def test_random_calls_of_a_rate_come_in_runs_too():
     p = chance_of_a_run(0.3, 3)
     assert 3 * p / (3 * p + 1 - p) == pytest.approx(0.3)
     assert chance_of_a_run(0.37, 1) == 0.37
+
+
+def test_rules_that_doubt_begin_runs_so_often_that_calls_have_their_rate():
+    settings = Switch(levels=["GoToLocal"], baselines=["classifier", "verifier"], rates=[0.5], run_length=2)
+    chances = [n / 99 for n in range(99)]
+    calibration = Calibration(doubts={"classifier": Doubt(BLANK, chances), "verifier": Doubt((), chances)})
+    for spec in baselines(settings, [], [], calibration):
+        assert (spec.run, spec.rate, spec.saved_as) == (2, 0.5, f"{spec.kind}0.50")
+        assert spec.tau == calibrate(chances, 1 / 3), "a third of the decisions begins a run, so half of the steps"
+    assert spec.kind == "verifier"
 
 
 class _NothingFitted:

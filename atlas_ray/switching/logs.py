@@ -91,7 +91,12 @@ def read_logs(places: Sequence[str | Path], models: int, behaviour: float | None
                         dropped["without what was seen (record_content is false)"] += 1
                     else:
                         usage = None if record is None else record.usage(trajectory.id)
-                        spent = load_json(SessionUsage, usage) if usage is not None and usage.is_file() else None
+                        spent = None
+                        if usage is not None and usage.is_file():
+                            spent = load_json(SessionUsage, usage)
+                            if len(spent.steps) < len(trajectory.steps):
+                                what = f"tells of {len(spent.steps)} steps, and {path} holds {len(trajectory.steps)}"
+                                raise InputError(what, usage, None, "steps")
                         found = _episode(trajectory, spent, models, behaviour, path, line)
                         if whole and found.numbers and found.numbers[0]:
                             dropped["that went on from another session (signals ask for their past)"] += 1

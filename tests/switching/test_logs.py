@@ -59,6 +59,15 @@ def test_a_gateways_record_has_its_money_to_the_last_cent(tmp_path):
     assert read_logs([tmp_path], 2).episodes[0].money is None
 
 
+def test_usage_that_tells_of_fewer_steps_than_were_taken_is_refused(tmp_path):
+    switch_logs.write(tmp_path / "trajectories" / "a.jsonl", [line(id="a")])
+    (tmp_path / "usage").mkdir()
+    (tmp_path / "usage" / "a.json").write_text(usage("a", "0.01", ["0.01"]))
+    with pytest.raises(InputError, match=r"usage/a\.json: steps: tells of 1 steps, and .*a\.jsonl holds 2") as error:
+        read_logs([tmp_path], 2)
+    assert error.value.exit_code == 2
+
+
 def test_outcomes_are_never_guessed(tmp_path):
     rows = [line(0, success=None), line(1, success=None, score=0.4), line(2, success=False), line(3, score=1.0)]
     rows += [line(4, success=None, score=0.0)]

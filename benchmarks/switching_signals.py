@@ -35,6 +35,8 @@ VARIANTS: dict[str, dict[str, object]] = {
     "all": {"signals": ["margin", "entropy", "proposal", "catch-up", *LOOPS]},  # but the classifier
     "boundary": {"boundary_episodes": 60},
     "playoff": {"playoff_episodes": 200},
+    "runs": {"run_length": 3},
+    "verifier": {"signals": ["verifier"]},
 }
 """What each variant sets in ``[switch]``, beside the recipe."""
 SMALL = {"boundary_episodes": 6, "playoff_episodes": 8}

@@ -60,15 +60,22 @@ class Calibration:
             return {"tau": tau, "weights": self.escalation, "after": self.after}
         return {}
 
-    def with_doubt(self, kind: str, quick: Sequence[dict[str, Any]], shadowed: Sequence[dict[str, Any]]) -> Calibration:
+    def with_doubt(
+        self,
+        kind: str,
+        quick: Sequence[dict[str, Any]],
+        shadowed: Sequence[dict[str, Any]],
+        say: Callable[[str], None] = lambda line: None,
+    ) -> Calibration:
         """Fit one of :data:`DOUBTS`.
 
         Args:
             kind: which.
             quick: rows of episodes that QUICK played alone, with the episodes.
             shadowed: as of :func:`weights_of`.
+            say: told what it is fitted to.
         """
-        weights = weights_of(kind, shadowed)
+        weights = weights_of(kind, shadowed, say)
         taken = [(row, n, step["action"]) for row in quick for n, step in enumerate(row["episode"]["steps"])]
         chances = [chance(weights, _seen(kind, row, step, action)) for row, step, action in taken]
         # in float32, as the rule reads them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from zlib import crc32
@@ -23,6 +24,7 @@ ANSWERED_WIDTH = WIDTH + _PAIRS + _ANSWERS
 """Entries where an answer is read too: behind the state's its words, each paired with the answer, and the answer."""
 _RIDGE, _ANSWERED_RIDGE = 1.0, 10.0
 _ITERATIONS = 30
+_WORD = re.compile(r"\w+")
 _LOUD = 4.0  # of an answer's single entry, beside the 256 of its pairs
 
 
@@ -57,8 +59,8 @@ def read_answer(text: str, past: Past, action: str) -> Vector:
         past: as for :func:`read`.
         action: that QUICK proposes.
     """
-    state, goal = read(text, past), set(text.partition("\n")[0].split())
-    code = crc32(" ".join("@" if word in goal else word for word in action.split()).encode())
+    state, goal = read(text, past), set(_WORD.findall(text.partition("\n")[0].lower()))
+    code = crc32(" ".join("@" if word in goal else word for word in _WORD.findall(action.lower())).encode())
     pairs, answers = np.zeros(_PAIRS, np.float32), np.zeros(_ANSWERS, np.float32)
     pairs[(np.arange(WORDS) + code) % _PAIRS] = state[:WORDS]
     answers[code % _ANSWERS] = _LOUD

@@ -230,7 +230,8 @@ def _calibration(context: StageContext, selection: EpisodeFile) -> Calibration:
         found = found.with_escalation(quick, play(always), after)
     for kind in DOUBTS:
         if kind in settings.baselines:
-            found = found.with_doubt(kind, quick, play(shadowed_by_quick(settings)))
+            say = [] if kind in settings.signals else [context.say]  # which has said it already
+            found = found.with_doubt(kind, quick, play(shadowed_by_quick(settings)), *say)
     return found
 
 

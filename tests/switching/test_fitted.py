@@ -168,6 +168,7 @@ def test_an_answer_is_read_with_the_state_that_it_is_given_in():
     assert ball[WIDTH:].tolist() != key[WIDTH:].tolist(), "the words of their states differ"
     assert ball[-32:].tolist() == key[-32:].tolist()
     assert ball[-32:].tolist() != read_answer("take the red ball\na door", past("a"), "take key")[-32:].tolist()
+    assert ball.tolist() == read_answer("take the red ball\na door", past("a"), "Take [red ball]")[:].tolist()
     assert ball[:WIDTH].tolist() == read("take the red ball\na door", past("a")).tolist()
     states, answers = ["go\na wall", "go\na hall"] * 20, ["turn", "turn", "on", "on"] * 10
     features = [read_answer(s, past("a"), a) for s, a in zip(states, answers, strict=True)]

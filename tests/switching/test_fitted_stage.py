@@ -16,6 +16,7 @@ def test_a_switch_is_fitted_where_none_is_learned(make, tmp_path):
     assert [row["name"] for row in rows[2:]] == [f"{kind}(p={rate})" for kind in kinds for rate in ("0.30", "0.60")]
     assert [row.get("checkpoint") for row in rows[2:]] == [None, None, "switch-classifier0.30", "switch-classifier0.60"]
     assert not any("training" in line and "switches" in line for line in said)
+    assert sum("classifier: fitted to " in line for line in said) == 1
     replay = files.read_json(tmp_path / "switch" / "replay.json")
     assert replay["policy"] == "classifier(p=0.60)" and len(replay["steps"][0]["values"]) == 2
     again = []

@@ -263,24 +263,19 @@ class RunLayout:
         """Directory of the weights that were best in validation so far."""
         return self.checkpoints / f".{arm}-s{seed}.best"
 
-    def switch_checkpoint(self, terms: str, seed: int) -> Path:
-        """Directory of a trained switch; ``terms`` are ``cost0.05`` and the like."""
-        return self.checkpoints / f"switch-{terms}-seed{seed}"
+    def switch_checkpoint(self, terms: str, seed: int | None = None) -> Path:
+        """Directory of a switch, a fitted one without a seed; ``terms`` are ``cost0.05``, ``classifier0.25`` etc."""
+        return self.checkpoints / (f"switch-{terms}" if seed is None else f"switch-{terms}-seed{seed}")
 
     @property
     def switch_checkpoints(self) -> list[Path]:
         """Directories of the trained switches that lie here, sorted by name."""
         return [path.parent for path in sorted(self.checkpoints.glob("switch-*-seed*/config.json"))]
 
-    def switch_rule(self, terms: str) -> Path:
-        """Directory of a switch that was fitted and not trained; ``terms`` are ``classifier0.25`` and the like."""
-        return self.checkpoints / f"switch-{terms}"
-
     @property
     def switch_rules(self) -> list[Path]:
         """Directories of the fitted switches that lie here, sorted by name."""
-        found = (path.parent for path in self.checkpoints.glob("switch-*/config.json"))
-        return sorted(set(found) - set(self.switch_checkpoints))
+        return sorted({p.parent for p in self.checkpoints.glob("switch-*/config.json")} - {*self.switch_checkpoints})
 
     # -- scores
 

@@ -298,7 +298,7 @@ def summarize_policy(
         row["calls_by_model"] = [fmean(r["calls_by_model"][n] for r in rows) for n in range(models)]
     row |= {name: value for name, value in (("lost_episodes", lost), ("replies", replies.row())) if value}
     if policy_spec.saved_as is not None:
-        row["checkpoint"] = RunLayout().switch_rule(policy_spec.saved_as).name
+        row["checkpoint"] = RunLayout().switch_checkpoint(policy_spec.saved_as).name
     if policy_spec.seeds:
         row["seeds"] = list(policy_spec.seeds)
         row["success_by_seed"] = [fmean(r["success"] for r in run) for run in runs]

@@ -334,7 +334,7 @@ def _play_test(
 def _keep_fitted(context: StageContext, rules: Sequence[PolicySpec]) -> None:
     """Save the rules that are switches, to be served and collected with like learned ones."""
     for rule in rules:
-        if rule.saved_as is None or (where := context.layout.switch_rule(rule.saved_as)).is_dir():
+        if rule.saved_as is None or (where := context.layout.switch_checkpoint(rule.saved_as)).is_dir():
             continue
         policy = rule.make_policy(context.recipe.seed)
         assert isinstance(policy, SwitchPolicy)

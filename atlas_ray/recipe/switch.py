@@ -266,6 +266,11 @@ class Switch(ConfigModel):
         return bool(self.costs or self.budgets or self.averages)
 
     @property
+    def only_random(self) -> Self:
+        """The same with no baseline but random calls, if it has them, and no rates of their own."""
+        return self.model_copy(update={"baselines": [b for b in self.baselines if b == "random"], "rates": []})
+
+    @property
     def bills(self) -> bool:
         """Whether a budget is in another unit than calls."""
         return any(budget_terms(given)[0] != "calls" for given in self.budgets)

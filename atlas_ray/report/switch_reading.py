@@ -40,11 +40,8 @@ def above_line(policy: Policy, quick: Policy, deepthink: Policy) -> tuple[float,
 
 
 def twins(policy: Policy, policies: Sequence[Policy]) -> list[Policy]:
-    """Baselines at a switch's rate of calls, to two digits, and triggers at their own, all under the same budget.
-
-    The rate of a rule that is kept as a switch is what it was set to, as theirs is.
-    """
-    rate = round(policy.deepthink_share, 2) if policy.learned else _set_to(policy)
+    """Baselines at a switch's rate of calls, to two digits, and triggers at their own, all under the same budget."""
+    rate = round(policy.deepthink_share, 2)
 
     def at_its_rate(other: Policy) -> bool:
         return other is not policy and (own := _set_to(other)) is not None and own == rate

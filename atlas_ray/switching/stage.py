@@ -328,7 +328,12 @@ def _play_test(
     scorable, calibration = scorable_episodes(rows, "the comparison"), _calibration(context, selection)
     rules = baselines(context.settings, learned, scorable, calibration)
     _keep_fitted(context, rules)
-    return [*plain, *learned, *rules], rows + test.play(rules)
+    rows += test.play(rules)
+    # rules that are kept miss the rates that they were set to: random calls at those which they have
+    kept, names = [rule for rule in rules if rule.saved_as], {rule.name for rule in rules}
+    scorable = scorable_episodes(rows, "the comparison")
+    twins = [t for t in baselines(context.settings.only_random, kept, scorable, calibration) if t.name not in names]
+    return [*plain, *learned, *rules, *twins], rows + (test.play(twins) if twins else [])
 
 
 def _keep_fitted(context: StageContext, rules: Sequence[PolicySpec]) -> None:

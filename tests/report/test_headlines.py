@@ -79,12 +79,12 @@ def test_of_several_switches_the_one_with_fewest_calls_that_reaches_it_is_named(
 
 def test_a_rule_that_is_kept_as_a_switch_may_be_the_one_that_pays(tmp_path):
     learned = policy("londi(c=0.05)", 0.5, 1.92, 0.01, cost=0.05)
-    random = policy("random(p=0.20)", 0.6, 2.4, 0.01)
+    random = policy("random(p=0.17)", 0.6, 2.0, 0.01)
     rule = policy("classifier(p=0.20)", 0.80, 2.0, 0.01, checkpoint="switch-classifier0.20")
     said = switch(tmp_path, QUICK, DEEP, learned, random, rule)
     assert said.answer.startswith("The switch classifier(p=0.20) reaches the large model's success with 83")
     assert said.answer.endswith("it beats random calls at its rate, so where it calls matters.")
-    assert said.numbers[1].startswith("classifier(p=0.20) less random(p=0.20): +0.20 [")
+    assert said.numbers[1].startswith("classifier(p=0.20) less random(p=0.17): +0.20 [")
     alone = switch(tmp_path, QUICK, DEEP, random, {**rule, "success": 0.5, "ci95": [0.49, 0.51]})
     assert alone.answer.startswith("The switch falls short of the large model, with 0.50 for 0.80")
     assert not switch_headlines(run_of(tmp_path, policies=[QUICK, DEEP, random]))

@@ -90,9 +90,9 @@ def test_triggers_are_set_beside_a_switch_at_their_own_rate_and_its_budget():
 
 
 def test_a_rule_that_is_kept_is_read_like_a_switch_and_says_where_it_lies():
-    rule = policy("classifier(p=0.35)", 0.6, 4.0, checkpoint="switch-classifier0.35")
-    told = read_londi(as_policies(*FULL, rule))["classifier(p=0.35)"]
-    assert told[0].startswith("Against random mixing at its 4.00 calls per episode: ")
+    rule = policy("classifier(p=0.40)", 0.6, 4.2, checkpoint="switch-classifier0.40")
+    told = read_londi(as_policies(*FULL, rule))["classifier(p=0.40)"]
+    assert told[0].startswith("Against random mixing at its 4.20 calls per episode: ")
     assert "random(p=0.35) " in told[1] and "classifier" not in told[1]
     assert told[-1].startswith("It was fitted to training episodes, not learned, and is kept as checkpoints/switch-")
 

@@ -13,8 +13,12 @@ def test_a_switch_is_fitted_where_none_is_learned(make, tmp_path):
     said = []
     rows = switch_stage(recipe, tmp_path, said.append)
     kinds = ("random", "classifier")
-    assert [row["name"] for row in rows[2:]] == [f"{kind}(p={rate})" for kind in kinds for rate in ("0.30", "0.60")]
-    assert [row.get("checkpoint") for row in rows[2:]] == [None, None, "switch-classifier0.30", "switch-classifier0.60"]
+    assert [row["name"] for row in rows[2:6]] == [f"{kind}(p={rate})" for kind in kinds for rate in ("0.30", "0.60")]
+    kept = [None, None, "switch-classifier0.30", "switch-classifier0.60"]
+    assert [row.get("checkpoint") for row in rows[2:6]] == kept
+    shares = {f"{row['deepthink_share']:.2f}" for row in rows[4:6]} - {"0.00", "0.30", "0.60"}
+    assert {row["name"] for row in rows[6:]} == {f"random(p={n})" for n in shares}, "at the rates that they have"
+    assert shares and all(row["episodes"] == 16 for row in rows)
     assert not any("training" in line and "switches" in line for line in said)
     assert sum("classifier: fitted to " in line for line in said) == 1
     replay = files.read_json(tmp_path / "switch" / "replay.json")

@@ -122,7 +122,11 @@ def test_every_policy_of_the_recipe_has_a_row(compared):
     names, learned = list(by_name), ["londi(c=0.05)", f"londi-b(n={budget})"]
     assert [n for n in names if n.startswith("londi")] == learned
     assert by_name[learned[1]]["budget_fraction"] == 0.5
-    assert names[:2] == ["always-quick", "always-deepthink"] and names[-1] == "oracle"
+    assert names[:2] == ["always-quick", "always-deepthink"] and "oracle" in names
+    for row in compared.rows:
+        limit = f", n={row['budget']}" if "budget" in row else ""
+        share = f"{row['deepthink_share']:.2f}"
+        assert "checkpoint" not in row or share == "0.00" or f"random(p={share}{limit})" in names
     assert {"random(p=0.20)", "every(p=0.20)", "threshold(p=0.20)"} <= set(names)
     assert all(row["budget_violations"] == 0 for row in compared.rows)
     for name in learned:

@@ -25,6 +25,7 @@ from atlas_ray.data.results import ALWAYS_DEEPTHINK, Policy
 from atlas_ray.report.headlines import with_interval
 from atlas_ray.report.outcomes import compared
 from atlas_ray.report.run import Run, read_run
+from atlas_ray.report.switch_reading import family, twins
 from atlas_ray.rundir.layout import RunLayout
 
 SEEDS = [0, 2, 3, 4, 5]
@@ -45,15 +46,23 @@ def apart(run: Run, first: str, second: str) -> float:
     return found.mean
 
 
+def at_its_rate(policy: Policy, run: Run) -> str | None:
+    """The name of random calls as often as a switch's, where they were played."""
+    return next((p.name for p in twins(policy, run.policies) if family(p) == "random"), None)
+
+
 def table(runs: Sequence[Run]) -> None:
     """Print a line for each policy."""
     heads = ["policy", "success", "less DEEPTHINK", "less random at its rate", "calls", "fewer", "MFLOPs", "less"]
     print(f"\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     named: list[dict[str, Policy]] = [{p.name: p for p in run.policies} for run in runs]
     for name, policy in named[0].items():
+        if not all(name in by for by in named):
+            continue  # random calls at a rate that a switch has by one of the fits
         own, deepthink = [by[name] for by in named], [by[ALWAYS_DEEPTHINK] for by in named]
-        random = f"random({name.partition('(')[2]}"
-        to_random = [apart(run, name, random) for run in runs] if policy.checkpoint else []
+        random = [at_its_rate(by[name], run) for by, run in zip(named, runs, strict=True)]
+        told = policy.checkpoint is not None and None not in random
+        to_random = [apart(run, name, other) for run, other in zip(runs, random, strict=True) if told and other]
         success = over_seeds([p.success for p in own])
         cells = [name, f"{success.mean:.2f} [{success.low:.2f}, {success.high:.2f}]"]
         cells.append(with_interval(over_seeds([apart(run, name, ALWAYS_DEEPTHINK) for run in runs])))

@@ -1,6 +1,6 @@
 """Fitted switches beside DEEPTHINK and random calls at their rate, over several seeds of the recipe `switching-fitted`.
 
-    python benchmarks/switching_fitted.py           # runs/switching-fitted/SEED, seven minutes each on two cores
+    python benchmarks/switching_fitted.py           # runs/switching-fitted/SEED, nine minutes each on two cores
     python benchmarks/switching_fitted.py --table   # the table of what is there
 
 Each seed has training episodes, a fit and test episodes of its own. What a policy has in the mean, and its differences

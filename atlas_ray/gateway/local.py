@@ -53,7 +53,8 @@ class Dialogue:
         past_goal = False
         for message in request.messages:
             if message["role"] == "assistant":
-                steps.append(_step("\n".join(seen) or (request.goal if not steps else ""), text_of(message), style))
+                observation = "\n".join(seen) or (request.goal if not steps else "")
+                steps.append(read_turn(text_of(message), style, observation))
                 seen = []
             elif message["role"] in ("user", "tool", "function"):
                 if past_goal:
@@ -62,7 +63,8 @@ class Dialogue:
         return cls(request.goal, tuple(steps), request.observation, _actions(body))
 
 
-def _step(observation: str, said: str, style: Style) -> Step:
+def read_turn(said: str, style: Style, observation: str = "") -> Step:
+    """What an assistant's turn thought and did; all that was said is the action where none can be read."""
     found = parse(said, style, longest=LONGEST_ACTION)
     return Step(observation=observation, thought=found.thought, action=found.action or said)
 

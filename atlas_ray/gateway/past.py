@@ -12,8 +12,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ..data.parsing import LONGEST_ACTION, Style, parse
+from ..data.parsing import Style
 from ..switching.past import Past
+from .local import read_turn
 from .requests import action_of
 from .store import Transaction
 from .tables import turns
@@ -56,7 +57,7 @@ def actions_of(messages: Sequence[Mapping[str, Any]], style: Style) -> tuple[str
 
 @lru_cache(maxsize=10_000)
 def _action(said: str, style: Style) -> str:
-    return parse(said, style, longest=LONGEST_ACTION).action or said
+    return read_turn(said, style).action
 
 
 def note_turn(tx: Transaction, session: str, step: int, model: int, seen: str) -> None:

@@ -26,6 +26,8 @@ Signal = Literal[
 ]
 SCORED = ("entropy", "margin")
 """Signals that need the probabilities of the first model."""
+DOUBTS = ("classifier", "verifier")
+"""Baselines that doubt QUICK, by the signal of the same name, and are kept as switches."""
 PAST = ("visits", "unchanged", "since-call")
 """Signals of the episode's own past, for which no model is asked."""
 
@@ -211,7 +213,7 @@ class Switch(ConfigModel):
         distinct(self.levels, "levels")
         self._check_logs()
         self._check_runs()
-        if not self.learns and (self.logs or not {"classifier", "verifier"} & set(self.baselines) or not self.rates):
+        if not self.learns and (self.logs or not set(DOUBTS) & set(self.baselines) or not self.rates):
             hint = "" if self.logs else "; or, to fit one without learning, rates for the baseline verifier"
             raise ValueError(f"costs: name at least one cost, budget or average{hint}")
         if any(isinstance(n, str) and n.endswith("%") for n in self.budgets) and not self.costs:
@@ -264,11 +266,6 @@ class Switch(ConfigModel):
     def learns(self) -> bool:
         """Whether a switch is learned; without, one is fitted."""
         return bool(self.costs or self.budgets or self.averages)
-
-    @property
-    def only_random(self) -> Self:
-        """The same with no baseline but random calls, if it has them, and no rates of their own."""
-        return self.model_copy(update={"baselines": [b for b in self.baselines if b == "random"], "rates": []})
 
     @property
     def bills(self) -> bool:

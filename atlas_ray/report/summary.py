@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..recipe.switch import DOUBTS
 from .run import Run
 
 
@@ -38,7 +39,8 @@ def summary(run: Run) -> str:
         models = " and ".join(m.model for m in s.models)
         learned = "1 switch learned in each trial" if swept else f"{count} switch{'es' * (count != 1)} learned"
         if not s.learns:
-            learned = f"{len(s.rates)} switch{'es' * (len(s.rates) != 1)} fitted"
+            count = len(s.rates) * len(set(DOUBTS) & set(s.baselines))
+            learned = f"{count} switch{'es' * (count != 1)} fitted"
         parts.append(f"{learned} between {models} on {', '.join(s.levels)}")
     if recipe.rounds and recipe.switch and not swept:
         r = recipe.rounds

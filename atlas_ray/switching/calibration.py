@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import InputError
+from ..recipe.switch import DOUBTS
 from .baselines import calibrate
 from .fitted import Branch, calibrate_escalation
 from .logistic import chance, fit, read, read_answer
 from .past import Past
 from .signals import CLASSIFIER, VERIFIER
 
-DOUBTS = (CLASSIFIER, VERIFIER)
-"""Rules that doubt QUICK, by the signal of the same name."""
 FITTED = frozenset({*DOUBTS, "escalate"})
 """Rules that are fitted to episodes on training seeds."""
 
@@ -64,18 +63,15 @@ class Calibration:
         self,
         kind: str,
         quick: Sequence[dict[str, Any]],
-        shadowed: Sequence[dict[str, Any]],
-        say: Callable[[str], None] = lambda line: None,
+        weights: tuple[float, ...],
     ) -> Calibration:
-        """Fit one of :data:`DOUBTS`.
+        """Set one of the rules that doubt QUICK.
 
         Args:
             kind: which.
             quick: rows of episodes that QUICK played alone, with the episodes.
-            shadowed: as of :func:`weights_of`.
-            say: told what it is fitted to.
+            weights: as of :func:`weights_of`.
         """
-        weights = weights_of(kind, shadowed, say)
         taken = [(row, n, step["action"]) for row in quick for n, step in enumerate(row["episode"]["steps"])]
         chances = [chance(weights, _seen(kind, row, step, action)) for row, step, action in taken]
         # in float32, as the rule reads them
@@ -115,7 +111,7 @@ def weights_of(
     """Weights of the chance that QUICK says what DEEPTHINK says.
 
     Args:
-        kind: one of :data:`DOUBTS`: whether QUICK's answer is read, too.
+        kind: one of ``DOUBTS`` of the recipe: whether QUICK's answer is read, too.
         shadowed: rows of episodes that DEEPTHINK played while QUICK was asked too. Where it won any, only those count.
         say: told what they are fitted to.
     """

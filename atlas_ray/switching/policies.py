@@ -14,11 +14,11 @@ from ..data.replies import summed
 from ..data.results import interval, tenths
 from ..errors import AtlasError
 from ..recipe.loading import Switch
-from ..recipe.switch import MEASURED, budget_terms
+from ..recipe.switch import DOUBTS, MEASURED, budget_terms
 from ..rundir import files
 from ..rundir.layout import RunLayout
 from .baselines import Always, EveryKth, Oracle, Random, Shadowed, Threshold, Triggers
-from .calibration import DOUBTS, Calibration
+from .calibration import Calibration
 from .evaluate import Policy
 from .fitted import EscalateOnce, doubting_switch
 from .policy import CHOSEN, SwitchPolicy
@@ -229,6 +229,16 @@ def baselines(
                 terms["rate"] = begins if kind == "random" else rate
                 found[name] = PolicySpec(name, kind, action=last, **terms)
     return list(found.values())
+
+
+def random_twins(settings: Switch, rules: Sequence[PolicySpec], rows: Sequence[Row]) -> list[PolicySpec]:
+    """Random calls, if the recipe has them, at the rates that rules which are kept have in these episodes.
+
+    Less those that are among the rules.
+    """
+    only = settings.model_copy(update={"baselines": [b for b in settings.baselines if b == "random"], "rates": []})
+    kept, names = [rule for rule in rules if rule.saved_as], {rule.name for rule in rules}
+    return [twin for twin in baselines(only, kept, rows, Calibration()) if twin.name not in names]
 
 
 def chance_of_a_run(share: float, run: int) -> float:

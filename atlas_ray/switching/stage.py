@@ -17,11 +17,11 @@ from ..cluster.workers import ActorPool, worker_pool
 from ..data.replies import Replies
 from ..errors import InputError
 from ..recipe.loading import Recipe
-from ..recipe.switch import MEASURED
+from ..recipe.switch import DOUBTS, MEASURED
 from ..rundir import files
 from ..rundir.following import Tail, polling
 from ..rundir.progress import duration, say
-from .calibration import DOUBTS, FITTED, Calibration, weights_of
+from .calibration import FITTED, Calibration, weights_of
 from .episode_file import EpisodeFile
 from .logged_stage import learn_from_logs
 from .logistic import BLANK
@@ -31,6 +31,7 @@ from .policies import (
     baselines,
     learned_policies,
     lost_episode_seeds,
+    random_twins,
     resolve_budget,
     scorable_episodes,
     shadowed_by_quick,
@@ -230,8 +231,9 @@ def _calibration(context: StageContext, selection: EpisodeFile) -> Calibration:
         found = found.with_escalation(quick, play(always), after)
     for kind in DOUBTS:
         if kind in settings.baselines:
-            say = [] if kind in settings.signals else [context.say]  # which has said it already
-            found = found.with_doubt(kind, quick, play(shadowed_by_quick(settings)), *say)
+            weights = getattr(context.weights, kind)  # of a signal, if it is one too
+            weights = weights or weights_of(kind, play(shadowed_by_quick(settings)), context.say)
+            found = found.with_doubt(kind, quick, weights)
     return found
 
 
@@ -330,9 +332,7 @@ def _play_test(
     _keep_fitted(context, rules)
     rows += test.play(rules)
     # rules that are kept miss the rates that they were set to: random calls at those which they have
-    kept, names = [rule for rule in rules if rule.saved_as], {rule.name for rule in rules}
-    scorable = scorable_episodes(rows, "the comparison")
-    twins = [t for t in baselines(context.settings.only_random, kept, scorable, calibration) if t.name not in names]
+    twins = random_twins(context.settings, rules, scorable_episodes(rows, "the comparison"))
     return [*plain, *learned, *rules, *twins], rows + (test.play(twins) if twins else [])
 
 

@@ -1,9 +1,8 @@
 """Models that all tests of sweeps share."""
 
 import pytest
-from switch_models import SHAPES, model
-
-from atlas_ray.models.tiny import build_tokenizer
+from collecting_runs import save_model
+from switch_models import SHAPES
 
 
 @pytest.fixture(scope="session")
@@ -11,6 +10,5 @@ def models(tmp_path_factory):
     """A directory with ``quick`` and ``deepthink``, both untrained."""
     where = tmp_path_factory.mktemp("models")
     for name in SHAPES:
-        model(name).save_pretrained(where / name)
-        build_tokenizer().save_pretrained(where / name)
+        save_model(name, where)
     return where

@@ -1,9 +1,9 @@
 """What tests of the switch stage share."""
 
 import pytest
-from switch_models import SHAPES, model, small_switch
+from collecting_runs import save_model
+from switch_models import SHAPES, small_switch
 
-from atlas_ray.models.tiny import build_tokenizer
 from atlas_ray.recipe.loading import Recipe
 
 
@@ -12,8 +12,7 @@ def make(tmp_path_factory):
     """A recipe with two untrained models and few steps."""
     folder = tmp_path_factory.mktemp("models")
     for name in SHAPES:
-        model(name).save_pretrained(folder / name)
-        build_tokenizer().save_pretrained(folder / name)
+        save_model(name, folder)
 
     def recipe(workers=0, **switch):
         return Recipe.model_validate(

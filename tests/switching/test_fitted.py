@@ -10,8 +10,9 @@ from scipy.optimize import minimize
 
 from atlas_ray.agents.rollout import EnvSpec
 from atlas_ray.errors import InputError
+from atlas_ray.recipe.switch import DOUBTS
 from atlas_ray.switching.baselines import Always, Shadowed, Triggers, calibrate
-from atlas_ray.switching.calibration import DOUBTS, Calibration
+from atlas_ray.switching.calibration import Calibration, weights_of
 from atlas_ray.switching.evaluate import evaluate_policy
 from atlas_ray.switching.fitted import Branch, EscalateOnce, calibrate_escalation, doubting_switch
 from atlas_ray.switching.logistic import BLANK, WIDTH, chance, fit, read, read_answer
@@ -95,7 +96,7 @@ def calibration():
     escalated = play(EscalateOnce(BLANK, math.inf, 2), TRAINING, "train")
     made = Calibration().with_escalation(quick, escalated, 2)
     for kind in DOUBTS:
-        made = made.with_doubt(kind, quick, shadowed)
+        made = made.with_doubt(kind, quick, weights_of(kind, shadowed))
     return made
 
 

@@ -1,8 +1,12 @@
 """The stage where a switch is fitted, and none is learned."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from atlas_ray.report.summary import summary
 from atlas_ray.rundir import files
+from atlas_ray.rundir.layout import RunLayout
 from atlas_ray.switching import SwitchPolicy
 from atlas_ray.switching.stage import switch_stage
 
@@ -42,6 +46,13 @@ def test_rules_call_in_runs(make, tmp_path):
                 assert all(t + 1 in called or t + 1 == steps for t in begun), "no call stands alone"
     for kind in ("classifier", "verifier"):
         assert SwitchPolicy.load(tmp_path / "checkpoints" / f"switch-{kind}0.50").config.run_length == 2
+
+
+def test_a_report_says_how_many_were_fitted(make, tmp_path):
+    for baselines, told in ((["classifier", "verifier"], "4 switches"), (["random", "verifier"], "2 switches")):
+        recipe = make(costs=[], baselines=baselines, rates=[0.3, 0.6])
+        run = SimpleNamespace(recipe=recipe, results=None, layout=RunLayout(tmp_path))
+        assert summary(run).startswith(f"{told} fitted between ")
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,25 @@ class Expense(_Strict):
         return Decimal(self.usd)
 
 
+class Shadow(_Strict):
+    """What QUICK would have done at a step that DEEPTHINK took.
+
+    ``same``: whether it is what DEEPTHINK did; None where one of them did nothing that can be read. ``action`` is empty
+    where the record holds no content. Tokens and money are None where the server did not say.
+    """
+
+    same: bool | None
+    action: str
+    prompt_tokens: Count | None
+    completion_tokens: Count | None
+    usd: Money | None
+
+
 class StepUsage(_Strict):
-    """What a step took. Tokens and money are None where the server did not say."""
+    """What a step took. Tokens and money are None where the server did not say.
+
+    ``shadow``: None where QUICK was not asked besides, or gave no answer. Its tokens and money are not the step's.
+    """
 
     step: Count
     model: str
@@ -55,6 +72,7 @@ class StepUsage(_Strict):
     usd: Money | None
     begun: float
     seconds: float = Field(ge=0)
+    shadow: Shadow | None = None
 
 
 class SessionUsage(_Strict):

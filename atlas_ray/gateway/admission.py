@@ -22,7 +22,7 @@ from .removal import remove_sessions
 from .replies import ApiError
 from .requests import ChatRequest, action_of, check_bounded, link
 from .store import Reservation, Store, Transaction
-from .tables import ANSWERED, FAILED, OPEN, sessions, steps
+from .tables import ANSWERED, FAILED, OPEN, sessions, shadows, steps
 
 Counter = Callable[[str], int]
 _k, _p = steps.c, sa.bindparam
@@ -37,6 +37,7 @@ _AGAIN = _of_step("model", "probability", "owner", "state", "ended")
 _ANSWERED = _of_step("state", "ended", "answer", "action", "told", "prompt_tokens", "completion_tokens")
 _FAILED = _of_step("state", "ended")
 _FORGET = steps.update().where(_k.ended < _p("before_"), _k.answer.is_not(None)).values(answer=None)
+_SHADOW_GONE = sa.delete(shadows).where(shadows.c.session == _p("session_"), shadows.c.number == _p("step_"))
 _ANY = sa.select(sessions.c.id).limit(1)
 
 
@@ -89,6 +90,7 @@ class Admission:
 
     Attributes:
         owner: names this process: steps that another has left open were lost with it.
+        style: of what models say.
     """
 
     def __init__(
@@ -100,7 +102,7 @@ class Admission:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.settings, self.store, self._decider, self._clock = settings, store, decider, clock
-        self._counters, self.owner = tuple(counters), store.owner.name
+        self._counters, self.owner, self.style = tuple(counters), store.owner.name, decider.style
         said = zip(Limits.of(settings.budget), decider.limits, strict=True)
         self.limits = Limits(*(learned if own is None else own for own, learned in said))
         self.daily = Limits.of(settings.daily)
@@ -260,6 +262,50 @@ class Admission:
                 tx.settle(admitted.reservation, Amount(), now)
             if over:
                 tx.do(_FAILED, session_=admitted.session, step_=admitted.step, state_=FAILED, ended_=now)
+
+    def shadow(self, admitted: Admitted, request: ChatRequest, key: str) -> Reservation | None:
+        """A reservation to ask QUICK the same after a step that DEEPTHINK took.
+
+        None: this step is not among those that are drawn for it, a budget does not allow it, or its cost has no bound.
+        """
+        now, quick, bounded = self._clock(), self.settings.models[QUICK], True
+        by_deepthink = admitted.number == len(self.settings.models) - 1
+        if not by_deepthink or not self._decider.shadows(admitted.session, admitted.step):
+            return None
+        try:
+            check_bounded(request.body)
+            usage = worst_case(quick, request, self._counters[QUICK])
+        except ApiError:
+            usage, bounded = Usage(request.size, quick.max_tokens), False
+        with self.store.transaction() as tx:
+            account = tx.account(admitted.session, key, _day(now), self.daily)
+            if not bounded and any(cap is not None for cap in (*account.own.limits[1:], *self.daily[1:])):
+                return None
+            return tx.reserve(account, admitted.step, cost(quick, usage, False), now)
+
+    def shadowed(
+        self, reservation: Reservation, usage: Usage | None, message: dict[str, Any], same: bool | None
+    ) -> None:
+        """Settle what QUICK said after a step of DEEPTHINK, and keep it for the record.
+
+        Args:
+            reservation: of :meth:`shadow`.
+            usage: what it took; None keeps the reservation.
+            message: QUICK's.
+            same: whether it does what DEEPTHINK's does; None where nobody can tell.
+        """
+        session, step = reservation.session, reservation.step
+        tokens = {"prompt_tokens": usage.prompt, "completion_tokens": usage.completion} if usage else {}
+        with self.store.transaction() as tx:
+            used = reservation.amount if usage is None else cost(self.settings.models[QUICK], usage, False)
+            tx.settle(reservation, used, self._clock())
+            tx.do(_SHADOW_GONE, session_=session, step_=step)  # of a gateway that was taken for dead
+            tx.put(shadows, session=session, number=step, same=same, action=self._content(action_of(message)), **tokens)
+
+    def return_unused(self, reservation: Reservation) -> None:
+        """What was reserved for an attempt was not taken."""
+        with self.store.transaction() as tx:
+            tx.settle(reservation, Amount(), self._clock())
 
     def forget_answers(self) -> None:
         """Drop the answers that are kept no longer."""

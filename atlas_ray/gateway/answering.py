@@ -9,18 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from ..engines import retry
+from ..switching.budget import QUICK
 from ..switching.spending import Limits, Usage
 from .admission import Admission, Admitted, Known
 from .metrics import Metrics
 from .replies import ApiError
 from .requests import ChatRequest
+from .shadowing import Shadowing
 from .sse import DONE, StreamedAnswer
 from .upstream import Upstream, UpstreamError
 
@@ -102,6 +104,7 @@ class Answering:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._flights: dict[tuple[str, int], Flight] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._shadowing = Shadowing(admission, self.upstreams[QUICK], metrics, self.call)
         self._longest = max(m.timeout * (m.retries + 2) for m in admission.settings.models)
 
     async def call(self, what: Callable[..., T], *arguments: Any) -> T:
@@ -173,10 +176,13 @@ class Answering:
         self._flights[admitted.session, admitted.step] = flight
         if admitted.limit is not None:
             request = replace(request, most=admitted.limit)
-        task = asyncio.create_task(self._run(flight, request, key, admitted))
+        self._in_background(self._run(flight, request, key, admitted))
+        return flight
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return flight
 
     async def _run(self, flight: Flight, request: ChatRequest, key: str, admitted: Admitted) -> None:
         try:
@@ -222,6 +228,8 @@ class Answering:
         elif answer.endswith(DONE):
             flight.add(DONE)
         flight.end()
+        if self.admission.settings.shadow:
+            self._in_background(self._shadowing.follow(admitted, request, key, message))
 
     async def _ask(
         self, flight: Flight, request: ChatRequest, upstream: Upstream

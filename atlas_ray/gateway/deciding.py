@@ -42,7 +42,7 @@ class Decider:
     """
 
     def __init__(self, settings: Gateway, seed: int, style: Style = "action") -> None:
-        self._settings, self._seed, self._style, self.models = settings, seed, style, len(settings.models)
+        self._settings, self._seed, self.style, self.models = settings, seed, style, len(settings.models)
         self._switch: SwitchPolicy | None = None
         if settings.switch in FIXED:
             return
@@ -76,7 +76,7 @@ class Decider:
     def actions(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         """What was done in a conversation, where the switch reads that too."""
         reads = self._switch is not None and CLASSIFIER in self._switch.config.signals
-        return actions_of(messages, self._style) if reads else ()
+        return actions_of(messages, self.style) if reads else ()
 
     @property
     def limits(self) -> Limits:
@@ -104,6 +104,10 @@ class Decider:
             drawn -= chance
         number = max(n for n, chance in enumerate(chances) if chance)  # what rounding has left over
         return Choice(number, min(1.0, chances[number]))
+
+    def shadows(self, session: str, step: int) -> bool:
+        """Whether QUICK is to be asked too, after a step that DEEPTHINK has taken."""
+        return random.Random(f"{self._seed}/{session}/{step}/shadow").random() < self._settings.shadow
 
     def _distribution(self, policy: str, situation: Situation) -> list[float]:
         """The probability with which each model is wanted."""

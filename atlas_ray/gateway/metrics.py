@@ -36,6 +36,7 @@ class Metrics:
         self.usd = counter("usd", "Money by model: what upstreams counted, else what was reserved", "model")
         self.uncounted = counter("uncounted", "Answers without usage, whose reservation was kept", "model")
         self.over = counter("over_reserved", "Answers that took more than their worst case", "model")
+        self.shadows = counter("shadows", "Answers of the first model in the shadow of a step, by what they do", "does")
         self.seconds = Histogram(
             "atlas_gateway_step_seconds", "Until a step was answered", ("model",), buckets=_SECONDS, registry=self._all
         )
@@ -46,6 +47,10 @@ class Metrics:
     def answered(self, name: str, model: GatewayModel, usage: Usage | None, reserved: Amount, seconds: float) -> None:
         """Count a step that was answered."""
         self.seconds.labels(name).observe(seconds)
+        self.spent(name, model, usage, reserved)
+
+    def spent(self, name: str, model: GatewayModel, usage: Usage | None, reserved: Amount) -> None:
+        """Count what an answer took."""
         used = reserved if usage is None else cost(model, usage, bool(reserved.calls))
         self.usd.labels(name).inc(float(dollars(used.usd)))
         if usage is None:

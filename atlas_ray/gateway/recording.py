@@ -11,14 +11,15 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ..data.gateway_record import Expense, PricedModel, Record, SessionUsage, StepUsage
+from ..data.gateway_record import Expense, PricedModel, Record, SessionUsage, Shadow, StepUsage
 from ..data.records import Step, Trajectory, actor, write_trajectories
 from ..recipe.gateway import Gateway
 from ..rundir.files import write_json
+from ..switching.budget import QUICK
 from ..switching.spending import Usage, cost, dollars
 from .replies import ApiError
 from .store import Store
-from .tables import ANSWERED, UNRECORDED, sessions, steps
+from .tables import ANSWERED, UNRECORDED, sessions, shadows, steps
 
 ENV, NO_SEED = "gateway", 0
 _AT_A_TIME = 50
@@ -30,6 +31,7 @@ _TAKEN = (
     .where(_k.session == _p("id_"), _k.state == ANSWERED)
     .order_by(_k.number)
 )
+_SHADOWS = sa.select(shadows).where(shadows.c.session == _p("id_"))
 _OUTCOME = (
     sessions.update()
     .where(sa.or_(_s.id == _p("session_"), _s.name == _p("session_")), _s.key == _p("key_"))
@@ -55,10 +57,11 @@ class Recorder:
             return 0
         with self._store.transaction() as tx:
             found = tx.rows(_CHANGED)
-            own = {row.id: tx.rows(_TAKEN, id_=row.id) for row in found}
+            own = {row.id: (tx.rows(_TAKEN, id_=row.id), tx.rows(_SHADOWS, id_=row.id)) for row in found}
         for row in found:
-            if own[row.id]:
-                self._write(self._record, row, own[row.id])
+            taken, beside = own[row.id]
+            if taken:
+                self._write(self._record, row, taken, {shadow.number: shadow for shadow in beside})
         with self._store.transaction() as tx:
             for row in found:
                 # what came meanwhile makes it written again
@@ -83,7 +86,7 @@ class Recorder:
             if not tx.do(_OUTCOME, **about):
                 raise ApiError(404, "no such session", "session_not_found")
 
-    def _write(self, record: Record, row: Any, taken: list[Any]) -> None:
+    def _write(self, record: Record, row: Any, taken: list[Any], beside: dict[int, Any]) -> None:
         models, settings = self._settings.models, self._settings
         made = [
             Step(
@@ -113,24 +116,34 @@ class Recorder:
                 for m in models
             ),
             spent=Expense(calls=row.spent_calls, tokens=row.spent_tokens, usd=_shown(row.spent_usd)),
-            steps=tuple(self._usage(step) for step in taken),
+            steps=tuple(self._usage(step, beside.get(step.number)) for step in taken),
         )
         write_json(record.usage(row.id), usage.model_dump(mode="json"))
         write_trajectories(record.trajectory(row.id), [trajectory])
 
-    def _usage(self, step: Any) -> StepUsage:
+    def _usage(self, step: Any, shadow: Any) -> StepUsage:
         model = self._settings.models[step.model]
-        counted = step.prompt_tokens is not None
-        spent = cost(model, Usage(step.prompt_tokens, step.completion_tokens), bool(step.model)) if counted else None
         return StepUsage(
             step=step.number,
             model=model.model,
             prompt_tokens=step.prompt_tokens,
             completion_tokens=step.completion_tokens,
-            usd=_shown(spent.usd) if spent else None,
+            usd=self._money(step, step.model),
             begun=step.begun,
             seconds=max(0.0, step.ended - step.begun),
+            shadow=None if shadow is None else self._shadow(shadow),
         )
+
+    def _shadow(self, said: Any) -> Shadow:
+        counts = {name: getattr(said, name) for name in ("same", "action", "prompt_tokens", "completion_tokens")}
+        return Shadow(**counts, usd=self._money(said, QUICK))
+
+    def _money(self, counted: Any, number: int) -> str | None:
+        """What the tokens of a row cost by a model; None where nobody counted them."""
+        if counted.prompt_tokens is None:
+            return None
+        usage = Usage(counted.prompt_tokens, counted.completion_tokens)
+        return _shown(cost(self._settings.models[number], usage, bool(number)).usd)
 
 
 def _shown(picodollars: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from .store import Store, Transaction
-from .tables import OPEN, reservations, sessions, steps, turns
+from .tables import OPEN, reservations, sessions, shadows, steps, turns
 
 AT_A_TIME = 200
 """Sessions of one transaction, so that no request waits long."""
@@ -48,7 +48,7 @@ def _remove(tx: Transaction, found: list[str]) -> int:
         if alive[owner]:
             answered.add(session)
     going = [session for session in found if session not in answered]
-    for table in (steps, turns, reservations):
+    for table in (steps, turns, shadows, reservations):
         tx.do(sa.delete(table).where(table.c.session.in_(going)))
     tx.do(sa.delete(sessions).where(sessions.c.id.in_(going)))
     return len(going)

@@ -57,7 +57,9 @@ class Totals:
 
     ``models``, ``days``: by name, by (day, name). ``always``: what the steps with known usage would have cost by
     DEEPTHINK alone, and ``counted`` what they did cost. ``spent``: all money, with reservations that were kept.
-    ``calls``: (step, steps of its session) of each call. ``ended``: (share of calls, success) of sessions.
+    ``shadows``: whether QUICK would have done the same as DEEPTHINK, where it was asked besides, and ``beside`` what
+    that has cost. ``calls``: (step, steps of its session) of each call. ``ended``: (share of calls, success) of
+    sessions.
     """
 
     models: dict[str, Spending] = field(default_factory=lambda: defaultdict(Spending))
@@ -65,6 +67,8 @@ class Totals:
     always: Decimal = Decimal(0)
     counted: Decimal = Decimal(0)
     spent: Decimal = Decimal(0)
+    beside: Decimal = Decimal(0)
+    shadows: list[bool] = field(default_factory=list)
     calls: list[tuple[int, int]] = field(default_factory=list)
     ended: list[tuple[float, bool | None]] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
@@ -95,6 +99,9 @@ class Totals:
             day = time.strftime("%Y-%m-%d", time.gmtime(step.begun))
             self.models[step.model].add(step)
             self.days[day, step.model].add(step)
+            if step.shadow is not None:
+                self.shadows += [] if step.shadow.same is None else [step.shadow.same]
+                self.beside += Decimal(step.shadow.usd or 0)
             if step.usd is not None:
                 tokens = Usage(step.prompt_tokens or 0, step.completion_tokens or 0)
                 self.always += dollars(cost(last, tokens, True).usd)
@@ -163,11 +170,13 @@ def _lead(totals: Totals) -> str:
 
 
 def _cost(totals: Totals) -> Headline:
-    kept = totals.spent - totals.counted
+    kept = totals.spent - totals.counted - totals.beside
     sessions = len(totals.ended)
     numbers = [f"{money(totals.spent / sessions)} per session."]
     if kept > 0:
         numbers.append(f"{money(kept)} of it are reservations that were kept, as no usage came; in both sums.")
+    if totals.beside:
+        numbers.append(f"{money(totals.beside)} of it went to QUICK for what it would have done at DEEPTHINK's steps.")
     if not totals.always:
         told = f"{_many(sessions, 'session')} cost {money(totals.spent)}."
         return Headline("cost", "What did they cost?", told, numbers, caveat="DEEPTHINK has no price.")
@@ -185,6 +194,9 @@ def _calls(totals: Totals) -> Headline:
     told = f"{percent(calls / steps)} of the steps were calls of a larger model: {calls:,} of {steps:,}."
     without = sum(not share for share, _ in totals.ended)
     numbers = [f"{without:,} of {_many(len(totals.ended), 'session')} had no call."]
+    if totals.shadows:
+        same, asked = sum(totals.shadows), len(totals.shadows)
+        numbers.append(f"At {percent(same / asked)} of the {asked:,} calls where QUICK was asked too it did the same.")
     shown = None
     if (shares := tenths(totals.calls)) is not None:
         halves = sum(shares[:5])

@@ -22,7 +22,7 @@ from ..switching.spending import Account, Amount, Limits, settlement
 from .budget import SessionAccount
 from .owners import FileOwner, Owner, SessionOwner
 from .replies import ApiError
-from .tables import META, reservations, sessions, steps, totals, turns
+from .tables import META, reservations, sessions, shadows, steps, totals, turns
 
 _log = logging.getLogger(__name__)
 _LOCK = 0x61746C61730A
@@ -49,7 +49,7 @@ _SETTLE = (
     .values(settled=True, **{name: _p(f"used_{name}") for name in _NAMES})
 )
 _TAKE_LOCK = sa.select(sa.func.pg_advisory_xact_lock(_LOCK))
-_PUT = {table: sa.insert(table) for table in (sessions, steps, turns, reservations, totals)}
+_PUT = {table: sa.insert(table) for table in (sessions, steps, turns, shadows, reservations, totals)}
 
 
 class Store:
@@ -141,6 +141,7 @@ class Reservation(NamedTuple):
 
     id: int
     session: str
+    step: int
     key: str
     day: str
     amount: Amount
@@ -201,7 +202,8 @@ class Transaction:
         self.do(_RESERVE, session_=session, step_=step, now_=now, **more)
         self._charge_day(key, day, amount)
         about = {"session": session, "step": step, "key": key, "day": day, "settled": False}
-        return Reservation(int(self.put(reservations, **about, **amount._asdict())[0]), session, key, day, amount)
+        number = int(self.put(reservations, **about, **amount._asdict())[0])
+        return Reservation(number, session, step, key, day, amount)
 
     def settle(self, reservation: Reservation, used: Amount, now: float) -> Limits | None:
         """Make a reservation what was used; what is left to the session then. A second time changes nothing: None."""

@@ -4,7 +4,8 @@ A session is a row of ``sessions``, with its limits and what it has spent, reser
 and ``told`` are digests of the conversation without and with its answer; sessions that a header names have none.
 A session that has parted from another goes on counting where that one was.
 ``turns`` holds for a switch that reads the past what was seen, as a digest, and who acted then, the turns before it
-parted from another with it. ``reservations`` holds what each attempt may have cost until it is settled,
+parted from another with it. ``shadows`` holds what QUICK would have done at a step that DEEPTHINK took.
+``reservations`` holds what each attempt may have cost until it is settled,
 ``totals`` what a key has spent on a day.
 """
 
@@ -76,6 +77,16 @@ turns = sa.Table(
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("model", sa.Integer, nullable=False),
     sa.Column("seen", sa.String(64), nullable=False),
+)
+shadows = sa.Table(
+    "shadows",
+    META,
+    sa.Column("session", sa.String(32), sa.ForeignKey("sessions.id"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("same", sa.Boolean),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("prompt_tokens", sa.BigInteger),
+    sa.Column("completion_tokens", sa.BigInteger),
 )
 reservations = sa.Table(
     "reservations",

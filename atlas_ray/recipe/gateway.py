@@ -104,6 +104,9 @@ class Gateway(ConfigModel):
     """Directory to which sessions are written as trajectories."""
     record_content: bool = True
     """False leaves what was said out of these files."""
+    shadow: float = Field(default=0.0, ge=0, le=1)
+    """Share of DEEPTHINK's steps after which QUICK is asked the same, for the record alone: a switch can be fitted to
+    where the two differ. It is paid for out of the budgets, and left out where they do not allow it."""
     autoscaling: Autoscaling = Autoscaling()
     """Of replicas on Ray Serve."""
 
@@ -129,6 +132,8 @@ class Gateway(ConfigModel):
             last = self.models[-1]
             if not last.price_prompt and not last.price_completion:
                 raise ValueError("models: a budget of money needs prices: give the last model's price_completion")
+        if self.shadow and self.record is None:
+            raise ValueError("shadow: what QUICK says goes to the record alone: give record")
         if self.store and not self.store.startswith("postgresql"):
             raise ValueError("store: must be postgresql://HOST/NAME")
         return self

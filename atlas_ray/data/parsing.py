@@ -158,6 +158,11 @@ def parse(
     return Parsed(thought, written, "not admissible" if admissible else "ok", *about)
 
 
+def action_in(said: str, style: Style) -> str:
+    """What an assistant's turn did; where no action can be read, all that was said."""
+    return parse(said, style).action or said
+
+
 def _take_apart(text: str, offers: _Offers) -> tuple[_Turn, bool]:
     """The turn, and whether an observation was invented behind it."""
     headings = list(_ACTION.finditer(text))

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from ..data.parsing import LONGEST_ACTION, Style, parse
+from ..data.parsing import LONGEST_ACTION, Style, action_in, parse
 from ..data.records import Step
 from ..recipe.gateway import GatewayModel
 from ..switching.spending import Usage
@@ -65,8 +65,7 @@ class Dialogue:
 
 def read_turn(said: str, style: Style, observation: str = "") -> Step:
     """What an assistant's turn thought and did; all that was said is the action where none can be read."""
-    found = parse(said, style, longest=LONGEST_ACTION)
-    return Step(observation=observation, thought=found.thought, action=found.action or said)
+    return Step(observation=observation, thought=parse(said, style).thought, action=action_in(said, style))
 
 
 def _actions(body: Mapping[str, Any]) -> tuple[str, ...]:

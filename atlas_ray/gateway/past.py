@@ -12,9 +12,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ..data.parsing import Style
+from ..data.parsing import Style, action_in
 from ..switching.past import Past
-from .local import read_turn
 from .requests import action_of
 from .store import Transaction
 from .tables import turns
@@ -55,9 +54,7 @@ def actions_of(messages: Sequence[Mapping[str, Any]], style: Style) -> tuple[str
     return tuple(_action(action_of(turn), style) for turn in turns)
 
 
-@lru_cache(maxsize=10_000)
-def _action(said: str, style: Style) -> str:
-    return read_turn(said, style).action
+_action = lru_cache(maxsize=10_000)(action_in)
 
 
 def note_turn(tx: Transaction, session: str, step: int, model: int, seen: str) -> None:

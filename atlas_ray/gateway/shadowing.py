@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..data.parsing import LONGEST_ACTION, Style, parse
+from ..data.parsing import Style, parse
 from ..data.tool_calls import arguments_of
 from ..switching.budget import QUICK
 from .admission import Admission, Admitted
@@ -90,7 +90,7 @@ def _done(message: Mapping[str, Any], style: Style) -> str:
     except (AttributeError, TypeError):  # a server may say anything
         return ""
     said = text_of(message).strip()
-    found = parse(said, style, longest=LONGEST_ACTION)
+    found = parse(said, style)
     return said if found.action is None or found.behind else found.action
 
 

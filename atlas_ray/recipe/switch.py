@@ -213,8 +213,9 @@ class Switch(ConfigModel):
         distinct(self.levels, "levels")
         self._check_logs()
         self._check_runs()
-        if not self.learns and (self.logs or not set(DOUBTS) & set(self.baselines) or not self.rates):
-            hint = "" if self.logs else "; or, to fit one without learning, rates for the baseline verifier"
+        fitted = ["classifier"] if self.logs else DOUBTS
+        if not self.learns and (not set(fitted) & set(self.baselines) or not self.rates):
+            hint = f"; or, to fit one without learning, rates for the baseline {fitted[-1]}"
             raise ValueError(f"costs: name at least one cost, budget or average{hint}")
         if any(isinstance(n, str) and n.endswith("%") for n in self.budgets) and not self.costs:
             raise ValueError("budgets: a percentage is of what the first cost's switch uses, and costs is empty")

@@ -16,9 +16,11 @@ from ..rundir import files
 from ..rundir.progress import duration
 from .estimates import estimate, logged
 from .fitted_values import Decide
+from .logged_rules import decides, fit_to_logs, logged_rules
 from .logs import FIELD, Logs, read_logs
-from .policies import PolicySpec, learned_policies
+from .policies import PolicySpec, learned_policies, save_rules
 from .policy import CONFIG, SwitchConfig, SwitchPolicy
+from .signals import CLASSIFIER, Weights
 from .stage_context import StageContext
 from .transitions import Transitions, split, write_transitions
 
@@ -28,6 +30,9 @@ Row = dict[str, Any]
 def learn_from_logs(context: StageContext) -> list[Row]:
     """Train the switches of a recipe with ``switch.logs``, in this process, and estimate what they are worth.
 
+    With the baseline ``classifier`` and ``rates`` it fits these too, where the logs say what QUICK would have done, and
+    leaves in the context what they are set by.
+
     Writes ``switch/logs.parquet``, what is learned from; ``switch/logs.json``, which logs those were; the switches; and
     ``switch/estimates.json``, the rows returned, as docs/formats.md has them. What is there already is kept.
 
@@ -36,15 +41,24 @@ def learn_from_logs(context: StageContext) -> list[Row]:
     """
     settings, layout = context.settings, context.layout
     specs = learned_policies(settings, context.run_dir)
-    if layout.switch_estimates.is_file():
-        found: list[Row] = files.read_json(layout.switch_estimates)
-        return found
-    signals = settings.signals
-    read = read_logs(settings.logs, len(settings.models), settings.behaviour, whole=bool(signals))
+    done, fits = layout.switch_estimates.is_file(), CLASSIFIER in settings.baselines
+    if done and not fits:
+        return _done(context)
+    signals, style = settings.signals, context.recipe.style
+    read = read_logs(settings.logs, len(settings.models), settings.behaviour, bool(signals), style)
     _note(context, read)
     learned, held_out = split(read.episodes, settings.held_out)
     if not learned or not held_out:
         raise InputError(f"too few to learn from some and to hold out others: {read.words()}", field=FIELD)
+    if fits:
+        context.from_logs = fit_to_logs([e for e in learned if e.is_whole], context.say)
+    rules = logged_rules(settings, context.from_logs)
+    if not specs and not rules:
+        what = "no step says whether QUICK would have done the same, so no classifier can be fitted"
+        raise InputError(f"{what}: record with a gateway whose `shadow` is above 0", settings.logs[0], None, FIELD)
+    if done:
+        return _done(context)
+    save_rules(rules, context.run_dir, context.say)
     encoder = make_encoder(settings.encoder, settings.features)
     assert settings.max_steps is not None
     known, judged = (Transitions.of(part, encoder, settings.max_steps, signals) for part in (learned, held_out))
@@ -55,6 +69,11 @@ def learn_from_logs(context: StageContext) -> list[Row]:
         for training in spec.seeds:
             _train(context, spec, training, known.encoded.shape[1])
     rows = _estimates(context, specs, known, judged)
+    if rules:
+        weights = Weights(classifier=context.from_logs.doubts[CLASSIFIER].weights)
+        about = (encoder, settings.max_steps, [*signals, CLASSIFIER], weights)
+        parts = [Transitions.of([e for e in part if e.is_whole], *about) for part in (learned, held_out)]
+        rows += _estimates_of_rules(rules, len(settings.models), *parts)
     files.write_json(layout.switch_estimates, rows)
     for row in rows:
         for line in words(row):
@@ -68,6 +87,8 @@ def _note(context: StageContext, read: Logs) -> None:
     digest = hashlib.sha256()
     for e in read.episodes:
         digest.update(repr((e.id, e.texts, e.actors, e.probabilities, e.outcome, e.success, e.money)).encode())
+        if any(same is not None for same in e.same):
+            digest.update(repr((e.actions, e.same)).encode())
     about = {
         "sha256": digest.hexdigest(),
         "episodes": len(read.episodes),
@@ -128,6 +149,16 @@ def _estimates(context: StageContext, specs: list[PolicySpec], known: Transition
             row = estimate(decide, models, budget, judged, known)
             rows.append({"policy": spec.name, "training": training, **row})
     return rows
+
+
+def _estimates_of_rules(rules: list[PolicySpec], models: int, known: Transitions, judged: Transitions) -> list[Row]:
+    width = known.encoded.shape[1]
+    return [{"policy": rule.name, **estimate(decides(rule, width), models, None, judged, known)} for rule in rules]
+
+
+def _done(context: StageContext) -> list[Row]:
+    found: list[Row] = files.read_json(context.layout.switch_estimates)
+    return found
 
 
 def _always(number: int, features: Vector) -> NDArray[np.int64]:

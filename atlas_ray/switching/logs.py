@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..data.exchange.sources import reading
 from ..data.gateway_record import Record, SessionUsage
 from ..data.hub import is_on_hub
+from ..data.parsing import Style, action_in
 from ..data.records import Step, Trajectory, actor, actor_number, iter_numbered, load_json
 from ..errors import InputError
 
@@ -34,6 +35,8 @@ class LoggedEpisode:
         money: dollars of each step, what was reserved and kept included; None where nothing says so.
         numbers: of its steps, from 0, where a record tells them: some were not answered, or its first ones are another
             session's. None: 0, 1, 2 and so on.
+        actions: what was done at each step.
+        same: whether QUICK would have done what DEEPTHINK did, of the steps at which a gateway asked both; else None.
     """
 
     id: str
@@ -44,6 +47,13 @@ class LoggedEpisode:
     success: bool | None
     money: tuple[float, ...] | None
     numbers: tuple[int, ...] | None = None
+    actions: tuple[str, ...] = ()
+    same: tuple[bool | None, ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its past is here: it did not go on where another session had been."""
+        return not self.numbers or not self.numbers[0]
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,13 @@ class Logs:
         return f"{len(self.episodes):,} logged episodes, {self.steps:,} steps{left_out}"
 
 
-def read_logs(places: Sequence[str | Path], models: int, behaviour: float | None = None, whole: bool = False) -> Logs:
+def read_logs(
+    places: Sequence[str | Path],
+    models: int,
+    behaviour: float | None = None,
+    whole: bool = False,
+    style: Style = "action",
+) -> Logs:
     """Read logged episodes.
 
     Args:
@@ -74,6 +90,7 @@ def read_logs(places: Sequence[str | Path], models: int, behaviour: float | None
         behaviour: probability of a call, at steps that do not say theirs: every model but the first was called with an
             even share of it. None: such a step is refused.
         whole: leave out, and count, sessions that went on where another had been, whose record has not their past.
+        style: of what a gateway's models say, in which their actions are read.
 
     Raises:
         InputError: nothing to learn from is there, or a step lacks its actor or probability; names file, line, field.
@@ -98,7 +115,9 @@ def read_logs(places: Sequence[str | Path], models: int, behaviour: float | None
                                 what = f"tells of {len(spent.steps)} steps, and {path} holds {len(trajectory.steps)}"
                                 raise InputError(what, usage, None, "steps")
                         found = _episode(trajectory, spent, models, behaviour, path, line)
-                        if whole and found.numbers and found.numbers[0]:
+                        if record is not None:
+                            found = replace(found, actions=tuple(action_in(said, style) for said in found.actions))
+                        if whole and not found.is_whole:
                             dropped["that went on from another session (signals ask for their past)"] += 1
                         else:
                             episodes.append(found)
@@ -143,7 +162,12 @@ def _episode(
     if numbers == tuple(range(len(actors))):
         numbers = None
     texts = tuple(f"{trajectory.instruction}\n{step.observation}" for step in trajectory.steps)
-    return LoggedEpisode(trajectory.id, texts, tuple(actors), tuple(probabilities), outcome, success, money, numbers)
+    actions = tuple(step.action for step in trajectory.steps)
+    same: tuple[bool | None, ...] = (None,) * len(actors)
+    if usage is not None:
+        same = tuple(None if step.shadow is None else step.shadow.same for step in usage.steps[: len(actors)])
+    chosen = (tuple(actors), tuple(probabilities))
+    return LoggedEpisode(trajectory.id, texts, *chosen, outcome, success, money, numbers, actions, same)
 
 
 def _choice(step: Step, models: int, behaviour: float | None, path: Path, line: int, where: str) -> tuple[int, float]:
@@ -169,7 +193,8 @@ def _choice(step: Step, models: int, behaviour: float | None, path: Path, line: 
 def _money(usage: SessionUsage, steps: int) -> tuple[float, ...]:
     """Dollars of each step. What no step says, as no usage came, is shared by those that it may be of."""
     known = [None if step.usd is None else float(step.usd) for step in usage.steps[:steps]]
-    rest = max(0.0, float(usage.spent.usd) - sum(n for n in known if n is not None))
+    beside = sum(float(step.shadow.usd or 0) for step in usage.steps if step.shadow is not None)
+    rest = max(0.0, float(usage.spent.usd) - beside - sum(n for n in known if n is not None))
     unknown = [n for n, usd in enumerate(known) if usd is None] or [steps - 1]
     found = [usd or 0.0 for usd in known]
     for n in unknown:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -239,6 +239,17 @@ def random_twins(settings: Switch, rules: Sequence[PolicySpec], rows: Sequence[R
     only = settings.model_copy(update={"baselines": [b for b in settings.baselines if b == "random"], "rates": []})
     kept, names = [rule for rule in rules if rule.saved_as], {rule.name for rule in rules}
     return [twin for twin in baselines(only, kept, rows, Calibration()) if twin.name not in names]
+
+
+def save_rules(rules: Sequence[PolicySpec], run_dir: Path, say: Callable[[str], None]) -> None:
+    """Save the rules that are switches, to be served and collected with like learned ones, unless they are there."""
+    for rule in rules:
+        if rule.saved_as is None or (where := RunLayout(run_dir).switch_checkpoint(rule.saved_as)).is_dir():
+            continue
+        policy = rule.make_policy(0)  # it draws nothing
+        assert isinstance(policy, SwitchPolicy)
+        policy.save(where)
+        say(f"  {rule.name} is kept as {where.relative_to(run_dir)}")
 
 
 def chance_of_a_run(share: float, run: int) -> float:

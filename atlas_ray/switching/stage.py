@@ -33,12 +33,12 @@ from .policies import (
     lost_episode_seeds,
     random_twins,
     resolve_budget,
+    save_rules,
     scorable_episodes,
     shadowed_by_quick,
     single_model_policies,
     summarize_policy,
 )
-from .policy import SwitchPolicy
 from .signals import Weights
 from .stage_context import StageContext
 from .tasks import PlayTask, TrainTask, engine_leases, remaining, rollout_chunk, train
@@ -215,13 +215,13 @@ def _resolve_budgets(context: StageContext, selection: EpisodeFile) -> tuple[flo
 
 def _calibration(context: StageContext, selection: EpisodeFile) -> Calibration:
     """Play what the recipe's baselines are set by: selection and training episodes, none of the test."""
-    settings, found = context.settings, Calibration()
+    settings, found = context.settings, context.from_logs
     if "threshold" in settings.baselines:
         # below no threshold, so QUICK acts alone, and is asked for its margin
         watched = PolicySpec("quick, watched", "threshold", tau=-math.inf)
         rows = scorable_episodes(selection.play([watched]), watched.name)
         found = replace(found, margins=[margin for row in rows for margin in row["margins"]])
-    if not FITTED & set(settings.baselines):
+    if not (FITTED - found.doubts.keys()) & set(settings.baselines):
         return found
     play, last = _fitting(context), len(settings.models) - 1
     quick = play(PolicySpec("quick, fitted to", "always"))
@@ -230,7 +230,7 @@ def _calibration(context: StageContext, selection: EpisodeFile) -> Calibration:
         always = PolicySpec(f"deepthink after {after}", "escalate", last, tau=math.inf, weights=BLANK, after=after)
         found = found.with_escalation(quick, play(always), after)
     for kind in DOUBTS:
-        if kind in settings.baselines:
+        if kind in settings.baselines and kind not in found.doubts:
             weights = getattr(context.weights, kind)  # of a signal, if it is one too
             weights = weights or weights_of(kind, play(shadowed_by_quick(settings)), context.say)
             found = found.with_doubt(kind, quick, weights)
@@ -329,22 +329,11 @@ def _play_test(
     rows = test.play([*plain, *learned])
     scorable, calibration = scorable_episodes(rows, "the comparison"), _calibration(context, selection)
     rules = baselines(context.settings, learned, scorable, calibration)
-    _keep_fitted(context, rules)
+    save_rules(rules, context.run_dir, context.say)
     rows += test.play(rules)
     # rules that are kept miss the rates that they were set to: random calls at those which they have
     twins = random_twins(context.settings, rules, scorable_episodes(rows, "the comparison"))
     return [*plain, *learned, *rules, *twins], rows + (test.play(twins) if twins else [])
-
-
-def _keep_fitted(context: StageContext, rules: Sequence[PolicySpec]) -> None:
-    """Save the rules that are switches, to be served and collected with like learned ones."""
-    for rule in rules:
-        if rule.saved_as is None or (where := context.layout.switch_checkpoint(rule.saved_as)).is_dir():
-            continue
-        policy = rule.make_policy(context.recipe.seed)
-        assert isinstance(policy, SwitchPolicy)
-        policy.save(where)
-        context.say(f"  {rule.name} is kept as {where.relative_to(context.run_dir)}")
 
 
 def record_episodes(context: StageContext, switches: Sequence[PolicySpec], rows: Sequence[Row]) -> None:

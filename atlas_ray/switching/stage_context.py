@@ -12,6 +12,7 @@ from ..data.replies import Replies, summed
 from ..recipe.loading import Recipe, Switch
 from ..rundir import files
 from ..rundir.layout import RunLayout
+from .calibration import Calibration
 from .signals import NOT_FITTED
 from .tasks import STOPPED, Leases, PlayTask, Tally, TrainTask
 
@@ -33,6 +34,7 @@ class StageContext:
         leases: each worker's shares of the engine actors.
         mean_call: what a mean call of DEEPTHINK takes, where the cost is measured.
         weights: of the signals that are fitted.
+        from_logs: what rules that are fitted to logs are set by.
         fitting: training episodes that it and rules are fitted to, once some are played.
         episode_files: what was played, each in its file.
     """
@@ -48,6 +50,7 @@ class StageContext:
         self.leases: Leases = ()
         self.mean_call: float | None = None
         self.weights = NOT_FITTED
+        self.from_logs = Calibration()
         self.fitting: EpisodeFile | None = None
         self.episode_files: list[EpisodeFile] = []
         self.tally: Tally = Counter()

@@ -22,7 +22,7 @@ from ..rundir.files import replacing
 from .features import with_shares
 from .logs import LoggedEpisode
 from .past import Past
-from .signals import of_past
+from .signals import NOT_FITTED, Weights, of_episode
 
 Floats = NDArray[np.float64]
 
@@ -53,11 +53,24 @@ class Transitions:
 
     @classmethod
     def of(
-        cls, episodes: Sequence[LoggedEpisode], encoder: Encoder, max_steps: int, signals: Sequence[str] = ()
+        cls,
+        episodes: Sequence[LoggedEpisode],
+        encoder: Encoder,
+        max_steps: int,
+        signals: Sequence[str] = (),
+        weights: Weights = NOT_FITTED,
     ) -> Transitions:
-        """Those of some episodes; ``max_steps`` is what a share of the steps is of, ``signals`` are of the past."""
+        """Those of some episodes.
+
+        Args:
+            episodes: as they were logged.
+            encoder: of texts.
+            max_steps: what a share of the steps is of.
+            signals: of the past.
+            weights: of those that are fitted.
+        """
         texts = [text for episode in episodes for text in episode.texts]
-        seen = [encoder(texts), *(_of_past(name, episodes) for name in signals)]
+        seen = [encoder(texts), *(_of_past(name, episodes, weights) for name in signals)]
         lengths = np.array([len(episode.actors) for episode in episodes])
         nothing = [(np.nan,) * n for n in lengths]
         return cls(
@@ -129,11 +142,16 @@ def write_transitions(path: Path, columns: Mapping[str, NDArray[np.generic]]) ->
 UNCERTAINTY, INDEX = "uncertainty", "index"
 
 
-def _of_past(name: str, episodes: Sequence[LoggedEpisode]) -> Vector:
-    """A signal of each state's past, ``[N, 1]``; one goal throughout, so a text stands for what was seen."""
-    pasts = [Past(episode.texts, (), episode.actors) for episode in episodes]
-    values = [of_past(name, past.until(n)) for past in pasts for n in range(len(past.acted))]
+def _of_past(name: str, episodes: Sequence[LoggedEpisode], weights: Weights) -> Vector:
+    """A signal of each state's past, ``[N, 1]``."""
+    values = [of_episode(name, weights, e.texts[n], past) for e in episodes for n, past in enumerate(pasts(e))]
     return np.array(values, np.float32)[:, None]
+
+
+def pasts(episode: LoggedEpisode) -> list[Past]:
+    """What was before each step; one goal throughout, so a text stands for what was seen."""
+    whole = Past(episode.texts, episode.actions, episode.actors)
+    return [whole.until(n) for n in range(len(episode.actors))]
 
 
 def split(episodes: Sequence[LoggedEpisode], share: float) -> tuple[list[LoggedEpisode], list[LoggedEpisode]]:

@@ -7,18 +7,24 @@ import numpy as np
 import pytest
 from gateway_parts import ask, gateway
 from serving_sessions import rule, switch
-from switch_models import SHAPES, model, specs
+from switch_models import LEVELS, SHAPES, model, specs
 
 from atlas_ray.agents.token_agent import Agent
+from atlas_ray.cluster.worker_state import WorkerState
 from atlas_ray.engines import TransformersEngine
 from atlas_ray.errors import InputError
 from atlas_ray.gateway.opening import check_gateway, recipe_of_gateway
 from atlas_ray.gateway.past import actions_of
 from atlas_ray.models.encoders import make_encoder
 from atlas_ray.models.tiny import build_tokenizer
-from atlas_ray.rundir.files import read_json
+from atlas_ray.recipe.loading import Recipe
+from atlas_ray.rundir.files import read_json, write_json
+from atlas_ray.switching.baselines import Shadowed
+from atlas_ray.switching.calibration import weights_of
 from atlas_ray.switching.evaluate import evaluate_policy
+from atlas_ray.switching.logged_rules import fit_to_logs
 from atlas_ray.switching.logs import read_logs
+from atlas_ray.switching.players import open_players
 from atlas_ray.switching.policy import SwitchPolicy
 from atlas_ray.switching.transitions import Transitions
 from tests.gateway.test_learned import STEPS, Player, play, run
@@ -119,6 +125,30 @@ def test_a_rule_of_a_classifier_goes_as_in_play(run, tmp_path, shown, budget):
     assert sorted(x.tobytes() for x in shown) == seen and len(set(seen)) > 6
     assert 0 < sum(row["calls"] for row in rows) < sum(row["steps"] for row in rows)
     shutil.rmtree(run / "checkpoints" / "switch-classifier0.30")
+
+
+def test_a_record_teaches_a_classifier_what_play_teaches_it(tmp_path):
+    """DEEPTHINK plays, and QUICK is asked too: in its shadow behind the gateway, as `shadowed` in the switch stage."""
+    table = {"models": ["tiny-quick", "tiny-deepthink"], "levels": LEVELS, "max_steps": STEPS, "costs": [0.1]}
+    own = Recipe.model_validate({"name": "r", "num_envs": 1, "switch": {**table, "num_envs": 1}})
+    write_json(tmp_path / "recipe.resolved.json", own.model_dump(mode="json"))
+    rows = evaluate_policy(Shadowed(1), open_players(own, WorkerState()), specs(STEPS), range(8), record=True)
+    made, record = recipe_of_gateway(tmp_path, "always-deepthink"), tmp_path / "record"
+    about = {"record": str(record), "shadow": 1.0}
+    made = made.model_copy(update={"gateway": made.gateway.model_copy(update=about)})
+    with gateway(made, tmp_path) as (port, _):
+        for seed, row in enumerate(rows):
+            client = play(port, seed)
+            assert client.actions == [step["action"] for step in row["episode"]["steps"]]
+            told = {"success": row["success"]}
+            assert ask(port, told, path=f"/v1/atlas/sessions/{quote(client.session)}/outcome")[0] == 204
+    episodes = read_logs([record], 2, style=made.style).episodes
+    (doubt,) = fit_to_logs(episodes, lambda line: None).doubts.values()
+    np.testing.assert_allclose(doubt.weights, weights_of("classifier", rows), rtol=0, atol=1e-9)
+    steps = [[*zip(row["proposed"], row["episode"]["steps"], strict=True)] for row in rows]
+    same = [proposed == step["action"] for row in steps for proposed, step in row]
+    assert 0 < sum(same) < len(same) and 0 < sum(row["success"] for row in rows) < len(rows)
+    assert sorted(same) == sorted(one for episode in episodes for one in episode.same)
 
 
 def test_actions_are_those_of_the_sessions_own_turns_with_tool_calls_as_they_are_recorded():

@@ -57,7 +57,7 @@ def test_a_report_says_how_many_were_fitted(make, tmp_path):
 
 @pytest.mark.parametrize(
     "more",
-    [{}, {"rates": [0.3]}, {"baselines": ["classifier"]}, {"rates": [0.3], "baselines": ["classifier"], "logs": "x"}],
+    [{}, {"rates": [0.3]}, {"baselines": ["classifier"]}, {"rates": [0.3], "baselines": ["verifier"], "logs": "x"}],
 )
 def test_what_neither_learns_nor_fits_a_switch_is_refused(make, more):
     with pytest.raises(ValueError, match="costs: name at least one cost, budget or average"):

@@ -196,7 +196,7 @@ def _calls(totals: Totals) -> Headline:
     numbers = [f"{without:,} of {_many(len(totals.ended), 'session')} had no call."]
     if totals.shadows:
         same, asked = sum(totals.shadows), len(totals.shadows)
-        numbers.append(f"At {percent(same / asked)} of the {asked:,} calls where QUICK was asked too it did the same.")
+        numbers.append(f"QUICK was asked too at {_many(asked, 'call')}, and did the same at {percent(same / asked)}.")
     shown = None
     if (shares := tenths(totals.calls)) is not None:
         halves = sum(shares[:5])

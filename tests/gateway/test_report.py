@@ -9,6 +9,7 @@ from gateway_parts import ask, chat, gateway, recipe, said
 from atlas_ray.cli import main
 from atlas_ray.data.gateway_record import Record
 from atlas_ray.gateway.report import Totals, build_report, money
+from atlas_ray.report.headlines import percent
 
 DAY = 1_790_000_000.0  # 2026-09-21
 
@@ -65,6 +66,23 @@ def test_the_sums_are_those_by_hand(record):
     }
     assert sorted(totals.calls) == [(0, 1), (1, 2), (2, 4)]
     assert totals.ended == [(0.25, True), (0.0, False), (1.0, None), (0.5, True)]
+
+
+def test_what_quick_would_have_done_is_counted_apart_from_what_was_done(record):
+    path = record / "usage" / "a.json"
+    usage = json.loads(path.read_text())
+    for n, same in ((1, None), (2, True)):
+        beside = {"same": same, "action": "b", "prompt_tokens": 9, "completion_tokens": 9, "usd": "0.002"}
+        usage["steps"][n]["shadow"] = beside
+    usage["spent"]["usd"] = str(Decimal(usage["spent"]["usd"]) + Decimal("0.004"))
+    path.write_text(json.dumps(usage))
+    totals = Totals.of(Record(record).sessions())
+    assert (totals.spent, totals.beside, totals.shadows) == (Decimal("0.1"), Decimal("0.004"), [True])
+    assert totals.counted == Decimal("0.046") and totals.models["small"].usd == Decimal("0.006")
+    page = build_report(record).read_text()
+    assert "$0.00400 of it went to QUICK for what it would have done" in page
+    assert f"QUICK was asked too at 1 call, and did the same at {percent(1.0)}." in page
+    assert "$0.0500 of it are reservations that were kept" in page, "and no more than without"
 
 
 def test_the_page_says_so_and_loads_nothing(record, capsys):

@@ -90,6 +90,8 @@ def play(
             outcome=float(outcome[n]),
             success=bool(outcome[n] > 0),
             money=tuple(0.001 + 0.01 * model for _, model, _ in steps) if money else None,
+            actions=("a",) * len(steps),
+            same=(None,) * len(steps),
         )
         for n, steps in enumerate(seen)
     ]

@@ -110,7 +110,8 @@ class Switch(ConfigModel):
     """Own step limit of an episode; without it the level's. With `logs` it is that of the logged agent, too."""
     logs: list[str] = []
     """Learn from these directories or files in place of play: records of a gateway, or trajectories that say who acted
-    and how likely that was, which may lie on the hub as in `collect.file`. One alone may be given as a text."""
+    and how likely that was, which may lie on the hub as in `collect.file`. One alone may be given as a text. With the
+    baseline `classifier` one is fitted to the steps at which a gateway's `shadow` asked QUICK too."""
     behaviour: Annotated[float, Field(gt=0, lt=1)] | None = None
     """`logs`: the constant probability of a call at steps that do not say theirs; without it they are refused."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.3

@@ -39,9 +39,12 @@ def summary(run: Run) -> str:
         models = " and ".join(m.model for m in s.models)
         learned = "1 switch learned in each trial" if swept else f"{count} switch{'es' * (count != 1)} learned"
         if not s.learns:
-            count = len(s.rates) * len(set(DOUBTS) & set(s.baselines))
+            fitted = DOUBTS if s.levels else ["classifier"]
+            count = len(s.rates) * len(set(fitted) & set(s.baselines))
             learned = f"{count} switch{'es' * (count != 1)} fitted"
-        parts.append(f"{learned} between {models} on {', '.join(s.levels)}")
+        origin = f"from logged episodes of {models}" if s.logs else f"between {models}"
+        where = f"{', played' * bool(s.logs)} on {', '.join(s.levels)}" if s.levels else ""
+        parts.append(f"{learned} {origin}{where}")
     if recipe.rounds and recipe.switch and not swept:
         r = recipe.rounds
         parts.append(

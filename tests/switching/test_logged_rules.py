@@ -1,6 +1,7 @@
 """Classifiers from a gateway's record: what they are fitted to, what is written, and what is refused."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from atlas_ray.cli import main
 from atlas_ray.errors import InputError
 from atlas_ray.recipe.loading import Recipe, load
 from atlas_ray.recipe.of_run import only_switch, policy_of, switch_policies
+from atlas_ray.report.summary import summary
 from atlas_ray.rundir import files
 from atlas_ray.rundir.layout import RunLayout
 from atlas_ray.switching import SwitchPolicy
@@ -103,6 +105,8 @@ def test_the_stage_keeps_it_as_a_switch_that_calls_where_quick_errs(record, tmp_
     assert rule["success"]["mean"] > rows[0]["plain"]["success"]["mean"], "it calls in the maze, and wins"
     assert rule["success"]["mean"] > 0.85 and 1 < rule["calls"]["mean"] < 3
     assert rows[0]["plain"]["money"]["mean"] == 6, "what QUICK was asked besides is no step's"
+    run = SimpleNamespace(recipe=made, results=None, layout=layout)
+    assert summary(run) == "1 switch fitted from logged episodes of tiny-quick and tiny-deepthink."
     again = []
     before = layout.switch_estimates.read_bytes()
     switch_stage(made, layout.root, again.append)

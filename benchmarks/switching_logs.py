@@ -3,9 +3,10 @@
     python benchmarks/switching_logs.py                       # runs/switching-logs/{250,500,1000,2000}
     python benchmarks/switching_logs.py --episodes 100 --seeds 0 --steps 500 --test 20
     atlas-ray run switching                                   # the same terms at play: its rows stand beside these
+    python benchmarks/switching_logs.py --recipe switching-signals --episodes 2000 --test 400
 
 Plays the most episodes once, on training seeds, with a call at a known share of the steps, and learns from the first N
-of them under the terms of the recipe `switching`. What is there is kept. Each row: success on the test episodes, and
+of them under the terms of a recipe, by default `switching`. What is there is kept. Each row: success on the test episodes, and
 what the estimate from the held-out logs said before.
 """
 
@@ -66,21 +67,23 @@ def main():
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", type=int, default=6_000)
     parser.add_argument("--test", type=int, default=200)
-    parser.add_argument("--out", type=Path, default=Path("runs/switching-logs"))
+    parser.add_argument("--recipe", default="switching")
+    parser.add_argument("--out", type=Path, help="by default runs/RECIPE-logs")
     options = parser.parse_args()
-    given = load("switching")
-    whole = options.out / f"log-{options.rate:g}-{max(options.episodes)}.jsonl"
+    given, out = load(options.recipe), options.out or Path(f"runs/{options.recipe}-logs")
+    budgets = [n for n in given.switch.budgets if isinstance(n, int)] or [1, 2, 3]  # a percentage is of play
+    whole = out / f"log-{options.rate:g}-{max(options.episodes)}.jsonl"
     if not whole.is_file():
         write_trajectories(whole, play(given, max(options.episodes), options.rate))
     trajectories = read_trajectories(whole)
     print("| logged episodes | policy | success | calls | the logs said of success | effective episodes |")
     print("|---|---|---|---|---|---|")
     for count in options.episodes:
-        root = options.out / str(count)
+        root = out / str(count)
         log = root / "log" / "log.jsonl"
         if not log.is_file():
             write_trajectories(log, trajectories[:count])
-        terms = {"logs": [str(log.parent)], "seeds": options.seeds, "steps": options.steps, "budgets": [1, 2, 3]}
+        terms = {"logs": [str(log.parent)], "seeds": options.seeds, "steps": options.steps, "budgets": budgets}
         terms |= {"test_episodes": options.test, "baselines": ["random"], "rates": []}
         recipe = given.model_copy(update={"workers": 0, "switch": given.switch.model_copy(update=terms)})
         rows = switch_stage(recipe, root / "run", lambda line: None)

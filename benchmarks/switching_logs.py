@@ -6,8 +6,8 @@
     python benchmarks/switching_logs.py --recipe switching-signals --episodes 2000 --test 400
 
 Plays the most episodes once, on training seeds, with a call at a known share of the steps, and learns from the first N
-of them under the terms of a recipe, by default `switching`. What is there is kept. Each row: success on the test episodes, and
-what the estimate from the held-out logs said before.
+of them under the terms of a recipe, by default `switching`. What is there is kept. Each row: success on the test
+episodes, and what the estimate from the held-out logs said before.
 """
 
 import argparse

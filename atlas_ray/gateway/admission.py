@@ -300,7 +300,8 @@ class Admission:
             used = reservation.amount if usage is None else cost(self.settings.models[QUICK], usage, False)
             tx.settle(reservation, used, self._clock())
             tx.do(_SHADOW_GONE, session_=session, step_=step)  # of a gateway that was taken for dead
-            tx.put(shadows, session=session, number=step, same=same, action=self._content(action_of(message)), **tokens)
+            said = "" if same is None else self._content(action_of(message))
+            tx.put(shadows, session=session, number=step, same=same, action=said, **tokens)
 
     def return_unused(self, reservation: Reservation) -> None:
         """What was reserved for an attempt was not taken."""

@@ -162,6 +162,20 @@ def test_what_it_said_is_kept_once_and_goes_with_its_session(tmp_path):
     talks.store.close()
 
 
+def test_an_answer_that_nobody_can_read_is_paid_for_and_says_nothing(upstream, tmp_path):
+    def script(body):
+        message = {"role": "assistant", "content": "left"}
+        return answer_of(body, message | ({"tool_calls": ["f"]} if body["model"] == "small" else {}), 1)
+
+    upstream.script, record = script, tmp_path / "record"
+    with gateway(recipe(upstream.url, record=str(record), shadow=1.0), tmp_path) as (port, _):
+        play(port)
+    found = shadows(record)
+    assert [(s["same"], s["action"]) for s in found] == [(None, "")] * 4
+    (path,) = (record / "usage").iterdir()
+    assert read_json(path)["spent"]["tokens"] == upstream.spent()[1]
+
+
 def test_it_needs_a_record():
     with pytest.raises(ValidationError, match="shadow: what QUICK says goes to the record"):
         recipe("http://127.0.0.1:1/v1", shadow=0.1)

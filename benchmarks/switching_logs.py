@@ -68,10 +68,13 @@ def main():
     parser.add_argument("--steps", type=int, default=6_000)
     parser.add_argument("--test", type=int, default=200)
     parser.add_argument("--recipe", default="switching")
+    parser.add_argument("--seed", type=int, default=0, help="of the recipe: other logs, other test episodes")
+    parser.add_argument("--budgets", type=int, nargs="+", help="by default the recipe's, for percentages 1, 2, 3")
     parser.add_argument("--out", type=Path, help="by default runs/RECIPE-logs")
     options = parser.parse_args()
-    given, out = load(options.recipe), options.out or Path(f"runs/{options.recipe}-logs")
-    budgets = [n for n in given.switch.budgets if isinstance(n, int)] or [1, 2, 3]  # a percentage is of play
+    given = load(options.recipe).model_copy(update={"seed": options.seed})
+    out = options.out or Path(f"runs/{options.recipe}-logs{options.seed or ''}")
+    budgets = options.budgets or [n for n in given.switch.budgets if isinstance(n, int)] or [1, 2, 3]
     whole = out / f"log-{options.rate:g}-{max(options.episodes)}.jsonl"
     if not whole.is_file():
         write_trajectories(whole, play(given, max(options.episodes), options.rate))

@@ -7,7 +7,7 @@
 
 Plays the most episodes once, on training seeds, with a call at a known share of the steps, and learns from the first N
 of them under the terms of a recipe, by default `switching`. What is there is kept. Each row: success on the test
-episodes, and what the estimate from the held-out logs said before.
+episodes, differences on these same episodes, and what the estimate from the held-out logs said before.
 """
 
 import argparse
@@ -18,7 +18,9 @@ from atlas_ray.agents.rollout import SWITCH_TRAIN, seed_block
 from atlas_ray.cluster.worker_state import WorkerState
 from atlas_ray.data.records import Trajectory, read_trajectories, write_trajectories
 from atlas_ray.recipe.loading import load
-from atlas_ray.rundir.files import read_json
+from atlas_ray.report.headlines import with_interval
+from atlas_ray.report.outcomes import compared
+from atlas_ray.rundir.files import jsonl_rows, read_json
 from atlas_ray.rundir.layout import RunLayout
 from atlas_ray.switching.policies import PolicySpec
 from atlas_ray.switching.stage import switch_stage
@@ -60,6 +62,15 @@ def trajectory(row, rate):
     )
 
 
+def played(run_dir):
+    """How every test episode ended, by policy and training seed."""
+    ends = {}
+    for row in jsonl_rows(RunLayout(run_dir).switch_episodes):
+        own = ends.setdefault(row["policy"], {}).setdefault(row["training"], {})
+        own[row["level"], row["seed"]] = row["success"]
+    return ends
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--episodes", nargs="+", type=int, default=[250, 500, 1000, 2000])
@@ -79,8 +90,9 @@ def main():
     if not whole.is_file():
         write_trajectories(whole, play(given, max(options.episodes), options.rate))
     trajectories = read_trajectories(whole)
-    print("| logged episodes | policy | success | calls | the logs said of success | effective episodes |")
-    print("|---|---|---|---|---|---|")
+    heads = ["logged episodes", "policy", "success", "less DEEPTHINK", "less random at its rate", "calls", "MFLOPs"]
+    heads += ["the logs said of success", "effective episodes"]
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for count in options.episodes:
         root = out / str(count)
         log = root / "log" / "log.jsonl"
@@ -91,11 +103,17 @@ def main():
         recipe = given.model_copy(update={"workers": 0, "switch": given.switch.model_copy(update=terms)})
         rows = switch_stage(recipe, root / "run", lambda line: None)
         told = read_json(RunLayout(root / "run").switch_estimates)
+        ends = played(root / "run")
         for row in rows:
             said = [t for t in told if t["policy"] == row["name"] and t.get("doubly_robust", {}).get("success")]
             low, high = row["ci95"]
             cells = [f"{count:,}", row["name"], f"{row['success']:.2f} [{low:.2f}, {high:.2f}]"]
-            cells.append(f"{row['deepthink_calls_per_episode']:.2f}")
+            limit = f", n={row['budget']:.0f}" if row.get("budget") else ""
+            twin = f"random(p={row['deepthink_share']:.2f}{limit})" if row["name"].startswith("londi") else ""
+            for other in ("always-deepthink", twin):
+                found = compared(ends[row["name"]], ends.get(other, {}))
+                cells.append("" if found is None or other == row["name"] else with_interval(found))
+            cells += [f"{row['deepthink_calls_per_episode']:.2f}", f"{row['compute'] / 1e6:,.0f}"]
             cells.append(", ".join(f"{t['doubly_robust']['success']['mean']:.2f}" for t in said) or "–")
             cells.append(f"{fmean(t['ess'] for t in said):.0f}" if said else "–")
             print(f"| {' | '.join(cells)} |", flush=True)

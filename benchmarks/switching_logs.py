@@ -20,7 +20,8 @@ from atlas_ray.data.records import Trajectory, read_trajectories, write_trajecto
 from atlas_ray.recipe.loading import load
 from atlas_ray.report.headlines import with_interval
 from atlas_ray.report.outcomes import compared
-from atlas_ray.rundir.files import jsonl_rows, read_json
+from atlas_ray.report.run import Run
+from atlas_ray.rundir.files import read_json
 from atlas_ray.rundir.layout import RunLayout
 from atlas_ray.switching.policies import PolicySpec
 from atlas_ray.switching.stage import switch_stage
@@ -62,15 +63,6 @@ def trajectory(row, rate):
     )
 
 
-def played(run_dir):
-    """How every test episode ended, by policy and training seed."""
-    ends = {}
-    for row in jsonl_rows(RunLayout(run_dir).switch_episodes):
-        own = ends.setdefault(row["policy"], {}).setdefault(row["training"], {})
-        own[row["level"], row["seed"]] = row["success"]
-    return ends
-
-
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--episodes", nargs="+", type=int, default=[250, 500, 1000, 2000])
@@ -103,7 +95,7 @@ def main():
         recipe = given.model_copy(update={"workers": 0, "switch": given.switch.model_copy(update=terms)})
         rows = switch_stage(recipe, root / "run", lambda line: None)
         told = read_json(RunLayout(root / "run").switch_estimates)
-        ends = played(root / "run")
+        ends = Run(root / "run", None, None).outcomes.policies
         for row in rows:
             said = [t for t in told if t["policy"] == row["name"] and t.get("doubly_robust", {}).get("success")]
             low, high = row["ci95"]

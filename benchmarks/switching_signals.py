@@ -37,18 +37,28 @@ VARIANTS: dict[str, dict[str, object]] = {
     "playoff": {"playoff_episodes": 200},
     "runs": {"run_length": 3},
     "verifier": {"signals": ["verifier"]},
+    "random-2000": {"random_episodes": 2_000},
+    "random-5000": {"random_episodes": 5_000},
+    "random-loops": {"random_episodes": 5_000, "signals": LOOPS},
+    "random-classifier": {"random_episodes": 5_000, "signals": ["classifier"]},
+    "random-runs": {
+        "random_episodes": 5_000,
+        "run_length": 2,
+        "models": ["tiny-quick", {"model": "tiny-deepthink", "catch_up": 2}],
+    },
 }
 """What each variant sets in ``[switch]``, beside the recipe."""
-SMALL = {"boundary_episodes": 6, "playoff_episodes": 8}
+SMALL = {"boundary_episodes": 6, "playoff_episodes": 8, "random_episodes": 20}
 """The same in the small form."""
 
 
-def run(name: str, directory: Path, quick: bool) -> None:
+def run(name: str, directory: Path, quick: bool, seed: int) -> None:
     """Run one variant, or go on with it."""
     settings = {**({} if name == next(iter(VARIANTS)) else {"baselines": ["random"], "rates": []}), **VARIANTS[name]}
     settings |= {key: SMALL[key] for key in settings if quick and key in SMALL}
     words = [word for key, value in settings.items() for word in (f"--switch.{key}", json.dumps(value))]
-    command = [sys.executable, "-m", "atlas_ray", "run", RECIPE, "--out", str(directory), *["--quick"] * quick, *words]
+    command = [sys.executable, "-m", "atlas_ray", "run", RECIPE, "--out", str(directory), *["--quick"] * quick]
+    command += ["--seed", str(seed), *words]
     print(f"{name}: {' '.join(command[3:])}", flush=True)
     subprocess.run(command, check=True)  # noqa: S603
 
@@ -94,13 +104,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--quick", action="store_true", help="the small form of the recipe")
-    parser.add_argument("--out", type=Path, default=Path("runs/switching-signals"))
+    parser.add_argument("--seed", type=int, default=0, help="of the recipe: other episodes to learn from and to test")
+    parser.add_argument("--out", type=Path, help="by default runs/switching-signals, with the seed unless it is 0")
     parser.add_argument("--table", action="store_true", help="run nothing")
     options = parser.parse_args()
-    directories = {name: options.out / name for name in options.only}
+    out = options.out or Path(f"runs/switching-signals{options.seed or ''}")
+    directories = {name: out / name for name in options.only}
     if not options.table:
         for name, directory in directories.items():
-            run(name, directory, options.quick)
+            run(name, directory, options.quick, options.seed)
     table(directories)
 
 

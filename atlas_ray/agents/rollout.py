@@ -19,7 +19,8 @@ from .attempts import MOST_ATTEMPTS, Attempts
 from .token_agent import CountsTokens, LostAnswer, Player
 
 # Seeds of a run lie in blocks that never meet: training, evaluation, the switch, validation, rounds, play-offs.
-TRAIN, EVALUATE, SWITCH_TRAIN, SWITCH_SELECT, SWITCH_TEST, VALIDATE, SWITCH_JUDGE, SWITCH_PLAYOFF = range(8)
+TRAIN, EVALUATE, SWITCH_TRAIN, SWITCH_SELECT, SWITCH_TEST = range(5)
+VALIDATE, SWITCH_JUDGE, SWITCH_PLAYOFF, SWITCH_RANDOM = range(5, 9)
 
 MAX_FAILED_STARTS = 5
 """Different episodes of an environment that do not begin, one after the other, after which it is taken for gone."""

@@ -272,6 +272,8 @@ class Recipe(ConfigModel):
             raise ValueError("engine.actors: vllm holds one model a process, and the switch plays several")
         if self.switch and self.switch.logs and (self.sweep or self.rounds):
             raise ValueError("switch.logs: a sweep and rounds learn at play; remove one of the two")
+        if self.switch and self.switch.random_episodes and self.sweep:
+            raise ValueError("switch.random_episodes: a sweep learns at play; remove one of the two")
         if self.engine.actors and not self.workers:
             raise ValueError("engine.actors: serve workers, and workers is 0")
         if self.evaluate and self.collect:

@@ -117,7 +117,13 @@ class Switch(ConfigModel):
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """`logs`: share of the logged episodes that are not learned from, by which what was learned is estimated."""
     pessimism: Annotated[float, Field(ge=0)] = 1.0
-    """`logs`: how strongly what the logs hardly say anything of is drawn to the least that it may be worth."""
+    """`logs`, `random_episodes`: how strongly what these hardly say anything of is drawn to the least that it may be
+    worth."""
+    random_episodes: int = Field(default=0, ge=0)
+    """Play so many training episodes once, with calls at random, and learn every switch from these; 0: each plays
+    its own."""
+    random_rate: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """`random_episodes`: share of the steps that are calls, of each model but the first alike."""
     costs: list[Cost] = []
     """LONDI: one switch is trained for each cost c of a call. `measured` charges what every call really took."""
     budgets: list[Limit] = []
@@ -151,7 +157,7 @@ class Switch(ConfigModel):
     cache: bool = True
     """Keep what the models answered to a prompt."""
     steps: Positive = 6_000
-    """Environment steps of training for each switch."""
+    """Environment steps of training for each switch; with `logs` or `random_episodes` its updates alone."""
     updates_per_step: float = Field(default=1.0, gt=0)
     """Gradient updates for each environment step."""
     batch_size: Positive = 64
@@ -275,26 +281,30 @@ class Switch(ConfigModel):
         return any(budget_terms(given)[0] != "calls" for given in self.budgets)
 
     def _check_logs(self) -> None:
-        if not self.logs:
-            if not self.levels:
-                raise ValueError("levels: name at least one, or logs to learn from")
-            return
-        if self.max_steps is None:
+        if not self.logs and not self.levels:
+            raise ValueError("levels: name at least one, or logs to learn from")
+        if self.logs and self.max_steps is None:
             raise ValueError("max_steps: with logs, give the step limit of the logged agent")
+        if self.random_episodes and (self.logs or not self.learns):
+            raise ValueError("random_episodes: takes costs or budgets to learn, and no logs")
+        if not self.logs and not self.random_episodes:
+            return
+        known, percentages = (PAST, False) if self.logs else ((*PAST, "classifier"), True)
         cannot = {
             "algorithm": self.algorithm != "dqn",
             "averages": bool(self.averages),
-            "signals": not set(self.signals) <= set(PAST),
+            "signals": not set(self.signals) <= set(known),
             "encoder": self.encoder == "hidden",
             "costs": MEASURED in self.costs,
-            "budgets": any(isinstance(n, str) for n in self.budgets),
+            "budgets": any(isinstance(n, str) and not (percentages and n.endswith("%")) for n in self.budgets),
             "boundary_episodes": self.boundary_episodes > 0,
             "playoff_episodes": self.playoff_episodes > 0,
         }
         if field := next((name for name, asked in cannot.items() if asked), None):
+            where = "logs, and no model asked" if self.logs else "random_episodes but these"
             raise ValueError(
-                f"{field}: nothing is played to learn from logs, and no model asked; take dqn, numbers, an encoder of "
-                "text, signals of the past (visits, unchanged, since-call), and no play"
+                f"{field}: nothing is played to learn from {where}; take dqn, numbers, an encoder of text, signals of "
+                f"the past ({', '.join(known)}), and no play"
             )
 
     @property

@@ -43,6 +43,8 @@ def summary(run: Run) -> str:
             count = len(s.rates) * len(set(fitted) & set(s.baselines))
             learned = f"{count} switch{'es' * (count != 1)} fitted"
         origin = f"from logged episodes of {models}" if s.logs else f"between {models}"
+        if s.random_episodes:
+            origin = f"from {s.random_episodes:,} episodes of random calls {origin}"
         where = f"{', played' * bool(s.logs)} on {', '.join(s.levels)}" if s.levels else ""
         parts.append(f"{learned} {origin}{where}")
     if recipe.rounds and recipe.switch and not swept:

@@ -299,10 +299,9 @@ class RunLayout:
         """Episodes that the switch stage played before the test."""
         return self.root / "switch" / "selection.jsonl"
 
-    @property
-    def switch_fitting(self) -> Path:
-        """Training episodes, step by step, that rules to compare switches with are fitted to."""
-        return self.root / "switch" / "fitting.jsonl"
+    def switch_training(self, name: str) -> Path:
+        """Training episodes, step by step: ``fitting``, of rules and signals; ``random``, which switches learn from."""
+        return self.root / "switch" / f"{name}.jsonl"
 
     @property
     def switch_episodes(self) -> Path:
@@ -311,7 +310,7 @@ class RunLayout:
 
     @property
     def switch_logs(self) -> Path:
-        """Logged transitions that switches learn from."""
+        """Transitions of logs, or of random calls, that switches learn from."""
         return self.root / "switch" / "logs.parquet"
 
     @property

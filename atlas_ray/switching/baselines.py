@@ -35,17 +35,26 @@ class Always:
 
 @dataclass(frozen=True)
 class Random:
-    """A call of model ``action`` with probability ``rate``; the draw depends on episode and step alone."""
+    """A call of model ``action`` with probability ``rate``; the draw depends on episode and step alone.
+
+    With ``first`` a call is of each model from that one to ``action`` alike.
+    """
 
     rate: float
     seed: int = 0
     action: int = 1
+    first: int | None = None
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def decide(self, situations: Sequence[Situation]) -> list[int]:
         """A draw for each."""
         draws = (random.Random(decision_seed(f"switch{self.seed}/{s.episode}", s.step)).random() for s in situations)
-        return [self.action * (draw < self.rate) for draw in draws]
+        return [self._called(draw) if draw < self.rate else 0 for draw in draws]
+
+    def _called(self, draw: float) -> int:
+        if self.first is None:
+            return self.action
+        return min(self.action, self.first + int(draw / self.rate * (self.action - self.first + 1)))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..agents.rollout import SWITCH_JUDGE, SWITCH_TEST, seed_block
+from ..agents.rollout import SWITCH_JUDGE, SWITCH_RANDOM, SWITCH_TEST, seed_block
 from ..cluster.result_file import ResultFile
 from ..cluster.workers import chunks
 from ..data.replies import Losses, summed
@@ -35,9 +35,8 @@ class EpisodeFile:
         self, context: StageContext, path: Path, split: str, block: int, count: int, record: bool = False
     ) -> None:
         self.context, self.file, self.split, self.record = context, ResultFile(path), split, record
-        self.label = {SWITCH_TEST: "test episodes", SWITCH_JUDGE: "episodes that judge"}.get(
-            block, "episodes before the test"
-        )
+        labels = {SWITCH_TEST: "test episodes", SWITCH_JUDGE: "episodes that judge", SWITCH_RANDOM: "random calls"}
+        self.label = labels.get(block, "episodes before the test")
         first = seed_block(context.recipe.seed, block)
         self.seeds = range(first, first + count)
         self.rows: list[Row] = [row for row in self.file.rows() if not row.get("lost")]

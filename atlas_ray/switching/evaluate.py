@@ -97,8 +97,8 @@ def rollout_policy(
         bills ``spent`` (``tokens`` and ``usd``), with a policy that needs them the ``margins`` of all steps and what
         QUICK ``proposed`` at each (nothing where it gave no answer), and with ``record`` the ``episode`` itself:
         ``env``, ``instruction`` and the ``steps`` with the ``actor`` of each, and with the ``values`` that a switch
-        gave a step by each model (None where the budget had no call left, nothing where a run was on); and its
-        ``score``.
+        gave a step by each model (None where the budget had no call left, nothing where a run was on); its ``score``,
+        and the ``limit`` of its steps.
         ``lost``: a model gave no answer, so the episode says nothing; then ``error`` says why and ``lost_by`` is the
         number of the model. Where that may pass, it was played ``attempts`` times; ``lost_attempts`` is what those
         before the last took (``steps``, ``calls``, ``calls_by_model``, ``tokens``, ``flops``, ``catch_up``,
@@ -183,7 +183,11 @@ class _Rollouts:
             found["replies"] = [counts.row() for counts in replies]
         if self._record:
             values = self._values[row]
-            found |= {"score": episode.score, "episode": _episode_record(episode, self._game.models, values)}
+            found |= {
+                "score": episode.score,
+                "limit": episode.env.limit,
+                "episode": _episode_record(episode, self._game.models, values),
+            }
         return found
 
     def _begin(self, row: int) -> None:

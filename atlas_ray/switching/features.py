@@ -14,6 +14,8 @@ from ..models.hashed_words import Vector
 
 BUDGET_ENTRY, STEP_ENTRY = -2, -1
 EXTRA = 2
+DISCOUNTS = "discounts"
+"""Column of transitions of several steps: of what follows each, in the place of gamma."""
 
 
 def with_shares(encoded: Vector, budgets: Sequence[float], steps: Sequence[float]) -> Vector:

@@ -89,7 +89,7 @@ class LoggedDQNLearner(SwitchDQNLearner):
         """One update."""
         context = self.config.env_config
         loss = dqn_loss(module.net, module.target, batch, self.config.gamma)
-        loss = loss + context["pessimism"] * doubt_loss(module.net, batch, -torch.from_numpy(context["charge"]))
+        loss = loss + context["pessimism"] * doubt_loss(module.net, batch, torch.from_numpy(context["least"]))
         self.descend("q", loss, list(module.net.parameters()))
 
 

@@ -19,9 +19,10 @@ from .fitted_values import Decide
 from .logged_rules import decides, fit_to_logs, logged_rules
 from .logs import FIELD, Logs, read_logs
 from .policies import PolicySpec, learned_policies, save_rules
-from .policy import CONFIG, SwitchConfig, SwitchPolicy
-from .signals import CLASSIFIER, Weights
+from .policy import CONFIG, SwitchPolicy
+from .signals import CLASSIFIER, NOT_FITTED, Weights
 from .stage_context import StageContext
+from .tasks import switch_config
 from .transitions import Transitions, split, write_transitions
 
 Row = dict[str, Any]
@@ -67,7 +68,7 @@ def learn_from_logs(context: StageContext) -> list[Row]:
         write_transitions(layout.switch_logs, columns)
     for spec in specs:
         for training in spec.seeds:
-            _train(context, spec, training, known.encoded.shape[1])
+            _train(context, spec, training)
     rows = _estimates(context, specs, known, judged)
     if rules:
         weights = Weights(classifier=context.from_logs.doubts[CLASSIFIER].weights)
@@ -105,24 +106,15 @@ def _note(context: StageContext, read: Logs) -> None:
     context.say(f"  {read.words()}")
 
 
-def _train(context: StageContext, spec: PolicySpec, training: int, width: int) -> None:
+def _train(context: StageContext, spec: PolicySpec, training: int) -> None:
     directory = spec.directory(training)
     if (directory / CONFIG).is_file():
         return
     # Ray and torch are slow to import, and a second start needs neither
-    from .algorithm import HIDDEN
     from .logged_training import train_from_logs
 
     settings, who = context.settings, _who(spec.name, training)
-    config = SwitchConfig(
-        width,
-        HIDDEN,
-        models=len(settings.models),
-        budget=spec.budget,
-        cost=spec.cost,
-        encoder=settings.encoder,
-        signals=tuple(settings.signals),
-    )
+    config = switch_config(settings, spec, NOT_FITTED)
 
     def note(row: Row) -> None:
         context.log.metric("switch", policy=who, **row)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import ray
 from gymnasium import spaces
+from pyarrow import parquet
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.dqn import DQN, DQNConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -34,7 +35,7 @@ from .module import DQNModule
 from .policy import SwitchConfig, SwitchPolicy
 from .replay_buffer import TransitionBuffer
 from .train import WorkDirectory
-from .transitions import INDEX
+from .transitions import DURATIONS, INDEX
 
 _ROWS = 8_192
 _UPDATES_AT_A_TIME = 100
@@ -45,7 +46,9 @@ class LoggedData(OfflineData):
     """RLlib's offline data, whose samples come from a :class:`TransitionBuffer` that Ray Data has filled."""
 
     def __init__(self, config: Any) -> None:
-        super().__init__(config)
+        # read here, and by no task: it might find neither the file on its node nor a CPU beside the workers
+        table = parquet.read_table(config.input_[0])
+        super().__init__(config.copy(copy_frozen=False).offline_data(input_=[table], input_read_method="from_blocks"))
         context = config.env_config
         parts = self.data.iter_batches(batch_size=_ROWS, batch_format="numpy")
         read = [{name: np.stack(list(column)) for name, column in part.items()} for part in parts]
@@ -54,9 +57,15 @@ class LoggedData(OfflineData):
         columns = {name: column[order] for name, column in columns.items()}
         if context["budget"] == 0:
             columns["obs"][:, BUDGET_ENTRY] = columns["new_obs"][:, BUDGET_ENTRY] = 0.0
-        self.buffer = TransitionBuffer(len(order), context["width"], config.seed, context["budget"])
+        run, gamma = context["run"], config.gamma
+        if run > 1:
+            # what a call costs goes by its steps, and cannot be left to the draw
+            columns["rewards"] -= context["charge"][columns["actions"]] * columns.pop(DURATIONS)
+        self.buffer = TransitionBuffer(
+            len(order), context["width"], config.seed, context["budget"], run=run, gamma=gamma
+        )
         self.buffer.fill(columns)
-        self.buffer.charge = context["charge"]
+        self.buffer.charge = context["charge"] if run == 1 else None
 
     def sample(
         self,
@@ -146,7 +155,6 @@ def train_from_logs(
     logs.capture_loggers(*ray_private.DATA_LOGGERS)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.use_datasource_v2 = False  # which starts five processes to read one file
     algorithm: Any = _config(settings, config, Path(data), seed).build_algo()
     try:
         if history:
@@ -174,11 +182,15 @@ def _config(settings: Switch, config: SwitchConfig, data: Path, seed: int) -> An
     """RLlib's configuration."""
     price = float(config.cost or 0) if config.budget is None else 0.0
     updates = max(1, int(settings.steps * settings.updates_per_step))
+    charge, run = action_costs(settings, price), config.run_length
+    steps = sum(settings.gamma**k for k in range(run))
     context = {
         "width": config.features + EXTRA,
-        "budget": config.budget,
-        "charge": action_costs(settings, price),
+        "budget": config.cap,
+        "charge": charge,
+        "least": -charge * np.array([1, *[steps] * (config.models - 1)], np.float32),
         "pessimism": settings.pessimism,
+        "run": run,
         "updates": updates,
     }
     width = config.features + EXTRA
@@ -189,14 +201,16 @@ def _config(settings: Switch, config: SwitchConfig, data: Path, seed: int) -> An
             action_space=spaces.Discrete(config.models),
             env_config=context,
         )
-        .offline_data(
-            input_=[str(data)],
-            input_read_method="read_parquet",
-            input_read_method_kwargs={"override_num_blocks": 1},
-            offline_data_class=LoggedData,
-        )
+        .offline_data(input_=[str(data)], offline_data_class=LoggedData)
         .training(lr=[[0, settings.learning_rate], [updates, settings.learning_rate / 10]])
     )
     return learned(
-        read, settings, learner=LoggedDQNLearner, module=DQNModule, budget=config.budget, epsilon=0.0, seed=seed
+        read,
+        settings,
+        learner=LoggedDQNLearner,
+        module=DQNModule,
+        budget=config.cap,
+        run=run,
+        epsilon=0.0,
+        seed=seed,
     )

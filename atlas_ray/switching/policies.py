@@ -33,9 +33,10 @@ class PolicySpec:
     """A policy of the comparison, with what it was trained or is played under.
 
     ``directories`` and ``seeds``: of a learned switch, one for each training seed. Else ``kind`` is ``always`` model
-    ``action``, or a rule that calls it: ``random``, ``every``, ``threshold`` (below ``tau``), ``triggers`` (with its
-    ``critical`` actions), ``classifier``, ``verifier`` and ``escalate`` (below ``tau``, by ``weights``, the last
-    ``after`` so many steps), ``oracle``; ``shadowed`` is ``always`` with QUICK asked too.
+    ``action``, or a rule that calls it: ``random``, ``mixed`` (random, of all models but the first), ``every``,
+    ``threshold`` (below ``tau``), ``triggers`` (with its ``critical`` actions), ``classifier``, ``verifier`` and
+    ``escalate`` (below ``tau``, by ``weights``, the last ``after`` so many steps), ``oracle``; ``shadowed`` is
+    ``always`` with QUICK asked too.
     ``budget`` is in ``unit``, money in dollars. ``run``: steps of a call.
     """
 
@@ -90,6 +91,7 @@ class PolicySpec:
         rules: dict[str, Policy] = {
             "always": Always(self.action),
             "random": Random(self.rate, seed, self.action),
+            "mixed": Random(self.rate, seed, self.action, first=1),
             "every": EveryKth(self.rate, self.action),
             "threshold": Threshold(self.tau, self.action),
             "triggers": Triggers(self.critical, self.action),

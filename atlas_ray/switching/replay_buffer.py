@@ -19,8 +19,7 @@ from ray.rllib.utils.replay_buffers.replay_buffer import ReplayBufferInterface
 
 from ..data.replies import Replies
 from .environment import RUN_LEFT
-from .features import BUDGET_ENTRY
-from .updates import DISCOUNTS
+from .features import BUDGET_ENTRY, DISCOUNTS
 
 
 @dataclass

@@ -39,6 +39,7 @@ from .policies import (
     single_model_policies,
     summarize_policy,
 )
+from .random_calls import play_random_calls
 from .signals import Weights
 from .stage_context import StageContext
 from .tasks import PlayTask, TrainTask, engine_leases, remaining, rollout_chunk, train
@@ -51,7 +52,8 @@ def switch_stage(recipe: Recipe, run_dir: str | Path, say: Callable[[str], None]
 
     Writes ``checkpoints/switch-cost0.05-seed0/`` and the like; ``switch/selection.jsonl``, episodes played before the
     test (what a call takes, what a percentage is of, QUICK's margins), and ``switch/usage.json``, what came of them;
-    ``switch/fitting.jsonl``, training episodes that baselines and a signal are fitted to;
+    ``switch/fitting.jsonl``, training episodes that baselines and a signal are fitted to; with ``random_episodes``
+    ``switch/random.jsonl`` and ``switch/logs.parquet``, what every switch learns from;
     ``checkpoints/switch-classifier0.25/`` and the like, such baselines as switches;
     ``switch/episodes.jsonl``, a row per test episode; ``switch/policies.json``, the rows returned; and
     ``switch/replay.json``, a few episodes of the last budget's switch, or of the last switch, step by step.
@@ -240,7 +242,7 @@ def _calibration(context: StageContext, selection: EpisodeFile) -> Calibration:
 def _fitting(context: StageContext) -> Callable[[PolicySpec], list[Row]]:
     """What plays a policy in the training episodes that rules and signals are fitted to."""
     if context.fitting is None:
-        place, count = context.layout.switch_fitting, context.settings.fit_episodes
+        place, count = context.layout.switch_training("fitting"), context.settings.fit_episodes
         context.fitting = EpisodeFile(context, place, "train", SWITCH_TRAIN, count, record=True)
     file = context.fitting
     return lambda spec: scorable_episodes(file.play([spec]), spec.name)
@@ -250,11 +252,12 @@ def train_together(runs: Sequence[tuple[Recipe, Path]]) -> None:
     """Train the switches of several runs, as many at a time as there are workers, as each run's stage would.
 
     What needs other episodes or models first is left to the stage: measured costs, budgets as percentages, signals
-    that are fitted, engine actors.
+    that are fitted, episodes of random calls, engine actors.
     """
     contexts = [StageContext(recipe, run_dir, say) for recipe, run_dir in runs]
     recipe, settings = contexts[0].recipe, contexts[0].settings
-    if recipe.engine.actors or MEASURED in settings.costs or set(DOUBTS) & set(settings.signals):
+    fitted = settings.random_episodes or set(DOUBTS) & set(settings.signals)
+    if recipe.engine.actors or MEASURED in settings.costs or fitted:
         return
     tasks = {c.run_dir: _missing_trainings(c, learned_policies(c.settings, c.run_dir)) for c in contexts}
     if sum(map(len, tasks.values())) < 2:
@@ -288,6 +291,8 @@ def _train_missing(context: StageContext, policy_specs: Sequence[PolicySpec]) ->
     tasks = _missing_trainings(context, policy_specs)
     if not tasks:
         return
+    if settings.random_episodes:
+        play_random_calls(context)
     context.say(f"  training {len(tasks)} switches of {settings.steps} steps, {recipe.workers or 1} at a time")
     apart = context.trainers is not context.pool
     if apart:
@@ -311,9 +316,9 @@ def _evaluations_said(context: StageContext) -> Iterator[None]:
         for row in map(json.loads, tail.lines()):
             if row["stage"] == "switch" and "policy" in row:
                 replies = Replies(row.get("replies", {})).words()
+                found = f"objective {row['objective']:.3f}, best {row['best']:.3f}, " if "best" in row else ""
                 context.say(
-                    f"  {row['policy']}: step {row['step']}, objective {row['objective']:.3f}, "
-                    f"best {row['best']:.3f}, about {duration(row['eta_seconds'])} left"
+                    f"  {row['policy']}: step {row['step']}, {found}about {duration(row['eta_seconds'])} left"
                     f"{replies and f' · replies: {replies}'}"
                 )
 

@@ -17,6 +17,7 @@ from ..data.replies import Losses, summed
 from ..engines import EngineLease
 from ..models.encoders import encoder_width
 from ..recipe.loading import Recipe, Switch
+from ..rundir.layout import RunLayout
 from .decision_cache import DecisionCache
 from .environment import SwitchingVectorEnv
 from .evaluate import encoder_of, evaluate_policy, rollout_policy
@@ -57,6 +58,16 @@ class TrainTask:
     def who(self) -> str:
         """Name in messages."""
         return _who(self.policy_spec, self.training)
+
+    @property
+    def seed(self) -> int:
+        """Of weights and draws."""
+        return self.recipe.seed * 100 + self.training
+
+    @property
+    def checkpoint(self) -> str:
+        """Where the switch goes, in the run directory."""
+        return str(self.policy_spec.directory(self.training).relative_to(self.run_dir))
 
 
 @dataclass(frozen=True)
@@ -204,8 +215,6 @@ class TrainingSetup:
 def build_training(task: TrainTask, index: int) -> TrainingSetup:
     """Set up the training of a task in the process of worker ``index``, which opens the players."""
     _state.index = index
-    from .algorithm import HIDDEN
-
     recipe, policy_spec = task.recipe, task.policy_spec
     settings = switch_of(recipe)
     players = open_players(recipe, _state, task.leases)
@@ -233,8 +242,18 @@ def build_training(task: TrainTask, index: int) -> TrainingSetup:
         means = {name: fmean(r[name] for r in kept) for name in ("objective", "return", "success", "calls")}
         return {**means, "replies": summed(losses.counts.values())}
 
+    first_episode = seed_block(recipe.seed, SWITCH_TRAIN) + task.training * BETWEEN_SEEDS
+    others, config = settings.playoff_episodes, switch_config(settings, policy_spec, task.weights)
+    playoff = partial(evaluate, block=SWITCH_PLAYOFF, count=others) if others else None
+    return TrainingSetup(settings, config, TaskEnvCreator(task, index), evaluate, first_episode, task.seed, playoff)
+
+
+def switch_config(settings: Switch, policy_spec: PolicySpec, weights: Weights) -> SwitchConfig:
+    """What a switch of a recipe is, by the terms of a policy; ``weights`` of its fitted signals."""
+    from .algorithm import HIDDEN
+
     encoded = encoder_width(settings.encoder, settings.features, settings.models[0].model)
-    config = SwitchConfig(
+    return SwitchConfig(
         encoded + total_width(settings.signals),
         HIDDEN,
         models=len(settings.models),
@@ -245,13 +264,8 @@ def build_training(task: TrainTask, index: int) -> TrainingSetup:
         signals=tuple(settings.signals),
         unit=policy_spec.unit,
         run_length=policy_spec.run,
-        **task.weights._asdict(),
+        **weights._asdict(),
     )
-    first_episode = seed_block(recipe.seed, SWITCH_TRAIN) + task.training * BETWEEN_SEEDS
-    seed = recipe.seed * 100 + task.training
-    others = settings.playoff_episodes
-    playoff = partial(evaluate, block=SWITCH_PLAYOFF, count=others) if others else None
-    return TrainingSetup(settings, config, TaskEnvCreator(task, index), evaluate, first_episode, seed, playoff)
 
 
 def train(task: TrainTask, state: WorkerState) -> Iterator[Tally]:
@@ -261,10 +275,14 @@ def train(task: TrainTask, state: WorkerState) -> Iterator[Tally]:
         What was counted on the way.
     """
     _state.index = state.index
+    if switch_of(task.recipe).random_episodes:
+        _train_from_random_calls(task)
+        yield Counter()
+        return
     players = open_players(task.recipe, _state, task.leases)
     before, faults = _current_tally(players), Counter[str]()
     setup, at = build_training(task, state.index or 0), open_run_dir(task.run_dir)
-    name = str(task.policy_spec.directory(task.training).relative_to(task.run_dir))
+    name = task.checkpoint
     at.fetch(f"{name}.train")
 
     def on_fault(runners: int) -> None:
@@ -294,6 +312,25 @@ def train(task: TrainTask, state: WorkerState) -> Iterator[Tally]:
     at.send(name)
     at.drop(f"{name}.train")
     yield _current_tally(players) - before + faults
+
+
+def _train_from_random_calls(task: TrainTask) -> None:
+    """Train the switch of a task from the transitions that the stage has left in the run directory."""
+    from .logged_training import train_from_logs
+
+    at, name, settings = open_run_dir(task.run_dir), task.checkpoint, switch_of(task.recipe)
+    data = RunLayout(at.root).switch_logs
+    at.fetch(f"{name}.train")
+    at.fetch(str(data.relative_to(at.root)))
+
+    def note(row: Row) -> None:
+        at.send(f"{name}.train")
+        at.log.metric("switch", policy=task.who, **row)
+
+    config = switch_config(settings, task.policy_spec, task.weights)
+    train_from_logs(at.root / name, settings, config, data, task.seed, note)
+    at.send(name)
+    at.drop(f"{name}.train")
 
 
 def _current_tally(players: tuple[Any, ...]) -> Tally:

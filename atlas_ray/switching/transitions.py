@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from zlib import crc32
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from ..models.encoders import Encoder
 from ..models.hashed_words import Vector
 from ..rundir.files import replacing
-from .features import with_shares
+from .features import DISCOUNTS, with_shares
 from .logs import LoggedEpisode
 from .past import Past
 from .signals import NOT_FITTED, Weights, of_episode
@@ -56,7 +57,7 @@ class Transitions:
         cls,
         episodes: Sequence[LoggedEpisode],
         encoder: Encoder,
-        max_steps: int,
+        max_steps: int | Sequence[int],
         signals: Sequence[str] = (),
         weights: Weights = NOT_FITTED,
     ) -> Transitions:
@@ -65,7 +66,7 @@ class Transitions:
         Args:
             episodes: as they were logged.
             encoder: of texts.
-            max_steps: what a share of the steps is of.
+            max_steps: what a share of the steps is of, in all of them or in each.
             signals: of the past.
             weights: of those that are fitted.
         """
@@ -73,9 +74,11 @@ class Transitions:
         seen = [encoder(texts), *(_of_past(name, episodes, weights) for name in signals)]
         lengths = np.array([len(episode.actors) for episode in episodes])
         nothing = [(np.nan,) * n for n in lengths]
+        limits = np.repeat(np.broadcast_to(max_steps, lengths.shape), lengths)
+        numbers = np.array([n for e in episodes for n in e.numbers or range(len(e.actors))])
         return cls(
             encoded=np.concatenate(seen, axis=1),
-            step_share=np.minimum(1.0, [n / max_steps for e in episodes for n in e.numbers or range(len(e.actors))]),
+            step_share=np.minimum(1.0, numbers / limits),
             actions=np.array([a for episode in episodes for a in episode.actors], np.int64),
             probabilities=np.array([p for episode in episodes for p in episode.probabilities]),
             money=np.array([m for e, none in zip(episodes, nothing, strict=True) for m in e.money or none]),
@@ -110,20 +113,49 @@ class Transitions:
         found[self.lasts] = self.outcome
         return found
 
-    def columns(self, models: int) -> dict[str, NDArray[np.generic]]:
-        """What learning reads, by RLlib's names, with :func:`uncertainty`. Behind the last step all entries are 0."""
-        obs, terminateds = self.features(), np.zeros(len(self.actions), np.bool_)
-        terminateds[self.lasts] = True
-        following = np.concatenate([obs[1:], np.zeros_like(obs[:1])])
-        following[self.lasts] = 0
+    def columns(
+        self, models: int, run: int = 1, gamma: float = 1.0, rewards: Floats | None = None
+    ) -> dict[str, NDArray[np.generic]]:
+        """What learning reads, by RLlib's names, with :func:`uncertainty`. Behind the last step all entries are 0.
+
+        Args:
+            models: how many there are.
+            run: steps of a call. With more than one the rows are decisions, as
+                :class:`atlas_ray.switching.replay_buffer.TransitionBuffer` has them: discounted rewards up to the next,
+                its discount (``DISCOUNTS``), and the discounted number of its steps (``DURATIONS``).
+            gamma: discount of a step within a run.
+            rewards: of each step, ``[N]``; without it the outcomes.
+        """
+        rewards = self.rewards() if rewards is None else rewards
+        first = self._decisions(run)
+        behind = np.append(first[1:], len(self.actions))
+        lengths, episode_ends = behind - first, np.isin(behind, self.starts[1:])
+        within = gamma ** (np.arange(len(self.actions)) - np.repeat(first, lengths))
+        obs = self.features()
+        following = np.concatenate([obs, np.zeros_like(obs[:1])])[behind]
+        following[episode_ends] = 0
+        runs = {DISCOUNTS: gamma**lengths, DURATIONS: np.add.reduceat(within, first)} if run > 1 else {}
         return {
-            "obs": obs,
+            "obs": obs[first],
             "new_obs": following,
-            "actions": self.actions,
-            "rewards": self.rewards().astype(np.float32),
-            "terminateds": terminateds,
-            UNCERTAINTY: uncertainty(self.encoded, self.encoded, self.actions, models),
+            "actions": self.actions[first],
+            "rewards": np.add.reduceat(within * rewards, first).astype(np.float32),
+            "terminateds": episode_ends,
+            UNCERTAINTY: uncertainty(self.encoded[first], self.encoded[first], self.actions[first], models),
+            **{name: column.astype(np.float32) for name, column in runs.items()},
         }
+
+    def _decisions(self, run: int) -> NDArray[np.int64]:
+        """The steps at which a model was chosen: all but those within a call of so many steps."""
+        if run == 1:
+            return np.arange(len(self.actions))
+        found = []
+        for start, end in pairwise(self.starts.tolist()):
+            at = start
+            while at < end:
+                found.append(at)
+                at += run if self.actions[at] else 1
+        return np.array(found)
 
 
 def write_transitions(path: Path, columns: Mapping[str, NDArray[np.generic]]) -> None:
@@ -139,7 +171,7 @@ def write_transitions(path: Path, columns: Mapping[str, NDArray[np.generic]]) ->
         parquet.write_table(pa.table(arrays), temporary)
 
 
-UNCERTAINTY, INDEX = "uncertainty", "index"
+UNCERTAINTY, INDEX, DURATIONS = "uncertainty", "index", "durations"
 
 
 def _of_past(name: str, episodes: Sequence[LoggedEpisode], weights: Weights) -> Vector:

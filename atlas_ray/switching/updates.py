@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import huber_loss
 
+from .features import DISCOUNTS
+
 if TYPE_CHECKING:
     from .network import SwitchNetwork
 
@@ -23,7 +25,6 @@ Batch = dict[str, torch.Tensor]
 
 ``DISCOUNTS`` ``[B]``, where transitions are of several steps: of what follows each, in the place of gamma.
 """
-DISCOUNTS = "discounts"
 
 
 def action_values(q_BK: torch.Tensor, actions_B: torch.Tensor) -> torch.Tensor:

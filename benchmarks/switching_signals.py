@@ -44,7 +44,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "random-runs": {
         "random_episodes": 5_000,
         "run_length": 2,
-        "models": ["tiny-quick", {"model": "tiny-deepthink", "catch_up": 2}],
+        "models": '["tiny-quick", { model = "tiny-deepthink", catch_up = 2 }]',  # as in a recipe
     },
 }
 """What each variant sets in ``[switch]``, beside the recipe."""
@@ -56,7 +56,8 @@ def run(name: str, directory: Path, quick: bool, seed: int) -> None:
     """Run one variant, or go on with it."""
     settings = {**({} if name == next(iter(VARIANTS)) else {"baselines": ["random"], "rates": []}), **VARIANTS[name]}
     settings |= {key: SMALL[key] for key in settings if quick and key in SMALL}
-    words = [word for key, value in settings.items() for word in (f"--switch.{key}", json.dumps(value))]
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+    words = [word for key, text in texts.items() for word in (f"--switch.{key}", text)]
     command = [sys.executable, "-m", "atlas_ray", "run", RECIPE, "--out", str(directory), *["--quick"] * quick]
     command += ["--seed", str(seed), *words]
     print(f"{name}: {' '.join(command[3:])}", flush=True)

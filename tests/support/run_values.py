@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 from switch_mdps import END, MDP
 
+from atlas_ray.switching import SwitchPolicy
+from atlas_ray.switching.features import with_shares
+
 
 def run_values(
     mdp: MDP,
@@ -41,3 +44,12 @@ def run_values(
                 best[state, left] = 0
             values[state, left] = worth[best[state, left]]
     return values, best
+
+
+def run_choices(mdp: MDP, policy: SwitchPolicy, run: int, budget: int | None = None) -> np.ndarray:
+    """``[S, n + 1]``: what a switch decides in every state with every number of calls left, as it is shown them."""
+    left = np.arange((budget or 0) + 1)
+    shares = np.ones(1) if budget is None else np.where(left >= run, left, 0) / budget
+    depth = np.repeat(np.array(mdp.depth) / mdp.longest, len(left))
+    seen = with_shares(np.repeat(mdp.code, len(left), axis=0), np.tile(shares, mdp.states).tolist(), depth.tolist())
+    return np.array(policy.greedy(seen)).reshape(mdp.states, -1)

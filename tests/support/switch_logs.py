@@ -24,10 +24,10 @@ class CodeEncoder:
         return self.mdp.code[[int(text.split()[-1]) for text in texts]]
 
 
-def simulate(name: str, episodes: int, seed: int, call: float = 0.5, budget: int | None = None):
+def simulate(name: str, episodes: int, seed: int, call: float = 0.5, budget: int | None = None, run: int = 1):
     """Steps in the order of their episodes: (episode, state, model, its probability), and the episodes' outcomes.
 
-    The large model is called with a probability, as far as a budget allows.
+    The large model is called with a probability, as far as a budget allows, and then acts for ``run`` steps.
     """
     mdp, rng = MDPS[name], np.random.default_rng(seed)
     most = max(len(option) for options in mdp.branches for option in options)
@@ -40,12 +40,14 @@ def simulate(name: str, episodes: int, seed: int, call: float = 0.5, budget: int
                 targets[state, model, n] = branch.to
     sums = chances.cumsum(-1)
     states, made = np.zeros(episodes, int), np.zeros(episodes, int)
-    outcome, live, taken = np.zeros(episodes), np.arange(episodes), []
+    outcome, live, taken, goes_on = np.zeros(episodes), np.arange(episodes), [], np.zeros(episodes, int)
     while len(live):
         here = states[live]
         may = np.full(len(live), True) if budget is None else made[live] < budget
-        models = ((rng.random(len(live)) < call) & may).astype(int)
-        likely = np.where(may, np.where(models, call, 1 - call), 1.0)
+        drawn, within = rng.random(len(live)) < call, goes_on[live] > 0
+        models = ((drawn | within) & may).astype(int)
+        likely = np.where(may & ~within, np.where(models, call, 1 - call), 1.0)
+        goes_on[live] = np.where(within, goes_on[live] - 1, (run - 1) * models)
         drawn = (rng.random(len(live))[:, None] >= sums[here, models]).sum(1).clip(max=most - 1)
         taken.append((live, here, models, likely))
         outcome[live] = rewards[here, models, drawn]
@@ -57,9 +59,11 @@ def simulate(name: str, episodes: int, seed: int, call: float = 0.5, budget: int
     return (rows[order], *(part[order] for part in others)), outcome
 
 
-def arrays(name: str, episodes: int, seed: int, call: float = 0.5, budget: int | None = None) -> Transitions:
+def arrays(
+    name: str, episodes: int, seed: int, call: float = 0.5, budget: int | None = None, run: int = 1
+) -> Transitions:
     """The same as what learning and estimates read."""
-    (rows, states, models, likely), outcome = simulate(name, episodes, seed, call, budget)
+    (rows, states, models, likely), outcome = simulate(name, episodes, seed, call, budget, run)
     mdp = MDPS[name]
     return Transitions(
         encoded=mdp.code[states],

@@ -8,7 +8,7 @@ import switch_mdps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
-from run_values import run_values
+from run_values import run_choices, run_values
 from serving_sessions import Client, stubbed
 from switch_mdps import MDPS, TabularGame
 from switch_models import agents, specs
@@ -20,7 +20,6 @@ from atlas_ray.switching.budget import BudgetGuard
 from atlas_ray.switching.calibration import Calibration, Doubt
 from atlas_ray.switching.environment import PENALTY, RUN_LEFT, SwitchingVectorEnv
 from atlas_ray.switching.evaluate import evaluate_policy
-from atlas_ray.switching.features import with_shares
 from atlas_ray.switching.logistic import BLANK
 from atlas_ray.switching.network import SwitchNetwork
 from atlas_ray.switching.policies import PolicySpec, baselines, chance_of_a_run
@@ -328,11 +327,7 @@ def test_runs_are_learnt_to_their_optimum(ray_session, tmp_path, terms, steps):
     best = run_values(mdp, GAMMA, run, cost, budget)[0][0, -1]
 
     def evaluate(policy):
-        left = np.arange((budget or 0) + 1)
-        shares = np.ones(1) if budget is None else np.where(left >= run, left, 0) / budget
-        depth = np.repeat(np.array(mdp.depth) / mdp.longest, len(left))
-        seen = with_shares(np.repeat(mdp.code, len(left), axis=0), np.tile(shares, mdp.states), depth)
-        choices = np.array(policy.greedy(seen)).reshape(mdp.states, -1)
+        choices = run_choices(mdp, policy, run, budget)
         return {"objective": run_values(mdp, GAMMA, run, cost, budget, choices)[0][0, -1], "calls": 0.0}
 
     given = {"budgets": [budget]} if budget else {"costs": [cost]}

@@ -18,7 +18,7 @@ from ..recipe.loading import Recipe
 from .attempts import MOST_ATTEMPTS, Attempts
 from .token_agent import CountsTokens, LostAnswer, Player
 
-# Seeds of a run lie in blocks that never meet: training, evaluation, the switch, validation, rounds, play-offs.
+# Seeds of a run lie in blocks that never meet: training, evaluation, the switch, validation, rounds, and so on.
 TRAIN, EVALUATE, SWITCH_TRAIN, SWITCH_SELECT, SWITCH_TEST = range(5)
 VALIDATE, SWITCH_JUDGE, SWITCH_PLAYOFF, SWITCH_RANDOM = range(5, 9)
 

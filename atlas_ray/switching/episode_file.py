@@ -35,7 +35,11 @@ class EpisodeFile:
         self, context: StageContext, path: Path, split: str, block: int, count: int, record: bool = False
     ) -> None:
         self.context, self.file, self.split, self.record = context, ResultFile(path), split, record
-        labels = {SWITCH_TEST: "test episodes", SWITCH_JUDGE: "episodes that judge", SWITCH_RANDOM: "episodes to learn from"}
+        labels = {
+            SWITCH_TEST: "test episodes",
+            SWITCH_JUDGE: "episodes that judge",
+            SWITCH_RANDOM: "episodes to learn from",
+        }
         self.label = labels.get(block, "episodes before the test")
         first = seed_block(context.recipe.seed, block)
         self.seeds = range(first, first + count)

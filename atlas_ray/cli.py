@@ -231,7 +231,7 @@ def _stages(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
     run_dir = _run_dir(recipe, arguments)
     if arguments.command == "demo":
-        say(f"the demo takes about 14 minutes on two cores and writes {run_dir}; stop it at any time, it will go on")
+        say(f"the demo takes about 15 minutes on two cores and writes {run_dir}; stop it at any time, it will go on")
     stages = tuple(STAGE) if arguments.command in ("demo", "run") else (arguments.command,)
     if not set(stages) & set(done_stages(recipe, run_dir)):
         raise InputError(f"the recipe has no [{arguments.command}] table", name, code="missing_table")

@@ -35,6 +35,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "all": {"signals": ["margin", "entropy", "proposal", "catch-up", *LOOPS]},  # but the classifier
     "boundary": {"boundary_episodes": 60},
     "playoff": {"playoff_episodes": 200},
+    "hidden": {"encoder": "hidden"},
     "runs": {"run_length": 3},
     "verifier": {"signals": ["verifier"]},
     "random-2000": {"random_episodes": 2_000},

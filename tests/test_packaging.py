@@ -154,6 +154,7 @@ def test_the_demo_runs_from_the_installed_wheel(installed, tmp_path):
         "finetune.epochs": "1",
         "evaluate.episodes": "4",
         "switch.steps": "400",
+        "switch.random_episodes": "16",
         "switch.evaluate_every": "200",
         "switch.evaluate_episodes": "8",
         "switch.test_episodes": "8",

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from atlas_ray.agents.rollout import SWITCH_RANDOM, decision_seed, env_spec, seed_block
 from atlas_ray.cluster.worker_state import WorkerState
-from atlas_ray.data.records import actor_number
 from atlas_ray.data.results import interval
 from atlas_ray.models.encoders import make_encoder
 from atlas_ray.recipe.of_run import recipe_of
@@ -25,8 +24,8 @@ from atlas_ray.switching.decision_cache import DecisionCache
 from atlas_ray.switching.estimates import estimate
 from atlas_ray.switching.evaluate import rollout_policy
 from atlas_ray.switching.logged_stage import span
-from atlas_ray.switching.logs import LoggedEpisode
 from atlas_ray.switching.players import close_players, open_players
+from atlas_ray.switching.random_calls import logged_episode
 from atlas_ray.switching.transitions import Transitions, split
 
 OTHER_EPISODES = 50_000  # of the block that recipes take random episodes from, and far behind these
@@ -52,6 +51,10 @@ class Exploring:
             found.append(model)
         return found
 
+    def said(self, row):
+        """The probabilities of an episode's steps."""
+        return [self.chances[row["seed"], n] for n in range(row["steps"])]
+
 
 def play(recipe, state, policy, seeds, config):
     """Episodes of a policy that sees what a switch does, step by step."""
@@ -68,21 +71,6 @@ def play(recipe, state, policy, seeds, config):
         decision_cache=state.get_or_create(DecisionCache),
     )
     return sorted((row for row in rows if not row["lost"]), key=lambda row: row["seed"])
-
-
-def logged(row, policy, models):
-    """A row as what a record would hold."""
-    steps, goal = row["episode"]["steps"], row["episode"]["instruction"]
-    return LoggedEpisode(
-        id=f"{row['level']}/{row['seed']}",
-        texts=tuple(f"{goal}\n{step['observation']}" for step in steps),
-        actors=tuple(actor_number(step["actor"], models) for step in steps),
-        probabilities=tuple(policy.chances[row["seed"], n] for n in range(len(steps))),
-        outcome=float(row["success"]),
-        success=row["success"],
-        money=None,
-        actions=tuple(step["action"] for step in steps),
-    )
 
 
 def main():
@@ -118,7 +106,7 @@ def main():
         for share in options.explore:
             policy = Exploring(switch, share)
             rows = play(recipe, state, policy, range(first, first + count), switch.config)
-            episodes = [logged(row, policy, models) for row in rows]
+            episodes = [logged_episode(row, models, policy.said(row)) for row in rows]
             for name, meant in switches.items():
                 about = (encoder, settings.max_steps, settings.signals, meant.config.weights)
                 learned, judged = (Transitions.of(part, *about) for part in split(episodes, settings.held_out))

@@ -7,6 +7,7 @@ seeds learn from the same ones, which say of every model what it does to a state
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def play_random_calls(context: StageContext) -> None:
     rows = sorted(scorable_episodes(file.play([spec]), spec.name), key=lambda row: int(row["seed"]))
     rows = [row for row in rows if row["episode"]["steps"]]
     encoder = make_encoder(settings.encoder, settings.features)
-    limits, episodes = [row["limit"] for row in rows], [_episode(row, models) for row in rows]
+    limits, episodes = [row["limit"] for row in rows], [logged_episode(row, models) for row in rows]
     known = Transitions.of(episodes, encoder, limits, settings.signals, context.weights)
     rewards = np.array([step["reward"] for row in rows for step in row["episode"]["steps"]])
     write_transitions(layout.switch_logs, known.columns(models, run, settings.gamma, rewards))
@@ -49,14 +50,17 @@ def play_random_calls(context: StageContext) -> None:
     context.say(f"  {len(rows):,} episodes of random calls, {len(known.actions):,} steps, {called:.0%} of them calls")
 
 
-def _episode(row: Row, models: int) -> LoggedEpisode:
-    """A row of the file as what was logged; how likely each choice was is not asked to learn."""
+def logged_episode(row: Row, models: int, probabilities: Sequence[float] | None = None) -> LoggedEpisode:
+    """A row of :func:`atlas_ray.switching.evaluate.rollout_policy` with ``record``, as what was logged.
+
+    Without ``probabilities`` they are not a number: to learn, nobody asks how likely a choice was.
+    """
     steps, goal = row["episode"]["steps"], row["episode"]["instruction"]
     return LoggedEpisode(
         id=f"{row['level']}/{row['seed']}",
         texts=tuple(f"{goal}\n{step['observation']}" for step in steps),
         actors=tuple(actor_number(step["actor"], models) or 0 for step in steps),
-        probabilities=(math.nan,) * len(steps),
+        probabilities=(math.nan,) * len(steps) if probabilities is None else tuple(probabilities),
         outcome=row["return"],
         success=row["success"],
         money=None,
